@@ -1,0 +1,71 @@
+"""What can go wrong with a model, a clip or a training.
+
+TrainerError
+├── ModelUnavailable       absent, incomplete or gated
+├── ModelUnsupported       not LTX 2.3
+├── ClipError
+│   ├── Undecodable        no decoder can read it
+│   ├── NoVideoTrack       nothing but sound, subtitles or cover art
+│   ├── AudioUndecodable   the audio track cannot be read
+│   └── ClipTooShort       fewer frames than needed
+├── TrainingDiverged       the loss is not finite
+├── CheckpointMismatch     a checkpoint of another training
+└── AuditFailed            the LoRA is not what was asked for
+"""
+
+
+class TrainerError(Exception):
+    """Base of every error of this package; its text is written for the user."""
+
+
+class ModelUnavailable(TrainerError):
+    """The model, or a component of it, cannot be had: absent, incomplete or gated."""
+
+
+class ModelUnsupported(TrainerError):
+    """The model is not LTX 2.3."""
+
+
+class ClipError(TrainerError):
+    """One clip cannot be used."""
+
+
+class Undecodable(ClipError):
+    """No decoder can read the file."""
+
+
+class NoVideoTrack(ClipError):
+    """The file has no moving picture."""
+
+
+class AudioUndecodable(ClipError):
+    """The audio track cannot be read."""
+
+
+class ClipTooShort(ClipError):
+    """Fewer frames than needed."""
+
+    def __init__(self, text: str, *, frame_count: int, needed_frames: int) -> None:
+        super().__init__(text)
+        self.frame_count = frame_count
+        self.needed_frames = needed_frames
+
+
+class TrainingDiverged(TrainerError):
+    """The loss or the gradient is not finite; a lower learning rate helps, a retry does not."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"The loss is not finite at step {step}. Lower the learning rate; a retry does not help.")
+        self.step = step
+
+
+class CheckpointMismatch(TrainerError):
+    """The checkpoint belongs to another training."""
+
+
+class AuditFailed(TrainerError):
+    """The LoRA did not pass its audit; `reason` is NON_FINITE, ZERO, FOREIGN_KEYS, NOT_LOADABLE or OUT_OF_BOUNDS."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
