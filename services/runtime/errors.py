@@ -22,7 +22,7 @@ from google.rpc import error_details_pb2, status_pb2
 from ltxtrain.v1.error_pb2 import ErrorReason
 
 DOMAIN = "ltxtrain.v1"
-# Details travel in trailing metadata, whose hard limit is 16 KiB: lists of paths are capped, their total is in the metadata.
+# Details travel in trailing metadata, whose hard limit is 16 KiB: lists of paths are capped, their total is told.
 MAX_SUBJECTS = 20
 MAX_TEXT = 300
 
@@ -58,9 +58,7 @@ class ApiError(Exception):
 
     def status(self) -> status_pb2.Status:
         """google.rpc.Status whose first detail is the ErrorInfo."""
-        info = error_details_pb2.ErrorInfo(
-            reason=reason_name(self.reason), domain=DOMAIN, metadata=self.metadata
-        )
+        info = error_details_pb2.ErrorInfo(reason=reason_name(self.reason), domain=DOMAIN, metadata=self.metadata)
         return status_pb2.Status(
             code=self.code.value[0],
             message=str(self),
@@ -76,7 +74,9 @@ class InvalidSpec(ApiError):
 
     def __init__(self, violations: Sequence[Violation], metadata: Mapping[str, object] | None = None) -> None:
         self.violations = list(violations)
-        fields = ", ".join(violation.field for violation in violations[:5]) + (" and more" if len(violations) > 5 else "")
+        fields = ", ".join(violation.field for violation in violations[:5]) + (
+            " and more" if len(violations) > 5 else ""
+        )
         bad_request = error_details_pb2.BadRequest(
             field_violations=[
                 error_details_pb2.BadRequest.FieldViolation(

@@ -1,0 +1,75 @@
+"""References to blobs by content, so that what ten resources share is stored once and freed with the last.
+
+A reference is written before an existing blob is reused; a sweep deletes what has had none for a day.
+"""
+
+import time
+from collections.abc import Sequence
+
+from google.protobuf.message import Message
+from sqlalchemy import ColumnElement, delete, exists, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.runtime import tables
+
+KEEP_UNUSED_SECONDS = 24 * 3600
+
+
+class Blobs:
+    """The blobs that a service has made, each with a message that describes it."""
+
+    def __init__(self, database: tables.Database) -> None:
+        self._database = database
+
+    async def find(self, key: str, resource: str) -> bytes | None:
+        """The description of a blob that exists, which `resource` refers to from now on; None when it is absent."""
+        async with self._database.write() as connection:
+            body = await connection.scalar(select(tables.blob.c.body).where(tables.blob.c.key == key))
+            if body is not None:
+                await refer(connection, resource, [key])
+        return body
+
+    async def add(self, key: str, size_bytes: int, description: Message | bytes, resource: str) -> None:
+        """Record a blob that was stored, and a reference to it. The upload comes before this row."""
+        body = description if isinstance(description, bytes) else description.SerializeToString()
+        async with self._database.write() as connection:
+            known = await connection.execute(update(tables.blob).where(tables.blob.c.key == key).values(body=body))
+            if not known.rowcount:
+                row = {"key": key, "size": size_bytes, "used": time.time_ns(), "body": body}
+                await connection.execute(insert(tables.blob).values(**row))
+            await refer(connection, resource, [key])
+
+    async def unused(self, keep_seconds: float = KEEP_UNUSED_SECONDS) -> list[str]:
+        """Keys that nothing has referred to for that long."""
+        before = time.time_ns() - int(keep_seconds * 1e9)
+        query = select(tables.blob.c.key).where(tables.blob.c.used <= before, ~_referred())
+        async with self._database.read() as connection:
+            return list(await connection.scalars(query))
+
+    async def forget(self, key: str) -> bool:
+        """Take the row of an unused blob away, before its bytes; False when it is in use again."""
+        async with self._database.write() as connection:
+            gone = await connection.execute(delete(tables.blob).where(tables.blob.c.key == key, ~_referred()))
+        return bool(gone.rowcount)
+
+
+def _referred() -> ColumnElement[bool]:
+    return exists().where(tables.blob_ref.c.key == tables.blob.c.key)
+
+
+async def refer(connection: AsyncConnection, resource: str, keys: Sequence[str]) -> None:
+    """Add references inside the caller's transaction."""
+    for key in dict.fromkeys(keys):
+        known = select(tables.blob_ref.c.key).where(
+            tables.blob_ref.c.key == key, tables.blob_ref.c.resource == resource
+        )
+        if await connection.scalar(known) is None:
+            await connection.execute(insert(tables.blob_ref).values(key=key, resource=resource))
+        await connection.execute(update(tables.blob).where(tables.blob.c.key == key).values(used=time.time_ns()))
+
+
+async def release(connection: AsyncConnection, resource: str) -> None:
+    """Drop the references of a resource inside the caller's transaction; the day of grace starts now."""
+    keys = select(tables.blob_ref.c.key).where(tables.blob_ref.c.resource == resource)
+    await connection.execute(update(tables.blob).where(tables.blob.c.key.in_(keys)).values(used=time.time_ns()))
+    await connection.execute(delete(tables.blob_ref).where(tables.blob_ref.c.resource == resource))

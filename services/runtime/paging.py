@@ -1,0 +1,43 @@
+"""Opaque page tokens, and digests that tell a repeated request from another."""
+
+import base64
+import hashlib
+
+from google.protobuf.message import Message
+
+from services.runtime.errors import PageTokenInvalid
+
+DEFAULT_PAGE = 50
+MAX_PAGE = 500
+
+
+def page_size(size: int) -> int:
+    """The page size to use: the default for 0, at most MAX_PAGE. Raises PageTokenInvalid for a negative one."""
+    if size < 0:
+        raise PageTokenInvalid("page_size is negative.", metadata={"pageSize": size})
+    return min(size or DEFAULT_PAGE, MAX_PAGE)
+
+
+def request_digest(request: Message) -> bytes:
+    """Digest of a request without its id, to tell a repeat from another request."""
+    copy = type(request)()
+    copy.CopyFrom(request)
+    copy.ClearField("request_id")
+    return hashlib.sha256(copy.SerializeToString(deterministic=True)).digest()
+
+
+def make_token(position: str, arguments: str) -> str:
+    """An opaque page token that only the same arguments accept."""
+    digest = hashlib.sha256(arguments.encode()).hexdigest()[:16]
+    return base64.urlsafe_b64encode(f"{digest}|{position}".encode()).decode()
+
+
+def read_token(token: str, arguments: str) -> str:
+    """The position of a token. Raises PageTokenInvalid."""
+    try:
+        digest, position = base64.urlsafe_b64decode(token.encode()).decode().split("|", 1)
+    except ValueError:
+        raise PageTokenInvalid("page_token is not one that this server gave.") from None
+    if digest != hashlib.sha256(arguments.encode()).hexdigest()[:16]:
+        raise PageTokenInvalid("page_token belongs to a call with other arguments.")
+    return position

@@ -1,0 +1,181 @@
+"""The tables of a service's database and the one process that may write them."""
+
+import asyncio
+import fcntl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    event,
+    text,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from services.runtime.settings import SettingsError
+
+metadata = MetaData()
+
+# Bodies are serialized protos: the evolution of the contract is the evolution of the schema.
+resource = Table(
+    "resource",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("owner", String, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("created", BigInteger, nullable=False),  # nanoseconds since 1970
+    # Counts the starts of the resource's work; a write of an older attempt is refused.
+    Column("attempt", Integer, nullable=False),
+    Column("last_sequence", BigInteger, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Index("resource_by_age", "created", "name"),
+)
+request = Table(
+    "request",
+    metadata,
+    Column("owner", String, primary_key=True),
+    Column("id", String, primary_key=True),
+    Column("digest", LargeBinary, nullable=False),
+    Column("resource", String, nullable=False),
+)
+events = Table(
+    "event",
+    metadata,
+    Column("resource", String, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("body", LargeBinary, nullable=False),
+)
+# Clips, samples, artifacts and report lines: parent is the collection, e.g. datasets/1/clips.
+child = Table(
+    "child",
+    metadata,
+    Column("parent", String, primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("name", String, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    UniqueConstraint("parent", "name"),
+)
+cursor = Table(
+    "cursor",
+    metadata,
+    Column("resource", String, primary_key=True),
+    Column("upstream", String, primary_key=True),
+    Column("sequence", BigInteger, nullable=False),
+)
+blob = Table(
+    "blob",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    # Nanoseconds since 1970 when it was last referred to, or made.
+    Column("used", BigInteger, nullable=False),
+    # What a cache keeps beside the key: a serialized proto that describes the content.
+    Column("body", LargeBinary, nullable=False),
+)
+blob_ref = Table(
+    "blob_ref",
+    metadata,
+    Column("key", String, primary_key=True),
+    Column("resource", String, primary_key=True),
+    Index("blob_ref_by_resource", "resource"),
+)
+
+# pg_advisory_lock's key: the ASCII codes of "ltxt".
+ADVISORY_LOCK = 0x6C747874
+
+
+class Database:
+    """Connections to one database, which belongs to this process until `close`."""
+
+    def __init__(self, engine: AsyncEngine, lock: "IO[str] | AsyncConnection") -> None:
+        self._engine = engine
+        self._lock = lock
+        self._writing = asyncio.Lock()
+
+    @classmethod
+    async def open(cls, url: str, state_dir: Path) -> "Database":
+        """Create the tables if absent. Raises SettingsError when another process holds the database."""
+        state_dir.mkdir(parents=True, exist_ok=True)
+        engine = create_async_engine(url)
+        lock: IO[str] | AsyncConnection
+        if make_url(url).get_backend_name() == "sqlite":
+            _tune_sqlite(engine)
+            lock = _lock_file(Path(make_url(url).database or "state.db").with_suffix(".lock"))
+        else:
+            lock = await _lock_server(engine)
+        async with engine.begin() as connection:
+            await connection.run_sync(metadata.create_all)
+        return cls(engine, lock)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        async with self._engine.connect() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """One transaction. Writers take turns: sequences are dense, and SQLite has one writer anyway."""
+        async with self._writing, self._engine.begin() as connection:
+            yield connection
+
+    async def answers(self) -> bool:
+        """Whether a query succeeds."""
+        try:
+            async with self._engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        except (DBAPIError, OSError):
+            return False
+        return True
+
+    async def close(self) -> None:
+        if isinstance(self._lock, AsyncConnection):
+            await self._lock.close()
+        await self._engine.dispose()
+        if not isinstance(self._lock, AsyncConnection):
+            self._lock.close()
+
+
+def _tune_sqlite(engine: AsyncEngine) -> None:
+    @event.listens_for(engine.sync_engine, "connect")
+    def _pragmas(connection: Any, _record: Any) -> None:
+        statements = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
+            statements.execute(f"PRAGMA {pragma}")
+        statements.close()
+
+
+def _lock_file(path: Path) -> IO[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = path.open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise SettingsError(
+            f"Another process uses the database beside {path}. Stop it, or give this one its own LTXTRAIN_STATE_DIR."
+        ) from None
+    return handle
+
+
+async def _lock_server(engine: AsyncEngine) -> AsyncConnection:
+    connection = await engine.connect()
+    taken = await connection.scalar(text(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})"))
+    await connection.commit()
+    if not taken:
+        await connection.close()
+        raise SettingsError(
+            "Another process uses this database. Stop it, or give this service its own LTXTRAIN_DATABASE_URL."
+        )
+    return connection
