@@ -1,0 +1,63 @@
+"""What the three services' RPCs share: names, request ids, watches."""
+
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.work_pb2 import Event
+
+from services.runtime.auth import SERVICE, caller
+from services.runtime.errors import InvalidSpec, QueueFull, Violation
+from services.runtime.events import EventLog
+from services.runtime.settings import Settings
+
+R = TypeVar("R")
+
+
+def new_name(kind: str) -> str:
+    """A fresh resource name of a collection, e.g. jobs/6f1c…"""
+    return f"{kind}/{uuid.uuid4().hex}"
+
+
+def visible_owner() -> str | None:
+    """The owner whose resources the present caller may see; None: all."""
+    owner = caller.get()
+    return None if owner == SERVICE else owner
+
+
+def check_request_id(request_id: str) -> None:
+    """A request id is a UUID, or absent. Raises InvalidSpec."""
+    if not request_id:
+        return
+    try:
+        uuid.UUID(request_id)
+    except ValueError:
+        text = "Not a UUID. Send a fresh UUID for every new request and the same one for a repeat."
+        violation = Violation("request_id", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)
+        raise InvalidSpec([violation]) from None
+
+
+class Watches:
+    """The open watches of a service, bounded for each caller."""
+
+    def __init__(self, log: EventLog, settings: Settings) -> None:
+        self._log = log
+        self._limit = settings.max_watches
+        self._open: dict[str, int] = {}
+
+    async def responses(self, name: str, after: int, response: Callable[..., R]) -> AsyncIterator[R]:
+        """Responses of a Watch RPC: each event with its sequence, heartbeats, until the terminal event."""
+        owner = caller.get()
+        if self._open.get(owner, 0) >= self._limit:
+            raise QueueFull(f"{self._limit} watches are open already. Close some.", metadata={"limit": self._limit})
+        self._open[owner] = self._open.get(owner, 0) + 1
+        try:
+            async for sequence, event in self._log.follow(name, after):
+                yield _response(response, sequence, event)
+        finally:
+            self._open[owner] -= 1
+
+
+def _response(response: Callable[..., R], sequence: int, event: Event | None) -> R:
+    return response(sequence=sequence, event=event) if event is not None else response(sequence=sequence)
