@@ -8,6 +8,7 @@ TrainerError
 │   ├── NoVideoTrack       nothing but sound, subtitles or cover art
 │   ├── AudioUndecodable   the audio track cannot be read
 │   └── ClipTooShort       fewer frames than needed
+├── SampleUnreadable       not an encoded clip or prompt of this version
 ├── TrainingDiverged       the loss is not finite
 ├── CheckpointMismatch     a checkpoint of another training
 └── AuditFailed            the LoRA is not what was asked for
@@ -49,6 +50,10 @@ class ClipTooShort(ClipError):
         super().__init__(text)
         self.frame_count = frame_count
         self.needed_frames = needed_frames
+
+
+class SampleUnreadable(TrainerError):
+    """The bytes are not an encoded clip or prompt, or of another version of the format."""
 
 
 class TrainingDiverged(TrainerError):
