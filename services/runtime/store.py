@@ -43,7 +43,7 @@ class Edit(Generic[M]):
     owner: str
     attempt: int
     events: list[Event] = field(default_factory=list)
-    children: list[tuple[str, str, Message]] = field(default_factory=list)
+    children: list[tuple[str, str, Message | None]] = field(default_factory=list)
     cursors: dict[str, int] = field(default_factory=dict)
     blob_keys: list[str] = field(default_factory=list)
 
@@ -63,6 +63,9 @@ class Edit(Generic[M]):
     def put_child(self, collection: str, name: str, body: Message) -> None:
         """Insert or replace a child of `{resource}/{collection}`."""
         self.children.append((f"{self.body.name}/{collection}", name, body))
+
+    def drop_child(self, collection: str, name: str) -> None:
+        self.children.append((f"{self.body.name}/{collection}", name, None))
 
     def refer(self, *keys: str) -> None:
         """Keep these blobs as long as this resource lives."""
@@ -266,10 +269,13 @@ def _columns(body: Resource) -> dict[str, object]:
     }
 
 
-async def _put_children(connection: AsyncConnection, children: Sequence[tuple[str, str, Message]]) -> None:
+async def _put_children(connection: AsyncConnection, children: Sequence[tuple[str, str, Message | None]]) -> None:
     table = tables.child
     last: dict[str, int] = {}
     for parent, name, message in children:
+        if message is None:
+            await connection.execute(delete(table).where(table.c.parent == parent, table.c.name == name))
+            continue
         body = message.SerializeToString()
         replaced = await connection.execute(
             update(table).where(table.c.parent == parent, table.c.name == name).values(body=body)

@@ -76,7 +76,7 @@ class Named:
     def check(self, value: int) -> tuple["ErrorReason", str] | None:
         if value in self.kind.values():
             return None
-        names = ", ".join(name for name in self.kind if not name.endswith("_UNSPECIFIED"))
+        names = ", ".join(item.name for item in self.kind.DESCRIPTOR.values[1:])
         return ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, f"{value} is none of {names}."
 
 

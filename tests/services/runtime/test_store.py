@@ -1,0 +1,161 @@
+import pytest
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.train_pb2 import CreateJobRequest, Job
+from ltxtrain.v1.work_pb2 import Event, Progress, State
+
+from services.runtime.blobs import Blobs
+from services.runtime.errors import NotFound, NotReady, PageTokenInvalid, RequestIdReused
+from services.runtime.paging import request_digest
+from services.runtime.settings import SettingsError
+from services.runtime.store import StaleAttempt, Store
+from services.runtime.tables import Database
+
+REQUEST = "0f0e0d0c-0000-0000-0000-000000000001"
+
+
+async def make(jobs: Store[Job], number: int, owner: str = "ann") -> Job:
+    job = await jobs.create(Job(name=f"jobs/{number:03}"), owner=owner, request_id="", digest=b"")
+    assert job is not None
+    return job
+
+
+async def finish(jobs: Store[Job], name: str) -> None:
+    async with jobs.edit(name) as edit:
+        edit.enter(State.STATE_SUCCEEDED)
+
+
+async def test_a_repeated_request_returns_the_first_resource(jobs: Store[Job]) -> None:
+    first = await jobs.create(Job(name="jobs/1"), owner="ann", request_id=REQUEST, digest=b"a")
+    again = await jobs.create(Job(name="jobs/2"), owner="ann", request_id=REQUEST, digest=b"a")
+    other_owner = await jobs.create(Job(name="jobs/3"), owner="bob", request_id=REQUEST, digest=b"b")
+    assert (first.name, again.name, other_owner.name) == ("jobs/1", "jobs/1", "jobs/3")  # type: ignore[union-attr]
+    with pytest.raises(RequestIdReused):
+        await jobs.create(Job(name="jobs/4"), owner="ann", request_id=REQUEST, digest=b"other")
+
+
+def test_the_request_id_is_not_part_of_the_request() -> None:
+    one, two = CreateJobRequest(request_id="1"), CreateJobRequest(request_id="2")
+    assert request_digest(one) == request_digest(two)
+    two.validate_only = True
+    assert request_digest(one) != request_digest(two)
+
+
+async def test_an_owner_sees_only_what_is_theirs(jobs: Store[Job]) -> None:
+    await make(jobs, 1, "ann")
+    with pytest.raises(NotFound):
+        await jobs.get("jobs/001", "bob")
+    assert (await jobs.get("jobs/001")).name == "jobs/001"
+    assert (await jobs.page("bob", 10, ""))[0] == []
+
+
+async def test_pages_hold_everything_once_newest_first(jobs: Store[Job]) -> None:
+    for number in range(7):
+        await make(jobs, number)
+    names: list[str] = []
+    token = ""
+    while True:
+        page, token = await jobs.page("ann", 3, token)
+        names += [job.name for job in page]
+        if not token:
+            break
+    assert names == [f"jobs/{number:03}" for number in reversed(range(7))]
+
+
+async def test_a_page_token_belongs_to_its_arguments(jobs: Store[Job]) -> None:
+    for number in range(3):
+        await make(jobs, number)
+    _, token = await jobs.page("ann", 1, "")
+    with pytest.raises(PageTokenInvalid):
+        await jobs.page("ann", 1, token, [State.STATE_FAILED])
+    with pytest.raises(PageTokenInvalid):
+        await jobs.page("ann", 1, "rubbish")
+    with pytest.raises(PageTokenInvalid):
+        await jobs.page("ann", -1, "")
+
+
+async def test_lists_can_be_limited_to_states(jobs: Store[Job]) -> None:
+    await make(jobs, 1)
+    await make(jobs, 2)
+    await finish(jobs, "jobs/001")
+    page, _ = await jobs.page("ann", 10, "", [State.STATE_SUCCEEDED])
+    assert [job.name for job in page] == ["jobs/001"]
+
+
+async def test_an_edit_is_all_or_nothing(jobs: Store[Job]) -> None:
+    await make(jobs, 1)
+    with pytest.raises(ZeroDivisionError):
+        async with jobs.edit("jobs/001") as edit:
+            edit.body.checkpoint_step = 7
+            edit.add_event(Event(progress=Progress(completed=1)))
+            edit.put_child("artifacts", "a", Artifact(name="a"))
+            raise ZeroDivisionError
+    job = await jobs.get("jobs/001")
+    assert (job.checkpoint_step, job.lifecycle.last_sequence) == (0, 1)
+    assert await jobs.all_children("jobs/001", "artifacts", Artifact) == []
+
+
+async def test_children_keep_their_place_when_put_again(jobs: Store[Job]) -> None:
+    await make(jobs, 1)
+    for name, step in (("a", 1), ("b", 2), ("a", 3), ("c", 4)):
+        async with jobs.edit("jobs/001") as edit:
+            edit.put_child("artifacts", name, Artifact(name=name, step=step))
+    async with jobs.edit("jobs/001") as edit:
+        edit.drop_child("artifacts", "b")
+    children = await jobs.all_children("jobs/001", "artifacts", Artifact)
+    assert [(child.name, child.step) for child in children] == [("a", 3), ("c", 4)]
+    page, token = await jobs.children("jobs/001", "artifacts", Artifact, 1, "")
+    rest, end = await jobs.children("jobs/001", "artifacts", Artifact, 1, token)
+    assert [child.name for child in (*page, *rest)] == ["a", "c"] and end == ""
+
+
+async def test_an_old_attempt_cannot_write(jobs: Store[Job]) -> None:
+    await make(jobs, 1)
+    async with jobs.edit("jobs/001") as edit:
+        edit.attempt += 1
+    with pytest.raises(StaleAttempt):
+        async with jobs.edit("jobs/001", attempt=0):
+            pass
+    await finish(jobs, "jobs/001")
+    with pytest.raises(StaleAttempt):
+        async with jobs.edit("jobs/001", attempt=1):
+            pass
+
+
+async def test_only_what_is_finished_can_be_deleted(jobs: Store[Job]) -> None:
+    await make(jobs, 1)
+    with pytest.raises(NotReady):
+        await jobs.delete("jobs/001", "ann")
+    await finish(jobs, "jobs/001")
+    with pytest.raises(NotFound):
+        await jobs.delete("jobs/001", "bob")
+    await jobs.delete("jobs/001", "ann")
+    with pytest.raises(NotFound):
+        await jobs.get("jobs/001")
+
+
+async def test_a_full_queue_makes_nothing(jobs: Store[Job]) -> None:
+    await make(jobs, 1)
+    assert await jobs.create(Job(name="jobs/2"), owner="ann", request_id="", digest=b"", limit=1) is None
+    await finish(jobs, "jobs/001")
+    assert await jobs.create(Job(name="jobs/2"), owner="ann", request_id="", digest=b"", limit=1) is not None
+
+
+async def test_a_blob_lives_as_long_as_something_refers_to_it(database: Database, jobs: Store[Job]) -> None:
+    blobs = Blobs(database)
+    for number in (1, 2):
+        await make(jobs, number)
+    await blobs.add("key", 5, b"what it is", "jobs/001")
+    assert await blobs.find("key", "jobs/002") == b"what it is"
+    assert await blobs.find("other", "jobs/002") is None
+    for number in (1, 2):
+        assert await blobs.unused(keep_seconds=0) == []
+        await finish(jobs, f"jobs/00{number}")
+        await jobs.delete(f"jobs/00{number}")
+    assert await blobs.unused() == []
+    assert await blobs.unused(keep_seconds=0) == ["key"]
+    assert await blobs.forget("key") and not await blobs.forget("key")
+
+
+async def test_a_second_process_is_refused(database: Database, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(SettingsError, match="Another process"):
+        await Database.open(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}", tmp_path)

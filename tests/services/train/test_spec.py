@@ -1,0 +1,199 @@
+import math
+import re
+from pathlib import Path
+
+import pytest
+from google.protobuf import json_format
+from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution, ValidationInput
+from ltxtrain.v1.train_pb2 import JobOptions
+
+from services.runtime.errors import InvalidSpec, reason_name
+from services.train.spec import OPTIONS, SPEC, Choice, Free, Named, Number, billable_units, resolve, resolve_options
+
+PROTOS = Path(__file__).parents[3] / "protos/ltxtrain/v1"
+URL = "https://example.com/clips.zip"
+
+
+def spec(**fields: object) -> ExtendPrefixSpec:
+    return ExtendPrefixSpec(**{"training_data_url": URL, **fields})  # type: ignore[arg-type]
+
+
+def allow(_url: str) -> None:
+    return None
+
+
+def violations(given: ExtendPrefixSpec) -> dict[str, str]:
+    return {item.field: reason_name(item.reason) for item in resolve(given, allow)[1]}
+
+
+def test_defaults_are_the_sheets() -> None:
+    resolved, wrong = resolve(spec(), allow)
+    assert not wrong
+    assert json_format.MessageToDict(resolved, preserving_proto_field_name=True) | {
+        "validation_negative_prompt": ""
+    } == {
+        "training_data_url": URL,
+        "rank": 32,
+        "number_of_steps": 2000,
+        "learning_rate": 0.0002,
+        "conditioning_frames": 9,
+        "number_of_frames": 89,
+        "frame_rate": 24,
+        "resolution": "RESOLUTION_MEDIUM",
+        "aspect_ratio": "ASPECT_RATIO_1_1",
+        "auto_scale_input": False,
+        "split_input_into_scenes": True,
+        "split_input_duration_threshold": 30.0,
+        "with_audio": False,
+        "audio_normalize": True,
+        "audio_preserve_pitch": True,
+        "validation_negative_prompt": "",
+        "validation_number_of_frames": 89,
+        "validation_frame_rate": 24,
+        "validation_resolution": "RESOLUTION_HIGH",
+        "validation_aspect_ratio": "ASPECT_RATIO_1_1",
+        "stg_scale": 1.0,
+        "debug_dataset": False,
+    }
+    assert resolved.validation_negative_prompt
+
+
+@pytest.mark.parametrize(("given", "snapped"), [(9, 9), (16, 9), (17, 17), (89, 89), (96, 89), (121, 121)])
+def test_frame_counts_snap_down(given: int, snapped: int) -> None:
+    resolved, _ = resolve(spec(number_of_frames=given, validation_number_of_frames=given), allow)
+    assert (resolved.number_of_frames, resolved.validation_number_of_frames) == (snapped, snapped)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in SPEC if isinstance(rule, Number)], ids=lambda rule: rule.name)
+def test_ranges_hold_at_their_ends(rule: Number) -> None:
+    step = 1 if isinstance(rule.minimum, int) and not rule.above else 1e-9
+    outside = [rule.minimum if rule.above else rule.minimum - step, rule.maximum + (1 if step == 1 else 1e-6)]
+    if step != 1:
+        outside += [math.nan, math.inf]
+    for value in outside:
+        assert violations(spec(**{rule.name: value}))[f"spec.{rule.name}"] == "FIELD_OUT_OF_RANGE"
+    inside = [rule.maximum] if rule.above else [rule.minimum, rule.maximum]
+    for value in inside:
+        assert violations(spec(**{rule.name: value})).get(f"spec.{rule.name}") in (
+            None,
+            "PREFIX_COVERS_CLIP",
+            "NOT_ONE",
+        )
+
+
+@pytest.mark.parametrize("rank", [0, 1, 7, 33, 129, -8])
+def test_ranks_are_a_set(rank: int) -> None:
+    assert violations(spec(rank=rank)) == {"spec.rank": "FIELD_NOT_ALLOWED"}
+
+
+@pytest.mark.parametrize("frames", [10, 16, 24, 120])
+def test_the_prefix_is_refused_not_rounded(frames: int) -> None:
+    assert violations(spec(conditioning_frames=frames, number_of_frames=121)) == {
+        "spec.conditioning_frames": "NOT_ONE_MODULO_EIGHT"
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "covers"),
+    [
+        ({"conditioning_frames": 89}, True),
+        ({"conditioning_frames": 89, "number_of_frames": 96}, True),
+        ({"conditioning_frames": 81}, False),
+        ({"number_of_frames": 16}, True),
+        ({"conditioning_frames": 97, "number_of_frames": 121}, False),
+        ({"conditioning_frames": 97, "number_of_frames": 121, "validation_number_of_frames": 89}, True),
+        ({"conditioning_frames": 97, "number_of_frames": 121, "validation": [ValidationInput(video_url=URL)]}, True),
+    ],
+)
+def test_the_prefix_leaves_something_to_generate(fields: dict[str, object], covers: bool) -> None:
+    expected = {"spec.conditioning_frames": "PREFIX_COVERS_CLIP"} if covers else {}
+    assert violations(spec(**fields)) == expected
+
+
+def test_sources_are_checked() -> None:
+    given = ExtendPrefixSpec(validation=[ValidationInput(video_url=URL), ValidationInput(), ValidationInput()])
+    assert violations(given) == {
+        "spec.training_data_url": "FIELD_REQUIRED",
+        "spec.validation": "TOO_MANY_VALIDATION_INPUTS",
+        "spec.validation[1].video_url": "FIELD_REQUIRED",
+        "spec.validation[2].video_url": "FIELD_REQUIRED",
+    }
+    assert violations(ExtendPrefixSpec(dataset="datasets/1")) == {}
+    _, wrong = resolve(spec(), lambda url: "no")
+    assert [(item.field, reason_name(item.reason)) for item in wrong] == [("spec.training_data_url", "URL_NOT_ALLOWED")]
+
+
+def test_every_field_wrong_at_once_fits_into_a_status() -> None:
+    fields: dict[str, object] = {}
+    for rule in SPEC:
+        if isinstance(rule, Number):
+            fields[rule.name] = rule.maximum + 1
+        elif isinstance(rule, Choice | Named):
+            fields[rule.name] = 77
+    given = ExtendPrefixSpec(**fields, validation=[ValidationInput()] * 3)  # type: ignore[arg-type]
+    _, wrong = resolve(given, allow)
+    assert len({item.field for item in wrong}) == len(wrong) == len(fields) + 5
+    assert InvalidSpec(wrong).status().ByteSize() < 8 * 1024
+
+
+def test_an_explicit_zero_is_not_a_default() -> None:
+    assert resolve(spec(stg_scale=0.0), allow)[0].stg_scale == 0.0
+    assert resolve(spec(validation_negative_prompt=""), allow)[0].validation_negative_prompt == ""
+    assert violations(spec(number_of_steps=0)) == {"spec.number_of_steps": "FIELD_OUT_OF_RANGE"}
+
+
+def test_options_have_defaults_and_ranges() -> None:
+    resolved, wrong = resolve_options(JobOptions(), 2000)
+    assert not wrong and (resolved.seed, resolved.batch_size, resolved.preview_interval) == (42, 1, 500)
+    _, wrong = resolve_options(JobOptions(batch_size=4, gpu_count=3), 2000)
+    assert [item.field for item in wrong] == ["options.gpu_count"]
+    assert resolve_options(JobOptions(preview_interval=0), 2000)[0].preview_interval == 0
+
+
+@pytest.mark.parametrize(("steps", "units"), [(100, 100), (2000, 2000), (50, 100)])
+def test_units(steps: int, units: int) -> None:
+    assert billable_units(steps) == units
+
+
+def comments(file: str, message: str) -> dict[str, str]:
+    body = (PROTOS / file).read_text().split(f"message {message} {{", 1)[1].split("\n}", 1)[0]
+    found: dict[str, str] = {}
+    comment: list[str] = []
+    for line in map(str.strip, body.splitlines()):
+        if line.startswith("//"):
+            comment.append(line[2:].strip())
+        elif match := re.match(r"(?:optional |repeated )?[\w.]+ (\w+) = \d+;", line):
+            found[match[1]] = " ".join(comment)
+            comment = []
+        else:
+            comment = []
+    return found
+
+
+NAMES = {Resolution: ("low", "medium", "high"), AspectRatio: ("16:9", "1:1", "9:16")}
+
+
+@pytest.mark.parametrize(
+    ("file", "message", "rules"),
+    [
+        ("extend_prefix.proto", "ExtendPrefixSpec", SPEC),
+        ("train.proto", "JobOptions", OPTIONS),
+    ],
+)
+def test_the_contracts_comments_say_what_the_table_says(file: str, message: str, rules) -> None:  # type: ignore[no-untyped-def]
+    documented = comments(file, message)
+    for rule in rules:
+        text = documented[rule.name]
+        if rule.rule and rule.name != "seed":
+            assert rule.rule in text, rule.name
+        if rule.name in {"validation_negative_prompt", "preview_interval"}:
+            continue
+        if isinstance(rule, Named):
+            default = NAMES[rule.kind][rule.default - 1] if rule.kind in NAMES else None
+        elif isinstance(rule, Free):
+            default = '""' if rule.default == "" else str(rule.default).lower()
+        else:
+            default = str(rule.default)
+        if default is not None:
+            assert f"Default: {default}." in text, rule.name
+    assert {rule.name for rule in rules} | {"training_data_url", "dataset", "validation"} >= set(documented)
