@@ -9,7 +9,10 @@ TrainerError
 │   ├── AudioUndecodable   the audio track cannot be read
 │   └── ClipTooShort       fewer frames than needed
 ├── SampleUnreadable       not an encoded clip or prompt of this version
+├── PrefixCoversClip       nothing is left to generate
 ├── TrainingDiverged       the loss is not finite
+├── OptimizerUnavailable   its library is not installed
+├── SamplingFailed         a preview cannot be sampled
 ├── CheckpointMismatch     a checkpoint of another training
 └── AuditFailed            the LoRA is not what was asked for
 """
@@ -56,12 +59,24 @@ class SampleUnreadable(TrainerError):
     """The bytes are not an encoded clip or prompt, or of another version of the format."""
 
 
+class PrefixCoversClip(TrainerError):
+    """The conditioning frames cover the whole clip."""
+
+
+class OptimizerUnavailable(TrainerError):
+    """The optimizer asked for needs a library that is not installed."""
+
+
 class TrainingDiverged(TrainerError):
     """The loss or the gradient is not finite; a lower learning rate helps, a retry does not."""
 
     def __init__(self, step: int) -> None:
         super().__init__(f"The loss is not finite at step {step}. Lower the learning rate; a retry does not help.")
         self.step = step
+
+
+class SamplingFailed(TrainerError):
+    """A preview cannot be sampled: guidance has no hold on the model, or the result is not finite."""
 
 
 class CheckpointMismatch(TrainerError):

@@ -20,8 +20,8 @@ from torch import Tensor
 class Stream:
     """One modality of a batch, all noise levels in 0..1 (1 is pure noise).
 
-    tokens [B, T, C]; context [B, S, D] prompt embeddings; timesteps [B, T], 0 on clean prefix tokens; sigma [B], the level
-    of the tokens that are not prefix.
+    tokens [B, T, C]; context [B, S, D] prompt embeddings; timesteps [B, T], 0 on clean prefix tokens; sigma [B], the
+    level of the tokens that are not prefix.
     """
 
     tokens: Tensor
@@ -31,7 +31,7 @@ class Stream:
 
 
 class VelocityModel:
-    """A transformer (diffusers LTX2VideoTransformer3DModel, with or without LoRA) as a function from streams to velocities."""
+    """A diffusers LTX2VideoTransformer3DModel, with or without LoRA, as a function from streams to velocities."""
 
     def __init__(self, transformer: Any) -> None:
         self.transformer = transformer
@@ -65,9 +65,9 @@ class VelocityModel:
         """Velocities (noise - clean) of both modalities, float32 [B, T, C]; None for audio where there is none.
 
         frame_rate: frames a second of every clip, or [B] of each. latent_shape: latent frames, height and width of the
-        video tokens, in that order. isolate: no cross-attention between modalities (modality guidance). skip_self_attention:
-        blocks whose self-attention passes its values through (spatio-temporal guidance); ValueError when the model has no
-        such block, since guidance would silently do nothing.
+        video tokens, in that order. isolate: no cross-attention between modalities (modality guidance).
+        skip_self_attention: blocks whose self-attention passes its values through (spatio-temporal guidance);
+        ValueError when the model has no such block, since guidance would silently do nothing.
         """
         missing = [block for block in skip_self_attention if not 0 <= block < self.layer_count]
         if missing:
