@@ -1,0 +1,39 @@
+# One command for each thing a person does; see README.md.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install up demo test lint soak bench clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt $(wildcard protos/ltxtrain/v1/*.proto)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+up: install
+	$(BIN)/ltxtrain up
+
+demo: install
+	$(BIN)/ltxtrain demo --out demo-out
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+soak: install
+	$(BIN)/pytest -m soak --timeout 7200
+
+bench: install
+	for script in bench/*.py; do $(BIN)/python $$script $(BENCH) || exit 1; done
+
+clean:
+	rm -rf .ltxtrain demo-out

@@ -1,0 +1,89 @@
+"""The rules of the layout, held by walking the imports."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("trainer", "services", "clients")
+MAX_LINES = 300
+
+
+def modules(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def offenders(paths: list[Path], forbidden: tuple[str, ...]) -> list[str]:
+    return [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in paths
+        for name in imports(path)
+        if any(name == word or name.startswith(f"{word}.") for word in forbidden)
+    ]
+
+
+def test_the_trainer_knows_tensors_and_files_only() -> None:
+    forbidden = ("grpc", "ray", "minio", "sqlalchemy", "ltxtrain", "ltxtrain_client", "services")
+    assert offenders(modules("trainer"), forbidden) == []
+
+
+def test_media_and_geometry_import_no_torch() -> None:
+    paths = [*modules("trainer/media"), ROOT / "trainer/geometry.py"]
+    assert offenders(paths, ("torch", "diffusers", "transformers", "peft")) == []
+
+
+@pytest.mark.parametrize("service", ["ingest", "preprocess", "train"])
+def test_services_do_not_import_each_other(service: str) -> None:
+    others = tuple(f"services.{other}" for other in ("ingest", "preprocess", "train", "local") if other != service)
+    assert offenders(modules(f"services/{service}"), others) == []
+
+
+def test_the_runtime_knows_no_service() -> None:
+    forbidden = tuple(f"services.{name}" for name in ("ingest", "preprocess", "train", "local"))
+    assert offenders(modules("services/runtime"), forbidden) == []
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("ray", {"services/runtime/cluster.py", "actors.py"}),
+        ("minio", {"services/runtime/objects.py"}),
+        ("sqlalchemy", {f"services/runtime/{name}.py" for name in ("tables", "store", "events", "blobs")}),
+        ("av", {"trainer/media", "services/local/demo_data.py", "trainer/reel.py"}),
+    ],
+)
+def test_libraries_stay_where_they_belong(library: str, allowed: set[str]) -> None:
+    paths = [path for path in modules(*ROOMS) if not any(part in str(path.relative_to(ROOT)) for part in allowed)]
+    assert offenders(paths, (library,)) == []
+
+
+def test_modules_are_short() -> None:
+    lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in modules(*ROOMS)}
+    assert {path: length for path, length in lengths.items() if length > MAX_LINES} == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("ltxtrain_client", ("torch", "ray", "services", "trainer", "av", "minio")),
+        ("trainer.media.probe", ("torch", "diffusers", "ray")),
+        ("services.ingest.actors", ("torch", "diffusers")),
+    ],
+)
+def test_imports_stay_light(module: str, absent: tuple[str, ...]) -> None:
+    code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
