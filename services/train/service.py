@@ -16,7 +16,7 @@ from services.runtime.paging import request_digest
 from services.runtime.rpc import Watches, check_request_id, new_name, visible_owner
 from services.runtime.service import Runtime
 from services.runtime.store import Store
-from services.runtime.urls import check_url
+from services.runtime.addresses import check_url
 from services.runtime.work import WorkRunner
 from services.train.estimate import Estimator
 from services.train.spec import resolve, resolve_options

@@ -1,0 +1,4 @@
+-- One database for each service.
+CREATE DATABASE ingest;
+CREATE DATABASE preprocess;
+CREATE DATABASE train;
