@@ -3,6 +3,7 @@
 TrainerError
 ├── ModelUnavailable       absent, incomplete or gated
 ├── ModelUnsupported       not LTX 2.3
+├── PrecisionUnavailable   the format of the base model needs what is not here
 ├── ClipError
 │   ├── Undecodable        no decoder can read it
 │   ├── NoVideoTrack       nothing but sound, subtitles or cover art
@@ -28,6 +29,10 @@ class ModelUnavailable(TrainerError):
 
 class ModelUnsupported(TrainerError):
     """The model is not LTX 2.3."""
+
+
+class PrecisionUnavailable(TrainerError):
+    """The base model cannot be held in this number format here: a library or a device is missing."""
 
 
 class ClipError(TrainerError):

@@ -32,7 +32,7 @@ def log_mel(audio: Tensor) -> Tensor:
         return_complex=True,
     )
     mel = spectrum.abs().transpose(1, 2) @ mel_filterbank(FFT_SIZE).to(audio.device)
-    return mel.clamp(min=FLOOR).log().unflatten(0, audio.shape[:-1])
+    return mel.clamp(min=FLOOR).log().reshape(*audio.shape[:-1], -1, MEL_BINS)
 
 
 def mel_filterbank(fft_size: int) -> Tensor:

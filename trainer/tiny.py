@@ -1,7 +1,7 @@
 """A complete LTX-2.3 pipeline folder with small random weights, for tests and the demo.
 
-Every flag and every compression factor is the real model's; only widths and depths are small, so that all code
-paths of the real model run on a CPU. The weights come from a fixed seed: the same library versions write the same bytes.
+Every flag and every compression factor is the real model's; only widths and depths are small, so that all code paths
+of the real model run on a CPU. The weights come from a fixed seed: the same library versions write the same bytes.
 """
 
 import math
@@ -218,7 +218,8 @@ def _text_encoder() -> nn.Module:
         eoi_token_index=first_image_token + 1,
         image_token_index=first_image_token + 2,
     )
-    return Gemma3ForConditionalGeneration(config)
+    model: nn.Module = Gemma3ForConditionalGeneration(config)
+    return model
 
 
 def _tokenizer() -> Any:
