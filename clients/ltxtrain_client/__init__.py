@@ -1,0 +1,76 @@
+"""Client of the ltxtrain suite: submit jobs, follow them across cut connections, download what they make.
+
+async with connect("127.0.0.1:7003") as channel:
+    train = TrainClient(channel)
+    job = await train.submit(spec)
+    async for sequence, event in train.watch_job(job.name):
+        ...
+"""
+
+from ltxtrain_client.channel import Channel, ClientSettings, Credentials, connect, read_settings
+from ltxtrain_client.errors import (
+    AlreadyExists,
+    CallError,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InternalError,
+    InvalidArgument,
+    LtxtrainError,
+    NotFound,
+    OutOfRange,
+    PermissionDenied,
+    Problem,
+    ResourceExhausted,
+    SettingsInvalid,
+    SheetInvalid,
+    Subject,
+    TransferFailed,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+    Violation,
+    from_status,
+)
+from ltxtrain_client.ingest import IngestClient, Upload
+from ltxtrain_client.preprocess import PreprocessClient
+from ltxtrain_client.train import TrainClient
+from ltxtrain_client.transfer import Transfer
+from ltxtrain_client.watch import STEADY, Pace, is_terminal, watch
+
+__all__ = [
+    "STEADY",
+    "AlreadyExists",
+    "CallError",
+    "Channel",
+    "ClientSettings",
+    "Credentials",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "IngestClient",
+    "InternalError",
+    "InvalidArgument",
+    "LtxtrainError",
+    "NotFound",
+    "OutOfRange",
+    "Pace",
+    "PermissionDenied",
+    "PreprocessClient",
+    "Problem",
+    "ResourceExhausted",
+    "SettingsInvalid",
+    "SheetInvalid",
+    "Subject",
+    "TrainClient",
+    "Transfer",
+    "TransferFailed",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "Upload",
+    "Violation",
+    "connect",
+    "from_status",
+    "is_terminal",
+    "read_settings",
+    "watch",
+]

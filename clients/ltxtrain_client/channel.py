@@ -1,0 +1,212 @@
+"""How a service is reached: its address, the credentials shown to it, deadlines, retries and keepalive."""
+
+import ipaddress
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+from google.protobuf.descriptor import MethodDescriptor
+from ltxtrain.v1 import ingest_pb2, preprocess_pb2, train_pb2
+
+from ltxtrain_client.errors import SettingsInvalid
+
+# A service names the owner it acts for in this metadata; the servers refuse it from anybody else.
+OWNER_KEY = "ltxtrain-owner"
+UNARY_DEADLINE_SECONDS = 10.0
+RETRY_POLICY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "2s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+
+Metadata = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Credentials:
+    """What a client shows and trusts. None of it is needed on loopback without tokens."""
+
+    token: str = field(default="", repr=False)
+    # PEM certificates to trust; None: the public ones, for addresses that begin with https://.
+    tls_root: Path | None = None
+    # PEM, both or none: what this client shows where the server asks for it (mTLS).
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientSettings:
+    """Where the three services are and how they are spoken to; see read_settings."""
+
+    train: str = "127.0.0.1:7003"
+    ingest: str = "127.0.0.1:7001"
+    preprocess: str = "127.0.0.1:7002"
+    credentials: Credentials = Credentials()
+
+
+def read_settings(environ: Mapping[str, str] = os.environ) -> ClientSettings:
+    """Settings from LTXTRAIN_TRAIN, _INGEST, _PREPROCESS, _TOKEN (or _TOKEN_FILE), _TLS_ROOT, _TLS_CERT, _TLS_KEY.
+
+    Raises SettingsInvalid when the token's file cannot be read.
+    """
+    token = environ.get("LTXTRAIN_TOKEN", "")
+    if token_file := environ.get("LTXTRAIN_TOKEN_FILE"):
+        token = _read(Path(token_file), "LTXTRAIN_TOKEN_FILE").decode().strip()
+    paths = {name: _path(environ.get(f"LTXTRAIN_{name.upper()}")) for name in ("tls_root", "tls_cert", "tls_key")}
+    addresses = {
+        name: value
+        for name in ("train", "ingest", "preprocess")
+        if (value := environ.get(f"LTXTRAIN_{name.upper()}", "").strip())
+    }
+    return ClientSettings(credentials=Credentials(token=token, **paths), **addresses)
+
+
+class Channel:
+    """A connection to one service, shared by any number of clients and calls. Close it, or use `async with`."""
+
+    def __init__(self, aio: grpc.aio.Channel, address: str, metadata: Metadata = ()) -> None:
+        self.aio = aio
+        self.address = address
+        # Sent with every call.
+        self.metadata = metadata
+
+    def acting_for(self, owner: str) -> "Channel":
+        """The same connection, with calls made on behalf of `owner`. Only a service's token may do so."""
+        kept = tuple(item for item in self.metadata if item[0] != OWNER_KEY)
+        return Channel(self.aio, self.address, (*kept, (OWNER_KEY, owner)))
+
+    async def close(self) -> None:
+        """End every call that is under way."""
+        await self.aio.close()
+
+    async def __aenter__(self) -> "Channel":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+
+def connect(
+    address: str,
+    credentials: Credentials = Credentials(),
+    *,
+    deadline_seconds: float = UNARY_DEADLINE_SECONDS,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+) -> Channel:
+    """A channel to host:port, [v6]:port or unix:path; call it inside a running event loop.
+
+    Plaintext unless `credentials` has a certificate or the address begins with https://. A token goes unencrypted
+    to loopback only, or where the address begins with http://, which says that the network is trusted.
+    Nothing is dialled before the first call. Raises SettingsInvalid.
+    """
+    scheme, target = _split(address)
+    options = [
+        ("grpc.service_config", service_config(deadline_seconds)),
+        # The servers accept a ping each 5 s.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.min_reconnect_backoff_ms", 200),
+        ("grpc.initial_reconnect_backoff_ms", 200),
+        ("grpc.max_reconnect_backoff_ms", 5_000),
+        ("grpc.enable_http_proxy", 0 if is_loopback(target) else 1),
+    ]
+    shown = _channel_credentials(scheme, target, credentials)
+    aio = (
+        grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+        if shown is None
+        else grpc.aio.secure_channel(target, shown, options=options, interceptors=interceptors)
+    )
+    metadata = (("authorization", f"Bearer {credentials.token}"),) if credentials.token else ()
+    return Channel(aio, target, metadata)
+
+
+def service_config(deadline_seconds: float = UNARY_DEADLINE_SECONDS) -> str:
+    """gRPC service config: unary calls get a deadline, and retries where a repeat does nothing twice.
+
+    Watches get neither: they live as long as the work, and resume by cursor.
+    """
+    repeatable: list[dict[str, str]] = []
+    once: list[dict[str, str]] = []
+    for file in (ingest_pb2, preprocess_pb2, train_pb2):
+        for service in file.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                if not method.server_streaming:
+                    name = {"service": service.full_name, "method": method.name}
+                    (repeatable if _repeatable(method) else once).append(name)
+    timeout = f"{deadline_seconds}s"
+    return json.dumps(
+        {
+            "methodConfig": [
+                {"name": repeatable, "timeout": timeout, "retryPolicy": RETRY_POLICY},
+                {"name": once, "timeout": timeout},
+            ]
+        }
+    )
+
+
+def is_loopback(target: str) -> bool:
+    """Whether host:port, [v6]:port or unix:path stays on this machine."""
+    if target.startswith("unix:"):
+        return True
+    host = target.rsplit(":", 1)[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _repeatable(method: MethodDescriptor) -> bool:
+    reads_or_cancels = method.name.startswith(("Get", "List", "Estimate", "Cancel"))
+    return reads_or_cancels or "request_id" in method.input_type.fields_by_name
+
+
+def _split(address: str) -> tuple[str, str]:
+    scheme, mark, target = address.rpartition("://")
+    if mark and scheme not in ("http", "https"):
+        raise SettingsInvalid(f"{address}: an address is host:port, http://host:port, https://host:port or unix:path.")
+    target = target.rstrip("/")
+    host, colon, port = target.rpartition(":")
+    if not target.startswith("unix:") and not (host and colon and port.isdecimal() and int(port) < 65536):
+        raise SettingsInvalid(f"{address!r}: an address needs a host and a port, as in 127.0.0.1:7003.")
+    return scheme, target
+
+
+def _channel_credentials(scheme: str, target: str, given: Credentials) -> grpc.ChannelCredentials | None:
+    """TLS, local, or None for plaintext."""
+    if (given.tls_cert is None) != (given.tls_key is None):
+        raise SettingsInvalid("LTXTRAIN_TLS_CERT and LTXTRAIN_TLS_KEY belong together: set both, or none.")
+    if scheme == "https" or (scheme != "http" and (given.tls_root or given.tls_cert)):
+        return grpc.ssl_channel_credentials(
+            root_certificates=_read(given.tls_root, "LTXTRAIN_TLS_ROOT") if given.tls_root else None,
+            private_key=_read(given.tls_key, "LTXTRAIN_TLS_KEY") if given.tls_key else None,
+            certificate_chain=_read(given.tls_cert, "LTXTRAIN_TLS_CERT") if given.tls_cert else None,
+        )
+    if not given.token or scheme == "http":
+        return None
+    if not is_loopback(target):
+        raise SettingsInvalid(
+            f"The token would go to {target} unencrypted. Set LTXTRAIN_TLS_ROOT, or write https://{target}; "
+            f"on a network that you trust, write http://{target}."
+        )
+    # Refuses a peer that is not on this machine, so that the token cannot leave it.
+    return grpc.local_channel_credentials()
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text).expanduser() if text else None
+
+
+def _read(path: Path, setting: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise SettingsInvalid(f"{setting}: {error.strerror}: {path}") from None

@@ -1,0 +1,85 @@
+"""PreprocessService: datasets become training sets, clips become samples."""
+
+from collections.abc import AsyncIterator
+
+from ltxtrain.v1.preprocess_pb2 import (
+    CancelTrainingSetRequest,
+    CreateTrainingSetRequest,
+    DeleteTrainingSetRequest,
+    GetTrainingSetRequest,
+    ListSamplesRequest,
+    ListTrainingSetReportRequest,
+    ListTrainingSetsRequest,
+    PreprocessSettings,
+    Sample,
+    TrainingSet,
+    WatchTrainingSetRequest,
+)
+from ltxtrain.v1.preprocess_pb2_grpc import PreprocessServiceStub
+from ltxtrain.v1.work_pb2 import Event, ReportLine
+
+from ltxtrain_client.calls import Client, new_request_id
+from ltxtrain_client.channel import Channel
+from ltxtrain_client.watch import STEADY, Pace, watch
+
+
+class PreprocessClient(Client):
+    """One method for each call of PreprocessService. Every method raises CallError."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self._stub = PreprocessServiceStub(channel.aio)
+
+    async def create_training_set(
+        self,
+        dataset: str,
+        settings: PreprocessSettings,
+        *,
+        validation_dataset: str = "",
+        request_id: str | None = None,
+    ) -> TrainingSet:
+        """Start preprocessing a dataset; every field of `settings` counts."""
+        request = CreateTrainingSetRequest(
+            request_id=request_id or new_request_id(),
+            dataset=dataset,
+            validation_dataset=validation_dataset,
+            settings=settings,
+        )
+        return (await self._call(self._stub.CreateTrainingSet, request)).training_set
+
+    async def get_training_set(self, name: str) -> TrainingSet:
+        return (await self._call(self._stub.GetTrainingSet, GetTrainingSetRequest(name=name))).training_set
+
+    def list_training_sets(self, page_size: int = 0) -> AsyncIterator[TrainingSet]:
+        """Every training set of yours; pages are fetched as they are needed."""
+        request = ListTrainingSetsRequest(page_size=page_size)
+        return self._pages(self._stub.ListTrainingSets, request, lambda response: response.training_sets)
+
+    async def cancel_training_set(self, name: str) -> TrainingSet:
+        """Stop preprocessing. One that has ended is returned unchanged."""
+        return (await self._call(self._stub.CancelTrainingSet, CancelTrainingSetRequest(name=name))).training_set
+
+    async def delete_training_set(self, name: str) -> None:
+        """Delete the record and what nothing else refers to. Raises FailedPrecondition before it has ended."""
+        await self._call(self._stub.DeleteTrainingSet, DeleteTrainingSetRequest(name=name))
+
+    def list_samples(self, training_set: str, page_size: int = 0) -> AsyncIterator[Sample]:
+        request = ListSamplesRequest(parent=training_set, page_size=page_size)
+        return self._pages(self._stub.ListSamples, request, lambda response: response.samples)
+
+    def list_training_set_report(self, training_set: str, page_size: int = 0) -> AsyncIterator[ReportLine]:
+        """One line for every clip and scene: what fitting did to it, or why it was left out."""
+        request = ListTrainingSetReportRequest(parent=training_set, page_size=page_size)
+        return self._pages(self._stub.ListTrainingSetReport, request, lambda response: response.lines)
+
+    def watch_training_set(
+        self, name: str, after_sequence: int = 0, pace: Pace = STEADY
+    ) -> AsyncIterator[tuple[int, Event]]:
+        """Events of a training set until it ends, across reconnects; see watch.watch."""
+        return watch(
+            lambda cursor: self._stub.WatchTrainingSet(
+                WatchTrainingSetRequest(name=name, after_sequence=cursor), metadata=self.channel.metadata
+            ),
+            after_sequence,
+            pace,
+        )

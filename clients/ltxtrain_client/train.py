@@ -1,0 +1,112 @@
+"""TrainService, the front door: from a sheet to a LoRA."""
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.train_pb2 import (
+    CancelJobRequest,
+    CreateJobRequest,
+    DeleteJobRequest,
+    EstimateJobRequest,
+    EstimateJobResponse,
+    GetArtifactRequest,
+    GetArtifactResponse,
+    GetJobRequest,
+    Job,
+    JobOptions,
+    ListArtifactsRequest,
+    ListJobsRequest,
+    WatchJobRequest,
+)
+from ltxtrain.v1.train_pb2_grpc import TrainServiceStub
+from ltxtrain.v1.work_pb2 import Event, State
+
+from ltxtrain_client.calls import Client, new_request_id
+from ltxtrain_client.channel import Channel
+from ltxtrain_client.transfer import FileDigest, Transfer, get_file
+from ltxtrain_client.watch import STEADY, Pace, watch
+
+
+class TrainClient(Client):
+    """One method for each call of TrainService, and `download` for what jobs leave. Every method raises CallError."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__(channel)
+        self._stub = TrainServiceStub(channel.aio)
+
+    async def submit(
+        self, spec: ExtendPrefixSpec, options: JobOptions | None = None, *, request_id: str | None = None
+    ) -> Job:
+        """Start a job; it runs on whether or not anybody watches. The same `request_id` returns the same job.
+
+        Raises InvalidArgument with every wrong field, and then nothing was started.
+        """
+        request = CreateJobRequest(request_id=request_id or new_request_id(), spec=spec, options=options)
+        return (await self._call(self._stub.CreateJob, request)).job
+
+    async def validate(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> Job:
+        """The nameless job that `submit` would start, with every default filled in. Raises like `submit`."""
+        request = CreateJobRequest(request_id=new_request_id(), spec=spec, options=options, validate_only=True)
+        return (await self._call(self._stub.CreateJob, request)).job
+
+    async def estimate(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> EstimateJobResponse:
+        """What a job would take in time, memory and money."""
+        return await self._call(self._stub.EstimateJob, EstimateJobRequest(spec=spec, options=options))
+
+    async def get_job(self, name: str) -> Job:
+        return (await self._call(self._stub.GetJob, GetJobRequest(name=name))).job
+
+    def list_jobs(self, states: Sequence[State] = (), page_size: int = 0) -> AsyncIterator[Job]:
+        """Jobs of yours in one of `states` (empty: all), newest first; pages are fetched as they are needed."""
+        request = ListJobsRequest(states=states, page_size=page_size)
+        return self._pages(self._stub.ListJobs, request, lambda response: response.jobs)
+
+    async def cancel_job(self, name: str) -> Job:
+        """Stop a job; its last checkpoint's LoRA remains. One that has ended is returned unchanged."""
+        return (await self._call(self._stub.CancelJob, CancelJobRequest(name=name))).job
+
+    async def delete_job(self, name: str) -> None:
+        """Delete a job with all that it left. Raises FailedPrecondition before it has ended."""
+        await self._call(self._stub.DeleteJob, DeleteJobRequest(name=name))
+
+    def watch_job(self, name: str, after_sequence: int = 0, pace: Pace = STEADY) -> AsyncIterator[tuple[int, Event]]:
+        """Events of a job until it ends, across reconnects; see watch.watch. Leaving it cancels nothing."""
+        return watch(
+            lambda cursor: self._stub.WatchJob(
+                WatchJobRequest(name=name, after_sequence=cursor), metadata=self.channel.metadata
+            ),
+            after_sequence,
+            pace,
+        )
+
+    def list_artifacts(
+        self, job: str, kinds: Sequence[Artifact.Kind] = (), page_size: int = 0
+    ) -> AsyncIterator[Artifact]:
+        """What a job has left so far, of these kinds (empty: all)."""
+        request = ListArtifactsRequest(parent=job, kinds=kinds, page_size=page_size)
+        return self._pages(self._stub.ListArtifacts, request, lambda response: response.artifacts)
+
+    async def get_artifact(self, name: str) -> GetArtifactResponse:
+        """One artifact with a URL that serves its bytes for 15 minutes."""
+        return await self._call(self._stub.GetArtifact, GetArtifactRequest(name=name))
+
+    async def download(self, artifact: str, path: Path) -> Path:
+        """Download an artifact to `path`, which appears whole and checked by sha256, or not at all.
+
+        Called again after an interruption it goes on where it was. Raises TransferFailed.
+        """
+        async for _ in self.download_steps(artifact, path):
+            pass
+        return path
+
+    async def download_steps(self, artifact: str, path: Path) -> AsyncIterator[Transfer]:
+        """`download`, saying after each chunk how far it is."""
+        blob = (await self.get_artifact(artifact)).artifact.blob
+
+        async def fresh_url() -> str:
+            return (await self.get_artifact(artifact)).download_url
+
+        async for step in get_file(path, FileDigest(blob.size_bytes, blob.sha256), fresh_url):
+            yield step
