@@ -126,7 +126,7 @@ def prefix_psnr_db(frames: Frames, source_prefix: Frames) -> float:
 
 
 def join_colour_jump(statistics: FrameStatistics, prefix_frames: int) -> float:
-    """c(N) / usual, c(t) = |m(t) - m(t-1)| m being the mean RGB of a frame; usual: median of other c, at least 0.1."""
+    """c(N) / usual, c(t) = |m(t) - m(t-1)|, m the mean RGB of a frame; usual: median of other c, at least 0.1."""
     return _jump(np.linalg.norm(np.diff(statistics.colour_mean, axis=0), axis=1), prefix_frames)
 
 
