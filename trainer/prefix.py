@@ -34,7 +34,8 @@ def pack_video(latents: Tensor) -> Tensor:
 
 def unpack_video(tokens: Tensor, latent_shape: tuple[int, int, int]) -> Tensor:
     """[..., F*H*W, C] tokens to [..., C, F, H, W] latents."""
-    return tokens.transpose(-1, -2).unflatten(-1, latent_shape)
+    channels_first = tokens.transpose(-1, -2)
+    return channels_first.reshape(*channels_first.shape[:-1], *latent_shape)
 
 
 def video_prefix_tokens(conditioning_frames: int, latent_shape: tuple[int, int, int]) -> int:

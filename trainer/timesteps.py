@@ -1,7 +1,7 @@
 """Noise levels of training: a logit-normal that moves towards noise as a clip gets longer.
 
-With z ~ N(0, 1) and a shift that grows with the token count, the level is sigmoid(shift + z), stretched so that the 0.5 and
-99.9 percentiles land on 0 and 1. What falls below MIN_LEVEL is mirrored at it. One draw in ten is uniform instead.
+With z ~ N(0, 1) and a shift that grows with the token count, the level is sigmoid(shift + z), stretched so that the 0.5
+and 99.9 percentiles land on 0 and 1. What falls below MIN_LEVEL is mirrored at it. One draw in ten is uniform instead.
 """
 
 import torch

@@ -1,0 +1,52 @@
+"""Several workers that train one adapter: who takes which clips of a batch, and sums over all of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+# Longer than any pause of the first worker: it samples previews and writes checkpoints while the others wait.
+TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of count workers; each holds the whole model and computes its share of every batch."""
+
+    rank: int = 0
+    count: int = 1
+
+    def share(self, batch_size: int) -> range:
+        """Indices in the global batch that this worker computes; ValueError when they cannot be shared evenly."""
+        if batch_size % self.count:
+            raise ValueError(f"{self.count} workers cannot share a batch of {batch_size} clips evenly.")
+        size = batch_size // self.count
+        return range(self.rank * size, (self.rank + 1) * size)
+
+    def sum(self, tensor: Tensor) -> None:
+        """The sum over all workers, in place; the same bits on each."""
+        if self.count > 1:
+            torch.distributed.all_reduce(tensor)
+
+
+@contextmanager
+def join(rank: int, count: int, address: str, device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Worker]:
+    """A worker among count, found through the first one's free `host:port`; by NCCL on GPUs, by Gloo on CPUs."""
+    if count == 1:
+        yield Worker()
+        return
+    torch.distributed.init_process_group(
+        backend="nccl" if device.type == "cuda" else "gloo",
+        init_method=f"tcp://{address}",
+        rank=rank,
+        world_size=count,
+        timeout=timeout,
+    )
+    try:
+        yield Worker(rank, count)
+    finally:
+        torch.distributed.destroy_process_group()
