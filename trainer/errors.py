@@ -4,7 +4,7 @@ TrainerError
 ├── ModelUnavailable       absent, incomplete or gated
 ├── ModelUnsupported       not LTX 2.3
 ├── PrecisionUnavailable   the format of the base model needs what is not here
-├── DeviceMemoryExhausted  a clip does not fit the device
+├── DeviceMemoryExhausted  a clip, or a step on it, does not fit the device
 ├── ClipError
 │   ├── Undecodable        no decoder can read it
 │   ├── NoVideoTrack       nothing but sound, subtitles or cover art
@@ -14,7 +14,6 @@ TrainerError
 ├── PrefixCoversClip       nothing is left to generate
 ├── TrainingDiverged       the loss is not finite
 ├── OptimizerUnavailable   its library is not installed
-├── DeviceMemoryExhausted  a step does not fit the device
 ├── SamplingFailed         a preview cannot be sampled
 ├── CheckpointMismatch     a checkpoint of another training
 └── AuditFailed            the LoRA is not what was asked for
@@ -38,7 +37,7 @@ class PrecisionUnavailable(TrainerError):
 
 
 class DeviceMemoryExhausted(TrainerError):
-    """The device has no memory for this clip; the text says what would need less."""
+    """The device has no memory for this clip, or for a training step on it; the text says what would need less."""
 
 
 class ClipError(TrainerError):
@@ -76,10 +75,6 @@ class PrefixCoversClip(TrainerError):
 
 class OptimizerUnavailable(TrainerError):
     """The optimizer asked for needs a library that is not installed."""
-
-
-class DeviceMemoryExhausted(TrainerError):
-    """A training step does not fit the device's memory; the text names the setting to change."""
 
 
 class TrainingDiverged(TrainerError):

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from trainer.errors import DeviceMemoryExhausted
-from trainer.lora import adapter
 from trainer.loop import prepare
+from trainer.lora import adapter
 from trainer.losses import clip_loss, token_count, training_draw
 from trainer.samples import Samples, read_sample
 from trainer.settings import TrainSettings
@@ -53,7 +53,8 @@ def preflight(transformer: Any, samples: Samples, settings: TrainSettings) -> Pr
         del moments
     except torch.OutOfMemoryError as error:
         raise DeviceMemoryExhausted(
-            f"The device has too little memory for clips of {token_count(clip)} tokens: {_remedy(transformer, settings)}."
+            f"The device has too little memory to train on clips of {token_count(clip)} tokens; "
+            f"{_remedy(transformer, settings)}."
         ) from error
     finally:
         for parameter in parameters:
