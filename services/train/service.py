@@ -10,13 +10,13 @@ from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
 
+from services.runtime.addresses import check_url
 from services.runtime.auth import caller
 from services.runtime.errors import InvalidSpec, NotFound, QueueFull
 from services.runtime.paging import request_digest
 from services.runtime.rpc import Watches, check_request_id, new_name, visible_owner
 from services.runtime.service import Runtime
 from services.runtime.store import Store
-from services.runtime.addresses import check_url
 from services.runtime.work import WorkRunner
 from services.train.estimate import Estimator
 from services.train.spec import resolve, resolve_options
@@ -89,9 +89,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         self, request: train_pb2.WatchJobRequest, context: Any
     ) -> AsyncIterator[train_pb2.WatchJobResponse]:
         await self._jobs.get(request.name, visible_owner())
-        async for response in self._watches.responses(
-            request.name, request.after_sequence, train_pb2.WatchJobResponse
-        ):
+        async for response in self._watches.responses(request.name, request.after_sequence, train_pb2.WatchJobResponse):
             yield response
 
     async def ListArtifacts(
