@@ -7,7 +7,9 @@ TrainerError
 ├── DeviceMemoryExhausted  a clip, or a step on it, does not fit the device
 ├── ClipError
 │   ├── Undecodable        no decoder can read it
+│   ├── StillImage         a picture under the name of a video
 │   ├── NoVideoTrack       nothing but sound, subtitles or cover art
+│   ├── AudioTrackMissing  sound was asked for and there is none
 │   ├── AudioUndecodable   the audio track cannot be read
 │   └── ClipTooShort       fewer frames than needed
 ├── SampleUnreadable       not an encoded clip or prompt of this version
@@ -48,8 +50,16 @@ class Undecodable(ClipError):
     """No decoder can read the file."""
 
 
+class StillImage(ClipError):
+    """The file is a picture under the name of a video."""
+
+
 class NoVideoTrack(ClipError):
     """The file has no moving picture."""
+
+
+class AudioTrackMissing(ClipError):
+    """The clip has no audio track, and sound was asked for."""
 
 
 class AudioUndecodable(ClipError):

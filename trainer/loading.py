@@ -5,8 +5,6 @@ way to a GPU.
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +15,7 @@ from torch import nn
 from trainer.errors import ModelUnavailable
 from trainer.model import ModelFolder
 from trainer.precision import Precision, quantization_config
+from trainer.quiet import no_progress_bars
 from trainer.single_file import original_tensors
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def load_text_encoder(folder: ModelFolder, device: Device, dtype: torch.dtype) -
     from transformers import Gemma3ForConditionalGeneration
 
     start = time.monotonic()
-    with _no_bars():
+    with no_progress_bars():
         model, notes = Gemma3ForConditionalGeneration.from_pretrained(
             folder.path / "text_encoder",
             dtype=dtype,
@@ -147,7 +146,7 @@ def _load(
     start = time.monotonic()
     target = torch.device(device)
     loader: Any = model_class
-    with _no_bars():
+    with no_progress_bars():
         loaded: tuple[Model, dict[str, Any]] = loader.from_pretrained(
             folder.path / component,
             torch_dtype=dtype,
@@ -204,18 +203,3 @@ def _held_bytes(tensor: Any) -> int:
     if not hasattr(tensor, "__tensor_flatten__"):
         return int(tensor.nbytes)
     return sum(_held_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """The libraries draw progress bars into the log of a service otherwise."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        diffusers_logging.enable_progress_bar()
-        transformers_logging.enable_progress_bar()

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from trainer.mel import mel_filterbank
+from trainer.quiet import no_progress_bars
 
 Module = TypeVar("Module", bound=nn.Module)
 
 SEED = 20230
-LOUDNESS = 0.002
+LOUDNESS = 0.001
 PROMPT_TOKENS = 128  # a multiple of the 128 learnable registers; the real model's is 1024
 
 TEXT_WIDTH, TEXT_LAYERS = 32, 2
@@ -134,7 +135,8 @@ def build_tiny_model(folder: Path) -> None:
         transformer=transformer,
         vocoder=vocoder,
     )
-    pipeline.save_pretrained(folder)
+    with no_progress_bars():
+        pipeline.save_pretrained(folder)
 
 
 def _fill(model: Module, generator: torch.Generator) -> Module:
