@@ -13,6 +13,7 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime import blobs, tables
+from services.runtime.children import put_children
 from services.runtime.errors import NotFound, NotReady, RequestIdReused
 from services.runtime.events import TERMINAL, EventLog
 from services.runtime.paging import make_token, page_size, read_token
@@ -222,7 +223,7 @@ class Store(Generic[M]):
                 .where(tables.resource.c.name == name)
                 .values(attempt=edit.attempt, **_columns(edit.body))
             )
-            await _put_children(connection, edit.children)
+            await put_children(connection, edit.children)
             await _move_cursors(connection, name, edit.cursors)
             await blobs.refer(connection, name, edit.blob_keys)
         self.log.publish(name, events)
@@ -267,26 +268,6 @@ def _columns(body: Resource) -> dict[str, object]:
         "last_sequence": body.lifecycle.last_sequence,
         "body": cast(Message, body).SerializeToString(),
     }
-
-
-async def _put_children(connection: AsyncConnection, children: Sequence[tuple[str, str, Message | None]]) -> None:
-    table = tables.child
-    last: dict[str, int] = {}
-    for parent, name, message in children:
-        if message is None:
-            await connection.execute(delete(table).where(table.c.parent == parent, table.c.name == name))
-            continue
-        body = message.SerializeToString()
-        replaced = await connection.execute(
-            update(table).where(table.c.parent == parent, table.c.name == name).values(body=body)
-        )
-        if replaced.rowcount:
-            continue
-        if parent not in last:
-            query = select(func.coalesce(func.max(table.c.sequence), 0)).where(table.c.parent == parent)
-            last[parent] = await connection.scalar(query) or 0
-        last[parent] += 1
-        await connection.execute(insert(table).values(parent=parent, sequence=last[parent], name=name, body=body))
 
 
 async def _move_cursors(connection: AsyncConnection, name: str, cursors: dict[str, int]) -> None:
