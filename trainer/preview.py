@@ -1,4 +1,4 @@
-"""Previews of a step: every validation entry continued by the base model and by the LoRA, decoded, measured, written."""
+"""Previews of a step: each validation entry continued by base model and LoRA, decoded, measured, written."""
 
 import gc
 from collections.abc import Iterator
@@ -66,6 +66,11 @@ class Previewer:
             prefix, frame_rate = self._source(entry)
             yield self._written(step, entry, is_base, result, prefix, frame_rate)
             (self._base if is_base else self._newest)[entry.index] = result
+
+    @property
+    def complete(self) -> bool:
+        """Whether every entry has both sides, so that there can be a reel."""
+        return all(entry.index in self._base and entry.index in self._newest for entry in self.settings.inputs)
 
     def write_reel(self, path: Path) -> None:
         """The last previews of every entry, base model and LoRA side by side."""

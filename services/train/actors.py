@@ -1,0 +1,137 @@
+"""Ray actors that train: one a GPU, or one on the CPU. Thin around trainer.job: fetch files, run, store files."""
+
+import dataclasses
+import logging
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from services.runtime.objects import Objects, StoreAddress
+from services.train.artifacts import StoredFile, object_key
+from trainer.plan import JobPlan, MadeFile
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file in the object store that a plan needs on this machine; `name` is what it is called there."""
+
+    key: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTask:
+    """A plan whose paths are relative, and where each of them comes from."""
+
+    job: str
+    plan: JobPlan
+    files: dict[str, Remote]
+    worker_count: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A report of the trainer, and its files where they are now."""
+
+    report: Any
+    files: tuple[StoredFile, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The trainer's own word of what went wrong: the name of its error class, its text, and its numbers."""
+
+    error: str
+    text: str
+    values: dict[str, Any]
+
+
+@ray.remote
+class TrainActor:
+    """One worker of a training. `run` streams reports; `stop` is answered while it runs."""
+
+    def __init__(self, store: StoreAddress, rank: int, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._objects = Objects(store)
+        self._rank = rank
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """End `run` at the next report."""
+        self._stop.set()
+
+    def meeting_point(self) -> str:
+        """host:port on this machine where the workers of a group find each other."""
+        import socket
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+    def run(self, task: TrainTask, meeting_point: str) -> Iterator[Any]:
+        """Reports as they come: Stored for those with files, Failed as the last one when the trainer gave up."""
+        import torch
+
+        from trainer.distributed import join
+        from trainer.errors import TrainerError
+        from trainer.job import run_job
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        work_dir = Path(tempfile.mkdtemp(prefix="ltxtrain-"))
+        try:
+            plan = self._fetched(task, work_dir)
+            with join(self._rank, task.worker_count, meeting_point, device) as worker:
+                for report in run_job(plan, device=device, worker=worker):
+                    if self._stop.is_set():
+                        return
+                    if self._rank == 0:
+                        yield self._stored(task.job, report)
+        except TrainerError as error:
+            values = {name: value for name, value in vars(error).items() if isinstance(value, int | float | str)}
+            yield Failed(error=type(error).__name__, text=str(error), values=values)
+        finally:
+            shutil.rmtree(work_dir, ignore_errors=True)
+
+    def _fetched(self, task: TrainTask, work_dir: Path) -> JobPlan:
+        inputs, made = work_dir / "inputs", work_dir / "made"
+        inputs.mkdir()
+        made.mkdir()
+        for name, remote in task.files.items():
+            self._objects.get_file(remote.key, inputs / name, sha256=remote.sha256)
+        placed = _replace_paths(task.plan, inputs)
+        assert isinstance(placed, JobPlan)
+        return dataclasses.replace(placed, work_dir=made)
+
+    def _stored(self, job: str, report: Any) -> Any:
+        files: tuple[MadeFile, ...] | None = getattr(report, "files", None)
+        if files is None:
+            return report
+        stored = []
+        for file in files:
+            blob = self._objects.put_file(object_key(job, file), file.path, file.content_type)
+            named = dataclasses.replace(file, path=Path(file.path.name))
+            stored.append(StoredFile(file=named, key=blob.key, size_bytes=blob.size_bytes, sha256=blob.sha256))
+            file.path.unlink()
+        return Stored(dataclasses.replace(report, files=()), tuple(stored))
+
+
+def _replace_paths(value: Any, folder: Path) -> Any:
+    """The same dataclasses and tuples, with every relative path put into a folder."""
+    if isinstance(value, Path):
+        return folder / value
+    if isinstance(value, tuple):
+        return tuple(_replace_paths(item, folder) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {item.name: _replace_paths(getattr(value, item.name), folder) for item in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changes)
+    return value

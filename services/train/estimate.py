@@ -1,0 +1,128 @@
+"""What a job would cost: tokens from its geometry, seconds from what this cluster was seen to need for a token.
+
+A training step is a forward and a backward pass, about three times a forward pass; a preview is 30 steps of three
+forward passes, four with audio, for the base model and for the LoRA. Before anything was measured here, the range is
+that of one H100 and one A100 at 768x768x89.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job, JobOptions
+
+from services.runtime.service import Runtime
+from services.runtime.upstream import errors_passed_on
+from services.train.spec import ASPECT_NAMES, RESOLUTION_NAMES, billable_units
+from services.train.upstream import Upstream
+from trainer.geometry import BUCKETS, Geometry
+from trainer.loop import Step
+from trainer.preflight import Preflight
+
+FILE = "estimates.json"
+# Seconds a token of a training step: 1.6 s and 5 s for 6912 tokens.
+PUBLISHED = (1.6 / 6912, 5.0 / 6912)
+FORWARD_SHARE = 1 / 3
+PREVIEW_STEPS = 30
+# The first steps warm up and would spoil the measurement.
+WARM_STEPS = 20
+# Of the 22B model in bfloat16, and for each token of a clip with gradient checkpointing.
+BASE_BYTES = 38 * 10**9
+ACTIVATION_BYTES_PER_TOKEN = 1_300_000
+# LoRA weights at rank 32 by target set; 16 bytes each with gradient and optimizer state.
+LORA_WEIGHTS_RANK_32 = {False: 164 * 10**6, True: 308 * 10**6}
+LORA_BYTES_PER_WEIGHT = 16
+
+
+@dataclass
+class Measured:
+    """Extremes of what was seen; zero: nothing yet."""
+
+    seconds_per_token_low: float = 0.0
+    seconds_per_token_high: float = 0.0
+    peak_bytes: int = 0
+    peak_tokens: int = 0
+
+
+class Estimator:
+    """Learns from every job of this service and answers EstimateJob."""
+
+    def __init__(self, runtime: Runtime, upstream: Upstream) -> None:
+        self._runtime = runtime
+        self._upstream = upstream
+        self._path = runtime.settings.state_dir / FILE
+        self._seen = _read(self._path)
+
+    def measured(self, job: Job, report: Preflight | Step) -> None:
+        """Take in what a job found out."""
+        if isinstance(report, Preflight):
+            if report.peak_memory_bytes:
+                self._seen.peak_bytes, self._seen.peak_tokens = report.peak_memory_bytes, report.tokens
+            return
+        if report.step % WARM_STEPS or not report.tokens_per_second:
+            return
+        seconds = 1 / report.tokens_per_second
+        self._seen.seconds_per_token_low = min(self._seen.seconds_per_token_low or seconds, seconds)
+        self._seen.seconds_per_token_high = max(self._seen.seconds_per_token_high, seconds)
+        self._path.write_text(json.dumps(asdict(self._seen)))
+
+    async def estimate(self, spec: ExtendPrefixSpec, options: JobOptions, owner: str) -> EstimateJobResponse:
+        """Of a resolved spec."""
+        training = _geometry(spec.resolution, spec.aspect_ratio, spec.number_of_frames, spec.frame_rate)
+        audio_tokens = training.audio_tokens if spec.with_audio else 0
+        tokens = training.video_tokens + audio_tokens
+        work = float(spec.number_of_steps * options.batch_size * tokens) + self._preview_tokens(spec, options)
+        low, high = (
+            (self._seen.seconds_per_token_low, self._seen.seconds_per_token_high)
+            if self._seen.seconds_per_token_low
+            else PUBLISHED
+        )
+        units = billable_units(spec.number_of_steps)
+        response = EstimateJobResponse(
+            tokens_per_clip=training.video_tokens,
+            audio_tokens_per_clip=audio_tokens,
+            seconds_low=work * low,
+            seconds_high=work * high,
+            peak_memory_bytes=self._peak_bytes(tokens, spec),
+            billable_units=units,
+            price_usd=units * self._runtime.settings.unit_price_usd,
+        )
+        if spec.dataset:
+            async with errors_passed_on():
+                dataset = await self._upstream.ingest(owner).get_dataset(spec.dataset)
+            response.total_samples = dataset.clip_count + len(spec.validation)
+        return response
+
+    def _peak_bytes(self, tokens: int, spec: ExtendPrefixSpec) -> int:
+        if self._seen.peak_bytes:
+            return self._seen.peak_bytes + (tokens - self._seen.peak_tokens) * ACTIVATION_BYTES_PER_TOKEN
+        lora = LORA_WEIGHTS_RANK_32[spec.with_audio] * spec.rank // 32 * LORA_BYTES_PER_WEIGHT
+        return BASE_BYTES + lora + tokens * ACTIVATION_BYTES_PER_TOKEN
+
+    def _preview_tokens(self, spec: ExtendPrefixSpec, options: JobOptions) -> float:
+        """Tokens of training steps that take as long as all previews."""
+        if not spec.validation:
+            return 0.0
+        geometry = _geometry(
+            spec.validation_resolution,
+            spec.validation_aspect_ratio,
+            spec.validation_number_of_frames,
+            spec.validation_frame_rate,
+        )
+        tokens = geometry.video_tokens + (geometry.audio_tokens if spec.with_audio else 0)
+        passes = 2 + (spec.stg_scale > 0) + spec.with_audio
+        times = 1 + (spec.number_of_steps - 1) // options.preview_interval if options.preview_interval else 1
+        return len(spec.validation) * (times + 1) * PREVIEW_STEPS * passes * tokens * FORWARD_SHARE
+
+
+def _geometry(resolution: int, aspect_ratio: int, frame_count: int, frame_rate: int) -> Geometry:
+    width, height = BUCKETS[RESOLUTION_NAMES[resolution], ASPECT_NAMES[aspect_ratio]]  # type: ignore[index]
+    return Geometry(width=width, height=height, frame_count=frame_count, frame_rate=frame_rate)
+
+
+def _read(path: Path) -> Measured:
+    try:
+        return Measured(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return Measured()

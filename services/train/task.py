@@ -1,0 +1,129 @@
+"""What a training actor is told: the samples of a training set, the resolved spec, and where to go on from."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, cast
+
+from google.protobuf import json_format
+from ltxtrain.v1.artifact_pb2 import Artifact, Blob
+from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
+from ltxtrain.v1.train_pb2 import BasePrecision, Job, Optimizer, Schedule
+
+from services.runtime.addresses import shown
+from services.train.actors import Remote, TrainTask
+from services.train.spec import ASPECT_NAMES, RESOLUTION_NAMES
+from trainer.model import ModelFolder
+from trainer.plan import JobPlan, PreviewInput, PreviewSettings, SampleFiles
+from trainer.settings import TrainSettings
+
+
+class _Files:
+    """Names of the files that a plan needs, each once."""
+
+    def __init__(self) -> None:
+        self.remote: dict[str, Remote] = {}
+
+    def add(self, blob: Blob, suffix: str = ".safetensors") -> Path:
+        name = f"{blob.sha256}{suffix}"
+        self.remote[name] = Remote(blob.key, blob.sha256)
+        return Path(name)
+
+    def sample(self, sample: Sample) -> SampleFiles:
+        return SampleFiles(latents=self.add(sample.latents), prompt=self.add(sample.prompt))
+
+
+def train_task(
+    job: Job,
+    model: ModelFolder,
+    training_set: TrainingSet,
+    samples: Sequence[Sample],
+    checkpoint: dict[str, Artifact],
+    worker_count: int,
+) -> TrainTask:
+    """The whole task; samples in the order of their names, so that a run does not depend on who finished first."""
+    files = _Files()
+    spec = job.effective_spec
+    ordered = sorted(samples, key=lambda sample: sample.name)
+    trained = [sample for sample in ordered if not sample.HasField("validation_index")]
+    entries = [sample for sample in ordered if sample.HasField("validation_index")]
+    plan = JobPlan(
+        model=model.reference,
+        revision=model.revision,
+        precision=BasePrecision.Name(job.options.base_precision).removeprefix("BASE_PRECISION_").lower(),
+        settings=train_settings(job),
+        samples=tuple(files.sample(sample) for sample in trained),
+        previews=_previews(job, training_set, entries, files) if entries else None,
+        identity={"model": model.revision, "samples": ",".join(sample.latents.sha256[:16] for sample in trained)},
+        spec=spec_json(job),
+        trigger_phrase=spec.trigger_phrase,
+        manifest=manifest(job, training_set),
+        work_dir=Path("made"),
+        checkpoint=files.add(checkpoint["CHECKPOINT"].blob) if checkpoint else None,
+        metrics=files.add(checkpoint["METRICS"].blob, ".parquet") if "METRICS" in checkpoint else None,
+    )
+    return TrainTask(job=job.name, plan=plan, files=files.remote, worker_count=worker_count)
+
+
+def train_settings(job: Job) -> TrainSettings:
+    spec, options = job.effective_spec, job.options
+    schedule = Schedule.Name(options.schedule).removeprefix("SCHEDULE_").lower()
+    optimizer = Optimizer.Name(options.optimizer).removeprefix("OPTIMIZER_").lower()
+    return TrainSettings(
+        rank=spec.rank,
+        steps=spec.number_of_steps,
+        learning_rate=spec.learning_rate,
+        conditioning_frames=spec.conditioning_frames,
+        with_audio=spec.with_audio,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        schedule=cast(Literal["linear", "constant"], schedule),
+        optimizer=cast(Literal["adamw", "adamw_8bit"], optimizer),
+        holdout_fraction=options.holdout_fraction,
+        checkpoint_interval=options.checkpoint_interval,
+        preview_interval=options.preview_interval,
+    )
+
+
+def spec_json(job: Job) -> dict[str, object]:
+    """The resolved spec in the sheet's own words, its URLs without what may be secret in them."""
+    spec = json_format.MessageToDict(job.effective_spec, preserving_proto_field_name=True)
+    for name in ("resolution", "validation_resolution"):
+        spec[name] = RESOLUTION_NAMES[getattr(job.effective_spec, name)]
+    for name in ("aspect_ratio", "validation_aspect_ratio"):
+        spec[name] = ASPECT_NAMES[getattr(job.effective_spec, name)]
+    if "training_data_url" in spec:
+        spec["training_data_url"] = shown(spec["training_data_url"])
+    for entry in spec.get("validation", []):
+        entry["video_url"] = shown(entry["video_url"])
+    return spec
+
+
+def manifest(job: Job, training_set: TrainingSet) -> dict[str, object]:
+    """Where the data came from, and the options; versions and device are added where the training runs."""
+    return {
+        "job": job.name,
+        "dataset": job.dataset,
+        "validation_dataset": job.validation_dataset,
+        "training_set": training_set.name,
+        "preprocess_report": json_format.MessageToDict(training_set.report, preserving_proto_field_name=True),
+        "options": json_format.MessageToDict(job.options, preserving_proto_field_name=True),
+    }
+
+
+def _previews(job: Job, training_set: TrainingSet, entries: Sequence[Sample], files: _Files) -> PreviewSettings:
+    spec = job.effective_spec
+    inputs = [
+        PreviewInput(
+            index=sample.validation_index,
+            prompt=spec.validation[sample.validation_index].prompt,
+            prefix=files.sample(sample),
+            prefix_frames=files.add(sample.prefix_frames, ".mkv"),
+        )
+        for sample in entries
+    ]
+    return PreviewSettings(
+        frame_count=spec.validation_number_of_frames,
+        stg_scale=spec.stg_scale,
+        negative=files.add(training_set.negative_prompt),
+        inputs=tuple(sorted(inputs, key=lambda entry: entry.index)),
+    )

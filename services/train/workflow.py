@@ -1,0 +1,72 @@
+"""A job from its spec to its LoRA: prepare, train, publish. Every step can run twice."""
+
+import asyncio
+from collections.abc import Callable
+
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.preprocess_pb2 import Sample
+from ltxtrain.v1.train_pb2 import Job
+
+from services.runtime import errors
+from services.runtime.service import Runtime
+from services.runtime.store import Edit, Store
+from services.runtime.upstream import errors_passed_on
+from services.train.artifacts import artifacts, latest_checkpoint
+from services.train.estimate import Estimator
+from services.train.prepare import Preparation
+from services.train.training import Training, job_output
+from services.train.upstream import Upstream
+from trainer.errors import ModelUnavailable, ModelUnsupported
+from trainer.model import ModelFolder, resolve_model
+
+
+class TrainWorkflow:
+    """What the Train service does with one job."""
+
+    def __init__(self, runtime: Runtime, jobs: Store[Job], upstream: Upstream, estimator: Estimator) -> None:
+        self._runtime = runtime
+        self._jobs = jobs
+        self._upstream = upstream
+        self._preparation = Preparation(jobs, upstream)
+        self._training = Training(runtime, jobs, estimator.measured)
+
+    async def run(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
+        job = await self._jobs.get(name)
+        owner = await self._jobs.owner(name)
+        model = await self._model()
+        try:
+            training_set = await self._preparation.run(job, attempt, owner, model.revision)
+        except errors.ApiError:
+            # What is left running upstream is of no use any more.
+            await self._preparation.cancel(await self._jobs.get(name), owner)
+            raise
+        samples: list[Sample] = []
+        async with errors_passed_on():
+            async for sample in self._upstream.preprocess(owner).list_samples(training_set.name):
+                samples.append(sample)
+        job = await self._jobs.get(name)
+        return await self._training.run(job, attempt, model, training_set, samples)
+
+    async def give_back(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
+        """Stop upstream work; the job keeps the LoRA of its last checkpoint and its previews."""
+        job = await self._jobs.get(name)
+        await self._preparation.cancel(job, await self._jobs.owner(name))
+        lora: list[Artifact] = [
+            item for kind, item in latest_checkpoint(await artifacts(self._jobs, name)).items() if kind == "LORA"
+        ]
+
+        def apply(edit: Edit[Job]) -> None:
+            edit.body.output.CopyFrom(job_output(lora))
+            edit.body.ClearField("queue_position")
+
+        return apply
+
+    async def _model(self) -> ModelFolder:
+        settings = self._runtime.settings
+        try:
+            return await asyncio.to_thread(resolve_model, settings.model, settings.model_revision or None)
+        except ModelUnavailable as error:
+            raise errors.FailedPrecondition(ErrorReason.ERROR_REASON_MODEL_UNAVAILABLE, str(error)) from error
+        except ModelUnsupported as error:
+            raise errors.FailedPrecondition(ErrorReason.ERROR_REASON_MODEL_UNSUPPORTED, str(error)) from error

@@ -1,0 +1,177 @@
+"""One whole training: model, adapter, steps, checkpoints, previews, audit and the files that a job leaves behind."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.audit import audit_lora
+from trainer.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from trainer.distributed import Worker
+from trainer.errors import DeviceMemoryExhausted, TrainerError
+from trainer.export import lora_metadata, lora_tensors, video_only, write_lora
+from trainer.held_out import suggested_stop
+from trainer.loading import load_report, load_transformer
+from trainer.loop import ALONE, CheckpointDue, PreviewDue, Step, train
+from trainer.lora import adapter, add_lora
+from trainer.model import ModelFolder, resolve_model
+from trainer.plan import Checkpointed, Finished, JobPlan, Loaded, MadeFile, Previewed, Previewing, SampleFolder, Warned
+from trainer.precision import Precision, PrecisionChoice, choose_precision
+from trainer.preflight import Preflight, preflight
+from trainer.preview import Previewer
+from trainer.recipe import config_file
+from trainer.records import Records
+
+# What training and previews load; text encoder and VAE encoders belong to the preparation.
+COMPONENTS = ("transformer", "vae", "audio_vae", "vocoder", "scheduler")
+WEIGHTS_22B = 19_000_000_000
+
+Report = Loaded | Preflight | Step | Checkpointed | Previewing | Previewed | Warned | Finished
+
+
+def run_job(plan: JobPlan, *, device: torch.device, worker: Worker = ALONE) -> Iterator[Report]:
+    """Everything from loading to the audited LoRA. Every worker runs it; only the first makes files and previews.
+
+    Stop by not asking again. Raises TrainerError of every kind; a preview that fails is only warned of.
+    """
+    job = _Job(plan, device, worker)
+    yield from job.load()
+    yield from job.train()
+    if worker.rank == 0:
+        yield job.finish()
+
+
+class _Job:
+    def __init__(self, plan: JobPlan, device: torch.device, worker: Worker) -> None:
+        self._plan = plan
+        self._device = device
+        self._worker = worker
+        self._folder: ModelFolder = resolve_model(plan.model, plan.revision, COMPONENTS)
+        self._resume = read_checkpoint(plan.checkpoint) if plan.checkpoint else None
+        self._records = Records.read(plan.metrics, self._resume.step) if plan.metrics and self._resume else Records()
+        self._precision = ""
+        self._transformer: Any = None
+        self._previewer: Previewer | None = None
+        self._preview_metrics: list[dict[str, Any]] = []
+
+    def load(self) -> Iterator[Report]:
+        settings = self._plan.settings
+        choice = self._choose_precision()
+        self._precision = choice.precision
+        self._transformer = load_transformer(self._folder, self._device, choice.precision)
+        report = load_report(self._transformer)
+        add_lora(self._transformer, rank=settings.rank, with_audio=settings.with_audio, seed=settings.seed)
+        yield Loaded(
+            precision=choice.precision, reason=choice.reason, seconds=report.seconds, size_bytes=report.size_bytes
+        )
+        if self._resume is None:
+            yield preflight(self._transformer, SampleFolder(self._plan.samples), settings)
+        if self._plan.previews is not None and self._worker.rank == 0:
+            self._previewer = Previewer(
+                folder=self._folder,
+                transformer=self._transformer,
+                settings=self._plan.previews,
+                seed=settings.seed,
+                work_dir=self._plan.work_dir,
+            )
+
+    def train(self) -> Iterator[Report]:
+        reports = train(
+            self._transformer,
+            SampleFolder(self._plan.samples),
+            self._plan.settings,
+            identity=self._plan.identity,
+            worker=self._worker,
+            resume=self._resume,
+        )
+        for report in reports:
+            match report:
+                case Step():
+                    self._records.add(report)
+                    yield report
+                case CheckpointDue(step, checkpoint) if self._worker.rank == 0:
+                    yield self._checkpointed(step, checkpoint)
+                case PreviewDue(step) if self._previewer is not None:
+                    yield from self._previews(self._previewer, step)
+        if stop := suggested_stop(self._records.series("held_out_loss")):
+            yield Warned(
+                f"The held-out loss was lowest at step {stop}; later steps may have learned the clips by heart."
+            )
+
+    def _choose_precision(self) -> PrecisionChoice:
+        if self._plan.precision != "auto":
+            if self._device.type == "cpu" and self._plan.precision == "bf16":
+                return PrecisionChoice(Precision.BF16, "asked for; slower than fp32 on a CPU")
+            return PrecisionChoice(Precision(self._plan.precision), "asked for")
+        free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
+        return choose_precision(WEIGHTS_22B, free)
+
+    def _checkpointed(self, step: int, checkpoint: Checkpoint) -> Checkpointed:
+        work_dir = self._plan.work_dir
+        state = work_dir / f"checkpoint-{step:06}.safetensors"
+        write_checkpoint(checkpoint, state)
+        lora = self._write_lora(work_dir / f"lora-{step:06}.safetensors")
+        metrics = work_dir / f"metrics-{step:06}.parquet"
+        self._records.write(metrics)
+        return Checkpointed(
+            step=step,
+            files=(
+                MadeFile(kind="CHECKPOINT", path=state, step=step),
+                MadeFile(kind="LORA", path=lora, step=step),
+                MadeFile(kind="METRICS", path=metrics, step=step),
+            ),
+        )
+
+    def _previews(self, previewer: Previewer, step: int) -> Iterator[Report]:
+        try:
+            for report in previewer.run(step):
+                if isinstance(report, Previewed):
+                    self._preview_metrics.append(
+                        {"step": step, "validation_index": report.index, "base_model": report.base_model}
+                        | asdict(report.metrics)
+                    )
+                yield report
+        except (TrainerError, RuntimeError, OSError) as error:
+            # The training is worth more than its previews.
+            text = str(error) if isinstance(error, TrainerError | DeviceMemoryExhausted) else type(error).__name__
+            yield Warned(f"The preview of step {step} failed, the training goes on: {text}")
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def finish(self) -> Finished:
+        """The outputs. AuditFailed when the LoRA is not what was asked for."""
+        plan, work_dir = self._plan, self._plan.work_dir
+        lora = self._write_lora(work_dir / "lora.safetensors")
+        audits = {lora.name: audit_lora(lora, self._folder, with_audio=plan.settings.with_audio)}
+        files = [MadeFile(kind="LORA", path=lora, step=plan.settings.steps)]
+        if plan.settings.with_audio:
+            part = self._write_lora(work_dir / "lora-video-only.safetensors", video_part=True)
+            audits[part.name] = audit_lora(part, self._folder, with_audio=False)
+            files.append(MadeFile(kind="LORA_VIDEO_ONLY", path=part, step=plan.settings.steps))
+        metrics = work_dir / "metrics.parquet"
+        self._records.write(metrics)
+        files.append(MadeFile(kind="METRICS", path=metrics))
+        if self._previewer is not None and self._previewer.complete:
+            reel = work_dir / "reel.mp4"
+            self._previewer.write_reel(reel)
+            files.append(MadeFile(kind="VALIDATION_REEL", path=reel, content_type="video/mp4"))
+        audit = {name: asdict(found) for name, found in audits.items()}
+        config = work_dir / "config.json"
+        config.write_text(json.dumps(self._config(audit), indent=2, ensure_ascii=False) + "\n")
+        files.append(MadeFile(kind="CONFIG", path=config, content_type="application/json"))
+        return Finished(files=tuple(files), audit=audit)
+
+    def _write_lora(self, path: Path, *, video_part: bool = False) -> Path:
+        tensors = lora_tensors(adapter(self._transformer))
+        metadata = lora_metadata(
+            base_model=self._folder.reference,
+            revision=self._folder.revision,
+            trigger_phrase=self._plan.trigger_phrase,
+            settings=self._plan.settings,
+            step=self._records.rows[-1]["step"],
+        )
+        write_lora(video_only(tensors) if video_part else tensors, metadata, path)
+        return path
