@@ -1,0 +1,51 @@
+"use strict";
+// Players of one clip play, pause and seek together; a button picks the step of the LoRA.
+const visible = (player) => player.offsetParent !== null;
+
+for (const compare of document.querySelectorAll(".compare")) {
+  const players = [...compare.querySelectorAll("video")];
+  const others = (player) => players.filter((other) => other !== player && visible(other));
+
+  for (const player of players) {
+    const figure = player.closest("figure");
+    const mark = figure.querySelector(".strip i");
+    player.addEventListener("loadedmetadata", () => {
+      figure.querySelector(".duration").textContent = `${player.duration.toFixed(1)} s`;
+      figure.dataset.size = `${player.videoWidth}x${player.videoHeight}`;
+    });
+    player.addEventListener("error", () => {
+      figure.querySelector(".duration").textContent = "this browser cannot play H.264";
+      figure.dataset.size = "none";
+    });
+    const move = () => { mark.style.width = `${(100 * player.currentTime) / (player.duration || 1)}%`; };
+    player.addEventListener("timeupdate", move);
+    player.addEventListener("play", () => {
+      for (const other of others(player)) {
+        if (other.paused) { other.currentTime = player.currentTime; other.play().catch(() => {}); }
+      }
+    });
+    player.addEventListener("pause", () => { for (const other of others(player)) { other.pause(); } });
+    player.addEventListener("seeking", () => {
+      move();
+      for (const other of others(player)) {
+        if (Math.abs(other.currentTime - player.currentTime) > 0.1) { other.currentTime = player.currentTime; }
+      }
+    });
+  }
+
+  const buttons = [...compare.querySelectorAll("button[data-step]")];
+  const versions = [...compare.querySelectorAll(".version")];
+  for (const button of buttons) {
+    button.addEventListener("click", () => {
+      const before = versions.find((version) => !version.hidden).querySelector("video");
+      const at = before.currentTime;
+      const playing = !before.paused;
+      for (const player of players) { player.pause(); }
+      for (const version of versions) { version.hidden = version.dataset.step !== button.dataset.step; }
+      for (const other of buttons) { other.setAttribute("aria-pressed", String(other === button)); }
+      const now = versions.find((version) => !version.hidden).querySelector("video");
+      now.currentTime = at;
+      if (playing) { now.play().catch(() => {}); }
+    });
+  }
+}
