@@ -58,19 +58,7 @@ def load_transformer(folder: ModelFolder, device: Device, precision: Precision) 
     quantization = quantization_config(precision)
     if folder.original is None:
         return _load(LTX2VideoTransformer3DModel, folder, "transformer", device, precision.dtype, quantization)
-    start = time.monotonic()
-    tensors = dict(original_tensors(folder.original, "transformer"))
-    _expect(_empty(LTX2VideoTransformer3DModel, folder, "transformer"), tensors, folder.original)
-    model = LTX2VideoTransformer3DModel.from_single_file(
-        tensors,
-        config=str(folder.path),
-        subfolder="transformer",
-        local_files_only=True,
-        torch_dtype=precision.dtype,
-        device=torch.device(device),
-        quantization_config=quantization,
-    )
-    return _frozen(model, "transformer", start)
+    return _load_original(LTX2VideoTransformer3DModel, folder, "transformer", device, precision.dtype, quantization)
 
 
 def load_connectors(folder: ModelFolder, device: Device, dtype: torch.dtype) -> "LTX2TextConnectors":
@@ -78,13 +66,7 @@ def load_connectors(folder: ModelFolder, device: Device, dtype: torch.dtype) -> 
 
     if folder.original is None:
         return _load(LTX2TextConnectors, folder, "connectors", device, dtype)
-    start = time.monotonic()
-    model = _empty(LTX2TextConnectors, folder, "connectors")
-    tensors = dict(original_tensors(folder.original, "connectors"))
-    _expect(model, tensors, folder.original)
-    placed = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
-    model.load_state_dict(placed, strict=True, assign=True)
-    return _frozen(model.to(device), "connectors", start)
+    return _load_original(LTX2TextConnectors, folder, "connectors", device, dtype)
 
 
 def load_video_vae(folder: ModelFolder, device: Device, dtype: torch.dtype) -> "AutoencoderKLLTX2Video":
@@ -164,13 +146,35 @@ def _load(
     return _frozen(model, component, start)
 
 
-def _empty(model_class: type[Model], folder: ModelFolder, component: str) -> Model:
+def _load_original(
+    model_class: type[Model],
+    folder: ModelFolder,
+    component: str,
+    device: Device,
+    dtype: torch.dtype,
+    quantization: Any = None,
+) -> Model:
+    """Out of the single file, as `_load` does out of a folder; from_single_file knows neither 2.3 nor quantization."""
     from accelerate import init_empty_weights
+    from diffusers.models.model_loading_utils import load_model_dict_into_meta
+    from diffusers.quantizers import DiffusersAutoQuantizer
 
+    assert folder.original is not None
+    start = time.monotonic()
     builder: Any = model_class
     with init_empty_weights(include_buffers=False):
         model: Model = builder.from_config(folder.config(component))
-    return model
+    tensors = dict(original_tensors(folder.original, component))
+    _expect(model, tensors, folder.original)
+    quantizer = quantization and DiffusersAutoQuantizer.from_config(quantization, pre_quantized=False)
+    if quantizer:
+        quantizer.preprocess_model(model=model, device_map=None, keep_in_fp32_modules=[])
+    load_model_dict_into_meta(
+        model, tensors, dtype=dtype, device_map={"": torch.device(device)}, hf_quantizer=quantizer, unexpected_keys=[]
+    )
+    if quantizer:
+        quantizer.postprocess_model(model)
+    return _frozen(model.to(device), component, start)
 
 
 def _expect(model: nn.Module, tensors: dict[str, torch.Tensor], file: Path) -> None:
