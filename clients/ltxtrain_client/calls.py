@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, Self, TypeVar
 
 import grpc
@@ -45,7 +45,7 @@ class Client:
         method: "grpc.aio.UnaryUnaryMultiCallable[Any, Any]",
         request: Any,
         items: Callable[[Any], Iterable[Item]],
-    ) -> AsyncIterator[Item]:
+    ) -> AsyncGenerator[Item, None]:
         """Every item of a List call, page after page. `request` has a page_token, its response a next_page_token."""
         while True:
             response = await self._call(method, request)

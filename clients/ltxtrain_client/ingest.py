@@ -1,6 +1,6 @@
 """IngestService: archives and videos become datasets of probed clips."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,7 +38,7 @@ class Upload:
     size_bytes: int
     put_url: str = field(repr=False)
 
-    def send(self) -> AsyncIterator[Transfer]:
+    def send(self) -> AsyncGenerator[Transfer, None]:
         """Send the file, saying after each chunk how far it is. Raises TransferFailed."""
         return put_file(self.path, self.put_url, self.size_bytes)
 
@@ -93,7 +93,7 @@ class IngestClient(Client):
     async def get_dataset(self, name: str) -> Dataset:
         return (await self._call(self._stub.GetDataset, GetDatasetRequest(name=name))).dataset
 
-    def list_datasets(self, page_size: int = 0) -> AsyncIterator[Dataset]:
+    def list_datasets(self, page_size: int = 0) -> AsyncGenerator[Dataset, None]:
         """Every dataset of yours; pages are fetched as they are needed."""
         request = ListDatasetsRequest(page_size=page_size)
         return self._pages(self._stub.ListDatasets, request, lambda response: response.datasets)
@@ -106,18 +106,18 @@ class IngestClient(Client):
         """Delete the record and what nothing else refers to. Raises FailedPrecondition before it has ended."""
         await self._call(self._stub.DeleteDataset, DeleteDatasetRequest(name=name))
 
-    def list_clips(self, dataset: str, page_size: int = 0) -> AsyncIterator[Clip]:
+    def list_clips(self, dataset: str, page_size: int = 0) -> AsyncGenerator[Clip, None]:
         request = ListClipsRequest(parent=dataset, page_size=page_size)
         return self._pages(self._stub.ListClips, request, lambda response: response.clips)
 
-    def list_dataset_report(self, dataset: str, page_size: int = 0) -> AsyncIterator[ReportLine]:
+    def list_dataset_report(self, dataset: str, page_size: int = 0) -> AsyncGenerator[ReportLine, None]:
         """One line for every file of the archive: what became of it, and why."""
         request = ListDatasetReportRequest(parent=dataset, page_size=page_size)
         return self._pages(self._stub.ListDatasetReport, request, lambda response: response.lines)
 
     def watch_dataset(
         self, name: str, after_sequence: int = 0, pace: Pace = STEADY
-    ) -> AsyncIterator[tuple[int, Event]]:
+    ) -> AsyncGenerator[tuple[int, Event], None]:
         """Events of a dataset until it ends, across reconnects; see watch.watch."""
         return watch(
             lambda cursor: self._stub.WatchDataset(

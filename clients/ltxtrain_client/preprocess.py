@@ -1,6 +1,6 @@
 """PreprocessService: datasets become training sets, clips become samples."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from ltxtrain.v1.preprocess_pb2 import (
     CancelTrainingSetRequest,
@@ -50,7 +50,7 @@ class PreprocessClient(Client):
     async def get_training_set(self, name: str) -> TrainingSet:
         return (await self._call(self._stub.GetTrainingSet, GetTrainingSetRequest(name=name))).training_set
 
-    def list_training_sets(self, page_size: int = 0) -> AsyncIterator[TrainingSet]:
+    def list_training_sets(self, page_size: int = 0) -> AsyncGenerator[TrainingSet, None]:
         """Every training set of yours; pages are fetched as they are needed."""
         request = ListTrainingSetsRequest(page_size=page_size)
         return self._pages(self._stub.ListTrainingSets, request, lambda response: response.training_sets)
@@ -63,18 +63,18 @@ class PreprocessClient(Client):
         """Delete the record and what nothing else refers to. Raises FailedPrecondition before it has ended."""
         await self._call(self._stub.DeleteTrainingSet, DeleteTrainingSetRequest(name=name))
 
-    def list_samples(self, training_set: str, page_size: int = 0) -> AsyncIterator[Sample]:
+    def list_samples(self, training_set: str, page_size: int = 0) -> AsyncGenerator[Sample, None]:
         request = ListSamplesRequest(parent=training_set, page_size=page_size)
         return self._pages(self._stub.ListSamples, request, lambda response: response.samples)
 
-    def list_training_set_report(self, training_set: str, page_size: int = 0) -> AsyncIterator[ReportLine]:
+    def list_training_set_report(self, training_set: str, page_size: int = 0) -> AsyncGenerator[ReportLine, None]:
         """One line for every clip and scene: what fitting did to it, or why it was left out."""
         request = ListTrainingSetReportRequest(parent=training_set, page_size=page_size)
         return self._pages(self._stub.ListTrainingSetReport, request, lambda response: response.lines)
 
     def watch_training_set(
         self, name: str, after_sequence: int = 0, pace: Pace = STEADY
-    ) -> AsyncIterator[tuple[int, Event]]:
+    ) -> AsyncGenerator[tuple[int, Event], None]:
         """Events of a training set until it ends, across reconnects; see watch.watch."""
         return watch(
             lambda cursor: self._stub.WatchTrainingSet(

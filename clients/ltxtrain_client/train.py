@@ -1,6 +1,6 @@
 """TrainService, the front door: from a sheet to a LoRA."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 from ltxtrain.v1.artifact_pb2 import Artifact
@@ -58,7 +58,7 @@ class TrainClient(Client):
     async def get_job(self, name: str) -> Job:
         return (await self._call(self._stub.GetJob, GetJobRequest(name=name))).job
 
-    def list_jobs(self, states: Sequence[State] = (), page_size: int = 0) -> AsyncIterator[Job]:
+    def list_jobs(self, states: "Sequence[State | str]" = (), page_size: int = 0) -> AsyncGenerator[Job, None]:
         """Jobs of yours in one of `states` (empty: all), newest first; pages are fetched as they are needed."""
         request = ListJobsRequest(states=states, page_size=page_size)
         return self._pages(self._stub.ListJobs, request, lambda response: response.jobs)
@@ -71,7 +71,9 @@ class TrainClient(Client):
         """Delete a job with all that it left. Raises FailedPrecondition before it has ended."""
         await self._call(self._stub.DeleteJob, DeleteJobRequest(name=name))
 
-    def watch_job(self, name: str, after_sequence: int = 0, pace: Pace = STEADY) -> AsyncIterator[tuple[int, Event]]:
+    def watch_job(
+        self, name: str, after_sequence: int = 0, pace: Pace = STEADY
+    ) -> AsyncGenerator[tuple[int, Event], None]:
         """Events of a job until it ends, across reconnects; see watch.watch. Leaving it cancels nothing."""
         return watch(
             lambda cursor: self._stub.WatchJob(
@@ -83,7 +85,7 @@ class TrainClient(Client):
 
     def list_artifacts(
         self, job: str, kinds: Sequence[Artifact.Kind] = (), page_size: int = 0
-    ) -> AsyncIterator[Artifact]:
+    ) -> AsyncGenerator[Artifact, None]:
         """What a job has left so far, of these kinds (empty: all)."""
         request = ListArtifactsRequest(parent=job, kinds=kinds, page_size=page_size)
         return self._pages(self._stub.ListArtifacts, request, lambda response: response.artifacts)
@@ -101,7 +103,7 @@ class TrainClient(Client):
             pass
         return path
 
-    async def download_steps(self, artifact: str, path: Path) -> AsyncIterator[Transfer]:
+    async def download_steps(self, artifact: str, path: Path) -> AsyncGenerator[Transfer, None]:
         """`download`, saying after each chunk how far it is."""
         blob = (await self.get_artifact(artifact)).artifact.blob
 

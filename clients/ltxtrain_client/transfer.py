@@ -6,7 +6,7 @@ Work reports by yielding: each step says how many bytes are done.
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +55,7 @@ async def digest_file(path: Path) -> FileDigest:
     return FileDigest(size, digest.hexdigest())
 
 
-async def put_file(path: Path, url: str, size_bytes: int) -> AsyncIterator[Transfer]:
+async def put_file(path: Path, url: str, size_bytes: int) -> AsyncGenerator[Transfer, None]:
     """PUT a file to a presigned URL, from its beginning again when the connection breaks.
 
     Raises TransferFailed when the store refuses it, or does not take it in five tries.
@@ -81,7 +81,7 @@ async def put_file(path: Path, url: str, size_bytes: int) -> AsyncIterator[Trans
 async def _put_once(
     session: aiohttp.ClientSession, url: str, path: Path, size_bytes: int, sent: "asyncio.Queue[int | None]"
 ) -> None:
-    async def body() -> AsyncIterator[bytes]:
+    async def body() -> AsyncGenerator[bytes, None]:
         count = 0
         file = await asyncio.to_thread(path.open, "rb")
         try:
@@ -106,7 +106,7 @@ async def _put_once(
 
 async def get_file(
     path: Path, expected: FileDigest, fresh_url: Callable[[], Awaitable[str]]
-) -> AsyncIterator[Transfer]:
+) -> AsyncGenerator[Transfer, None]:
     """Download to `path`, which appears whole and checked, or not at all.
 
     The bytes of a broken try lie beside it in a hidden file named after the digest, and are not fetched again.
@@ -142,7 +142,7 @@ async def get_file(
 
 async def _append(
     session: aiohttp.ClientSession, url: str, part: Path, size: int, digest: "_Hash"
-) -> AsyncIterator[int]:
+) -> AsyncGenerator[int, None]:
     """Fetch what `part` lacks after its first `size` bytes; yields its size as it grows."""
     # Identity, for the digest is of the bytes as they are stored.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})

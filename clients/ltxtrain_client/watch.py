@@ -7,7 +7,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,7 +69,7 @@ async def watch(
     open_stream: Callable[[int], "grpc.aio.UnaryStreamCall[Any, Any]"],
     after_sequence: int = 0,
     pace: Pace = STEADY,
-) -> AsyncIterator[tuple[int, Event]]:
+) -> AsyncGenerator[tuple[int, Event], None]:
     """Events after `after_sequence` with their sequences, each once and in order; ends after the terminal one.
 
     `open_stream` starts a Watch call at a cursor. Store the sequence once you have handled its event, and pass it

@@ -1,0 +1,143 @@
+"""Watch work until it ends, with Ctrl-C asking what it should mean."""
+
+import sys
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.work_pb2 import Lifecycle, State
+
+from ltxtrain_client.channel import ClientSettings
+from ltxtrain_client.cli.fetch import fetch_files
+from ltxtrain_client.cli.resources import Resource, cancel_resource, get_resource, resource_name, watch_resource
+from ltxtrain_client.cli.session import Exit, Json, open_suite, run, run_interruptible, settings_of
+from ltxtrain_client.lines import duration_text, state_word
+from ltxtrain_client.plain import plain
+from ltxtrain_client.progress import View, make_view, print_json
+from ltxtrain_client.watch import Pace
+
+PATIENCE_SECONDS = 300.0
+Patience = Annotated[float, typer.Option(help="Give up after so many seconds without a word; the work goes on.")]
+_EXITS = {State.STATE_SUCCEEDED: Exit.SUCCEEDED, State.STATE_CANCELLED: Exit.CANCELLED}
+
+
+@dataclass
+class Cursor:
+    """The last sequence that was shown."""
+
+    sequence: int = 0
+
+
+def watch(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="jobs/ID (or the ID alone), datasets/ID or trainingSets/ID.")],
+    after: Annotated[int, typer.Option(help="Show events after this sequence; 0 shows all.", min=0)] = 0,
+    out: Annotated[Path | None, typer.Option(help="Then download a job's results here.", file_okay=False)] = None,
+    patience: Patience = PATIENCE_SECONDS,
+    json_lines: Json = False,
+) -> None:
+    """Show progress until the work ends. Leaving cancels nothing."""
+    view = make_view(json_lines=json_lines)
+    raise typer.Exit(
+        follow_to_end(
+            settings_of(context),
+            resource_name(name),
+            view,
+            after_sequence=after,
+            out=out,
+            json_lines=json_lines,
+            patience_seconds=patience,
+        )
+    )
+
+
+def follow_to_end(
+    settings: ClientSettings,
+    name: str,
+    view: View,
+    *,
+    after_sequence: int = 0,
+    out: Path | None,
+    json_lines: bool,
+    patience_seconds: float,
+) -> Exit:
+    """Show events until the work ends, then fetch a job's files into `out`. Ctrl-C asks: cancel, leave or go on."""
+    cursor = Cursor(after_sequence)
+    pace = Pace(patience_seconds=patience_seconds)
+    while True:
+        try:
+            ended = run_interruptible(_follow(settings, name, view, cursor, pace, out))
+        except KeyboardInterrupt:
+            choice = _asked(name)
+            if choice == "leave":
+                _say_how_to_resume(name, cursor)
+                return Exit.INTERRUPTED
+            if choice == "cancel":
+                run(_cancel(settings, name))
+        except typer.Exit as error:
+            if error.exit_code == Exit.UNREACHABLE:
+                _say_how_to_resume(name, cursor)
+            raise
+        else:
+            _summarize(ended, json_lines)
+            return _EXITS.get(ended.lifecycle.state, Exit.FAILED)
+
+
+async def _follow(
+    settings: ClientSettings, name: str, view: View, cursor: Cursor, pace: Pace, out: Path | None
+) -> Resource:
+    async with open_suite(settings) as suite:
+        with view:
+            async with aclosing(watch_resource(suite, name, cursor.sequence, pace)) as events:
+                async for sequence, event in events:
+                    view.show(sequence, event)
+                    cursor.sequence = sequence
+            ended = await get_resource(suite, name)
+            if out is not None and isinstance(ended, Job):
+                await fetch_files(suite.train, ended, out, view)
+        return ended
+
+
+async def _cancel(settings: ClientSettings, name: str) -> None:
+    async with open_suite(settings) as suite:
+        await cancel_resource(suite, name)
+
+
+def _asked(name: str) -> str:
+    """What a person wants after Ctrl-C; without a terminal the work is left running."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return "leave"
+    print(f"\n{name} is still running.", file=sys.stderr)
+    try:
+        answer = typer.prompt("[c]ancel it, [l]eave it running, or [w]atch on?", default="l", err=True)
+    except (KeyboardInterrupt, typer.Abort):
+        return "leave"
+    return {"c": "cancel", "w": "watch"}.get(str(answer).strip().lower()[:1], "leave")
+
+
+def _say_how_to_resume(name: str, cursor: Cursor) -> None:
+    print(
+        f"{name} runs on. To go on watching: ltxtrain watch {name} --after {cursor.sequence}\n"
+        f"To stop it: ltxtrain cancel {name}",
+        file=sys.stderr,
+    )
+
+
+def _summarize(ended: Resource, json_lines: bool) -> None:
+    if json_lines:
+        print_json({"ended": plain(ended)})
+        return
+    text = f"{ended.name} {state_word(ended.lifecycle.state)}{_lasted(ended.lifecycle)}"
+    if isinstance(ended, Job) and ended.billable_units:
+        text += f", {ended.billable_units} units, {ended.price_usd:.2f} USD"
+    print(text, flush=True)
+
+
+def _lasted(lifecycle: Lifecycle) -> str:
+    if not (lifecycle.HasField("start_time") and lifecycle.HasField("end_time")):
+        return ""
+    seconds = (lifecycle.end_time.ToDatetime() - lifecycle.start_time.ToDatetime()).total_seconds()
+    return f" after {duration_text(seconds)}"

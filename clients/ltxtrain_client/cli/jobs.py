@@ -1,0 +1,144 @@
+"""List, show, cancel and delete."""
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.work_pb2 import State
+
+from ltxtrain_client.channel import ClientSettings
+from ltxtrain_client.cli.resources import cancel_resource, delete_resource, job_name, resource_name
+from ltxtrain_client.cli.session import Json, open_suite, run, settings_of
+from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
+from ltxtrain_client.errors import from_status
+from ltxtrain_client.lines import count_text, describe_error, stage_word, state_word
+from ltxtrain_client.outputs import result_files
+from ltxtrain_client.plain import plain
+from ltxtrain_client.progress import print_json
+from ltxtrain_client.sheet import format_sheet
+from ltxtrain_client.words import words
+
+STATES = tuple(words(State.DESCRIPTOR))
+Name = Annotated[str, typer.Argument(help="jobs/ID (or the ID alone), datasets/ID or trainingSets/ID.")]
+
+
+def _states(texts: Sequence[str]) -> list[str]:
+    """Names of enum values for words. Raises BadParameter."""
+    unknown = [text for text in texts if text not in STATES]
+    if unknown:
+        raise typer.BadParameter(f"{', '.join(unknown)}: a state is one of {', '.join(STATES)}")
+    return [f"STATE_{text.upper()}" for text in texts]
+
+
+def jobs(
+    context: typer.Context,
+    state: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Only these: {', '.join(STATES)}.", autocompletion=lambda: list(STATES)),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 50,
+    json_lines: Json = False,
+) -> None:
+    """List jobs, newest first."""
+    found = run(_list(settings_of(context), _states(state or []), limit))
+    if json_lines:
+        for item in found:
+            print_json(plain(item))
+        return
+    rows = [
+        (item.name, state_word(item.lifecycle.state), _where(item), time_text(item.lifecycle.create_time))
+        for item in found
+    ]
+    print_table(("JOB", "STATE", "STAGE", "CREATED"), rows)
+
+
+async def _list(settings: ClientSettings, states: Sequence[str], limit: int) -> list[Job]:
+    found: list[Job] = []
+    async with open_suite(settings) as suite:
+        async for item in suite.train.list_jobs(states, page_size=min(limit, 500)):
+            found.append(item)
+            if len(found) == limit:
+                break
+    return found
+
+
+def job(
+    context: typer.Context,
+    job: Annotated[str, typer.Argument(help="jobs/ID, or the ID alone.")],
+    json_lines: Json = False,
+) -> None:
+    """Show a job: where it stands, what it was asked, what it made."""
+    item = run(_get(settings_of(context), job_name(job)))
+    if json_lines:
+        print_json(plain(item))
+        return
+    lifecycle = item.lifecycle
+    print_pairs(
+        [
+            ("job", item.name),
+            ("state", state_word(lifecycle.state)),
+            ("stage", _where(item)),
+            ("queue", f"{item.queue_position} ahead" if item.HasField("queue_position") else ""),
+            ("created", time_text(lifecycle.create_time)),
+            ("started", time_text(lifecycle.start_time)),
+            ("ended", time_text(lifecycle.end_time)),
+            ("checkpoint", f"step {item.checkpoint_step}" if item.checkpoint_step else ""),
+            ("dataset", item.dataset),
+            ("validation", item.validation_dataset),
+            ("samples", item.training_set),
+            ("price", f"{item.price_usd:.2f} USD ({item.billable_units} units)" if item.billable_units else ""),
+            ("results", ", ".join(result_files(item))),
+        ]
+    )
+    if lifecycle.HasField("error"):
+        print(f"error       {describe_error(from_status(lifecycle.error))}")
+    print(indented(format_sheet(item.effective_spec, item.options)))
+
+
+async def _get(settings: ClientSettings, name: str) -> Job:
+    async with open_suite(settings) as suite:
+        return await suite.train.get_job(name)
+
+
+def cancel(context: typer.Context, name: Name, json_lines: Json = False) -> None:
+    """Stop work. A job keeps the LoRA of its last checkpoint; what has ended stays as it is."""
+
+    async def work() -> None:
+        async with open_suite(settings_of(context)) as suite:
+            item = await cancel_resource(suite, resource_name(name))
+        if json_lines:
+            print_json(plain(item))
+        else:
+            print(f"{item.name} {state_word(item.lifecycle.state)}")
+
+    run(work())
+
+
+def delete(
+    context: typer.Context,
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete work that has ended, with all that it left in the object store."""
+    full_name = resource_name(name)
+    if not yes and sys.stdin.isatty():
+        typer.confirm(f"Delete {full_name} and its files for good?", abort=True)
+
+    async def work() -> None:
+        async with open_suite(settings_of(context)) as suite:
+            await delete_resource(suite, full_name)
+
+    run(work())
+    print(f"{full_name} deleted")
+
+
+def _where(item: Job) -> str:
+    if not item.stage:
+        return ""
+    return (
+        f"{stage_word(item.stage)} {count_text(item.stage, item.progress)}".strip()
+        if item.HasField("progress")
+        else stage_word(item.stage)
+    )

@@ -1,0 +1,46 @@
+"""Tables and documents on a terminal or in a pipe."""
+
+import json
+import sys
+from collections.abc import Sequence
+from datetime import UTC
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from rich.console import Console
+from rich.table import Table
+
+# Nothing is cut off where there is no screen to fit.
+PIPE_WIDTH = 2000
+
+
+def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Rows under titles, in columns; as wide as they need where the output is no terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, width=PIPE_WIDTH)
+    console.print(table, highlight=False)
+
+
+def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """Lines of name and value; pairs without a value are left out."""
+    width = max((len(name) for name, value in pairs if value), default=0)
+    for name, value in pairs:
+        if value:
+            print(f"{name:<{width}}  {value}")
+
+
+def indented(document: Any) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False)
+
+
+def time_text(time: Timestamp) -> str:
+    """Local date and time; empty for one that is not set."""
+    if not time.seconds:
+        return ""
+    return time.ToDatetime(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

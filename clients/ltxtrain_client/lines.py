@@ -1,0 +1,95 @@
+"""Events as sentences for people."""
+
+from ltxtrain.v1.work_pb2 import Event, Outcome, PreviewMetrics, Progress, ReportLine, ReportReason, Stage, State
+
+from ltxtrain_client.errors import CallError, from_status
+from ltxtrain_client.outputs import file_name
+from ltxtrain_client.words import word
+
+
+def stage_word(stage: int) -> str:
+    return word(Stage.DESCRIPTOR, stage)
+
+
+def state_word(state: int) -> str:
+    return word(State.DESCRIPTOR, state)
+
+
+def describe(event: Event) -> str | None:
+    """One line about an event; None for what belongs into a bar, and for clips that were kept as they are."""
+    match event.WhichOneof("detail"):
+        case "lifecycle":
+            if event.lifecycle.HasField("error"):
+                return f"{state_word(event.lifecycle.state)}: {describe_error(from_status(event.lifecycle.error))}"
+            return state_word(event.lifecycle.state)
+        case "report_line":
+            return describe_report_line(event.report_line)
+        case "artifact":
+            return f"stored {file_name(event.artifact)} ({size_text(event.artifact.blob.size_bytes)})"
+        case "warning":
+            return f"warning: {describe_error(from_status(event.warning))}"
+        case "preview_metrics":
+            return describe_preview(event.preview_metrics)
+        case "queue_position":
+            ahead = event.queue_position.ahead
+            return f"waiting for a GPU, {ahead} job{'' if ahead == 1 else 's'} ahead"
+        case "train_metrics" if event.train_metrics.HasField("held_out_loss"):
+            return f"step {event.train_metrics.step}: held-out loss {event.train_metrics.held_out_loss:.4f}"
+    return None
+
+
+def describe_error(error: CallError) -> str:
+    """An error's text with its reason, then each field and each clip that it is about."""
+    lines = [f"{error} ({error.reason or error.code.name})"]
+    lines += [f"  {item.field}: {item.description} ({item.reason})" for item in error.violations]
+    lines += [f"  {item.subject}: {item.description}" for item in error.subjects]
+    more = int(error.metadata.get("count", "0")) if error.metadata.get("count", "").isdecimal() else 0
+    if error.subjects and more > len(error.subjects):
+        lines.append(f"  and {more - len(error.subjects)} more; the report has all of them")
+    return "\n".join(lines)
+
+
+def describe_report_line(line: ReportLine) -> str | None:
+    if line.outcome == Outcome.OUTCOME_KEPT and not line.reasons:
+        return None
+    reasons = ", ".join(word(ReportReason.DESCRIPTOR, reason).upper() for reason in line.reasons)
+    text = line.description + (f" ({reasons})" if reasons else "")
+    outcome = word(Outcome.DESCRIPTOR, line.outcome).replace("kept_changed", "changed")
+    return f"{outcome} {line.path}" + (f": {text.strip()}" if text else "")
+
+
+def describe_preview(metrics: PreviewMetrics) -> str:
+    which = "base model" if metrics.base_model else f"step {metrics.step}"
+    prefix = f"{metrics.prefix_psnr_db:.1f} dB" + ("" if metrics.prefix_latents_equal else ", latents differ")
+    return (
+        f"preview {metrics.validation_index} of {which}: prefix {prefix}; at the join colour "
+        f"{metrics.join_colour_jump:.2f}x, luminance {metrics.join_luminance_jump:.2f}x, motion "
+        f"{metrics.join_motion_break:.2f}x; drift {metrics.colour_drift:+.2f} levels/s"
+    )
+
+
+def count_text(stage: int, progress: Progress) -> str:
+    """How far a stage is, in its own unit."""
+    if stage == Stage.STAGE_PUBLISH:
+        done, total = size_text(progress.completed), size_text(progress.total)
+    else:
+        done, total = str(progress.completed), str(progress.total)
+    return f"{done}/{total}" if progress.total else done
+
+
+def duration_text(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size_text(size_bytes: float) -> str:
+    """Bytes in decimal units, as disks and networks count them."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"

@@ -1,0 +1,29 @@
+"""What a job leaves behind, as files: which artifact goes by which name."""
+
+from pathlib import PurePosixPath
+
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.train_pb2 import Job
+
+# Fields of JobOutput and the files they become.
+RESULTS = {
+    "lora_file": "lora.safetensors",
+    "config_file": "config.json",
+    "video": "reel.mp4",
+    "debug_dataset": "debug_dataset.zip",
+    "lora_video_only_file": "lora_video_only.safetensors",
+}
+# Artifacts that go with the results.
+PAGES = (Artifact.KIND_METRICS, Artifact.KIND_JOB_PAGE, Artifact.KIND_CONTACT_SHEET)
+
+
+def result_files(job: Job) -> dict[str, str]:
+    """File name → artifact name of a job's results; empty before it has any."""
+    return {file: name for field, file in RESULTS.items() if (name := getattr(job.output, field))}
+
+
+def file_name(artifact: Artifact) -> str:
+    """The file name that an artifact's resource name ends in."""
+    name = PurePosixPath(artifact.name).name
+    # The name is the server's; the folder that it is written to is ours.
+    return name if name not in ("", ".", "..") else "artifact"

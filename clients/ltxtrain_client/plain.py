@@ -1,0 +1,49 @@
+"""Messages as plain JSON for scripts: the contract's field names, enum words, numbers as numbers, times in RFC 3339."""
+
+from typing import Any
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.status_pb2 import Status
+
+from ltxtrain_client.errors import CallError, from_status
+from ltxtrain_client.words import word
+
+
+def plain(message: Message, *, whole: bool = True) -> dict[str, Any]:
+    """A message as JSON values. `whole`: fields that are zero are there too, unless they can be unset."""
+    document: dict[str, Any] = {}
+    fields: Any = message.DESCRIPTOR.fields
+    for field in fields:
+        value = getattr(message, field.name)
+        if field.has_presence:
+            if message.HasField(field.name):
+                document[field.name] = _value(field, value, whole)
+        elif field.is_repeated:
+            if value or whole:
+                document[field.name] = [_value(field, item, whole) for item in value]
+        elif value or whole:
+            document[field.name] = _value(field, value, whole)
+    return document
+
+
+def plain_error(error: CallError) -> dict[str, Any]:
+    """An error as JSON values, its details taken apart."""
+    return {
+        "code": error.code.name,
+        "reason": error.reason,
+        "message": str(error),
+        "metadata": dict(error.metadata),
+        "violations": [vars(violation) for violation in error.violations],
+        "subjects": [vars(subject) for subject in error.subjects],
+    }
+
+
+def _value(field: Any, value: Any, whole: bool) -> Any:
+    if isinstance(value, Timestamp):
+        return value.ToJsonString()
+    if isinstance(value, Status):
+        return plain_error(from_status(value))
+    if isinstance(value, Message):
+        return plain(value, whole=whole)
+    return word(field.enum_type, value) if field.enum_type is not None else value

@@ -1,0 +1,174 @@
+"""What a person or a script sees of work under way: bars on a terminal, lines elsewhere, JSON lines for scripts."""
+
+import json
+import sys
+from typing import Any, Protocol, Self, TextIO
+
+from ltxtrain.v1.work_pb2 import Event, Progress, Stage, TrainMetrics
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+
+from ltxtrain_client.lines import count_text, describe, duration_text, size_text, stage_word
+from ltxtrain_client.plain import plain
+from ltxtrain_client.transfer import Transfer
+
+# Between two lines about one stage that goes on, in the time of the events.
+PLAIN_SECONDS = 10.0
+
+
+class View(Protocol):
+    """Shows events in order. Enter it before the first one; it can be left and entered again."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def show(self, sequence: int, event: Event) -> None: ...
+
+    def show_transfer(self, label: str, step: Transfer) -> None: ...
+
+
+def make_view(*, json_lines: bool, out: TextIO | None = None) -> View:
+    """JSON lines when asked for, bars on a terminal, plain lines otherwise."""
+    stream = out or sys.stdout
+    if json_lines:
+        return JsonView(stream)
+    console = Console(file=stream)
+    return BarView(console) if console.is_terminal else PlainView(stream)
+
+
+class JsonView:
+    """One JSON object a line: {"sequence": n, "event": {...}}, times in RFC 3339, enum values as words."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def show(self, sequence: int, event: Event) -> None:
+        print_json({"sequence": sequence, "event": plain(event)}, self._out)
+
+    def show_transfer(self, label: str, step: Transfer) -> None:
+        if step.completed_bytes >= step.total_bytes:
+            print_json({"transfer": label, "size_bytes": step.total_bytes}, self._out)
+
+
+class PlainView:
+    """A line for each thing worth one; progress now and then."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._notes = _Notes()
+        self._shown: dict[int, float] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def show(self, sequence: int, event: Event) -> None:
+        stage = stage_word(event.stage) if event.stage else "job"
+        if (line := describe(event)) is not None:
+            self._print(f"{stage}: {line}")
+        self._notes.take(event)
+        if event.HasField("progress") and self._due(event):
+            text = f"{stage}: {count_text(event.stage, event.progress)}"
+            self._print(", ".join([text, *self._notes.of(event.stage)]))
+
+    def show_transfer(self, label: str, step: Transfer) -> None:
+        if step.completed_bytes >= step.total_bytes:
+            self._print(f"{label}: {size_text(step.total_bytes)}")
+
+    def _due(self, event: Event) -> bool:
+        now, before = event.time.seconds + event.time.nanos / 1e9, self._shown.get(event.stage)
+        done = 0 < event.progress.total <= event.progress.completed
+        if before is not None and now - before < PLAIN_SECONDS and not done:
+            return False
+        self._shown[event.stage] = now
+        return True
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+
+class BarView:
+    """A bar for each stage and each transfer, with lines scrolling above."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._notes = _Notes()
+        self._bars = self._make()
+        self._tasks: dict[int | str, TaskID] = {}
+
+    def _make(self) -> RichProgress:
+        columns = (
+            TextColumn("{task.description:<10}", markup=False),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[count]}", markup=False),
+            TextColumn("{task.fields[note]}", markup=False, style="dim"),
+        )
+        return RichProgress(*columns, console=self._console)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, sequence: int, event: Event) -> None:
+        if (line := describe(event)) is not None:
+            style = {"warning": "yellow", "skipped": "yellow", "rejected": "red", "failed": "red"}
+            self._console.print(line, style=style.get(line.split(":")[0].split(" ")[0]), markup=False, highlight=False)
+        self._notes.take(event)
+        if event.HasField("progress"):
+            progress = event.progress
+            self._bar(event.stage, stage_word(event.stage), progress, count_text(event.stage, progress))
+        elif event.HasField("train_metrics") and event.stage in self._tasks:
+            self._bars.update(self._tasks[event.stage], note=", ".join(self._notes.of(event.stage)))
+
+    def show_transfer(self, label: str, step: Transfer) -> None:
+        progress = Progress(completed=step.completed_bytes, total=step.total_bytes)
+        self._bar(label, label, progress, count_text(Stage.STAGE_PUBLISH, progress))
+
+    def _bar(self, key: int | str, label: str, progress: Progress, count: str) -> None:
+        note = ", ".join(self._notes.of(key))
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task(label, total=None, count="", note="")
+        self._bars.update(
+            self._tasks[key], completed=progress.completed, total=progress.total or None, count=count, note=note
+        )
+
+
+class _Notes:
+    """What is told beside a stage's count: the newest loss and the time that is left."""
+
+    def __init__(self) -> None:
+        self._metrics: TrainMetrics | None = None
+        self._eta: dict[int | str, float | None] = {}
+
+    def take(self, event: Event) -> None:
+        if event.HasField("train_metrics"):
+            self._metrics = event.train_metrics
+        elif event.HasField("progress"):
+            eta = event.progress.eta_seconds if event.progress.HasField("eta_seconds") else None
+            self._eta[event.stage] = eta
+
+    def of(self, stage: int | str) -> list[str]:
+        notes = []
+        if stage == Stage.STAGE_TRAIN and self._metrics is not None:
+            notes += [f"loss {self._metrics.loss:.4f}", f"{self._metrics.seconds_per_step:.2f} s/step"]
+        if (eta := self._eta.get(stage)) is not None:
+            notes.append(f"{duration_text(eta)} left")
+        return notes
+
+
+def print_json(document: Any, out: TextIO | None = None) -> None:
+    """One line of JSON."""
+    print(json.dumps(document, ensure_ascii=False), file=out or sys.stdout, flush=True)

@@ -1,0 +1,216 @@
+"""The parameter sheet as JSON: what people write, word for word, and the messages that the services read.
+
+Keys are the sheet's names; what the sheet does not have is in an object "options". Enum values are the sheet's words
+("medium", "16:9") or the contract's names. Ranges and required fields are the server's to check: here it is form only.
+"""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.train_pb2 import JobOptions
+
+from ltxtrain_client.errors import Problem, SheetInvalid
+from ltxtrain_client.plain import plain
+from ltxtrain_client.words import words
+
+OPTIONS = "options"
+
+_INTEGER_BITS = {FieldDescriptor.CPPTYPE_INT32: 31, FieldDescriptor.CPPTYPE_INT64: 63}
+_STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)((?:\[\d+\])?)")
+_WRONG = object()
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A filled-in parameter sheet: what is asked, and how it is to be run."""
+
+    spec: ExtendPrefixSpec
+    options: JobOptions
+
+
+def parse_sheet(source: str | Mapping[str, Any], settings: Sequence[str] = ()) -> Sheet:
+    """A sheet from JSON text or a parsed object, changed by `settings` of the form key=value.
+
+    A key may be a path, as in "options.seed" or "validation[0].prompt". null means: not given.
+    Raises SheetInvalid with every unknown key, wrong type and wrong word at once.
+    """
+    problems: list[Problem] = []
+    document = _load(source, problems) if isinstance(source, str) else deepcopy(dict(source))
+    for setting in settings:
+        _set(document, setting, problems)
+    options = document.pop(OPTIONS, None)
+    sheet = Sheet(ExtendPrefixSpec(), JobOptions())
+    _fill(sheet.spec, document, "", problems)
+    if options is not None:
+        _fill(sheet.options, options, OPTIONS, problems)
+    if problems:
+        raise SheetInvalid(problems)
+    return sheet
+
+
+def format_sheet(spec: ExtendPrefixSpec, options: JobOptions | None = None) -> dict[str, Any]:
+    """The sheet's JSON of what is set in these messages; `parse_sheet` reads it back."""
+    document = plain(spec, whole=False)
+    if options is not None and (chosen := plain(options, whole=False)):
+        document[OPTIONS] = chosen
+    return document
+
+
+def _load(text: str, problems: list[Problem]) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        keys = [key for key, _ in pairs]
+        problems.extend(Problem(key, "is given twice") for key in sorted(set(keys)) if keys.count(key) > 1)
+        return dict(pairs)
+
+    try:
+        document = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise SheetInvalid(
+            [Problem("", f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}")]
+        ) from None
+    if not isinstance(document, dict):
+        raise SheetInvalid([Problem("", f"a sheet is a JSON object, this is {_kind(document)}")])
+    return document
+
+
+def _set(document: dict[str, Any], setting: str, problems: list[Problem]) -> None:
+    path, equals, text = setting.partition("=")
+    path = path.strip()
+    steps = [_STEP.fullmatch(step) for step in path.split(".")]
+    if not equals or not all(steps):
+        problems.append(Problem(setting, "expected key=value, as in rank=64, options.seed=7 or validation[0].prompt=…"))
+        return
+    keys: list[str | int] = []
+    for step in steps:
+        assert step is not None
+        keys.append(step[1])
+        if step[2]:
+            keys.append(int(step[2][1:-1]))
+    place: Any = document
+    for key, following in pairwise(keys):
+        place = _enter(place, key, [] if isinstance(following, int) else {})
+        if place is None:
+            problems.append(Problem(path, "there is no such place in the sheet"))
+            return
+    _enter(place, keys[-1], None)
+    try:
+        place[keys[-1]] = _typed(keys, text)
+    except (TypeError, IndexError):
+        problems.append(Problem(path, "there is no such place in the sheet"))
+
+
+def _enter(place: Any, key: str | int, empty: Any) -> Any:
+    """What lies at `key`, made empty when absent; a list grows by one entry at most."""
+    if isinstance(place, list) and isinstance(key, int):
+        if key == len(place):
+            place.append(empty)
+        return place[key] if key < len(place) else None
+    if isinstance(place, dict) and isinstance(key, str):
+        if place.get(key) is None:
+            place[key] = empty
+        return place[key]
+    return None
+
+
+def _typed(keys: Sequence[str | int], text: str) -> Any:
+    """The value of a setting: text where the sheet wants text, JSON or a bare word elsewhere."""
+    descriptor: Any = ExtendPrefixSpec.DESCRIPTOR
+    names = [key for key in keys if isinstance(key, str)]
+    if names[0] == OPTIONS:
+        descriptor, names = JobOptions.DESCRIPTOR, names[1:]
+    field: Any = None
+    for name in names:
+        field = descriptor.fields_by_name.get(name) if descriptor is not None else None
+        descriptor = field.message_type if field is not None else None
+    if field is not None and field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _fill(message: Message, document: Any, path: str, problems: list[Problem]) -> None:
+    if not isinstance(document, Mapping):
+        problems.append(Problem(path, f"must be an object, not {_kind(document)}"))
+        return
+    fields: Mapping[str, Any] = message.DESCRIPTOR.fields_by_name
+    for key, value in document.items():
+        place = f"{path}.{key}" if path else str(key)
+        field = fields.get(key)
+        if field is None:
+            problems.append(Problem(place, _unknown(str(key), fields, message)))
+        elif value is None:
+            continue
+        elif field.containing_oneof is not None and message.WhichOneof(field.containing_oneof.name):
+            other = message.WhichOneof(field.containing_oneof.name)
+            problems.append(Problem(place, f"cannot be given together with {other}"))
+        elif field.is_repeated:
+            if isinstance(value, list):
+                for index, item in enumerate(value):
+                    _fill(getattr(message, key).add(), item, f"{place}[{index}]", problems)
+            else:
+                problems.append(Problem(place, f"must be a list, not {_kind(value)}"))
+        elif (converted := _value(field, value, place, problems)) is not _WRONG:
+            setattr(message, key, converted)
+
+
+def _value(field: FieldDescriptor, value: Any, path: str, problems: list[Problem]) -> Any:
+    """The value as the field holds it, or _WRONG with a problem noted."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if field.enum_type is not None:
+        known = words(field.enum_type)
+        names = {name: item.number for name, item in field.enum_type.values_by_name.items() if item.number}
+        if isinstance(value, str) and value in (both := known | names):
+            return both[value]
+        expected = f"must be one of {', '.join(json.dumps(name) for name in known)}"
+    elif field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        if isinstance(value, str):
+            return value
+        expected = "must be text"
+    elif field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        if isinstance(value, bool):
+            return value
+        expected = "must be true or false"
+    elif field.cpp_type == FieldDescriptor.CPPTYPE_DOUBLE:
+        if number and _finite(value):
+            return float(value)
+        expected = "must be a finite number"
+    else:
+        limit = 2 ** _INTEGER_BITS[field.cpp_type]
+        if number and (isinstance(value, int) or value.is_integer()) and -limit <= value < limit:
+            return int(value)
+        expected = "must be a whole number"
+    problems.append(Problem(path, f"{expected}, not {_kind(value)}"))
+    return _WRONG
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond any double
+        return False
+
+
+def _unknown(key: str, fields: Mapping[str, Any], message: Message) -> str:
+    if isinstance(message, ExtendPrefixSpec) and key in JobOptions.DESCRIPTOR.fields_by_name:
+        return f'belongs into "{OPTIONS}"'
+    near = difflib.get_close_matches(key, fields, n=1)
+    return f"is not known; did you mean {near[0]}?" if near else "is not known"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"

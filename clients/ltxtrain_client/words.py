@@ -1,0 +1,22 @@
+"""Enum values as people write them: "medium" for RESOLUTION_MEDIUM, "16:9" for ASPECT_RATIO_16_9."""
+
+from google.protobuf.descriptor import EnumDescriptor, EnumValueDescriptor
+from ltxtrain.v1.extend_prefix_pb2 import AspectRatio
+
+
+def words(enum: EnumDescriptor) -> dict[str, int]:
+    """Every value but the unspecified one, by its word."""
+    return {_word(enum, value): value.number for value in enum.values if value.number != 0}
+
+
+def word(enum: EnumDescriptor, number: int) -> str:
+    """The word of a value; its number for one that this client is too old to know."""
+    value = enum.values_by_number.get(number)
+    return str(number) if value is None else _word(enum, value)
+
+
+def _word(enum: EnumDescriptor, value: EnumValueDescriptor) -> str:
+    prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
+    text = value.name.removeprefix(prefix).lower()
+    # The sheet writes shapes as 16:9, which no identifier can hold.
+    return text.replace("_", ":") if enum.full_name == AspectRatio.DESCRIPTOR.full_name else text
