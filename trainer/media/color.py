@@ -1,0 +1,93 @@
+"""What the numbers of a frame mean as colours, and the filter settings that make BT.709 RGB of them.
+
+Code points are those of ITU-T H.273, names those of ffmpeg.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from av.video.frame import VideoFrame
+
+UNSPECIFIED = 2
+
+MATRICES = {0: "gbr", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "ycgco"}
+MATRICES |= {9: "bt2020nc", 10: "bt2020c", 11: "smpte2085", 12: "chroma-derived-nc", 13: "chroma-derived-c"}
+MATRICES |= {14: "ictcp", 15: "ipt-c2", 16: "ycgco-re", 17: "ycgco-ro"}
+RANGES = {1: "tv", 2: "pc"}
+PRIMARIES = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "film", 9: "bt2020"}
+PRIMARIES |= {10: "smpte428", 11: "smpte431", 12: "smpte432", 22: "ebu3213"}
+TRANSFERS = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 8: "linear", 9: "log100"}
+TRANSFERS |= {10: "log316", 11: "iec61966-2-4", 12: "bt1361e", 13: "iec61966-2-1", 14: "bt2020-10"}
+TRANSFERS |= {15: "bt2020-12", 16: "smpte2084", 17: "smpte428", 18: "arib-std-b67"}
+
+
+class Transfer(IntEnum):
+    BT709 = 1
+    PQ = 16
+    HLG = 18
+
+
+# Matrices that the scaler knows; frames with another one are read like untagged ones.
+CONVERTIBLE = {0, 1, 4, 5, 6, 7, 9, 10}
+# Wider than BT.709 by so much that showing them unconverted looks pale. The primaries of SD video differ by less than
+# players care for, and none converts them.
+WIDE_PRIMARIES = {9, 11, 12}
+HD_HEIGHT = 720
+
+
+@dataclass(frozen=True)
+class Colors:
+    """The tags of a frame as code points."""
+
+    matrix: int
+    range: int
+    primaries: int
+    transfer: int
+    rgb: bool
+    height: int
+
+    @property
+    def hdr(self) -> bool:
+        return self.transfer in (Transfer.PQ, Transfer.HLG)
+
+    def source_parameters(self) -> str:
+        """Arguments of `setparams` that leave nothing of what conversion depends on untagged."""
+        primaries, transfer = self._primaries(), self.transfer if self.hdr else Transfer.BT709
+        return (
+            f"colorspace={self._matrix()}:range={self._range()}:color_primaries={primaries}:color_trc={int(transfer)}"
+        )
+
+    def target_parameters(self) -> str:
+        """Arguments of `scale` for full-range BT.709, with tone and gamut mapping where the source has more."""
+        parameters = "out_range=pc"
+        if self.hdr or self._primaries() in WIDE_PRIMARIES:
+            parameters += ":out_primaries=bt709:out_transfer=bt709:intent=relative_colorimetric"
+        return parameters
+
+    def _matrix(self) -> int:
+        if self.rgb:
+            return 0
+        if self.matrix in CONVERTIBLE - {0}:
+            return self.matrix
+        if self.hdr or self.primaries == 9:
+            return 9
+        return 1 if self.height >= HD_HEIGHT else 6
+
+    def _range(self) -> int:
+        return 2 if self.rgb or self.range == 2 else 1
+
+    def _primaries(self) -> int:
+        if self.primaries in WIDE_PRIMARIES:
+            return self.primaries
+        return 9 if self.hdr and self.primaries not in PRIMARIES else 1
+
+
+def colors_of(frame: VideoFrame) -> Colors:
+    return Colors(
+        matrix=int(frame.colorspace),
+        range=2 if frame.format.name.startswith("yuvj") else int(frame.color_range),
+        primaries=int(frame.color_primaries),
+        transfer=int(frame.color_trc),
+        rgb=frame.format.is_rgb or frame.format.name == "pal8",
+        height=frame.height,
+    )

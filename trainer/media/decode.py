@@ -1,0 +1,159 @@
+"""The frames of a clip in the order and at the times of a player, one by one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+
+import av
+from av.container import InputContainer
+from av.packet import Packet
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from trainer.errors import Undecodable
+from trainer.media.container import MAX_PIXELS, find_video
+from trainer.media.deinterlace import Deinterlacer
+from trainer.media.orientation import orientation_of, pixel_aspect
+
+# Two frames closer than this have one time stamp and a rounding error between them.
+LEAST_INTERVAL = 1e-4
+# Time that runs backwards by more than this begins anew: recordings that were glued together.
+RESTART_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class DecodedFrame:
+    """A frame, shown from `seconds` until `end_seconds` after the first frame of the clip appears."""
+
+    index: int
+    seconds: float
+    end_seconds: float
+    picture: VideoFrame
+    # Nothing comes after it.
+    last: bool = False
+
+
+class VideoReader:
+    """Iterates over the frames of a container's video, once. Memory: what the decoder holds, and one frame.
+
+    Nothing is guessed from headers: edit lists, reordering and missing time stamps are as decoding shows them. A clip
+    that is damaged ends before the damage, and `damage` says how; one without a single frame raises Undecodable.
+    """
+
+    def __init__(self, container: InputContainer, *, threads: int = 0, deinterlace: bool = True) -> None:
+        """threads: of the decoder; 0 is one for each processor."""
+        self.container = container
+        self.stream: VideoStream = find_video(container)
+        self.stream.thread_type = "AUTO"
+        self.stream.thread_count = threads
+        self.stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        self.damage: str | None = None
+        # Seconds on the clock of the container at which the first frame appears; known once it is read.
+        self.origin = 0.0
+        self.interlaced = False
+        self._deinterlacer = Deinterlacer(self.stream.time_base) if deinterlace else None
+        self._first_dts: float | None = None
+        self._frames = self._timed()
+
+    def __iter__(self) -> Iterator[DecodedFrame]:
+        return self._frames
+
+    def first(self) -> DecodedFrame:
+        """The first frame, which stays in the iteration."""
+        frame = next(self._frames, None)
+        if frame is None:
+            raise Undecodable(self.damage or "The video track holds no frame.")
+        self._frames = chain((frame,), self._frames)
+        self.orientation = orientation_of(frame.picture)
+        self.aspect = pixel_aspect(self.stream)
+        return frame
+
+    @property
+    def nominal_rate(self) -> float | None:
+        """Frames a second as the container claims them."""
+        for rate in (self.stream.average_rate, self.stream.guessed_rate, self.stream.base_rate):
+            if rate and 0.1 <= rate <= 1000:
+                return float(rate)
+        return None
+
+    def _timed(self) -> Iterator[DecodedFrame]:
+        interval = 1 / (self.nominal_rate or 25.0)
+        held: VideoFrame | None = None
+        start = shift = last_gap = 0.0
+        index = -1
+        for picture in self._pictures():
+            stamp = self._seconds(picture)
+            if held is None:
+                self._begin(picture, stamp or 0.0)
+                held, index = picture, 0
+                continue
+            time = start + (last_gap or interval) if stamp is None else stamp - self.origin + shift
+            if time <= start:
+                moved = interval if start - time > RESTART_SECONDS else LEAST_INTERVAL
+                shift += start + moved - time if moved == interval else 0.0
+                time = start + moved
+            if index == 0 and self._counts_frames and time > 1.5 * interval:
+                self.origin += time - interval
+                time = interval
+            yield DecodedFrame(index, start, time, held)
+            held, start, last_gap, index = picture, time, time - start, index + 1
+        if held is not None:
+            # Muxers write the last duration carelessly; no frame is shown for less than the one before it.
+            declared = float(held.duration * (held.time_base or 0)) if held.duration else 0.0
+            yield DecodedFrame(index, start, start + (max(declared, last_gap) or interval), held, last=True)
+
+    @property
+    def _counts_frames(self) -> bool:
+        # AVI has no time stamps: a frame's time is its place in the file, and its first place is the encoder's delay
+        # early when frames are reordered or the sound has priming.
+        return self.container.format.name == "avi"
+
+    def _begin(self, picture: VideoFrame, stamp: float) -> None:
+        if self._counts_frames and self._first_dts is not None:
+            stamp = min(stamp, self._first_dts)
+        self.origin = stamp
+
+    def _seconds(self, picture: VideoFrame) -> float | None:
+        base = picture.time_base or self.stream.time_base
+        return None if picture.pts is None or base is None else float(picture.pts * base)
+
+    def _pictures(self) -> Iterator[VideoFrame]:
+        for picture in self._decoded():
+            self.interlaced = self.interlaced or picture.interlaced_frame
+            if self._deinterlacer is None or not self.interlaced:
+                yield picture
+            else:
+                yield from self._deinterlacer.push(picture)
+        if self._deinterlacer is not None:
+            yield from self._deinterlacer.flush()
+
+    def _decoded(self) -> Iterator[VideoFrame]:
+        begun = False
+        for packet in self._packets():
+            try:
+                pictures = self.stream.decode(packet)
+            except av.FFmpegError as error:
+                self.damage = f"The video is damaged: {error.strerror}."
+                if begun:
+                    return
+                continue
+            for picture in pictures:
+                if picture.is_corrupt and not begun:
+                    continue
+                begun, self.damage = True, None
+                yield picture
+
+    def _packets(self) -> "Iterator[Packet[VideoStream] | None]":
+        """Every whole packet, then the None that makes the decoder give up its last frames."""
+        try:
+            for packet in self.container.demux(self.stream):
+                if packet.is_corrupt:
+                    break
+                # An empty packet repeats a frame in AVI, and would end the decoding here.
+                if packet.size:
+                    if self._first_dts is None and packet.dts is not None:
+                        self._first_dts = float(packet.dts * packet.time_base)
+                    yield packet
+        except av.FFmpegError as error:
+            self.damage = f"The file is damaged or cut off: {error.strerror}."
+        yield None

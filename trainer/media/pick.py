@@ -1,0 +1,97 @@
+"""Which frame of a clip is shown at each moment of what is made of it (P11)."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from trainer.errors import ClipTooShort
+from trainer.geometry import TEMPORAL_COMPRESSION, Geometry, snap_frames
+
+MAX_STRETCH = 4.0
+# Time stamps are rounded and jitter; a frame that is due this share of a frame later is due now.
+EARLY = 0.1
+
+
+class Length(Protocol):
+    """How long a clip or a scene is."""
+
+    @property
+    def frame_count(self) -> int: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class Pick:
+    """How a clip, or a scene of it, becomes frame_count frames.
+
+    frame_rate None: its frames one by one, as they are. Else at that rate, the clip made `stretch` times as long.
+    """
+
+    frame_count: int
+    frame_rate: float | None = None
+    stretch: float = 1.0
+
+    def repeats(self, shown: int, seconds: float, end_seconds: float, last: bool) -> int:
+        """How often a frame that is there from seconds to end_seconds is shown, after `shown` frames.
+
+        The last frame of a clip that is slowed down fills what is left; of one that is not, what its time is worth.
+        """
+        left = self.frame_count - shown
+        if self.frame_rate is None:
+            return min(left, 1)
+        if last:
+            return left if self.stretch > 1 else min(left, max(frames_at(self.frame_rate, end_seconds) - shown, 0))
+        step = 1 / (self.frame_rate * self.stretch)
+        early = EARLY * min(step, end_seconds - seconds)
+        count = 0
+        while count < left and (shown + count) * step + early < end_seconds:
+            count += 1
+        return count
+
+
+def plan(geometry: Geometry, auto_scale: bool, length: Length | None) -> Pick:
+    """How a clip of this length is fitted; None: not known, so long enough.
+
+    With auto_scale it is resampled to the geometry's rate, slowed down if that leaves too few frames, and cut if too
+    many. Raises ClipTooShort.
+    """
+    needed = geometry.frame_count
+    if not auto_scale:
+        if length and length.frame_count < needed:
+            text = f"{length.frame_count} frames, {needed} needed; {_would_fit(length.frame_count)}"
+            raise ClipTooShort(text, frame_count=length.frame_count, needed_frames=needed)
+        return Pick(needed)
+    available = frames_at(geometry.frame_rate, length.seconds) if length else needed
+    if available >= needed:
+        return Pick(needed, geometry.frame_rate)
+    if available * MAX_STRETCH < needed:
+        text = (
+            f"{available} frames at {geometry.frame_rate:g} fps, {needed} needed, and no clip is slowed down more than "
+            f"{MAX_STRETCH:g} times; {_would_fit(int(available * MAX_STRETCH))}"
+        )
+        raise ClipTooShort(text, frame_count=available, needed_frames=needed)
+    return Pick(needed, geometry.frame_rate, needed / available)
+
+
+def plan_prefix(geometry: Geometry, length: Length | None = None) -> Pick:
+    """How the first frames of a validation clip are taken: at the geometry's rate, and never slowed down.
+
+    Raises ClipTooShort with the clip's frames at that rate.
+    """
+    needed = geometry.frame_count
+    available = frames_at(geometry.frame_rate, length.seconds) if length else needed
+    if available < needed:
+        text = f"{available} frames at {geometry.frame_rate:g} fps, {needed} needed for the prefix"
+        raise ClipTooShort(text, frame_count=available, needed_frames=needed)
+    return Pick(needed, geometry.frame_rate)
+
+
+def frames_at(frame_rate: float, seconds: float) -> int:
+    """Frames of so many seconds at a constant rate; the last one counts when half of it is there."""
+    return max(int(seconds * frame_rate + 0.5 + 1e-6), 1)
+
+
+def _would_fit(frame_count: int) -> str:
+    length = snap_frames(frame_count)
+    return f"would fit at {length}" if length > TEMPORAL_COMPRESSION else "too short for any length"

@@ -1,0 +1,93 @@
+"""What a clip is, found by decoding all of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.errors import AudioUndecodable
+from trainer.media import color
+from trainer.media.audio import AudioNumbers, probe_audio
+from trainer.media.container import find_audio, open_clip
+from trainer.media.decode import VideoReader
+from trainer.media.orientation import display_size
+from trainer.media.rate import measure_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """Sizes as displayed, counts as decoded, tags in ffmpeg's names (empty: untagged)."""
+
+    container: str
+    width: int
+    height: int
+    frame_count: int
+    # Average; the exact rate when frames are evenly spaced.
+    frame_rate: float
+    variable_frame_rate: bool
+    duration_seconds: float
+    codec: str
+    pixel_format: str
+    # Clockwise degrees that a player turns the coded picture by.
+    rotation: int
+    # Width over height of one coded pixel.
+    sample_aspect_ratio: float
+    interlaced: bool
+    color_matrix: str
+    color_range: str
+    color_primaries: str
+    color_transfer: str
+    hdr: bool
+    # None without an audio track, and for one that cannot be decoded.
+    audio: AudioNumbers | None
+    # Why the audio track cannot be decoded; None: it can, or there is none.
+    audio_error: str | None
+    # How the clip ends before its file does; None: it is whole.
+    damage: str | None
+
+
+def probe(path: Path, *, threads: int = 0) -> Probe:
+    """Decodes the clip from end to end; memory stays that of a few frames.
+
+    Raises Undecodable, NoVideoTrack or StillImage. threads: of the decoder; 0 is one for each processor.
+    """
+    with open_clip(path) as container:
+        reader = VideoReader(container, threads=threads, deinterlace=False)
+        picture = reader.first().picture
+        times = []
+        for frame in reader:
+            times.append(frame.seconds)
+            end = frame.end_seconds
+        rate = measure_rate(times, end, reader.nominal_rate)
+        colors = color.colors_of(picture)
+        width, height = display_size(picture, reader.aspect, reader.orientation)
+        video = {
+            "container": container.format.name,
+            "codec": reader.stream.codec_context.codec.canonical_name,
+        }
+        has_audio = find_audio(container) is not None
+    audio, audio_error = None, None
+    if has_audio:
+        try:
+            audio = probe_audio(path, reader.origin)
+        except AudioUndecodable as error:
+            audio_error = str(error)
+    return Probe(
+        **video,
+        width=width,
+        height=height,
+        frame_count=len(times),
+        frame_rate=rate.frames_per_second,
+        variable_frame_rate=rate.variable,
+        duration_seconds=end if rate.variable else len(times) / rate.frames_per_second,
+        pixel_format=picture.format.name,
+        rotation=reader.orientation.clockwise_degrees,
+        sample_aspect_ratio=reader.aspect,
+        interlaced=reader.interlaced,
+        color_matrix=color.MATRICES.get(colors.matrix, ""),
+        color_range=color.RANGES.get(colors.range, ""),
+        color_primaries=color.PRIMARIES.get(colors.primaries, ""),
+        color_transfer=color.TRANSFERS.get(colors.transfer, ""),
+        hdr=colors.hdr,
+        audio=audio,
+        audio_error=audio_error,
+        damage=reader.damage,
+    )
