@@ -1,6 +1,5 @@
 """One whole training: model, adapter, steps, checkpoints, previews, audit and the files that a job leaves behind."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,7 @@ from trainer.plan import Checkpointed, Finished, JobPlan, Loaded, MadeFile, Prev
 from trainer.precision import Precision, PrecisionChoice, choose_precision
 from trainer.preflight import Preflight, preflight
 from trainer.preview import Previewer
-from trainer.recipe import config_file
+from trainer.publication import Publication, Videos, measured_preview
 from trainer.records import Records
 
 # What training and previews load; text encoder and VAE encoders belong to the preparation.
@@ -55,7 +54,8 @@ class _Job:
         self._precision = ""
         self._transformer: Any = None
         self._previewer: Previewer | None = None
-        self._preview_metrics: list[dict[str, Any]] = []
+        self._videos = Videos.of(plan.earlier_previews)
+        self._warnings: list[str] = []
 
     def load(self) -> Iterator[Report]:
         settings = self._plan.settings
@@ -97,9 +97,11 @@ class _Job:
                 case PreviewDue(step) if self._previewer is not None:
                     yield from self._previews(self._previewer, step)
         if stop := suggested_stop(self._records.series("held_out_loss")):
-            yield Warned(
-                f"The held-out loss was lowest at step {stop}; later steps may have learned the clips by heart."
-            )
+            yield self._warned(f"The held-out loss was lowest at step {stop}; later steps may know the clips by heart.")
+
+    def _warned(self, text: str) -> Warned:
+        self._warnings.append(text)
+        return Warned(text)
 
     def _choose_precision(self) -> PrecisionChoice:
         if self._plan.precision != "auto":
@@ -129,15 +131,13 @@ class _Job:
         try:
             for report in previewer.run(step):
                 if isinstance(report, Previewed):
-                    self._preview_metrics.append(
-                        {"step": step, "validation_index": report.index, "base_model": report.base_model}
-                        | asdict(report.metrics)
-                    )
+                    self._records.add_preview(measured_preview(report))
+                    self._videos.add(report)
                 yield report
         except (TrainerError, RuntimeError, OSError) as error:
             # The training is worth more than its previews.
             text = str(error) if isinstance(error, TrainerError | DeviceMemoryExhausted) else type(error).__name__
-            yield Warned(f"The preview of step {step} failed, the training goes on: {text}")
+            yield self._warned(f"The preview of step {step} failed, the training goes on: {text}")
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -145,11 +145,11 @@ class _Job:
         """The outputs. AuditFailed when the LoRA is not what was asked for."""
         plan, work_dir = self._plan, self._plan.work_dir
         lora = self._write_lora(work_dir / "lora.safetensors")
-        audits = {lora.name: audit_lora(lora, self._folder, with_audio=plan.settings.with_audio)}
+        audit = audit_lora(lora, self._folder, with_audio=plan.settings.with_audio)
         files = [MadeFile(kind="LORA", path=lora, step=plan.settings.steps)]
         if plan.settings.with_audio:
             part = self._write_lora(work_dir / "lora-video-only.safetensors", video_part=True)
-            audits[part.name] = audit_lora(part, self._folder, with_audio=False)
+            audit_lora(part, self._folder, with_audio=False)
             files.append(MadeFile(kind="LORA_VIDEO_ONLY", path=part, step=plan.settings.steps))
         metrics = work_dir / "metrics.parquet"
         self._records.write(metrics)
@@ -158,11 +158,12 @@ class _Job:
             reel = work_dir / "reel.mp4"
             self._previewer.write_reel(reel)
             files.append(MadeFile(kind="VALIDATION_REEL", path=reel, content_type="video/mp4"))
-        audit = {name: asdict(found) for name, found in audits.items()}
-        config = work_dir / "config.json"
-        config.write_text(json.dumps(self._config(audit), indent=2, ensure_ascii=False) + "\n")
-        files.append(MadeFile(kind="CONFIG", path=config, content_type="application/json"))
-        return Finished(files=tuple(files), audit=audit)
+        publication = Publication(
+            plan, self._folder, self._device, self._precision, self._records, audit, self._videos, self._warnings
+        )
+        files.append(publication.write_config(work_dir / "config.json"))
+        files.append(publication.write_page(work_dir / "job.html"))
+        return Finished(files=tuple(files), audit=asdict(audit))
 
     def _write_lora(self, path: Path, *, video_part: bool = False) -> Path:
         tensors = lora_tensors(adapter(self._transformer))

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.geometry import Geometry
 from trainer.metrics import PreviewMetrics
+from trainer.pages.job_page import ReportRow
 from trainer.sample import EncodedClip, PromptEmbedding, load_clip, load_prompt
 from trainer.settings import TrainSettings
 
@@ -55,12 +57,22 @@ class PreviewSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlierPreview:
+    """A plain preview of the LoRA that an earlier start of the job made."""
+
+    step: int
+    index: int
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobPlan:
     """Everything that one training job needs; the same on every worker.
 
-    model, revision: as resolve_model takes them. precision: "auto" or one of trainer.precision. spec: the resolved
-    sheet as JSON, for the config file. manifest: what else the caller knows of where the data came from.
-    work_dir: where files are made. checkpoint, metrics: of the step to go on from.
+    model, revision: as resolve_model takes them. precision: "auto" or one of trainer.precision. geometry: of the
+    training clips. spec: the resolved sheet as JSON, for the config file. manifest: what else the caller knows of where
+    the data came from. report: what became of every clip. work_dir: where files are made. checkpoint, metrics,
+    earlier_previews: of the step to go on from, and before it.
     """
 
     model: str
@@ -70,12 +82,19 @@ class JobPlan:
     samples: tuple[SampleFiles, ...]
     previews: PreviewSettings | None
     identity: Mapping[str, str]
+    geometry: Geometry
     spec: Mapping[str, Any]
-    trigger_phrase: str
     manifest: Mapping[str, Any]
+    report: tuple[ReportRow, ...]
+    billing: Mapping[str, Any]
     work_dir: Path
     checkpoint: Path | None = None
     metrics: Path | None = None
+    earlier_previews: tuple[EarlierPreview, ...] = ()
+
+    @property
+    def trigger_phrase(self) -> str:
+        return str(self.spec["trigger_phrase"])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,8 @@ from trainer.sampler import STEPS, Denoised, Sampled, SamplerSettings, continue_
 from trainer.velocity import VelocityModel
 
 BASE, LORA = "Base model", "LoRA"
+# How the names of previews end that stand beside the base model's, with labels.
+DECORATED = "-beside-base.mp4"
 AUDIO_RATE = 48_000
 
 
@@ -151,7 +153,7 @@ class Previewer:
         kind = "BASE_VIDEO" if is_base else "VALIDATION_VIDEO"
         files = [MadeFile(kind=kind, path=plain, content_type="video/mp4", step=step, validation_index=entry.index)]
         if not is_base:
-            decorated = self.work_dir / f"{stem}-beside-base.mp4"
+            decorated = self.work_dir / f"{stem}{DECORATED}"
             sides = (self._base[entry.index].continuation, result.continuation)
             write_reel(decorated, [Segment(prompt=entry.prompt, prefix=prefix, continuations=sides)], frame_rate)
             files.append(

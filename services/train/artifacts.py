@@ -35,7 +35,7 @@ def artifact(job: str, stored: StoredFile) -> Artifact:
     file = stored.file
     made = Artifact(
         name=f"{job}/artifacts/{file.path.name}",
-        kind=Artifact.Kind.Value(f"KIND_{file.kind}"),
+        kind=f"KIND_{file.kind}",
         blob=Blob(key=stored.key, size_bytes=stored.size_bytes, sha256=stored.sha256, content_type=file.content_type),
         step=file.step,
         validation_index=file.validation_index,

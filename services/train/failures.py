@@ -28,6 +28,14 @@ REASONS = {
     "SampleUnreadable": ErrorReason.ERROR_REASON_RESOURCE_NOT_READY,
 }
 
+AUDIT_REASONS = {
+    "NON_FINITE": ErrorReason.ERROR_REASON_AUDIT_NON_FINITE,
+    "ZERO": ErrorReason.ERROR_REASON_AUDIT_ZERO,
+    "FOREIGN_KEYS": ErrorReason.ERROR_REASON_AUDIT_FOREIGN_KEYS,
+    "NOT_LOADABLE": ErrorReason.ERROR_REASON_AUDIT_NOT_LOADABLE,
+    "OUT_OF_BOUNDS": ErrorReason.ERROR_REASON_AUDIT_OUT_OF_BOUNDS,
+}
+
 
 def trainer_failure(failure: Failed, found: Sequence[Artifact]) -> errors.ApiError:
     """The error that a job ends with."""
@@ -44,8 +52,7 @@ def trainer_failure(failure: Failed, found: Sequence[Artifact]) -> errors.ApiErr
                 ErrorReason.ERROR_REASON_TRAINING_DIVERGED, failure.text, metadata=metadata
             )
         case "AuditFailed":
-            reason = ErrorReason.Value(f"ERROR_REASON_AUDIT_{values['reason']}")
-            return errors.FailedPrecondition(reason, failure.text)
+            return errors.FailedPrecondition(AUDIT_REASONS[values["reason"]], failure.text)
         case name if name in REASONS:
             return errors.FailedPrecondition(REASONS[name], failure.text)
         case _:

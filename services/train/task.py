@@ -11,9 +11,13 @@ from ltxtrain.v1.train_pb2 import BasePrecision, Job, Optimizer, Schedule
 
 from services.runtime.addresses import shown
 from services.train.actors import Remote, TrainTask
-from services.train.spec import ASPECT_NAMES, RESOLUTION_NAMES
+from services.train.artifacts import latest_checkpoint
+from services.train.spec import ASPECT_NAMES, RESOLUTION_NAMES, billable_units
+from trainer.geometry import BUCKETS, Geometry
 from trainer.model import ModelFolder
-from trainer.plan import JobPlan, PreviewInput, PreviewSettings, SampleFiles
+from trainer.pages.job_page import ReportRow
+from trainer.plan import EarlierPreview, JobPlan, PreviewInput, PreviewSettings, SampleFiles
+from trainer.preview import DECORATED
 from trainer.settings import TrainSettings
 
 
@@ -37,12 +41,15 @@ def train_task(
     model: ModelFolder,
     training_set: TrainingSet,
     samples: Sequence[Sample],
-    checkpoint: dict[str, Artifact],
+    report: tuple[ReportRow, ...],
+    found: Sequence[Artifact],
     worker_count: int,
+    unit_price_usd: float,
 ) -> TrainTask:
     """The whole task; samples in the order of their names, so that a run does not depend on who finished first."""
     files = _Files()
-    spec = job.effective_spec
+    checkpoint = latest_checkpoint(found)
+    units = billable_units(job.effective_spec.number_of_steps)
     ordered = sorted(samples, key=lambda sample: sample.name)
     trained = [sample for sample in ordered if not sample.HasField("validation_index")]
     entries = [sample for sample in ordered if sample.HasField("validation_index")]
@@ -54,12 +61,15 @@ def train_task(
         samples=tuple(files.sample(sample) for sample in trained),
         previews=_previews(job, training_set, entries, files) if entries else None,
         identity={"model": model.revision, "samples": ",".join(sample.latents.sha256[:16] for sample in trained)},
+        geometry=_geometry(job),
         spec=spec_json(job),
-        trigger_phrase=spec.trigger_phrase,
         manifest=manifest(job, training_set),
+        report=report,
+        billing={"billable_units": units, "unit_price_usd": unit_price_usd, "price_usd": units * unit_price_usd},
         work_dir=Path("made"),
         checkpoint=files.add(checkpoint["CHECKPOINT"].blob) if checkpoint else None,
         metrics=files.add(checkpoint["METRICS"].blob, ".parquet") if "METRICS" in checkpoint else None,
+        earlier_previews=_earlier_previews(found, checkpoint, files) if checkpoint else (),
     )
     return TrainTask(job=job.name, plan=plan, files=files.remote, worker_count=worker_count)
 
@@ -108,6 +118,25 @@ def manifest(job: Job, training_set: TrainingSet) -> dict[str, object]:
         "preprocess_report": json_format.MessageToDict(training_set.report, preserving_proto_field_name=True),
         "options": json_format.MessageToDict(job.options, preserving_proto_field_name=True),
     }
+
+
+def _geometry(job: Job) -> Geometry:
+    spec = job.effective_spec
+    width, height = BUCKETS[RESOLUTION_NAMES[spec.resolution], ASPECT_NAMES[spec.aspect_ratio]]
+    return Geometry(width=width, height=height, frame_count=spec.number_of_frames, frame_rate=spec.frame_rate)
+
+
+def _earlier_previews(
+    found: Sequence[Artifact], checkpoint: dict[str, Artifact], files: _Files
+) -> tuple[EarlierPreview, ...]:
+    """Plain LoRA previews before the checkpoint's step; that step's own is made again."""
+    return tuple(
+        EarlierPreview(step=item.step, index=item.validation_index, path=files.add(item.blob, ".mp4"))
+        for item in found
+        if item.kind == Artifact.KIND_VALIDATION_VIDEO
+        and item.step < checkpoint["CHECKPOINT"].step
+        and not item.name.endswith(DECORATED)
+    )
 
 
 def _previews(job: Job, training_set: TrainingSet, entries: Sequence[Sample], files: _Files) -> PreviewSettings:

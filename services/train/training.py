@@ -26,6 +26,7 @@ from services.train.spec import billable_units
 from services.train.task import train_task
 from trainer.loop import Step
 from trainer.model import ModelFolder
+from trainer.pages.job_page import ReportRow
 from trainer.plan import Checkpointed, Finished, Loaded, Previewed, Previewing, Warned
 from trainer.preflight import Preflight
 
@@ -47,7 +48,13 @@ class Training:
         self._queue = GpuQueue(runtime.cluster.gpu_count or settings.cpu_trainers)
 
     async def run(
-        self, job: Job, attempt: int, model: ModelFolder, training_set: TrainingSet, samples: list[Sample]
+        self,
+        job: Job,
+        attempt: int,
+        model: ModelFolder,
+        training_set: TrainingSet,
+        samples: list[Sample],
+        report: tuple[ReportRow, ...],
     ) -> Callable[[Edit[Job]], None]:
         """Train to the end; what is returned sets the job's output in its last transaction."""
         workers = self._worker_count(job)
@@ -58,7 +65,7 @@ class Training:
             async with self._jobs.edit(job.name, attempt=attempt) as edit:
                 edit.body.stage = Stage.STAGE_TRAIN
                 edit.body.ClearField("queue_position")
-            return await self._trained(job, attempt, model, training_set, samples, workers)
+            return await self._trained(job, attempt, model, training_set, samples, report, workers)
 
     def _worker_count(self, job: Job) -> int:
         wanted, batch = job.options.gpu_count, job.options.batch_size
@@ -84,15 +91,18 @@ class Training:
         model: ModelFolder,
         training_set: TrainingSet,
         samples: list[Sample],
+        report: tuple[ReportRow, ...],
         workers: int,
     ) -> Callable[[Edit[Job]], None]:
         losses, last_step = 0, -1
         while True:
-            checkpoint = latest_checkpoint(await artifacts(self._jobs, job.name))
+            found = await artifacts(self._jobs, job.name)
+            checkpoint = latest_checkpoint(found)
             step = checkpoint["CHECKPOINT"].step if checkpoint else 0
             losses = 0 if step > last_step else losses
             last_step = step
-            task = train_task(job, model, training_set, samples, checkpoint, workers)
+            price = self._runtime.settings.unit_price_usd
+            task = train_task(job, model, training_set, samples, report, found, workers, price)
             try:
                 return await _Recorder(self, job, attempt).follow(self._reports(task))
             except WorkerLost as error:

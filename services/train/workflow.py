@@ -1,12 +1,12 @@
 """A job from its spec to its LoRA: prepare, train, publish. Every step can run twice."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
-from ltxtrain.v1.preprocess_pb2 import Sample
 from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
 
 from services.runtime import errors
 from services.runtime.service import Runtime
@@ -19,6 +19,10 @@ from services.train.training import Training, job_output
 from services.train.upstream import Upstream
 from trainer.errors import ModelUnavailable, ModelUnsupported
 from trainer.model import ModelFolder, resolve_model
+from trainer.pages.job_page import ReportRow
+
+# ListDatasetReport and ListTrainingSetReport have all of them.
+MAX_REPORT_ROWS = 1000
 
 
 class TrainWorkflow:
@@ -41,12 +45,13 @@ class TrainWorkflow:
             # What is left running upstream is of no use any more.
             await self._preparation.cancel(await self._jobs.get(name), owner)
             raise
-        samples: list[Sample] = []
-        async with errors_passed_on():
-            async for sample in self._upstream.preprocess(owner).list_samples(training_set.name):
-                samples.append(sample)
         job = await self._jobs.get(name)
-        return await self._training.run(job, attempt, model, training_set, samples)
+        preprocess = self._upstream.preprocess(owner)
+        async with errors_passed_on():
+            samples = [sample async for sample in preprocess.list_samples(training_set.name)]
+            report = [line async for line in preprocess.list_training_set_report(training_set.name)]
+            report += [line async for line in self._upstream.ingest(owner).list_dataset_report(job.dataset)]
+        return await self._training.run(job, attempt, model, training_set, samples, report_rows(report))
 
     async def give_back(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
         """Stop upstream work; the job keeps the LoRA of its last checkpoint and its previews."""
@@ -70,3 +75,17 @@ class TrainWorkflow:
             raise errors.FailedPrecondition(ErrorReason.ERROR_REASON_MODEL_UNAVAILABLE, str(error)) from error
         except ModelUnsupported as error:
             raise errors.FailedPrecondition(ErrorReason.ERROR_REASON_MODEL_UNSUPPORTED, str(error)) from error
+
+
+def report_rows(lines: Sequence[ReportLine]) -> tuple[ReportRow, ...]:
+    """For the job's page: what was left out or changed first, and no more than a person reads."""
+    ordered = sorted(lines, key=lambda line: (-line.outcome, line.path))
+    return tuple(
+        ReportRow(
+            path=line.path,
+            outcome=Outcome.Name(line.outcome).removeprefix("OUTCOME_"),
+            reasons=[ReportReason.Name(reason).removeprefix("REPORT_REASON_") for reason in line.reasons],
+            description=line.description,
+        )
+        for line in ordered[:MAX_REPORT_ROWS]
+    )
