@@ -18,6 +18,7 @@ from services.runtime.errors import FailedPrecondition
 from services.runtime.settings import Settings
 
 ENCRYPTED_FLAGS = 0x1 | 0x40 | 0x2000
+AES = 99
 # Below this a high ratio is ordinary text; above it, no video is compressible a hundredfold.
 RATIO_FREE_BYTES = 16 << 20
 END_BYTES, LOCATOR_BYTES, END64_BYTES, HEADER_BYTES = 22, 20, 56, 46
@@ -38,6 +39,9 @@ class Entry:
     crc: int
     # Where its local header begins.
     offset: int
+    encrypted: bool
+    # Why its name or its kind is refused; empty: it is not.
+    unsafe: str
 
 
 class ArchiveRefused(FailedPrecondition):
@@ -59,7 +63,7 @@ class ArchiveRefused(FailedPrecondition):
 
 
 def read_directory(archive: Path, settings: Settings) -> list[Entry]:
-    """Every file of the archive in the order of its directory. Raises ArchiveRefused."""
+    """Every file of the archive in the order of its directory. Raises ArchiveRefused when there is no telling."""
     with archive.open("rb") as file:
         count = _count(file, settings.archive_max_entries)
         if count > settings.archive_max_entries:
@@ -68,16 +72,20 @@ def read_directory(archive: Path, settings: Settings) -> list[Entry]:
             raise ArchiveRefused(ErrorReason.ERROR_REASON_ARCHIVE_TOO_LARGE, text, metadata=metadata)
         try:
             with zipfile.ZipFile(file) as directory:
-                infos = [info for info in directory.infolist() if not _is_folder(info)]
+                infos = [info for info in directory.infolist() if not info.orig_filename.endswith(("/", "\\"))]
         except NotImplementedError as error:
             raise _unsupported(f"The archive needs what is not supported: {error}.") from None
         except (zipfile.BadZipFile, struct.error, UnicodeError, ValueError, OverflowError, EOFError, OSError) as error:
             raise unreadable(f"The archive's directory is damaged ({error}). Make the archive again.") from None
-    _refuse_encrypted(infos)
-    entries = _entries(infos)
-    _refuse_large(entries, archive.stat().st_size, settings)
+    return [_entry(index, info) for index, info in enumerate(infos)]
+
+
+def check_directory(entries: Sequence[Entry], archive_bytes: int, settings: Settings) -> None:
+    """Raises ArchiveRefused for what makes the archive as a whole unusable."""
+    _refuse_unsafe(entries)
+    _refuse_encrypted(entries)
+    _refuse_large(entries, archive_bytes, settings)
     _refuse_methods(entries)
-    return entries
 
 
 def unreadable(text: str) -> ArchiveRefused:
@@ -136,45 +144,42 @@ def _not_a_zip(head: bytes, size: int) -> str:
     return f"This is not a zip archive{f' but {seems}' if seems else ''}."
 
 
-def _entries(infos: Sequence[zipfile.ZipInfo]) -> list[Entry]:
-    entries: list[Entry] = []
-    unsafe: list[tuple[str, str]] = []
-    for index, info in enumerate(infos):
-        name = decoded_name(info.orig_filename, info.flag_bits, info.extra)
-        try:
-            if (what := _special(info)) is not None:
-                raise UnsafePath(what)
-            path = printable(safe_path(name))
-        except UnsafePath as error:
-            unsafe.append((printable(name), str(error)))
-            continue
-        sizes = (info.file_size, info.compress_size)
-        entries.append(Entry(index, path, kind_of(path), *sizes, info.compress_type, info.CRC, info.header_offset))
-    if unsafe:
-        text = f"{unsafe[0][0]!r} is {unsafe[0][1]}. Archives hold plain files below one folder."
-        reason = ReportReason.REPORT_REASON_UNSAFE_PATH
-        raise ArchiveRefused(ErrorReason.ERROR_REASON_ARCHIVE_PATH_UNSAFE, text, entries=unsafe, line_reason=reason)
-    return entries
+def _entry(index: int, info: zipfile.ZipInfo) -> Entry:
+    name = decoded_name(info.orig_filename, info.flag_bits, info.extra)
+    try:
+        path, unsafe = printable(safe_path(name)), _special(info)
+    except UnsafePath as error:
+        path, unsafe = printable(name), str(error)
+    return Entry(
+        index=index,
+        path=path,
+        kind=kind_of(path),
+        size=info.file_size,
+        compressed_size=info.compress_size,
+        method=info.compress_type,
+        crc=info.CRC,
+        offset=info.header_offset,
+        encrypted=bool(info.flag_bits & ENCRYPTED_FLAGS) or info.compress_type == AES,
+        unsafe=unsafe,
+    )
 
 
-def _special(info: zipfile.ZipInfo) -> str | None:
+def _special(info: zipfile.ZipInfo) -> str:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if kind == stat.S_IFLNK:
         return "a symbolic link"
-    return "not a plain file" if kind in (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK) else None
+    return "not a plain file" if kind in (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK) else ""
 
 
-def _is_folder(info: zipfile.ZipInfo) -> bool:
-    return info.orig_filename.endswith(("/", "\\"))
+def _refuse_unsafe(entries: Sequence[Entry]) -> None:
+    if found := [(entry.path, entry.unsafe) for entry in entries if entry.unsafe]:
+        text = f"{found[0][0]!r} is {found[0][1]}. Archives hold plain files below one folder."
+        reason = ReportReason.REPORT_REASON_UNSAFE_PATH
+        raise ArchiveRefused(ErrorReason.ERROR_REASON_ARCHIVE_PATH_UNSAFE, text, entries=found, line_reason=reason)
 
 
-def _refuse_encrypted(infos: Sequence[zipfile.ZipInfo]) -> None:
-    found = [
-        (printable(decoded_name(info.orig_filename, info.flag_bits, info.extra)), "encrypted")
-        for info in infos
-        if info.flag_bits & ENCRYPTED_FLAGS or info.compress_type == 99
-    ]
-    if found:
+def _refuse_encrypted(entries: Sequence[Entry]) -> None:
+    if found := [(entry.path, "encrypted") for entry in entries if entry.encrypted]:
         text = f"The archive is encrypted ({found[0][0]!r}). Make it again without a password."
         reason = ReportReason.REPORT_REASON_ENTRY_ENCRYPTED
         raise ArchiveRefused(ErrorReason.ERROR_REASON_ARCHIVE_ENCRYPTED, text, entries=found, line_reason=reason)

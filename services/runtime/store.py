@@ -183,6 +183,13 @@ class Store(Generic[M]):
             rows = await connection.execute(query.order_by(tables.child.c.sequence))
             return [kind.FromString(row.body) for row in rows]
 
+    async def named_children(self, name: str, collection: str, kind: type[C]) -> list[tuple[str, C]]:
+        """Every child with the name that it was put under."""
+        query = select(tables.child.c.name, tables.child.c.body).where(tables.child.c.parent == f"{name}/{collection}")
+        async with self._database.read() as connection:
+            rows = await connection.execute(query.order_by(tables.child.c.sequence))
+            return [(row.name, kind.FromString(row.body)) for row in rows]
+
     async def child(self, name: str, collection: str, child: str, kind: type[C]) -> C | None:
         query = select(tables.child.c.body).where(
             tables.child.c.parent == f"{name}/{collection}", tables.child.c.name == child
