@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 AUDIO_CHANNELS = 8  # of a latent, before the 16 mel bands of each are packed beside it
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode_video(vae: "AutoencoderKLLTX2Video", latents: Tensor, *, tiling: bool = False) -> NDArray[np.uint8]:
     """Normalised latents [128, F, h, w] -> [T, H, W, 3].
 
@@ -33,7 +33,7 @@ def decode_video(vae: "AutoencoderKLLTX2Video", latents: Tensor, *, tiling: bool
     return decoded
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def decode_audio(
     audio_vae: "AutoencoderKLLTX2Audio", vocoder: "LTX2VocoderWithBWE", latents: Tensor
 ) -> NDArray[np.float32]:

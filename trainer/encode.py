@@ -101,7 +101,7 @@ class PromptEncoder:
         """One embedding a prompt; an empty prompt is one too. What exceeds the model's tokens is cut, and said."""
         return [self._encode(prompt.strip()) for prompt in prompts]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _encode(self, prompt: str) -> PromptEmbedding:
         token_count = count_tokens(self.tokenizer, prompt)
         inputs = self.tokenizer(
@@ -131,7 +131,7 @@ def encode_video(vae: "AutoencoderKLLTX2Video", frames: NDArray[np.uint8]) -> Te
     frame_count, height, width = frames.shape[:3]
     if snap_frames(frame_count) != frame_count or height % SPATIAL_COMPRESSION or width % SPATIAL_COMPRESSION:
         raise ValueError(f"Frames of shape {frames.shape} do not fit the VAE: T 1 modulo 8, H and W multiples of 32.")
-    with torch.inference_mode(), _repeatable():
+    with torch.no_grad(), _repeatable():
         pixels = torch.tensor(frames, device=vae.device).permute(3, 0, 1, 2)[None]
         latents = vae.encode((pixels / 127.5 - 1).to(vae.dtype)).latent_dist.mode().float()
         mean, deviation = (x.float().view(1, -1, 1, 1, 1) for x in (vae.latents_mean, vae.latents_std))
@@ -141,7 +141,7 @@ def encode_video(vae: "AutoencoderKLLTX2Video", frames: NDArray[np.uint8]) -> Te
 
 def encode_audio(audio_vae: "AutoencoderKLLTX2Audio", audio: NDArray[np.float32]) -> Tensor:
     """float32 [2, S] at 16 kHz -> normalised latents, float32 [ceil((S // 160 + 1) / 4), 128]."""
-    with torch.inference_mode(), _repeatable():
+    with torch.no_grad(), _repeatable():
         mel = log_mel(torch.tensor(audio, device=audio_vae.device))
         latents = audio_vae.encode(mel[None].to(audio_vae.dtype)).latent_dist.mode().float()
         packed = latents[0].transpose(0, 1).flatten(1)  # [8, L, 16] -> [L, 8 * 16]

@@ -56,10 +56,10 @@ def resolve_model(
     base, _, file = reference.partition("#")
     base_revision, _, _ = (revision or "").partition("+")
     folder = Path(base).expanduser()
-    from_hub = not folder.is_dir()
+    from_hub = not base or not folder.is_dir()
     if from_hub:
         if base.startswith(("/", ".", "~")) or not base:
-            raise ModelUnavailable(f"There is no folder {base or '(empty reference)'}.")
+            raise ModelUnavailable(f"There is no folder {base or 'without a name'}.")
         folder = _snapshot(base, base_revision or None, components, ORIGINAL_COMPONENTS if file else ())
     original = folder / Path(file).expanduser() if file else None
     _check(reference, folder, original, components)
@@ -84,7 +84,8 @@ def _snapshot(repo: str, revision: str | None, components: Collection[str], skip
     folder = download_snapshot(repo, revision, settings)
     check_version(repo, _configs(folder, components))
     weights = {f"{name}/*.safetensors" for name in components if name not in skip}
-    return download_snapshot(repo, revision, settings | weights | {"tokenizer/*"})
+    vocabulary = {f"{name}/*" for name in components if name == "tokenizer"}
+    return download_snapshot(repo, revision, settings | weights | vocabulary)
 
 
 def _is_whole(folder: Path, components: Collection[str], skip: Collection[str]) -> bool:
