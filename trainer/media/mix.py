@@ -34,7 +34,7 @@ def stereo(frame: AudioFrame) -> Sound:
         weights = np.stack([left, left[list(MIRROR[count])]]) / left.sum()
         mixed = (weights @ channels).astype(np.float32, copy=False)
     else:
-        mixed = np.repeat(channels.mean(axis=0, keepdims=True), 2, axis=0)
+        mixed = np.repeat(channels.mean(axis=0, keepdims=True, dtype=np.float32), 2, axis=0)
     mixed[~np.isfinite(mixed)] = 0
     return mixed
 
