@@ -28,15 +28,12 @@ def stereo(frame: AudioFrame) -> Sound:
     channels = _channels(frame)
     count = len(channels)
     if count == 2:
-        mixed = channels
-    elif count in SURROUND and frame.layout.name in SURROUND_LAYOUTS:
+        return channels
+    if count in SURROUND and frame.layout.name in SURROUND_LAYOUTS:
         left = np.array(SURROUND[count], np.float32)
         weights = np.stack([left, left[list(MIRROR[count])]]) / left.sum()
-        mixed = (weights @ channels).astype(np.float32, copy=False)
-    else:
-        mixed = np.repeat(channels.mean(axis=0, keepdims=True, dtype=np.float32), 2, axis=0)
-    mixed[~np.isfinite(mixed)] = 0
-    return mixed
+        return (weights @ channels).astype(np.float32, copy=False)
+    return np.repeat(channels.mean(axis=0, keepdims=True, dtype=np.float32), 2, axis=0)
 
 
 def _channels(frame: AudioFrame) -> Sound:
@@ -45,6 +42,7 @@ def _channels(frame: AudioFrame) -> Sound:
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
     if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128) / 128
-    scale = 1.0 if samples.dtype.kind == "f" else 1 / 2.0 ** (8 * samples.dtype.itemsize - 1)
-    return (samples * scale).astype(np.float32)
+        return (samples.astype(np.float32) - np.float32(128)) / np.float32(128)
+    if samples.dtype.kind == "f":
+        return np.where(np.isfinite(samples), samples, 0).astype(np.float32)
+    return samples.astype(np.float32) / np.float32(2.0 ** (8 * samples.dtype.itemsize - 1))

@@ -127,11 +127,8 @@ def _is_cut(past: deque[_Seen], seen: _Seen, coming: deque[_Seen]) -> bool:
     around = [frame.change for frame in (*list(past)[1:], *coming)]
     if around and seen.change < STANDS_OUT * sum(around) / len(around):
         return False
-    return all(
-        _change(before.thumbnail, after.thumbnail) > RETURN * seen.change
-        for before in past
-        for after in (seen, *coming)
-    )
+    pairs = product(past, (seen, *coming))
+    return all(_change(before.thumbnail, after.thumbnail) > RETURN * seen.change for before, after in pairs)
 
 
 def _thumbnail(picture: VideoFrame) -> Thumbnail:
