@@ -47,6 +47,8 @@ class GpuQueue:
 
         bisect.insort(self._waiting, entry)
         try:
+            async with self._news:
+                self._news.notify_all()
             yield positions()
         finally:
             if taken:
