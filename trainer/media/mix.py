@@ -32,7 +32,8 @@ def stereo(frame: AudioFrame) -> Sound:
     if count in SURROUND and frame.layout.name in SURROUND_LAYOUTS:
         left = np.array(SURROUND[count], np.float32)
         weights = np.stack([left, left[list(MIRROR[count])]]) / left.sum()
-        return (weights @ channels).astype(np.float32, copy=False)
+        mixed: Sound = (weights @ channels).astype(np.float32, copy=False)
+        return mixed
     return np.repeat(channels.mean(axis=0, keepdims=True, dtype=np.float32), 2, axis=0)
 
 

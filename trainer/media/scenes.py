@@ -7,7 +7,7 @@ before. Fades and dissolves are no cuts: they stay inside a scene.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain, repeat
+from itertools import chain, product, repeat
 from pathlib import Path
 
 import numpy as np
