@@ -120,7 +120,7 @@ async def get_file(
     failures, most = 0, 0
     async with aiohttp.ClientSession(timeout=TIMEOUT, auto_decompress=False) as session:
         while True:
-            digest, size = await asyncio.to_thread(_hash_file, part)
+            digest, size = await asyncio.to_thread(_hash_part, part)
             try:
                 if size < expected.size_bytes or not size:
                     rest = _append(session, await fresh_url(), part, size, digest)
@@ -166,19 +166,31 @@ async def _append(
 
 async def _pause(failures: int, what: str, error: Exception) -> None:
     if failures >= MAX_FAILURES:
-        raise TransferFailed(f"{what}: {error or type(error).__name__} ({failures} tries).") from error
+        # Not `from error`: aiohttp's texts hold the presigned URL.
+        raise TransferFailed(f"{what}: {_cause(error)} ({failures} tries).") from None
     await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (failures - 1))
 
 
+def _cause(error: Exception) -> str:
+    if isinstance(error, _Broken):
+        return str(error)
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return type(error).__name__
+
+
 def _hash_file(path: Path) -> "tuple[_Hash, int]":
-    """Digest and size of a file; of nothing when there is none."""
     digest, size = hashlib.sha256(), 0
-    if path.exists():
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
     return digest, size
+
+
+def _hash_part(path: Path) -> "tuple[_Hash, int]":
+    """Digest and size of what an earlier try left; of nothing when there was none."""
+    return _hash_file(path) if path.exists() else (hashlib.sha256(), 0)
 
 
 def _host(url: str) -> str:

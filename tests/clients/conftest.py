@@ -1,0 +1,34 @@
+"""A far side and an object host for each test, in the session's event loop."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+from ltxtrain_client import IngestClient, TrainClient, connect
+
+from tests.clients.far_side import FarSide, ObjectHost, hosting, serving
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[ObjectHost]:
+    async with hosting() as host:
+        yield host
+
+
+@pytest.fixture
+async def far(store: ObjectHost) -> AsyncIterator[FarSide]:
+    far = FarSide()
+    far.store = store.url
+    async with serving(far):
+        yield far
+
+
+@pytest.fixture
+async def train(far: FarSide) -> AsyncIterator[TrainClient]:
+    async with connect(far.address) as channel:
+        yield TrainClient(channel)
+
+
+@pytest.fixture
+async def ingest(far: FarSide) -> AsyncIterator[IngestClient]:
+    async with connect(far.address) as channel:
+        yield IngestClient(channel)

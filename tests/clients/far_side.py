@@ -1,0 +1,388 @@
+"""The other end of the client's tests: real servers on loopback whose answers a test writes down."""
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+from aiohttp import web
+from google.protobuf.any_pb2 import Any as PackedAny
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+from ltxtrain.v1 import ingest_pb2, ingest_pb2_grpc, preprocess_pb2, preprocess_pb2_grpc, train_pb2, train_pb2_grpc
+from ltxtrain.v1.artifact_pb2 import Artifact, Blob
+from ltxtrain.v1.work_pb2 import Event, Lifecycle, Progress, Stage, State
+
+Context = grpc.aio.ServicerContext[Any, Any]
+PAGE = 2
+
+
+def status(
+    code: grpc.StatusCode, message: str, reason: str = "", *, details: Sequence[Message] = (), **metadata: str
+) -> status_pb2.Status:
+    """A status as the services send it: ErrorInfo first."""
+    info = error_details_pb2.ErrorInfo(reason=reason, domain="ltxtrain.v1", metadata=metadata)
+    made = status_pb2.Status(code=code.value[0], message=message)
+    for detail in (info, *details) if reason else details:
+        packed = PackedAny()
+        packed.Pack(detail)
+        made.details.append(packed)
+    return made
+
+
+def violations(*fields: tuple[str, str, str]) -> error_details_pb2.BadRequest:
+    return error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(field=field, reason=reason, description=description)
+            for field, reason, description in fields
+        ]
+    )
+
+
+def progress_events(count: int, ending: "State | None" = State.STATE_SUCCEEDED) -> list[Event]:
+    """`count` events, the last of which ends the work unless `ending` is None."""
+    events = [
+        Event(stage=Stage.STAGE_TRAIN, progress=Progress(completed=index, total=count)) for index in range(1, count + 1)
+    ]
+    if ending is not None:
+        events[-1] = Event(stage=Stage.STAGE_PUBLISH, lifecycle=Lifecycle(state=ending))
+    return events
+
+
+async def end_ok(context: Context) -> None:
+    """The stream ends with OK."""
+
+
+async def stay_silent(context: Context) -> None:
+    """Nothing more is ever sent."""
+    await asyncio.Event().wait()
+
+
+def abort_with(code: grpc.StatusCode) -> Callable[[Context], Awaitable[None]]:
+    async def abort(context: Context) -> None:
+        await context.abort(code, "cut")
+
+    return abort
+
+
+def abort_with_status(sent: status_pb2.Status) -> Callable[[Context], Awaitable[None]]:
+    async def abort(context: Context) -> None:
+        await context.abort_with_status(rpc_status.to_status(sent))
+
+    return abort
+
+
+@dataclass(frozen=True)
+class Act:
+    """How one Watch stream behaves."""
+
+    # Events sent before `then`; None: all there are.
+    send: int | None = None
+    then: Callable[[Context], Awaitable[None]] = end_ok
+    # Events sent again although the cursor is past them.
+    repeat: int = 0
+    heartbeats: int = 0
+    heartbeat_seconds: float = 0.0
+
+
+class FarSide(
+    train_pb2_grpc.TrainServiceServicer,
+    ingest_pb2_grpc.IngestServiceServicer,
+    preprocess_pb2_grpc.PreprocessServiceServicer,
+):
+    """The three services with as little behind them as a client can tell."""
+
+    def __init__(self) -> None:
+        self.address = ""
+        # Every call: method, request, metadata.
+        self.calls: list[tuple[str, Any, dict[str, str]]] = []
+        # Statuses that the next calls of a method end with, in order; None lets a call through.
+        self.failures: dict[str, deque[status_pb2.Status | None]] = {}
+        self.jobs: dict[str, train_pb2.Job] = {}
+        self.artifacts: dict[str, Artifact] = {}
+        self.report: list[Any] = []
+        self.events: list[Event] = []
+        # One for each stream that is opened; then all is sent and the stream ends.
+        self.acts: deque[Act] = deque()
+        # Streams whose handler is running.
+        self.open_streams = 0
+        self.stream_begun = asyncio.Event()
+        self.stream_ended = asyncio.Event()
+        self.store = ""
+
+    def fail(self, method: str, *statuses: status_pb2.Status | None) -> None:
+        self.failures.setdefault(method, deque()).extend(statuses)
+
+    def requests(self, method: str) -> list[Any]:
+        return [request for name, request, _ in self.calls if name == method]
+
+    def add_artifact(self, job: str, file: str, content: bytes, kind: "Artifact.Kind", sha256: str) -> str:
+        name = f"{job}/artifacts/{file}"
+        blob = Blob(key=f"{job}/{file}", size_bytes=len(content), sha256=sha256)
+        self.artifacts[name] = Artifact(name=name, kind=kind, blob=blob)
+        return name
+
+    async def _enter(self, method: str, request: Any, context: Context) -> None:
+        metadata = {key: str(value) for key, value in context.invocation_metadata() or ()}
+        self.calls.append((method, request, metadata))
+        failures = self.failures.get(method)
+        if failures and (sent := failures.popleft()) is not None:
+            await context.abort_with_status(rpc_status.to_status(sent))
+
+    async def CreateJob(self, request: train_pb2.CreateJobRequest, context: Context) -> train_pb2.CreateJobResponse:
+        await self._enter("CreateJob", request, context)
+        job = train_pb2.Job(spec=request.spec, effective_spec=request.spec, options=request.options)
+        if not request.validate_only:
+            job.name = f"jobs/{uuid.uuid4().hex}"
+            job.lifecycle.state = State.STATE_PENDING
+            self.jobs[job.name] = job
+        return train_pb2.CreateJobResponse(job=job)
+
+    async def GetJob(self, request: train_pb2.GetJobRequest, context: Context) -> train_pb2.GetJobResponse:
+        await self._enter("GetJob", request, context)
+        if request.name not in self.jobs:
+            await context.abort_with_status(
+                rpc_status.to_status(status(grpc.StatusCode.NOT_FOUND, "no such job", "RESOURCE_NOT_FOUND"))
+            )
+        job = self.jobs[request.name]
+        if self.events and self.events[-1].HasField("lifecycle"):
+            job.lifecycle.CopyFrom(self.events[-1].lifecycle)
+        return train_pb2.GetJobResponse(job=job)
+
+    async def ListJobs(self, request: train_pb2.ListJobsRequest, context: Context) -> train_pb2.ListJobsResponse:
+        await self._enter("ListJobs", request, context)
+        found = [job for job in self.jobs.values() if not request.states or job.lifecycle.state in request.states]
+        page, token = _page(found, request.page_token)
+        return train_pb2.ListJobsResponse(jobs=page, next_page_token=token)
+
+    async def CancelJob(self, request: train_pb2.CancelJobRequest, context: Context) -> train_pb2.CancelJobResponse:
+        await self._enter("CancelJob", request, context)
+        job = self.jobs[request.name]
+        job.lifecycle.state = State.STATE_CANCELLING
+        self.events.append(Event(lifecycle=Lifecycle(state=State.STATE_CANCELLED)))
+        return train_pb2.CancelJobResponse(job=job)
+
+    async def DeleteJob(self, request: train_pb2.DeleteJobRequest, context: Context) -> train_pb2.DeleteJobResponse:
+        await self._enter("DeleteJob", request, context)
+        del self.jobs[request.name]
+        return train_pb2.DeleteJobResponse()
+
+    async def EstimateJob(
+        self, request: train_pb2.EstimateJobRequest, context: Context
+    ) -> train_pb2.EstimateJobResponse:
+        await self._enter("EstimateJob", request, context)
+        return train_pb2.EstimateJobResponse(
+            tokens_per_clip=6912, seconds_low=3600, seconds_high=7260, peak_memory_bytes=60 * 10**9, price_usd=12.4
+        )
+
+    async def ListArtifacts(
+        self, request: train_pb2.ListArtifactsRequest, context: Context
+    ) -> train_pb2.ListArtifactsResponse:
+        await self._enter("ListArtifacts", request, context)
+        found = [item for item in self.artifacts.values() if not request.kinds or item.kind in request.kinds]
+        page, token = _page(found, request.page_token)
+        return train_pb2.ListArtifactsResponse(artifacts=page, next_page_token=token)
+
+    async def GetArtifact(
+        self, request: train_pb2.GetArtifactRequest, context: Context
+    ) -> train_pb2.GetArtifactResponse:
+        await self._enter("GetArtifact", request, context)
+        artifact = self.artifacts[request.name]
+        return train_pb2.GetArtifactResponse(artifact=artifact, download_url=f"{self.store}/{artifact.blob.key}?secret")
+
+    async def CreateUpload(
+        self, request: ingest_pb2.CreateUploadRequest, context: Context
+    ) -> ingest_pb2.CreateUploadResponse:
+        await self._enter("CreateUpload", request, context)
+        name = f"uploads/{request.sha256[:32]}"
+        return ingest_pb2.CreateUploadResponse(upload=name, put_url=f"{self.store}/{name}?secret")
+
+    async def CreateDataset(
+        self, request: ingest_pb2.CreateDatasetRequest, context: Context
+    ) -> ingest_pb2.CreateDatasetResponse:
+        await self._enter("CreateDataset", request, context)
+        return ingest_pb2.CreateDatasetResponse(dataset=ingest_pb2.Dataset(name="datasets/1"))
+
+    async def GetDataset(
+        self, request: ingest_pb2.GetDatasetRequest, context: Context
+    ) -> ingest_pb2.GetDatasetResponse:
+        await self._enter("GetDataset", request, context)
+        lifecycle = self.events[-1].lifecycle if self.events else Lifecycle()
+        return ingest_pb2.GetDatasetResponse(dataset=ingest_pb2.Dataset(name=request.name, lifecycle=lifecycle))
+
+    async def ListDatasetReport(
+        self, request: ingest_pb2.ListDatasetReportRequest, context: Context
+    ) -> ingest_pb2.ListDatasetReportResponse:
+        await self._enter("ListDatasetReport", request, context)
+        page, token = _page(self.report, request.page_token)
+        return ingest_pb2.ListDatasetReportResponse(lines=page, next_page_token=token)
+
+    async def ListTrainingSetReport(
+        self, request: preprocess_pb2.ListTrainingSetReportRequest, context: Context
+    ) -> preprocess_pb2.ListTrainingSetReportResponse:
+        await self._enter("ListTrainingSetReport", request, context)
+        return preprocess_pb2.ListTrainingSetReportResponse(lines=self.report[:1])
+
+    async def GetTrainingSet(
+        self, request: preprocess_pb2.GetTrainingSetRequest, context: Context
+    ) -> preprocess_pb2.GetTrainingSetResponse:
+        await self._enter("GetTrainingSet", request, context)
+        report = preprocess_pb2.PreprocessReport(suggestions=["At 57 frames 1 more clip would fit."])
+        made = preprocess_pb2.TrainingSet(name=request.name, report=report)
+        return preprocess_pb2.GetTrainingSetResponse(training_set=made)
+
+    async def WatchJob(
+        self, request: train_pb2.WatchJobRequest, context: Context
+    ) -> AsyncIterator[train_pb2.WatchJobResponse]:
+        async for response in self._watch("WatchJob", request, context, train_pb2.WatchJobResponse):
+            yield response
+
+    async def WatchDataset(
+        self, request: ingest_pb2.WatchDatasetRequest, context: Context
+    ) -> AsyncIterator[ingest_pb2.WatchDatasetResponse]:
+        async for response in self._watch("WatchDataset", request, context, ingest_pb2.WatchDatasetResponse):
+            yield response
+
+    async def WatchTrainingSet(
+        self, request: preprocess_pb2.WatchTrainingSetRequest, context: Context
+    ) -> AsyncIterator[preprocess_pb2.WatchTrainingSetResponse]:
+        response_type = preprocess_pb2.WatchTrainingSetResponse
+        async for response in self._watch("WatchTrainingSet", request, context, response_type):
+            yield response
+
+    async def _watch(self, method: str, request: Any, context: Context, response: Any) -> AsyncIterator[Any]:
+        self.open_streams += 1
+        self.stream_begun.set()
+        try:
+            await self._enter(method, request, context)
+            act = self.acts.popleft() if self.acts else Act()
+            first = max(0, request.after_sequence - act.repeat)
+            last = len(self.events) if act.send is None else first + act.send
+            for sequence, event in enumerate(self.events[first:last], first + 1):
+                yield response(sequence=sequence, event=event)
+            for _ in range(act.heartbeats):
+                yield response(sequence=last)
+                await asyncio.sleep(act.heartbeat_seconds)
+            await act.then(context)
+        finally:
+            self.open_streams -= 1
+            self.stream_ended.set()
+
+
+def _page(items: Sequence[Any], token: str) -> tuple[Sequence[Any], str]:
+    start = int(token or 0)
+    return items[start : start + PAGE], str(start + PAGE) if start + PAGE < len(items) else ""
+
+
+@asynccontextmanager
+async def serving(
+    far: FarSide, *, port: int = 0, credentials: grpc.ServerCredentials | None = None
+) -> AsyncIterator[grpc.aio.Server]:
+    """The far side on a loopback port, which `far.address` then names."""
+    server = grpc.aio.server()
+    train_pb2_grpc.add_TrainServiceServicer_to_server(far, server)
+    ingest_pb2_grpc.add_IngestServiceServicer_to_server(far, server)
+    preprocess_pb2_grpc.add_PreprocessServiceServicer_to_server(far, server)
+    bind = f"127.0.0.1:{port}"
+    taken = server.add_secure_port(bind, credentials) if credentials else server.add_insecure_port(bind)
+    far.address = f"127.0.0.1:{taken}"
+    await server.start()
+    try:
+        yield server
+    finally:
+        await server.stop(None)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong with one request of the object host."""
+
+    status: int | None = None
+    # Close the connection after so many bytes of a download's body.
+    cut_after: int | None = None
+    ignore_range: bool = False
+    corrupt: bool = False
+
+
+class ObjectHost:
+    """An HTTP server that takes PUT and serves GET with ranges, as an object store does at presigned URLs."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.faults: deque[Fault] = deque()
+        # Every request: method, path, Range header.
+        self.requests: list[tuple[str, str, str]] = []
+        self.url = ""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.requests.append((request.method, request.path, request.headers.get("Range", "")))
+        fault = self.faults.popleft() if self.faults else Fault()
+        if fault.status is not None:
+            return web.Response(status=fault.status)
+        if request.method == "PUT":
+            assert request.headers["Content-Length"] == str(request.content_length)
+            self.objects[request.path] = await request.read()
+            return web.Response()
+        return await self._get(request, fault)
+
+    async def _get(self, request: web.Request, fault: Fault) -> web.StreamResponse:
+        content = self.objects[request.path]
+        if fault.corrupt:
+            content = bytes(255 - byte for byte in content)
+        start = 0
+        if (ranged := request.headers.get("Range", "")) and not fault.ignore_range:
+            start = int(ranged.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                return web.Response(status=416)
+        body = content[start:]
+        response = web.StreamResponse(status=206 if start else 200, headers={"Content-Length": str(len(body))})
+        await response.prepare(request)
+        if fault.cut_after is not None:
+            await response.write(body[: fault.cut_after])
+            assert request.transport is not None
+            request.transport.close()
+            return response
+        await response.write(body)
+        return response
+
+
+@asynccontextmanager
+async def hosting() -> AsyncIterator[ObjectHost]:
+    host = ObjectHost()
+    app = web.Application(client_max_size=2**30)
+    app.router.add_route("*", "/{path:.*}", host.handle)
+    runner = web.AppRunner(app, shutdown_timeout=1.0)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield host
+    finally:
+        await runner.cleanup()
+
+
+# The sheet's own example, word for word.
+EXAMPLE = """{
+  "training_data_url": "https://example.com/clips.zip",
+  "trigger_phrase": "",
+  "rank": 32,
+  "number_of_steps": 2000,
+  "learning_rate": 0.0002,
+  "conditioning_frames": 9,
+  "number_of_frames": 89,
+  "frame_rate": 24,
+  "resolution": "medium",
+  "aspect_ratio": "1:1",
+  "with_audio": false,
+  "validation": [
+    { "prompt": "a car accelerating down a road", "video_url": "https://example.com/opening.mp4" }
+  ]
+}
+"""
