@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from trainer.geometry import audio_latents
-from trainer.loop import CheckpointDue, train
+from trainer.loop import train
 from trainer.lora import adapter, add_lora
 from trainer.sample import EncodedClip, PromptEmbedding
 from trainer.settings import TrainSettings
@@ -88,9 +88,7 @@ def with_lora(wanted, dtype=torch.float32):
 def run(wanted, *, data=None, transformer=None, **options):
     """A whole training: its reports, and the adapter at the end."""
     transformer = transformer or with_lora(wanted)
-    reports = []
-    for report in train(transformer, data or samples(), wanted, **{"identity": IDENTITY, **options}):
-        reports.append(report.step if isinstance(report, CheckpointDue) else report)
+    reports = list(train(transformer, data or samples(), wanted, **{"identity": IDENTITY, **options}))
     return reports, weights(transformer)
 
 
