@@ -41,5 +41,6 @@ def decode_audio(
     raw = latents.to(audio_vae.device).float() * audio_vae.latents_std.float() + audio_vae.latents_mean.float()
     unpacked = raw.unflatten(1, (AUDIO_CHANNELS, -1)).transpose(0, 1)  # [L, 8 * 16] -> [8, L, 16]
     mel = audio_vae.decode(unpacked[None].to(audio_vae.dtype)).sample
-    waveform: NDArray[np.float32] = vocoder(mel.to(vocoder.dtype))[0].float().cpu().numpy()
+    # In float32 whatever it was loaded in, as the reference does: the rounding of bfloat16 adds up to audible noise.
+    waveform: NDArray[np.float32] = vocoder.float()(mel.float())[0].cpu().numpy()
     return waveform

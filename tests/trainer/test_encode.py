@@ -184,3 +184,10 @@ def test_latents_decode_to_sound(folder: ModelFolder, encoder: ClipEncoder) -> N
     waveform = decode_audio(audio_vae, vocoder, latents)
     assert waveform.shape == (2, 480 * (4 * len(latents) - 3)) and waveform.dtype == np.float32
     assert waveform.std() > 0.01 and np.abs(waveform).max() < 1
+
+
+def test_the_vocoder_computes_in_float32_whatever_it_is_held_in(folder: ModelFolder) -> None:
+    audio_vae = load_audio_vae(folder, "cpu", torch.float32)
+    latents = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
+    held, expected = load_vocoder(folder, "cpu", torch.bfloat16), load_vocoder(folder, "cpu", torch.bfloat16).float()
+    assert np.array_equal(decode_audio(audio_vae, held, latents), decode_audio(audio_vae, expected, latents))
