@@ -1,6 +1,13 @@
 "use strict";
 // Players of one clip play, pause and seek together; a button picks the step of the LoRA.
 const visible = (player) => player.offsetParent !== null;
+// Players that this script moved: their seeking is an answer, not a wish.
+const moved = new WeakSet();
+const moveTo = (player, seconds) => {
+  if (player.currentTime === seconds) { return; }
+  moved.add(player);
+  player.currentTime = seconds;
+};
 
 for (const compare of document.querySelectorAll(".compare")) {
   const players = [...compare.querySelectorAll("video")];
@@ -20,16 +27,19 @@ for (const compare of document.querySelectorAll(".compare")) {
     const move = () => { mark.style.width = `${(100 * player.currentTime) / (player.duration || 1)}%`; };
     player.addEventListener("timeupdate", move);
     player.addEventListener("play", () => {
+      if (!visible(player)) { return; }
       for (const other of others(player)) {
-        if (other.paused) { other.currentTime = player.currentTime; other.play().catch(() => {}); }
+        if (other.paused) { moveTo(other, player.currentTime); other.play().catch(() => {}); }
       }
     });
-    player.addEventListener("pause", () => { for (const other of others(player)) { other.pause(); } });
+    player.addEventListener("pause", () => {
+      if (!visible(player) || player.ended) { return; }
+      for (const other of others(player)) { other.pause(); }
+    });
     player.addEventListener("seeking", () => {
       move();
-      for (const other of others(player)) {
-        if (Math.abs(other.currentTime - player.currentTime) > 0.1) { other.currentTime = player.currentTime; }
-      }
+      if (moved.delete(player) || !visible(player)) { return; }
+      for (const other of others(player)) { moveTo(other, player.currentTime); }
     });
   }
 
@@ -38,13 +48,13 @@ for (const compare of document.querySelectorAll(".compare")) {
   for (const button of buttons) {
     button.addEventListener("click", () => {
       const before = versions.find((version) => !version.hidden).querySelector("video");
-      const at = before.currentTime;
       const playing = !before.paused;
-      for (const player of players) { player.pause(); }
       for (const version of versions) { version.hidden = version.dataset.step !== button.dataset.step; }
       for (const other of buttons) { other.setAttribute("aria-pressed", String(other === button)); }
       const now = versions.find((version) => !version.hidden).querySelector("video");
-      now.currentTime = at;
+      if (now === before) { return; }
+      before.pause();
+      moveTo(now, before.currentTime);
       if (playing) { now.play().catch(() => {}); }
     });
   }
