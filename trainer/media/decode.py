@@ -1,5 +1,6 @@
 """The frames of a clip in the order and at the times of a player, one by one."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -52,7 +53,10 @@ class VideoReader:
         self.origin = 0.0
         self.interlaced = False
         self._deinterlacer = Deinterlacer(self.stream.time_base) if deinterlace else None
-        self._first_dts: float | None = None
+        # AVI has no time stamps, only places: the first frame that is shown has the first place, whatever the order in
+        # which frames were coded.
+        self._counts_frames = container.format.name == "avi"
+        self._places: deque[int] = deque()
         self._frames = self._timed()
 
     def __iter__(self) -> Iterator[DecodedFrame]:
@@ -84,8 +88,7 @@ class VideoReader:
         for picture in self._pictures():
             stamp = self._seconds(picture)
             if held is None:
-                self._begin(picture, stamp or 0.0)
-                held, index = picture, 0
+                held, index, self.origin = picture, 0, stamp or 0.0
                 continue
             time = start + (last_gap or interval) if stamp is None else stamp - self.origin + shift
             if time <= start:
@@ -93,6 +96,7 @@ class VideoReader:
                 shift += start + moved - time if moved == interval else 0.0
                 time = start + moved
             if index == 0 and self._counts_frames and time > 1.5 * interval:
+                # Sound that begins with the silence of its coder moves all frames but the first, which has no room.
                 self.origin += time - interval
                 time = interval
             yield DecodedFrame(index, start, time, held)
@@ -101,17 +105,6 @@ class VideoReader:
             # Muxers write the last duration carelessly; no frame is shown for less than the one before it.
             declared = float(held.duration * (held.time_base or 0)) if held.duration else 0.0
             yield DecodedFrame(index, start, start + (max(declared, last_gap) or interval), held, last=True)
-
-    @property
-    def _counts_frames(self) -> bool:
-        # AVI has no time stamps: a frame's time is its place in the file, and its first place is the encoder's delay
-        # early when frames are reordered or the sound has priming.
-        return self.container.format.name == "avi"
-
-    def _begin(self, picture: VideoFrame, stamp: float) -> None:
-        if self._counts_frames and self._first_dts is not None:
-            stamp = min(stamp, self._first_dts)
-        self.origin = stamp
 
     def _seconds(self, picture: VideoFrame) -> float | None:
         base = picture.time_base or self.stream.time_base
@@ -136,8 +129,11 @@ class VideoReader:
                 self.damage = f"The video is damaged: {error.strerror}."
                 if begun:
                     return
+                self._places.clear()
                 continue
             for picture in pictures:
+                if self._places:
+                    picture.pts = self._places.popleft()
                 if picture.is_corrupt and not begun:
                     continue
                 begun, self.damage = True, None
@@ -151,8 +147,8 @@ class VideoReader:
                     break
                 # An empty packet repeats a frame in AVI, and would end the decoding here.
                 if packet.size:
-                    if self._first_dts is None and packet.dts is not None:
-                        self._first_dts = float(packet.dts * packet.time_base)
+                    if self._counts_frames and packet.dts is not None:
+                        self._places.append(packet.dts)
                     yield packet
         except av.FFmpegError as error:
             self.damage = f"The file is damaged or cut off: {error.strerror}."

@@ -1,0 +1,25 @@
+"""Measures what is heard: when a burst begins, and how high a tone is. Waves float32 [S] or [2, S] at 16 kHz."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+RATE = 16_000
+
+
+def burst_seconds(waves: NDArray[np.float32], rate: int = RATE, length_seconds: float = 0.005) -> float:
+    """When the loudest piece of so many seconds above 2 kHz begins."""
+    wave = np.atleast_2d(waves)[0].astype(np.float64)
+    spectrum = np.fft.rfft(wave)
+    spectrum[np.fft.rfftfreq(len(wave), 1 / rate) < 2000] = 0
+    power = np.square(np.fft.irfft(spectrum, len(wave)))
+    energy = np.convolve(power, np.ones(round(length_seconds * rate)), "valid")
+    return float(np.argmax(energy)) / rate
+
+
+def pitch(wave: NDArray[np.float32], rate: int = RATE) -> float:
+    """Hertz of the loudest tone, between the steps of the spectrum."""
+    windowed = wave * np.hanning(len(wave))
+    spectrum = np.log(np.abs(np.fft.rfft(windowed)) + 1e-12)
+    peak = int(np.argmax(spectrum[1:-1])) + 1
+    before, at, after = spectrum[peak - 1 : peak + 2]
+    return float((peak + 0.5 * (before - after) / (before - 2 * at + after)) * rate / len(wave))
