@@ -123,3 +123,13 @@ class Archive:
             position += len(piece)
             left -= len(piece)
             yield piece
+
+
+def hash_file(path: Path) -> Unpacked:
+    """A file that is on disk already."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+            size += len(piece)
+    return Unpacked(path, size, digest.hexdigest())

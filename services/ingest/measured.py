@@ -55,7 +55,6 @@ def numbers(clip: Clip, duplicate_of: str = "") -> ClipNumbers:
         height=clip.height,
         duration_seconds=clip.probe.duration_seconds,
         audio=clip.probe.audio if clip.probe.HasField("audio") else None,
-        caption=clip.caption,
         duplicate_of=duplicate_of,
     )
 

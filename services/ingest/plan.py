@@ -1,5 +1,6 @@
 """What is to be done with each file of an archive, decided by its name alone."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -53,14 +54,14 @@ def make_plan(entries: Sequence[Entry]) -> Plan:
     videos = [entry for entry in kept if entry.kind is Kind.VIDEO]
     if not videos:
         raise _no_videos(kept)
-    files = [entry.path for entry in pairing.captions.values()]
+    files = Counter(entry.path for entry in pairing.captions.values())
     superseded = {entry.path for entry in entries if last[entry.path] is not entry}
     clips = [
         PlannedClip(
             index=index,
             entry=entry,
             caption=(caption := pairing.captions.get(entry.path)),
-            shares_caption=caption is not None and files.count(caption.path) > 1,
+            shares_caption=caption is not None and files[caption.path] > 1,
             duplicated=entry.path in superseded,
         )
         for index, entry in enumerate(videos)

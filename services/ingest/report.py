@@ -71,6 +71,9 @@ class Report:
         if len(self._lines) >= MAX_PENDING:
             await self._flush()
 
+    def has(self, path: str) -> bool:
+        return path in self._keys
+
     async def progress(self, completed: int, total: int) -> None:
         """Clips done, of those that there are."""
         await self._advance(Progress(completed=completed, total=total))
@@ -82,9 +85,6 @@ class Report:
     async def close(self) -> None:
         """Write what is pending, and forget the lines of files that an earlier attempt saw and this one did not."""
         await self._flush(stale=list(self._known))
-
-    def outcome_count(self, outcome: "Outcome") -> int:
-        return self._outcomes[outcome]
 
     async def _advance(self, progress: Progress) -> None:
         self._progress = progress

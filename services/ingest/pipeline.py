@@ -1,0 +1,179 @@
+"""What becomes of a dataset: fetch, unpack, store, probe, report. Every step can run twice."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
+
+from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.ingest_pb2 import Dataset
+from ltxtrain.v1.work_pb2 import Outcome, ReportReason
+
+from services.ingest import sniff
+from services.ingest.archive import Archive, hash_file
+from services.ingest.clips import ClipStore
+from services.ingest.directory import ArchiveRefused, Entry, check_directory, read_directory, unreadable
+from services.ingest.gather import Arrived, Gathered
+from services.ingest.intake import Intake
+from services.ingest.plan import Plan, make_plan, not_examined, refusal_lines
+from services.ingest.probing import Probing
+from services.ingest.report import Report, line
+from services.ingest.sources import Sources
+from services.ingest.unpacking import Unpacking
+from services.ingest.webpage import advice
+from services.runtime.addresses import shown
+from services.runtime.errors import ApiError, FailedPrecondition
+from services.runtime.settings import Settings
+from services.runtime.store import Edit, Store
+
+CLIPS = "clips"
+
+
+class IngestWorkflow:
+    """The work of one dataset; see services.runtime.work."""
+
+    def __init__(
+        self, settings: Settings, datasets: Store[Dataset], sources: Sources, clips: ClipStore, probing: Probing
+    ) -> None:
+        self._settings = settings
+        self._datasets = datasets
+        self._sources = sources
+        self._clips = clips
+        self._probing = probing
+        self.scratch = settings.state_dir / "ingest"
+
+    async def run(self, name: str, attempt: int) -> Callable[[Edit[Dataset]], None]:
+        dataset = await self._datasets.get(name)
+        report = await Report.open(self._datasets, name, attempt)
+        gathered = Gathered(name)
+        folder = self._folder(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if dataset.WhichOneof("source") == "videos":
+                await self._take_videos(list(dataset.videos.urls), folder, report, gathered)
+            else:
+                url = f"upload:{dataset.upload}" if dataset.upload else dataset.archive_url
+                await self._take_archive(url, folder, report, gathered)
+        except ApiError:
+            await report.close()
+            await self._clear(name)
+            raise
+        if (warning := gathered.few_clips()) is not None and dataset.WhichOneof("source") != "videos":
+            await report.add(warning)
+        await report.close()
+        await self._clear(name)
+
+        def outcome(edit: Edit[Dataset]) -> None:
+            for clip in gathered.in_order():
+                edit.put_child(CLIPS, clip.name.rpartition("/")[2], clip)
+
+        return outcome
+
+    async def give_back(self, name: str, attempt: int) -> Callable[[Edit[Dataset]], None]:
+        await self._clear(name)
+        return lambda edit: None
+
+    async def sweep(self, unfinished: Sequence[Dataset]) -> None:
+        """Remove what a killed process left of datasets that nobody works on."""
+        wanted = {self._folder(dataset.name) for dataset in unfinished}
+        for folder in self.scratch.glob("*"):
+            if folder not in wanted:
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _take_archive(self, url: str, folder: Path, report: Report, gathered: Gathered) -> None:
+        archive = folder / "archive.zip"
+        if not archive.exists():  # else an earlier attempt has fetched it whole
+            await self._fetch(url, archive, report)
+        entries = await self._read_directory(url, archive)
+        try:
+            await asyncio.to_thread(check_directory, entries, archive.stat().st_size, self._settings)
+            plan = await asyncio.to_thread(make_plan, entries)
+            for item in plan.lines:
+                await report.add(item)
+            await self._take_clips(archive, plan, folder, report, gathered)
+            gathered.check(every=False)
+        except ApiError as error:
+            await _tell_the_rest(entries, error, report)
+            raise
+
+    async def _take_clips(self, archive: Path, plan: Plan, folder: Path, report: Report, gathered: Gathered) -> None:
+        with Archive(archive) as opened:
+            unpacking = Unpacking(opened, plan, folder, report, gathered)
+            await self._gather(unpacking.files(), len(plan.clips), report, gathered)
+
+    async def _take_videos(self, urls: Sequence[str], folder: Path, report: Report, gathered: Gathered) -> None:
+        await self._gather(self._videos(urls, folder, report), len(urls), report, gathered)
+        # A position in the list means something to the caller: none may be missing.
+        gathered.check(every=True)
+
+    async def _videos(self, urls: Sequence[str], folder: Path, report: Report) -> AsyncGenerator[Arrived, None]:
+        for index, url in enumerate(urls):
+            target = folder / f"video-{index}"
+            try:
+                await self._fetch(url, target, report)
+                file = await asyncio.to_thread(hash_file, target)
+                _refuse_page(url, target)
+            except ApiError as error:
+                reasons = [ReportReason.REPORT_REASON_NOT_EXAMINED]
+                await report.add(line(shown(url), Outcome.OUTCOME_REJECTED, reasons, str(error)))
+                for other in urls[index + 1 :]:
+                    await report.add(not_examined(shown(other)))
+                raise
+            yield Arrived(index=index, path=shown(url), file=file)
+            target.unlink()
+
+    async def _gather(
+        self, files: AsyncGenerator[Arrived, None], total: int, report: Report, gathered: Gathered
+    ) -> None:
+        intake = Intake(self._clips, report, gathered, total)
+        async with (
+            aclosing(files),
+            aclosing(intake.unknown(files)) as unknown,
+            aclosing(self._probing.verdicts(unknown)) as verdicts,
+        ):
+            async for candidate, verdict in verdicts:
+                await intake.settle(candidate, verdict)
+
+    async def _fetch(self, url: str, target: Path, report: Report) -> None:
+        """Fetch to `target`, which appears whole or not at all."""
+        part = target.with_suffix(".part")
+        async with aclosing(self._sources.read(url, part)) as steps:
+            async for step in steps:
+                await report.fetched(step.completed_bytes, step.total_bytes)
+        part.replace(target)
+
+    async def _read_directory(self, url: str, archive: Path) -> list[Entry]:
+        try:
+            return await asyncio.to_thread(read_directory, archive, self._settings)
+        except ArchiveRefused:
+            if _is_page(archive):
+                raise unreadable(f"{shown(url)} is a web page, not a zip archive. {advice(url)}") from None
+            raise
+
+    def _folder(self, name: str) -> Path:
+        return self.scratch / name.rpartition("/")[2]
+
+    async def _clear(self, name: str) -> None:
+        await asyncio.to_thread(shutil.rmtree, self._folder(name), ignore_errors=True)
+
+
+async def _tell_the_rest(entries: Sequence[Entry], error: ApiError, report: Report) -> None:
+    """A line for every file that has none yet."""
+    if isinstance(error, ArchiveRefused):
+        lines = [item for item in refusal_lines(entries, error) if not report.has(item.path)]
+    else:
+        lines = [not_examined(entry.path) for entry in entries if not report.has(entry.path)]
+    for item in lines:
+        await report.add(item)
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return sniff.is_web_page(file.read(sniff.HEAD_BYTES))
+
+
+def _refuse_page(url: str, path: Path) -> None:
+    if _is_page(path):
+        text = f"{shown(url)} is a web page, not a video. {advice(url)}"
+        raise FailedPrecondition(ErrorReason.ERROR_REASON_DOWNLOAD_REFUSED, text, metadata={"url": shown(url)})

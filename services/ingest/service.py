@@ -1,0 +1,165 @@
+"""IngestService: the RPCs. What a dataset is made of is in `pipeline`."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, TypeVar
+
+import grpc.aio
+from google.protobuf.message import Message
+from ltxtrain.v1 import ingest_pb2, ingest_pb2_grpc
+from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.ingest_pb2 import Clip, Dataset, Upload
+from ltxtrain.v1.work_pb2 import ReportLine
+
+from services.ingest.clips import ClipStore
+from services.ingest.fetch import Fetcher
+from services.ingest.pipeline import CLIPS, IngestWorkflow
+from services.ingest.probing import Probing
+from services.ingest.report import COLLECTION
+from services.ingest.sources import Sources
+from services.ingest.uploads import Uploads, uploads_of
+from services.runtime.addresses import check_url
+from services.runtime.auth import caller
+from services.runtime.errors import InvalidSpec, Violation
+from services.runtime.paging import page_size, request_digest
+from services.runtime.rpc import Watches, check_request_id, new_name, visible_owner
+from services.runtime.service import Runtime
+from services.runtime.store import Store
+from services.runtime.work import WorkRunner
+
+C = TypeVar("C", bound=Message)
+
+MAX_VIDEOS = 100
+# Well below the limit of a message: captions and paths may be long.
+MAX_PAGE_BYTES = 2 << 20
+
+
+class IngestService(ingest_pb2_grpc.IngestServiceServicer):
+    """Datasets, their clips, their reports, and uploads."""
+
+    full_name = "ltxtrain.v1.IngestService"
+
+    def __init__(self, runtime: Runtime, fetcher: Fetcher | None = None) -> None:
+        self._settings = runtime.settings
+        self._datasets: Store[Dataset] = Store(runtime.database, runtime.log, "datasets", Dataset)
+        self._watches = Watches(runtime.log, runtime.settings)
+        self._uploads = Uploads(Store(runtime.database, runtime.log, "uploads", Upload), runtime.objects)
+        self._clips = ClipStore(runtime.objects, runtime.blobs)
+        sources = Sources(runtime.settings, runtime.objects, self._uploads, fetcher or Fetcher(runtime.settings))
+        probing = Probing(runtime)
+        self._workflow = IngestWorkflow(runtime.settings, self._datasets, sources, self._clips, probing)
+        self.work = WorkRunner(self._datasets, self._workflow)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        ingest_pb2_grpc.add_IngestServiceServicer_to_server(self, server)
+
+    async def tidy(self) -> None:
+        unfinished = await self._datasets.unfinished()
+        await self._workflow.sweep(unfinished)
+        await self._uploads.sweep(unfinished)
+        await self._clips.sweep()
+
+    async def CreateUpload(
+        self, request: ingest_pb2.CreateUploadRequest, context: Any
+    ) -> ingest_pb2.CreateUploadResponse:
+        return await self._uploads.create(request, caller.get())
+
+    async def CreateDataset(
+        self, request: ingest_pb2.CreateDatasetRequest, context: Any
+    ) -> ingest_pb2.CreateDatasetResponse:
+        check_request_id(request.request_id)
+        if violations := self._violations(request):
+            raise InvalidSpec(violations)
+        dataset = Dataset(name=new_name("datasets"))
+        match request.WhichOneof("source"):
+            case "archive_url":
+                dataset.archive_url = request.archive_url
+            case "upload":
+                dataset.upload = request.upload
+            case "videos":
+                dataset.videos.CopyFrom(request.videos)
+        for upload in uploads_of(dataset):
+            await self._uploads.check(upload, visible_owner())
+        made = await self._datasets.create(
+            dataset, owner=caller.get(), request_id=request.request_id, digest=request_digest(request)
+        )
+        assert made is not None  # there is no limit
+        self.work.start(made.name)
+        return ingest_pb2.CreateDatasetResponse(dataset=made)
+
+    async def GetDataset(self, request: ingest_pb2.GetDatasetRequest, context: Any) -> ingest_pb2.GetDatasetResponse:
+        return ingest_pb2.GetDatasetResponse(dataset=await self._datasets.get(request.name, visible_owner()))
+
+    async def ListDatasets(
+        self, request: ingest_pb2.ListDatasetsRequest, context: Any
+    ) -> ingest_pb2.ListDatasetsResponse:
+        datasets, token = await self._datasets.page(visible_owner(), request.page_size, request.page_token)
+        return ingest_pb2.ListDatasetsResponse(datasets=datasets, next_page_token=token)
+
+    async def CancelDataset(
+        self, request: ingest_pb2.CancelDatasetRequest, context: Any
+    ) -> ingest_pb2.CancelDatasetResponse:
+        return ingest_pb2.CancelDatasetResponse(dataset=await self.work.cancel(request.name, visible_owner()))
+
+    async def DeleteDataset(
+        self, request: ingest_pb2.DeleteDatasetRequest, context: Any
+    ) -> ingest_pb2.DeleteDatasetResponse:
+        await self._datasets.get(request.name, visible_owner())
+        await self._datasets.delete(request.name, visible_owner())
+        return ingest_pb2.DeleteDatasetResponse()
+
+    async def ListClips(self, request: ingest_pb2.ListClipsRequest, context: Any) -> ingest_pb2.ListClipsResponse:
+        clips, token = await self._children(request, CLIPS, Clip)
+        return ingest_pb2.ListClipsResponse(clips=clips, next_page_token=token)
+
+    async def ListDatasetReport(
+        self, request: ingest_pb2.ListDatasetReportRequest, context: Any
+    ) -> ingest_pb2.ListDatasetReportResponse:
+        lines, token = await self._children(request, COLLECTION, ReportLine)
+        return ingest_pb2.ListDatasetReportResponse(lines=lines, next_page_token=token)
+
+    async def WatchDataset(
+        self, request: ingest_pb2.WatchDatasetRequest, context: Any
+    ) -> AsyncIterator[ingest_pb2.WatchDatasetResponse]:
+        await self._datasets.get(request.name, visible_owner())
+        response = ingest_pb2.WatchDatasetResponse
+        async for item in self._watches.responses(request.name, request.after_sequence, response):
+            yield item
+
+    async def _children(
+        self,
+        request: ingest_pb2.ListClipsRequest | ingest_pb2.ListDatasetReportRequest,
+        collection: str,
+        kind: type[C],
+    ) -> tuple[list[C], str]:
+        """A page that fits into a message: fewer than asked for where they are long."""
+        await self._datasets.get(request.parent, visible_owner())
+        size = page_size(request.page_size)
+        while True:
+            found, token = await self._datasets.children(request.parent, collection, kind, size, request.page_token)
+            if size == 1 or sum(item.ByteSize() for item in found) <= MAX_PAGE_BYTES:
+                return found, token
+            size = max(1, size // 4)
+
+    def _violations(self, request: ingest_pb2.CreateDatasetRequest) -> list[Violation]:
+        urls: Sequence[tuple[str, str]] = ()
+        match request.WhichOneof("source"):
+            case "archive_url":
+                urls = [("archive_url", request.archive_url)]
+            case "upload":
+                urls = [("upload", request.upload and f"upload:{request.upload}")]
+            case "videos":
+                urls = [(f"videos.urls[{index}]", url) for index, url in enumerate(request.videos.urls)]
+        if not urls:
+            text = "Name an archive_url, an upload or videos."
+            return [Violation("source", ErrorReason.ERROR_REASON_FIELD_REQUIRED, text)]
+        if len(urls) > MAX_VIDEOS:
+            text = f"{len(urls)} videos, at most {MAX_VIDEOS} are taken one by one. Use an archive."
+            return [Violation("videos.urls", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text)]
+        return [violation for field, url in urls if (violation := self._violation(field, url)) is not None]
+
+    def _violation(self, field: str, url: str) -> Violation | None:
+        if not url:
+            return Violation(field, ErrorReason.ERROR_REASON_FIELD_REQUIRED, "It is empty.")
+        buckets = set(self._settings.fetch_buckets) - {self._settings.s3_bucket}
+        refusal = check_url(url, self._settings.fetch_allow, buckets)
+        return None if refusal is None else Violation(field, ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal)

@@ -1,0 +1,93 @@
+"""Where the bytes of a dataset come from: a URL, an upload, an object of a listed bucket."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from ltxtrain.v1.error_pb2 import ErrorReason
+
+from services.ingest.fetch import Fetched, Fetcher
+from services.ingest.uploads import Uploads
+from services.runtime.addresses import UPLOAD, shown
+from services.runtime.errors import FailedPrecondition
+from services.runtime.objects import ObjectMissing, ObjectStore
+from services.runtime.settings import Settings
+
+
+class Sources:
+    """Reads any source to a file."""
+
+    def __init__(self, settings: Settings, objects: ObjectStore, uploads: Uploads, fetcher: Fetcher) -> None:
+        self._max_bytes = settings.fetch_max_bytes
+        self._objects = objects
+        self._uploads = uploads
+        self._fetcher = fetcher
+        self._buckets: dict[str, ObjectStore] = {}
+
+    async def read(self, url: str, target: Path) -> AsyncGenerator[Fetched, None]:
+        """Write the source to `target`.
+
+        Raises what Fetcher.fetch raises, and FailedPrecondition (UPLOAD_MISMATCH) for an upload that is not there or
+        is not what was announced.
+        """
+        if (upload := UPLOAD.fullmatch(url)) is not None:
+            steps = self._read_upload(upload[1], target)
+        elif url.startswith("s3:"):
+            steps = self._read_bucket(url, target)
+        else:
+            steps = self._fetcher.fetch(url, target)
+        async with aclosing(steps):
+            async for step in steps:
+                yield step
+
+    async def _read_upload(self, name: str, target: Path) -> AsyncGenerator[Fetched, None]:
+        key = await self._uploads.arrived(name)
+        digest = hashlib.sha256()
+        async with aclosing(_copy(self._objects, key, target, digest)) as steps:
+            async for step in steps:
+                yield step
+        await self._uploads.verify(name, digest.hexdigest())
+
+    async def _read_bucket(self, url: str, target: Path) -> AsyncGenerator[Fetched, None]:
+        parts = urlsplit(url)
+        objects, key = self._bucket(parts.netloc), parts.path.lstrip("/")
+        metadata = {"url": shown(url)}
+        try:
+            found = await objects.stat(key)
+        except ValueError:
+            found = None
+        if found is None:
+            text = f"{shown(url)} could not be fetched: there is no such object, or it may not be read."
+            raise FailedPrecondition(ErrorReason.ERROR_REASON_DOWNLOAD_REFUSED, text, metadata=metadata)
+        if found.size_bytes > self._max_bytes:
+            text = f"{shown(url)} is larger than the {self._max_bytes} bytes that are fetched at most."
+            metadata["maximumBytes"] = str(self._max_bytes)
+            raise FailedPrecondition(ErrorReason.ERROR_REASON_ARCHIVE_TOO_LARGE, text, metadata=metadata)
+        try:
+            async with aclosing(_copy(objects, key, target, hashlib.sha256())) as steps:
+                async for step in steps:
+                    yield replace(step, total_bytes=found.size_bytes)
+        except ObjectMissing:
+            text = f"{shown(url)} was deleted while it was fetched."
+            raise FailedPrecondition(ErrorReason.ERROR_REASON_DOWNLOAD_REFUSED, text, metadata=metadata) from None
+
+    def _bucket(self, bucket: str) -> ObjectStore:
+        """Another bucket of the same store, with the suite's own credentials."""
+        if bucket not in self._buckets:
+            self._buckets[bucket] = ObjectStore(replace(self._objects.objects.address, bucket=bucket))
+        return self._buckets[bucket]
+
+
+async def _copy(objects: ObjectStore, key: str, target: Path, digest: "hashlib._Hash") -> AsyncGenerator[Fetched, None]:
+    size = 0
+    with target.open("wb") as file:
+        async with aclosing(objects.read(key)) as chunks:
+            async for chunk in chunks:
+                await asyncio.to_thread(file.write, chunk)
+                await asyncio.to_thread(digest.update, chunk)
+                size += len(chunk)
+                yield Fetched(size, 0)

@@ -1,0 +1,99 @@
+"""Uploads: files of callers who have no URL of their own, PUT to the object store and read from there."""
+
+import re
+import time
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.ingest_pb2 import CreateUploadRequest, CreateUploadResponse, Dataset, Upload
+from ltxtrain.v1.work_pb2 import State
+
+from services.runtime.addresses import UPLOAD
+from services.runtime.errors import FailedPrecondition, InvalidSpec, Violation
+from services.runtime.objects import ObjectStore
+from services.runtime.rpc import new_name
+from services.runtime.store import Store
+
+# One PUT of S3 holds no more.
+MAX_UPLOAD_BYTES = 5 << 30
+PUT_SECONDS = 3600
+# An upload that no unfinished dataset reads is kept for this long.
+KEEP_SECONDS = 24 * 3600
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Uploads:
+    """The uploads of all callers."""
+
+    def __init__(self, store: Store[Upload], objects: ObjectStore) -> None:
+        self._store = store
+        self._objects = objects
+
+    async def create(self, request: CreateUploadRequest, owner: str) -> CreateUploadResponse:
+        """Raises InvalidSpec."""
+        if violations := _violations(request):
+            raise InvalidSpec(violations)
+        upload = Upload(name=new_name("uploads"), size_bytes=request.size_bytes, sha256=request.sha256)
+        await self._store.create(upload, owner=owner, request_id="", digest=b"")
+        url = await self._objects.presign_put(_key(upload.name), timedelta(seconds=PUT_SECONDS))
+        expires = Timestamp()
+        expires.FromDatetime(datetime.now(UTC) + timedelta(seconds=PUT_SECONDS))
+        return CreateUploadResponse(upload=upload.name, put_url=url, expire_time=expires)
+
+    async def check(self, name: str, owner: str | None) -> None:
+        """Raises NotFound for an upload that the caller does not have."""
+        await self._store.get(name, owner)
+
+    async def arrived(self, name: str) -> str:
+        """Key of the object that was PUT. Raises FailedPrecondition (UPLOAD_MISMATCH) when it has another size."""
+        upload = await self._store.get(name)
+        found = await self._objects.stat(_key(name))
+        if found is None:
+            raise _mismatch(upload, "Nothing was PUT to its URL yet. PUT the file, then create the dataset.")
+        if found.size_bytes != upload.size_bytes:
+            raise _mismatch(upload, f"{upload.size_bytes} bytes were announced, {found.size_bytes} came.")
+        return _key(name)
+
+    async def verify(self, name: str, sha256: str) -> None:
+        """Raises FailedPrecondition (UPLOAD_MISMATCH) when the bytes are not those that were announced."""
+        upload = await self._store.get(name)
+        if sha256 != upload.sha256:
+            raise _mismatch(upload, f"The sha256 {upload.sha256} was announced, the bytes have {sha256}.")
+
+    async def sweep(self, unfinished: list[Dataset]) -> None:
+        """Delete uploads of yesterday that nothing reads any more."""
+        wanted = {name for dataset in unfinished for name in uploads_of(dataset)}
+        before = time.time() - KEEP_SECONDS
+        for upload in await self._store.unfinished():
+            if upload.name not in wanted and upload.lifecycle.create_time.ToSeconds() < before:
+                await self._objects.delete(_key(upload.name))
+                async with self._store.edit(upload.name) as edit:
+                    edit.enter(State.STATE_CANCELLED)
+                await self._store.delete(upload.name)
+
+
+def uploads_of(dataset: Dataset) -> list[str]:
+    """Names of the uploads that a dataset is made of."""
+    found = [UPLOAD.fullmatch(url) for url in (dataset.archive_url, *dataset.videos.urls)]
+    return [match[1] for match in found if match] + ([dataset.upload] if dataset.upload else [])
+
+
+def _violations(request: CreateUploadRequest) -> list[Violation]:
+    violations = []
+    if not 0 < request.size_bytes <= MAX_UPLOAD_BYTES:
+        text = f"{request.size_bytes} bytes; an upload has 1 to {MAX_UPLOAD_BYTES}. Larger archives come by URL."
+        violations.append(Violation("size_bytes", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
+    if not _SHA256.fullmatch(request.sha256):
+        text = "The sha256 of the file in 64 lowercase hexadecimal digits."
+        violations.append(Violation("sha256", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text))
+    return violations
+
+
+def _key(name: str) -> str:
+    return f"ingest/{name}"
+
+
+def _mismatch(upload: Upload, text: str) -> FailedPrecondition:
+    metadata = {"upload": upload.name, "sizeBytes": upload.size_bytes, "sha256": upload.sha256}
+    return FailedPrecondition(ErrorReason.ERROR_REASON_UPLOAD_MISMATCH, f"{upload.name}: {text}", metadata=metadata)
