@@ -98,7 +98,7 @@ def html(page):
 
 def test_every_string_is_escaped(html):
     assert "<script>alert" not in html
-    # The title twice, a fact, a warning, a prompt, a check, a path, a description; and once more inside the spec's JSON.
+    # The title twice, fact, warning, prompt, check, path and description; and once more inside the JSON of the spec.
     assert html.count("&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;&#34;&#39;&amp;") == 8
     assert html.count("&lt;script&gt;alert(\\&#34;1\\&#34;)&lt;/script&gt;") == 1
 

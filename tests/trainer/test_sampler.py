@@ -23,7 +23,11 @@ def pipeline(tiny_model):
 
     loaded = LTX2ConditionPipeline.from_pretrained(tiny_model, local_files_only=True)
     loaded.set_progress_bar_config(disable=True)
-    return loaded
+    threads = torch.get_num_threads()
+    # Operations this small gain nothing from a second thread and wait for it on a busy machine.
+    torch.set_num_threads(1)
+    yield loaded
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
