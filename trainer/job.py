@@ -13,7 +13,7 @@ from trainer.distributed import Worker
 from trainer.errors import DeviceMemoryExhausted, TrainerError
 from trainer.export import lora_metadata, lora_tensors, video_only, write_lora
 from trainer.held_out import suggested_stop
-from trainer.loading import load_report, load_transformer
+from trainer.loading import load_report, load_transformer, transformer_weight_count
 from trainer.loop import ALONE, CheckpointDue, PreviewDue, Step, train
 from trainer.lora import adapter, add_lora
 from trainer.model import ModelFolder, resolve_model
@@ -26,7 +26,6 @@ from trainer.records import Records
 
 # What training and previews load; text encoder and VAE encoders belong to the preparation.
 COMPONENTS = ("transformer", "vae", "audio_vae", "vocoder", "scheduler")
-WEIGHTS_22B = 19_000_000_000
 
 Report = Loaded | Preflight | Step | Checkpointed | Previewing | Previewed | Warned | Finished
 
@@ -109,7 +108,7 @@ class _Job:
                 return PrecisionChoice(Precision.BF16, "asked for; slower than fp32 on a CPU")
             return PrecisionChoice(Precision(self._plan.precision), "asked for")
         free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
-        return choose_precision(WEIGHTS_22B, free)
+        return choose_precision(transformer_weight_count(self._folder), free)
 
     def _checkpointed(self, step: int, checkpoint: Checkpoint) -> Checkpointed:
         work_dir = self._plan.work_dir

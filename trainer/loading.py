@@ -207,3 +207,12 @@ def _held_bytes(tensor: Any) -> int:
     if not hasattr(tensor, "__tensor_flatten__"):
         return int(tensor.nbytes)
     return sum(_held_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
+
+
+def transformer_weight_count(folder: ModelFolder) -> int:
+    """Weights of the transformer, counted on its settings alone."""
+    from diffusers import LTX2VideoTransformer3DModel
+
+    return sum(
+        parameter.numel() for parameter in _empty(LTX2VideoTransformer3DModel, folder, "transformer").parameters()
+    )

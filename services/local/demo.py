@@ -1,0 +1,109 @@
+"""One whole job in view: a small dataset, a tiny model, the suite on loopback, and the command line that anyone has."""
+
+import asyncio
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+from ltxtrain.v1.work_pb2 import Outcome, ReportReason
+from ltxtrain_client.channel import connect
+from ltxtrain_client.ingest import IngestClient
+from ltxtrain_client.preprocess import PreprocessClient
+from ltxtrain_client.train import TrainClient
+
+from services.local.demo_data import make_demo_clips, make_validation_clip
+from services.local.up import Suite
+
+SHEET = {
+    "trigger_phrase": "drifting shapes",
+    "rank": 8,
+    "number_of_steps": 100,
+    "learning_rate": 0.002,
+    "conditioning_frames": 9,
+    "number_of_frames": 17,
+    "resolution": "low",
+    "aspect_ratio": "16:9",
+    "validation": [{"prompt": "drifting shapes, a disc that crosses the picture"}],
+    "validation_number_of_frames": 17,
+    "validation_resolution": "low",
+    "validation_aspect_ratio": "16:9",
+}
+RESULTS = ("lora.safetensors", "config.json", "reel.mp4")
+
+
+def run(out: Path, state_dir: Path) -> int:
+    """Returns the exit status: 0 when the job succeeded and its results lie in `out`."""
+    return asyncio.run(_run(out.resolve(), state_dir.resolve()))
+
+
+async def _run(out: Path, state_dir: Path) -> int:
+    made = state_dir / "demo"
+    model = made / "model"
+    made.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    _say("A small dataset and a tiny LTX 2.3 with random weights, made when absent …")
+    clips, opening = make_demo_clips(made), make_validation_clip(made)
+    if not (model / "model_index.json").exists():
+        from trainer.tiny import build_tiny_model
+
+        build_tiny_model(model)
+    sheet = made / "job.json"
+    sheet.write_text(json.dumps(SHEET, indent=2) + "\n")
+    _say("The suite: object store, Ray, Ingest, Preprocess, Train …")
+    async with Suite(state_dir, model=str(model), ingest_port=0, preprocess_port=0, train_port=0) as suite:
+        command = [sys.executable, "-m", "ltxtrain_client.cli", "submit", str(sheet)]
+        command += ["--data", str(clips), "--validation", str(opening), "--watch", "--out", str(out)]
+        _say(f"One job, as a person starts it:\n  ltxtrain {' '.join(command[3:])}")
+        status = await _command(command, suite)
+        if status == 0:
+            await _summarize(suite, out)
+        _say("The suite goes down …")
+    missing = [name for name in RESULTS if not (out / name).exists()]
+    if status == 0 and missing:
+        _say(f"Missing: {', '.join(missing)}")
+        return 1
+    return status
+
+
+async def _command(command: list[str], suite: Suite) -> int:
+    environ = os.environ | {
+        "LTXTRAIN_TRAIN": suite.train_address,
+        "LTXTRAIN_INGEST": suite.ingest_address,
+        "LTXTRAIN_PREPROCESS": suite.preprocess_address,
+    }
+    process = await asyncio.create_subprocess_exec(*command, env=environ)
+    return await process.wait()
+
+
+async def _summarize(suite: Suite, out: Path) -> None:
+    """What was kept, skipped and made, and how much of the work was found in the cache."""
+    async with (
+        connect(suite.train_address) as train_channel,
+        connect(suite.ingest_address) as ingest_channel,
+        connect(suite.preprocess_address) as preprocess_channel,
+    ):
+        train, ingest = TrainClient(train_channel), IngestClient(ingest_channel)
+        preprocess = PreprocessClient(preprocess_channel)
+        job = await anext(aiter(train.list_jobs()))
+        lines = [line async for line in ingest.list_dataset_report(job.dataset)]
+        lines += [line async for line in preprocess.list_training_set_report(job.training_set)]
+        report = (await preprocess.get_training_set(job.training_set)).report
+    outcomes = Counter(Outcome.Name(line.outcome).removeprefix("OUTCOME_").lower() for line in lines)
+    _say("What became of the files: " + ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())))
+    for line in lines:
+        if line.outcome in (Outcome.OUTCOME_SKIPPED, Outcome.OUTCOME_IGNORED):
+            reasons = ", ".join(ReportReason.Name(reason).removeprefix("REPORT_REASON_") for reason in line.reasons)
+            print(f"  {line.path}: {reasons} {line.description}".rstrip())
+    if report.cache_misses == 0:
+        _say(f"Nothing was encoded again: all {report.cache_hits} samples and prompts were found in the cache.")
+    else:
+        _say(f"Encoded {report.cache_misses} samples and prompts, found {report.cache_hits} in the cache.")
+    _say(f"Made, in {out}:")
+    for path in sorted(out.iterdir()):
+        print(f"  {path.name}  {path.stat().st_size / 1e6:.1f} MB")
+
+
+def _say(text: str) -> None:
+    print(f"\n▸ {text}", flush=True)
