@@ -200,7 +200,7 @@ with av.open(OPENING) as video:
 if len(opening) < CONDITIONING_FRAMES:
     raise SystemExit(f"{OPENING} has {len(opening)} frames; {CONDITIONING_FRAMES} are needed.")
 
-pipeline = LTX2ConditionPipeline.from_pretrained($model, revision=$revision, torch_dtype=torch.bfloat16)
+pipeline = LTX2ConditionPipeline.from_pretrained($model, revision=$revision, dtype=torch.bfloat16)
 pipeline.load_lora_weights(LORA)
 if torch.cuda.is_available():
     pipeline.enable_model_cpu_offload()

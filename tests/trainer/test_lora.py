@@ -105,7 +105,7 @@ def quantized(precision):
     from trainer.precision import quantization_config
 
     transformer = LTX2VideoTransformer3DModel.from_pretrained(
-        GOLDEN / "transformer", torch_dtype=torch.bfloat16, quantization_config=quantization_config(precision)
+        GOLDEN / "transformer", dtype=torch.bfloat16, quantization_config=quantization_config(precision)
     )
     add_lora(transformer.eval(), rank=8, with_audio=True, seed=42)
     return transformer

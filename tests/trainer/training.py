@@ -38,7 +38,7 @@ def golden_transformer(dtype=torch.float32):
     from diffusers import LTX2VideoTransformer3DModel
 
     torch.set_num_threads(1)
-    return LTX2VideoTransformer3DModel.from_pretrained(GOLDEN / "transformer", torch_dtype=dtype).eval()
+    return LTX2VideoTransformer3DModel.from_pretrained(GOLDEN / "transformer", dtype=dtype).eval()
 
 
 def sample(number, with_audio=True, rate=RATE):
