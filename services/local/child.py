@@ -1,0 +1,131 @@
+"""A process that ends with this one, and is started again when it ends by itself."""
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from services.local import tether
+
+log = logging.getLogger(__name__)
+
+FIRST_BACKOFF_SECONDS = 0.2
+MAX_BACKOFF_SECONDS = 10.0
+# One that ran this long starts again without delay.
+STEADY_SECONDS = 60.0
+MAX_LOG_BYTES = 16 * 2**20
+TAIL_BYTES = 2_000
+
+
+class ChildFailed(Exception):
+    """A process ended in a way that a new start would not change, or is not ready in time; with the end of its log."""
+
+
+class Child:
+    """One supervised command, in a session of its own: Ctrl-C in a terminal reaches this process alone."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str | Path],
+        *,
+        environ: Mapping[str, str],
+        log_path: Path,
+        cwd: Path,
+        final: Collection[int] = (),
+    ) -> None:
+        self.name = name
+        self._command = [str(part) for part in command]
+        self._environ = dict(environ)
+        self._log_path = log_path
+        self._cwd = cwd
+        # Exit statuses after which it is not started again.
+        self._final = frozenset(final)
+        self._stopping = threading.Event()
+        self._started = threading.Event()
+        self._process: subprocess.Popen[bytes] | None = None
+        # The kernel ends a child with the thread that made it, so this one lives as long as the child.
+        self._thread = threading.Thread(target=self._supervise, name=f"child {name}", daemon=True)
+
+    def start(self) -> Self:
+        self._thread.start()
+        self._started.wait()
+        return self
+
+    @property
+    def pid(self) -> int:
+        """Of the newest start."""
+        if self._process is None:
+            raise self.failure("could not be started")
+        return self._process.pid
+
+    def check(self) -> None:
+        """Raises ChildFailed when it has ended for good."""
+        if not self._thread.is_alive():
+            raise self.failure("has ended")
+
+    def failure(self, what: str) -> ChildFailed:
+        """The error that says so, with the end of the log."""
+        tail = b""
+        with contextlib.suppress(OSError):
+            tail = self._log_path.read_bytes()[-TAIL_BYTES:]
+        text = tail.decode(errors="replace").strip()
+        return ChildFailed(f"{self.name} {what}. Its log {self._log_path} ends with:\n{text}")
+
+    def stop(self, grace_seconds: float) -> None:
+        """SIGTERM, then after the grace SIGKILL to its process group. Nothing happens when it runs no more."""
+        self._stopping.set()
+        process = self._process
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(grace_seconds)
+            except subprocess.TimeoutExpired:
+                log.warning("%s did not end in %.0f s and is killed", self.name, grace_seconds)
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _supervise(self) -> None:
+        backoff = FIRST_BACKOFF_SECONDS
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                status = self._run_once()
+            except OSError as error:
+                log.error("%s cannot be started: %s", self.name, error)
+                self._started.set()
+                return
+            if self._stopping.is_set() or status in self._final:
+                return
+            lived = time.monotonic() - began
+            backoff = FIRST_BACKOFF_SECONDS if lived > STEADY_SECONDS else min(2 * backoff, MAX_BACKOFF_SECONDS)
+            log.warning("%s ended with status %d and is started again in %.1f s", self.name, status, backoff)
+            self._stopping.wait(backoff)
+
+    def _run_once(self) -> int:
+        if self._log_path.exists() and self._log_path.stat().st_size > MAX_LOG_BYTES:
+            self._log_path.replace(self._log_path.with_suffix(".old.log"))
+        with self._log_path.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *self._command],
+                env=self._environ,
+                cwd=self._cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._started.set()
+        if self._stopping.is_set():
+            self._process.kill()
+        return self._process.wait()

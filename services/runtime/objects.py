@@ -1,0 +1,299 @@
+"""Bytes in the object store, through the S3 API: put, get, presign, delete.
+
+The sha256 of every object that we put is in its metadata and is checked on every read: a store that is S3 in all else
+need not check what it is sent. `Objects` blocks and may be pickled, for Ray actors; `ObjectStore` is for event loops.
+"""
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import io
+import os
+import re
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from typing import IO, Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import quote
+
+import urllib3
+from minio import Minio
+from minio.deleteobjects import DeleteObject
+from minio.error import InvalidResponseError, MinioException, S3Error
+
+from services.runtime.hashing import HashingReader
+from services.runtime.object_keys import checked_job_prefix, checked_key, content_key
+from services.runtime.object_types import (
+    ListedBlob,
+    ObjectCorrupt,
+    ObjectMissing,
+    ObjectStoreUnavailable,
+    StoreAddress,
+    StoredBlob,
+)
+
+__all__ = [
+    "ListedBlob",
+    "ObjectCorrupt",
+    "ObjectMissing",
+    "ObjectStore",
+    "ObjectStoreUnavailable",
+    "Objects",
+    "StoreAddress",
+    "StoredBlob",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CHUNK_BYTES = 2**20
+PART_BYTES = 16 * 2**20
+PARALLEL_PARTS = 3
+THREADS = 8
+# A store that restarts refuses connections for a second or two: waits of 0, 0.2, 0.4, 0.8, 1.6 and 3.2 s.
+RETRY = urllib3.Retry(total=6, backoff_factor=0.1, status_forcelist=(500, 502, 503, 504))
+TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
+SHA256_HEADER = "x-amz-meta-sha256"
+MISSING = {"NoSuchKey", "NoSuchObject"}
+REFUSALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+
+
+class Objects:
+    """One bucket. Blocking; for any number of threads.
+
+    Every method may raise ObjectStoreUnavailable. Raises ValueError for a key that not every store takes.
+    """
+
+    def __init__(self, address: StoreAddress) -> None:
+        self.address = address
+        self._bucket = address.bucket
+        self._client = _client(address, address.endpoint)
+        self._signer = _client(address, address.public_endpoint)
+
+    def __reduce__(self) -> tuple[type["Objects"], tuple[StoreAddress]]:
+        return Objects, (self.address,)
+
+    def ensure_bucket(self) -> None:
+        """Make the bucket unless it exists."""
+        with self._translated(""):
+            if not self._client.bucket_exists(self._bucket):
+                try:
+                    self._client.make_bucket(self._bucket)
+                except S3Error as error:
+                    if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                        raise
+
+    def ping(self) -> None:
+        """Return when the store answers and has the bucket."""
+        with self._translated(""):
+            exists = self._client.bucket_exists(self._bucket)
+        if not exists:
+            raise ObjectStoreUnavailable(f"The bucket {self._bucket} does not exist at {self.address.endpoint}.")
+
+    def put_bytes(self, key: str, data: bytes, content_type: str) -> StoredBlob:
+        return self._put(key, io.BytesIO(data), len(data), content_type, hashlib.sha256(data).hexdigest())
+
+    def put_file(self, key: str, path: Path, content_type: str, *, sha256: str | None = None) -> StoredBlob:
+        """Put a file of any size, in parts. `sha256` saves a reading of it; raises ObjectCorrupt when it is wrong."""
+        with path.open("rb") as file:
+            if sha256 is None:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+                file.seek(0)
+            return self._put(key, file, os.fstat(file.fileno()).st_size, content_type, sha256)
+
+    def put_content(self, service: str, source: bytes | Path, content_type: str) -> StoredBlob:
+        """Put a blob under the key of its bytes; nothing is sent when it is there already."""
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+            key = content_key(service, sha256)
+            known = self.stat(key)
+            if known is not None and (known.sha256, known.size_bytes) == (sha256, size):
+                return known
+            file.seek(0)
+            return self._put(key, file, size, content_type, sha256)
+
+    def get_bytes(self, key: str, *, sha256: str | None = None) -> bytes:
+        """The whole object. Raises ObjectMissing, and ObjectCorrupt unless it has its and the given sha256."""
+        buffer = io.BytesIO()
+        self._get(key, buffer, sha256)
+        return buffer.getvalue()
+
+    def get_file(self, key: str, path: Path, *, sha256: str | None = None) -> StoredBlob:
+        """Download; `path` appears whole and checked, or not at all. Raises as get_bytes, and OSError."""
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
+            part = Path(folder) / "part"
+            with part.open("wb") as file:
+                blob = self._get(key, file, sha256)
+            part.replace(path)
+        return blob
+
+    def read(self, key: str) -> Generator[bytes]:
+        """The bytes of an object as the store gives them, checked by nobody. Raises ObjectMissing."""
+        with self._opened(key) as response:
+            yield from response.stream(CHUNK_BYTES)
+
+    def stat(self, key: str) -> StoredBlob | None:
+        """The object without its bytes; None when it is missing."""
+        try:
+            with self._translated(key):
+                found = self._client.stat_object(self._bucket, checked_key(key))
+        except ObjectMissing:
+            return None
+        sha256 = next((value for name, value in (found.metadata or {}).items() if name.lower() == SHA256_HEADER), "")
+        return StoredBlob(key, found.size or 0, sha256, found.content_type or "")
+
+    def exists(self, key: str) -> bool:
+        return self.stat(key) is not None
+
+    def presign_get(self, key: str, expires: timedelta, *, filename: str | None = None) -> str:
+        """A URL that anybody may GET the object by; with a filename, browsers save it under that name. Offline."""
+        headers: dict[str, str | list[str] | tuple[str]] = {}
+        if filename is not None:
+            plain, exact = re.sub(r"[^A-Za-z0-9._-]", "_", filename), quote(filename, safe="")
+            headers["response-content-disposition"] = f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
+        return self._signer.presigned_get_object(self._bucket, checked_key(key), expires, response_headers=headers)
+
+    def presign_put(self, key: str, expires: timedelta) -> str:
+        """A URL that anybody may PUT the object by, often, with any bytes: check what came. Offline."""
+        return self._signer.presigned_put_object(self._bucket, checked_key(key), expires)
+
+    def delete(self, key: str) -> None:
+        """Delete an object; one that is missing is success."""
+        with contextlib.suppress(ObjectMissing), self._translated(key):
+            self._client.remove_object(self._bucket, checked_key(key))
+
+    def delete_prefix(self, prefix: str) -> int:
+        """Delete all that one job owns, and nothing else: the prefix must be jobs/{job}/. Returns how many."""
+        keys = [blob.key for blob in self.list_prefix(checked_job_prefix(prefix))]
+        with self._translated(prefix):
+            for error in self._client.remove_objects(self._bucket, map(DeleteObject, keys)):
+                raise ObjectStoreUnavailable(f"{error.name} could not be deleted: {error.code}.")
+        return len(keys)
+
+    def list_prefix(self, prefix: str) -> Iterator[ListedBlob]:
+        """Objects whose keys begin with it, in order of their keys, page by page."""
+        with self._translated(prefix):
+            for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True):
+                if item.object_name and item.last_modified:
+                    yield ListedBlob(item.object_name, item.size or 0, item.last_modified)
+
+    def _put(self, key: str, data: IO[bytes], size: int, content_type: str, sha256: str) -> StoredBlob:
+        reader = HashingReader(data)
+        with self._translated(key):
+            self._client.put_object(
+                self._bucket,
+                checked_key(key),
+                reader,  # type: ignore[arg-type] # it asks for read() alone
+                size,
+                content_type=content_type,
+                metadata={"sha256": sha256},
+                part_size=PART_BYTES,
+                num_parallel_uploads=PARALLEL_PARTS,
+            )
+        if reader.digest.hexdigest() != sha256:
+            self.delete(key)
+            raise ObjectCorrupt(f"What was to become {key} has not the sha256 {sha256}, or changed while it was read.")
+        return StoredBlob(key, size, sha256, content_type)
+
+    def _get(self, key: str, into: IO[bytes], expected: str | None) -> StoredBlob:
+        digest, size = hashlib.sha256(), 0
+        with self._opened(key) as response:
+            told = response.headers.get(SHA256_HEADER, "")
+            content_type = response.headers.get("content-type", "")
+            for chunk in response.stream(CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+                into.write(chunk)
+        sha256 = digest.hexdigest()
+        wanted = {value for value in (told, expected) if value}
+        if wanted != {sha256}:
+            said = " and ".join(sorted(wanted)) or "nothing to check them by"
+            raise ObjectCorrupt(f"The bytes of {key} have the sha256 {sha256}; expected was {said}.")
+        return StoredBlob(key, size, sha256, content_type)
+
+    @contextlib.contextmanager
+    def _opened(self, key: str) -> Iterator[urllib3.BaseHTTPResponse]:
+        with self._translated(key):
+            response = self._client.get_object(self._bucket, checked_key(key))
+            with contextlib.closing(response):
+                yield response
+
+    @contextlib.contextmanager
+    def _translated(self, key: str) -> Iterator[None]:
+        """Around every call of the client: its errors become ours."""
+        where = f"The object store at {self.address.endpoint}"
+        try:
+            yield
+        except S3Error as error:
+            if error.code in MISSING:
+                raise ObjectMissing(f"There is no object {key} in the bucket {self._bucket}.") from error
+            hint = " Check LTXTRAIN_S3_ACCESS_KEY and LTXTRAIN_S3_SECRET_KEY." if error.code in REFUSALS else ""
+            raise ObjectStoreUnavailable(f"{where} refused: {error.code}: {error.message}.{hint}") from error
+        except InvalidResponseError as error:
+            raise ObjectStoreUnavailable(f"{where} gave an answer that is not S3.") from error
+        except (MinioException, urllib3.exceptions.HTTPError) as error:
+            raise ObjectStoreUnavailable(f"{where} does not answer: {type(error).__name__}.") from error
+
+
+def _in_thread(
+    method: Callable[Concatenate[Objects, P], R],
+) -> Callable[Concatenate["ObjectStore", P], Coroutine[Any, Any, R]]:
+    async def call(self: "ObjectStore", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await self.run(functools.partial(method, self.objects, *args, **kwargs))
+
+    call.__doc__ = method.__doc__
+    return call
+
+
+class ObjectStore:
+    """Objects for an event loop, in threads of its own. A call that is cancelled ends by itself, unheard."""
+
+    def __init__(self, address: StoreAddress) -> None:
+        self.objects = Objects(address)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="objects")
+
+    async def run(self, call: Callable[[], R]) -> R:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    ensure_bucket = _in_thread(Objects.ensure_bucket)
+    ping = _in_thread(Objects.ping)
+    put_bytes = _in_thread(Objects.put_bytes)
+    put_file = _in_thread(Objects.put_file)
+    put_content = _in_thread(Objects.put_content)
+    get_bytes = _in_thread(Objects.get_bytes)
+    get_file = _in_thread(Objects.get_file)
+    stat = _in_thread(Objects.stat)
+    exists = _in_thread(Objects.exists)
+    presign_get = _in_thread(Objects.presign_get)
+    presign_put = _in_thread(Objects.presign_put)
+    delete = _in_thread(Objects.delete)
+    delete_prefix = _in_thread(Objects.delete_prefix)
+
+    async def list_prefix(self, prefix: str) -> list[ListedBlob]:
+        return await self.run(lambda: list(self.objects.list_prefix(prefix)))
+
+    async def read(self, key: str) -> AsyncIterator[bytes]:
+        """See Objects.read; close it with aclosing."""
+        chunks = self.objects.read(key)
+        try:
+            while chunk := await self.run(lambda: next(chunks, b"")):
+                yield chunk
+        finally:
+            await self.run(chunks.close)
+
+
+def _client(address: StoreAddress, endpoint: str) -> Minio:
+    scheme, _, host = endpoint.rpartition("://")
+    return Minio(
+        host,
+        access_key=address.access_key,
+        secret_key=address.secret_key,
+        secure=scheme == "https" if scheme else address.secure,
+        # Without it the client would ask the store for the region before it can sign anything.
+        region=address.region,
+        http_client=urllib3.PoolManager(maxsize=4 * THREADS, retries=RETRY, timeout=TIMEOUT),
+    )
