@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -14,9 +14,6 @@ from trainer.settings import TrainSettings
 
 FORMAT = "1"
 METADATA_KEY = "ltxtrain"
-
-# When a training reports does not change what it computes, nor how it is computed fast.
-_NOT_COMPUTED_WITH = ("checkpoint_interval", "preview_interval", "evaluation_interval")
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Checkpoint:
 
 def fingerprint(settings: TrainSettings, identity: Mapping[str, str]) -> dict[str, str]:
     """What must be equal for a checkpoint to be continued: the settings, and the caller's names of model and data."""
-    fields = {name: str(value) for name, value in asdict(settings).items() if name not in _NOT_COMPUTED_WITH}
+    fields = {name: str(value) for name, value in settings.computed_with().items()}
     return {"format": FORMAT, **fields, **identity}
 
 

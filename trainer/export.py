@@ -7,7 +7,6 @@ alpha is the rank in every training here, and B is whole as it is.
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import safetensors.torch
@@ -50,7 +49,7 @@ def lora_metadata(
         "training_type": TRAINING_TYPE,
         "trigger_phrase": trigger_phrase,
         "step": str(step),
-        "settings": json.dumps(asdict(settings), sort_keys=True),
+        "settings": json.dumps(settings.computed_with(), sort_keys=True),
     }
 
 

@@ -1,7 +1,10 @@
 """What a training is told; defaults are those of the contract's JobOptions."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+# When a training reports does not change what it computes.
+REPORTING = ("checkpoint_interval", "preview_interval", "evaluation_interval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,3 +35,7 @@ class TrainSettings:
     def is_due(self, interval: int, step: int) -> bool:
         """Whether what happens every interval steps, and at the end, happens after this step (from 1)."""
         return step == self.steps or (interval > 0 and step % interval == 0)
+
+    def computed_with(self) -> dict[str, Any]:
+        """The settings that decide the numbers, by name: all but when there are reports."""
+        return {name: value for name, value in asdict(self).items() if name not in REPORTING}

@@ -1,0 +1,195 @@
+"""A whole job of the trainer on the tiny model: files, previews, resume."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from trainer.checkpoint import read_checkpoint
+from trainer.geometry import Geometry
+from trainer.job import run_job
+from trainer.loop import Step
+from trainer.media.video_file import write_lossless
+from trainer.pages.job_page import ReportRow
+from trainer.plan import (
+    Checkpointed,
+    Finished,
+    JobPlan,
+    Loaded,
+    MadeFile,
+    Previewed,
+    PreviewInput,
+    PreviewSettings,
+    SampleFiles,
+    Warned,
+)
+from trainer.preview import DECORATED
+from trainer.records import Records
+from trainer.sample import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
+from trainer.settings import TrainSettings
+
+FRAMES, PREFIX, SIDE, RATE = 17, 9, 64, 24.0
+STEPS = 6
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def sample_files(folder: Path, name: str, frames: int, seed: int, with_audio: bool) -> SampleFiles:
+    generator = torch.Generator().manual_seed(seed)
+    clip = EncodedClip(
+        video=torch.randn(128, (frames - 1) // 8 + 1, 2, 2, generator=generator).bfloat16(),
+        audio=torch.randn(round(frames / RATE * 25), 128, generator=generator).bfloat16() if with_audio else None,
+        frame_rate=RATE,
+        frame_count=frames,
+    )
+    latents, prompt = folder / f"{name}.latents", folder / f"{name}.prompt"
+    latents.write_bytes(dump_clip(clip))
+    prompt.write_bytes(dump_prompt(embedding(generator)))
+    return SampleFiles(latents=latents, prompt=prompt)
+
+
+def embedding(generator: torch.Generator) -> PromptEmbedding:
+    return PromptEmbedding(
+        video=torch.randn(16, 64, generator=generator).bfloat16(),
+        audio=torch.randn(16, 32, generator=generator).bfloat16(),
+        token_count=3,
+        truncated=False,
+    )
+
+
+def make_plan(
+    tiny_model: Path, folder: Path, *, with_audio: bool = False, previews: bool = True, **changes: Any
+) -> JobPlan:
+    inputs, made = folder / "inputs", folder / "made"
+    inputs.mkdir(parents=True)
+    made.mkdir()
+    preview_settings = None
+    if previews:
+        frames = np.random.default_rng(1).integers(0, 255, (PREFIX, SIDE, SIDE, 3), dtype=np.uint8)
+        write_lossless(inputs / "prefix.mkv", list(frames), RATE)
+        negative = inputs / "negative"
+        negative.write_bytes(dump_prompt(embedding(torch.Generator().manual_seed(99))))
+        preview_settings = PreviewSettings(
+            frame_count=FRAMES,
+            stg_scale=1.0,
+            negative=negative,
+            inputs=(
+                PreviewInput(
+                    index=0,
+                    prompt="a <b>disc</b>",
+                    prefix=sample_files(inputs, "prefix", PREFIX, 7, with_audio),
+                    prefix_frames=inputs / "prefix.mkv",
+                ),
+            ),
+        )
+    settings = TrainSettings(
+        rank=8,
+        steps=STEPS,
+        learning_rate=1e-3,
+        conditioning_frames=PREFIX,
+        with_audio=with_audio,
+        checkpoint_interval=2,
+        **changes,
+    )
+    return JobPlan(
+        model=str(tiny_model),
+        revision=None,
+        precision="auto",
+        settings=settings,
+        samples=tuple(sample_files(inputs, f"clip{number}", FRAMES, number, with_audio) for number in range(3)),
+        previews=preview_settings,
+        identity={"samples": "3"},
+        geometry=Geometry(width=SIDE, height=SIDE, frame_count=FRAMES, frame_rate=RATE),
+        spec={"trigger_phrase": "in style", "validation_negative_prompt": "bad", "stg_scale": 1.0},
+        manifest={"job": "jobs/1"},
+        report=(ReportRow(path="a/1.mp4", outcome="SKIPPED", reasons=["CLIP_TOO_SHORT"], description="9 frames"),),
+        billing={"billable_units": 100, "unit_price_usd": 0.0062, "price_usd": 0.62},
+        work_dir=made,
+    )
+
+
+def run(plan: JobPlan) -> list[Any]:
+    return list(run_job(plan, device=torch.device("cpu")))
+
+
+def made(reports: list[Any], kind: type = Finished) -> dict[str, MadeFile]:
+    return {file.path.name: file for report in reports if isinstance(report, kind) for file in report.files}
+
+
+def test_a_job_leaves_lora_config_reel_and_page(tiny_model: Path, tmp_path: Path) -> None:
+    plan = make_plan(tiny_model, tmp_path)
+    reports = run(plan)
+    assert isinstance(reports[0], Loaded)
+    assert [report.step for report in reports if isinstance(report, Step)] == list(range(1, STEPS + 1))
+    assert [report.step for report in reports if isinstance(report, Checkpointed)] == [2, 4, 6]
+    files = made(reports)
+    assert set(files) == {"lora.safetensors", "metrics.parquet", "reel.mp4", "config.json", "job.html"}
+    previews = [report for report in reports if isinstance(report, Previewed)]
+    assert [(report.step, report.base_model) for report in previews] == [(STEPS, True), (STEPS, False)]
+    assert all(report.metrics.prefix_latents_equal for report in previews)
+    assert set(made(reports, Previewed)) == {"base-0.mp4", "preview-000006-0.mp4", f"preview-000006-0{DECORATED}"}
+
+    config = json.loads(files["config.json"].path.read_text())
+    assert config["training_type"] == "extend-prefix" and config["trigger_phrase"] == "in style"
+    assert config["billing"]["price_usd"] == 0.62 and len(config["previews"]["measured"]) == 2
+    with av.open(str(files["reel.mp4"].path)) as reel:
+        assert [stream.type for stream in reel.streams] == ["video"]
+        assert sum(1 for _ in reel.decode(video=0)) == FRAMES
+    assert "a &lt;b&gt;disc" in files["job.html"].path.read_text()
+    assert [row["step"] for row in Records.read(files["metrics.parquet"].path, 3).rows] == [1, 2, 3]
+
+
+def test_with_audio_there_is_a_video_only_file_too(tiny_model: Path, tmp_path: Path) -> None:
+    files = made(run(make_plan(tiny_model, tmp_path, with_audio=True, previews=False)))
+    assert {"lora.safetensors", "lora-video-only.safetensors"} <= set(files)
+    assert "reel.mp4" not in files
+
+
+def test_a_killed_job_ends_with_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
+    undisturbed = made(run(make_plan(tiny_model, tmp_path / "whole", previews=False)))
+    plan = make_plan(tiny_model, tmp_path / "killed", previews=False)
+    reports = run_job(plan, device=torch.device("cpu"))
+    cut = next(report for report in reports if isinstance(report, Checkpointed) and report.step == 4)
+    next(reports)  # step 5 is computed and lost
+    reports.close()  # type: ignore[attr-defined]
+    paths = {file.kind: file.path for file in cut.files}
+    assert read_checkpoint(paths["CHECKPOINT"]).step == 4
+    resumed = run(dataclasses.replace(plan, checkpoint=paths["CHECKPOINT"], metrics=paths["METRICS"]))
+    assert [report.step for report in resumed if isinstance(report, Step)] == [5, 6]
+    files = made(resumed)
+    assert files["lora.safetensors"].path.read_bytes() == undisturbed["lora.safetensors"].path.read_bytes()
+    rows = Records.read(files["metrics.parquet"].path, STEPS).rows
+    expected = Records.read(undisturbed["metrics.parquet"].path, STEPS).rows
+    assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in expected]
+
+
+def test_previews_change_no_byte_of_the_lora(tiny_model: Path, tmp_path: Path) -> None:
+    plans = [
+        make_plan(tiny_model, tmp_path / "with", preview_interval=3),
+        make_plan(tiny_model, tmp_path / "without", previews=False),
+    ]
+    with_previews, without = (made(run(plan))["lora.safetensors"].path.read_bytes() for plan in plans)
+    assert with_previews == without
+
+
+def test_a_preview_that_fails_is_only_warned_of(tiny_model: Path, tmp_path: Path) -> None:
+    plan = make_plan(tiny_model, tmp_path)
+    assert plan.previews is not None
+    plan.previews.inputs[0].prefix_frames.write_bytes(b"not a video")
+    reports = run(plan)
+    assert next(report.text for report in reports if isinstance(report, Warned)).startswith(
+        "The preview of step 6 failed"
+    )
+    assert "reel.mp4" not in made(reports) and "lora.safetensors" in made(reports)
