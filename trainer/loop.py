@@ -209,6 +209,7 @@ def prepare(transformer: Any, settings: TrainSettings) -> None:
         # Equal runs give equal bytes; only warned of where an operation has no such form.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
     if settings.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()

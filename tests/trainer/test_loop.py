@@ -24,7 +24,7 @@ from trainer.errors import OptimizerUnavailable, PrefixCoversClip, SampleUnreada
 from trainer.geometry import audio_latents
 from trainer.held_out import suggested_stop
 from trainer.loop import CheckpointDue, PreviewDue, Step, train
-from trainer.lora import adapter, base_model
+from trainer.lora import adapter, add_lora, base_model
 from trainer.losses import clip_loss, training_draw
 from trainer.optim import MAX_GRADIENT_NORM, AdapterOptimizer, learning_rate
 from trainer.samples import split_held_out
@@ -294,3 +294,28 @@ def test_parameters_are_views_of_one_vector():
     clip_loss(VelocityModel(transformer), clip, prompt, training_draw(clip, 0, 1, 0), 9).total.backward()
     flat = torch.cat([parameter.grad.flatten() for parameter in adapter(transformer).values()])
     assert torch.equal(optimizer.gradients, flat) and flat.abs().max() > 0
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_compiled_blocks_compute_the_same(gradient_checkpointing):
+    plain = settings(steps=3, gradient_checkpointing=gradient_checkpointing)
+    expected = [step.loss for step in steps(run(plain)[0])]
+    found = [step.loss for step in steps(run(replace(plain, compile_blocks=True))[0])]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_equal_runs_are_equal_and_near_those_of_a_cpu(undisturbed):
+    wanted = settings(gradient_checkpointing=True)
+
+    def train_on_gpu():
+        transformer = golden_transformer(torch.bfloat16).to("cuda")
+        add_lora(transformer, rank=wanted.rank, with_audio=True, seed=wanted.seed)
+        return run(wanted, transformer=transformer)
+
+    (reports, trained), (_, again) = train_on_gpu(), train_on_gpu()
+    assert same(trained, again)
+    expected = [step.loss for step in steps(undisturbed[0])]
+    assert [step.loss for step in steps(reports)] == pytest.approx(expected, rel=0.02)
