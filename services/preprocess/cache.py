@@ -1,0 +1,76 @@
+"""What was made before, found again by what it was made of.
+
+An entry maps a digest (see `keys`) to the blob that was made and to facts about it. The blob itself is named by its
+bytes, so that two workers that make the same thing cannot overwrite each other's. Both are rows that a training set
+refers to; what none has referred to for a day is swept.
+"""
+
+import asyncio
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict, ParseDict
+from ltxtrain.v1.artifact_pb2 import Blob
+
+from services.runtime.blobs import Blobs
+from services.runtime.objects import ObjectStore
+
+CONTENT = "preprocess/sha256/"
+ENTRIES = "preprocess/cache/"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A blob, or only facts."""
+
+    blob: Blob | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def dump(self) -> bytes:
+        blob = None if self.blob is None else MessageToDict(self.blob)
+        return json.dumps({"blob": blob, "facts": self.facts}).encode()
+
+    @classmethod
+    def load(cls, body: bytes) -> "Entry":
+        parts = json.loads(body)
+        return cls(None if parts["blob"] is None else ParseDict(parts["blob"], Blob()), parts["facts"])
+
+
+class Lost(Exception):
+    """A blob was swept between its upload and its row; it has to be made again."""
+
+
+class Cache:
+    """The entries of this service."""
+
+    def __init__(self, blobs: Blobs, objects: ObjectStore) -> None:
+        self._blobs = blobs
+        self._objects = objects
+        # A sweep takes a row and then its bytes; nothing may take the row up again in between.
+        self._sweeping = asyncio.Lock()
+
+    async def find(self, keys: Collection[str], resource: str) -> dict[str, Entry]:
+        """Those of the entries that exist whole; `resource` refers to them and to their blobs from now on."""
+        bodies = await self._blobs.find_all([ENTRIES + key for key in keys], resource)
+        found = {key: Entry.load(bodies[ENTRIES + key]) for key in keys if ENTRIES + key in bodies}
+        blobs = {entry.blob.key for entry in found.values() if entry.blob is not None}
+        present = await self._blobs.find_all(sorted(blobs), resource)
+        return {key: entry for key, entry in found.items() if entry.blob is None or entry.blob.key in present}
+
+    async def keep(self, entries: Mapping[str, Entry], resource: str) -> None:
+        """Record entries whose blobs are in the store. Raises Lost."""
+        async with self._sweeping:
+            for key, entry in entries.items():
+                if (blob := entry.blob) is not None:
+                    await self._blobs.add(blob.key, blob.size_bytes, blob, resource)
+                    if not await self._objects.exists(blob.key):
+                        raise Lost(blob.key)
+                await self._blobs.add(ENTRIES + key, 0, entry.dump(), resource)
+
+    async def sweep(self) -> None:
+        for key in await self._blobs.unused():
+            async with self._sweeping:
+                if await self._blobs.forget(key) and key.startswith(CONTENT):
+                    await self._objects.delete(key)

@@ -1,0 +1,131 @@
+"""A clip file fitted to the shape of a training set, scene by scene, with the faults of clips as outcomes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.preprocess.outcome import Scene
+from trainer.errors import (
+    AudioTrackMissing,
+    AudioUndecodable,
+    ClipError,
+    ClipTooShort,
+    NoVideoTrack,
+    StillImage,
+)
+from trainer.media import scenes as media
+from trainer.media.fit import FitSettings, FittedClip, fit_prefix, fit_scenes
+
+SKIPS: dict[type[ClipError], str] = {
+    StillImage: "IMAGE_NOT_ALLOWED",
+    NoVideoTrack: "NO_VIDEO_TRACK",
+    AudioTrackMissing: "AUDIO_TRACK_MISSING",
+    AudioUndecodable: "AUDIO_UNDECODABLE",
+}
+# A fitted sound that never gets louder is a track of zeros (D15).
+SILENCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTask:
+    """One clip, and how it is to be fitted."""
+
+    # Its bytes in the object store.
+    key: str
+    sha256: str
+    settings: FitSettings
+    # As its probe found it.
+    frame_count: int
+    duration_seconds: float
+    # Cut at scene changes.
+    split: bool = False
+    # Only the opening is wanted: settings.geometry has its length and rate.
+    prefix: bool = False
+
+
+def fit(path: Path, task: FitTask) -> Iterator[tuple[Scene, FittedClip | None]]:
+    """Every scene in order, with frames and sound where it can be used. One pass over the clip, two to find scenes."""
+    if task.prefix:
+        yield _prefix(path, task)
+        return
+    whole = media.Scene(
+        start_frame=0,
+        end_frame=task.frame_count,
+        start_seconds=0.0,
+        end_seconds=task.duration_seconds,
+        score=0.0,
+    )
+    count = 0
+    found = [whole]
+    try:
+        if task.split:
+            found = media.find_scenes(path)
+        for scene, fitted in zip(found, fit_scenes(path, found, task.settings), strict=True):
+            count += 1
+            if isinstance(fitted, ClipTooShort):
+                reason = "SCENE_TOO_SHORT" if len(found) > 1 else "CLIP_TOO_SHORT"
+                yield _skipped(scene, reason, fitted), None
+            else:
+                yield _kept(scene, fitted), fitted
+    except ClipError as error:
+        # What came before the fault has been handed on and stays.
+        for scene in found[count:]:
+            yield _skipped(scene, SKIPS.get(type(error), "UNDECODABLE"), error), None
+
+
+def _prefix(path: Path, task: FitTask) -> tuple[Scene, FittedClip | None]:
+    settings = task.settings
+    try:
+        fitted = fit_prefix(
+            path,
+            settings.geometry,
+            settings.geometry.frame_count,
+            settings.with_audio,
+            normalize_audio=settings.normalize_audio,
+        )
+    except ClipTooShort as error:
+        scene = Scene(
+            skipped="VALIDATION_CLIP_TOO_SHORT",
+            description=str(error),
+            have_frames=error.frame_count,
+            needed_frames=error.needed_frames,
+        )
+        return scene, None
+    except ClipError as error:
+        return Scene(skipped=SKIPS.get(type(error), "UNDECODABLE"), description=str(error)), None
+    return _fitted(fitted, 0, fitted.end_frame), fitted
+
+
+def _kept(scene: media.Scene, fitted: FittedClip) -> Scene:
+    return _fitted(fitted, scene.start_frame, scene.frame_count, scene.start_seconds, scene.score)
+
+
+def _fitted(
+    fitted: FittedClip, start_frame: int, source_frames: int, cut_seconds: float = 0.0, cut_score: float = 0.0
+) -> Scene:
+    return Scene(
+        start_frame=start_frame,
+        source_frames=source_frames,
+        frame_count=len(fitted.frames),
+        frame_rate=fitted.frame_rate,
+        stretch=fitted.stretch,
+        unused_frames=fitted.unused_frames,
+        crop_loss_percent=fitted.crop_loss_percent,
+        silent=fitted.audio is not None and not (abs(fitted.audio) > SILENCE).any(),
+        cut_seconds=cut_seconds,
+        cut_score=cut_score,
+    )
+
+
+def _skipped(scene: media.Scene, reason: str, error: ClipError) -> Scene:
+    too_short = error if isinstance(error, ClipTooShort) else None
+    return Scene(
+        start_frame=scene.start_frame,
+        source_frames=scene.frame_count,
+        skipped=reason,
+        description=str(error),
+        have_frames=too_short.frame_count if too_short else None,
+        needed_frames=too_short.needed_frames if too_short else None,
+        cut_seconds=scene.start_seconds,
+        cut_score=scene.score,
+    )

@@ -1,0 +1,56 @@
+"""What fitting a clip came to, as plain facts: what actors answer, the cache keeps and the report is written from."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ltxtrain.v1.work_pb2 import ReportReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """One scene of a clip, or the whole of a clip that was not split: fitted, or left out for a reason."""
+
+    # In frames of the clip.
+    start_frame: int = 0
+    source_frames: int = 0
+    # What was made of it.
+    frame_count: int = 0
+    frame_rate: float = 0.0
+    # Duration after over before.
+    stretch: float = 1.0
+    unused_frames: int = 0
+    crop_loss_percent: float = 0.0
+    silent: bool = False
+    # The cut that the scene begins with.
+    cut_seconds: float = 0.0
+    cut_score: float = 0.0
+    # A ReportReason name without its prefix when the scene was left out.
+    skipped: str = ""
+    description: str = ""
+    # Of one that is too short: frames at the rate that counts, and how many there have to be.
+    have_frames: int | None = None
+    needed_frames: int | None = None
+
+    @property
+    def reason(self) -> "ReportReason":
+        return ReportReason.Value(f"REPORT_REASON_{self.skipped}")  # type: ignore[return-value] # typed as int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """All scenes of one clip, in their order; more than one, or one with a cut, only of a clip that was split."""
+
+    scenes: Sequence[Scene] = field(default_factory=tuple)
+
+    @property
+    def kept(self) -> dict[int, Scene]:
+        """Scenes that became samples, by their index."""
+        return {index: scene for index, scene in enumerate(self.scenes) if not scene.skipped}
+
+    def dump(self) -> dict[str, Any]:
+        return {"scenes": [asdict(scene) for scene in self.scenes]}
+
+    @classmethod
+    def load(cls, facts: dict[str, Any]) -> "Outcome":
+        return cls(scenes=tuple(Scene(**scene) for scene in facts["scenes"]))

@@ -1,0 +1,157 @@
+"""Which clips a training set is made of, what is wanted of each, and what is known before anything is decoded."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.ingest_pb2 import Clip
+from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
+
+from services.preprocess.fitting import FitTask
+from services.preprocess.keys import fit_key, prefix_key
+from services.preprocess.outcome import Outcome, Scene
+from services.preprocess.pieces import Piece
+from services.preprocess.source import Source
+from services.preprocess.verdict import Faults
+from services.runtime.errors import InvalidSpec, Violation
+from trainer import geometry
+from trainer.errors import ClipTooShort
+from trainer.media import scenes as media
+from trainer.media.fit import FitSettings
+from trainer.media.pick import plan
+from trainer.prompts import with_trigger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """One clip on its way to samples."""
+
+    clip: Clip
+    # Names the clip fitted as the settings ask.
+    key: str
+    # Caption or prompt as it is embedded.
+    prompt: str
+    task: FitTask
+    pieces: frozenset[Piece]
+    validation_index: int | None = None
+    # Set when the clip is known to be left out.
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Training clips, then validation clips, each in the order of their dataset."""
+
+    training: Sequence[Item]
+    validation: Sequence[Item]
+    faults: Faults = field(default_factory=Faults)
+
+    @property
+    def items(self) -> list[Item]:
+        return [*self.training, *self.validation]
+
+
+def make_plan(source: Source, settings: PreprocessSettings) -> Plan:
+    """Raises InvalidSpec when there is not one prompt for each validation clip."""
+    prompts = list(settings.validation_prompts)
+    if len(prompts) != len(source.validation):
+        text = f"{len(prompts)} prompts for {len(source.validation)} validation clips: give one for each, in order."
+        field_name = "settings.validation_prompts"
+        raise InvalidSpec([Violation(field_name, ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text)])
+    return Plan(
+        training=[_training_item(clip, settings) for clip in source.training],
+        validation=[
+            _validation_item(clip, index, prompts[index], settings) for index, clip in enumerate(source.validation)
+        ],
+        faults=Faults(without_audio=list(_without_audio(source, settings))),
+    )
+
+
+def _training_item(clip: Clip, settings: PreprocessSettings) -> Item:
+    above = settings.split_above_seconds if settings.HasField("split_above_seconds") else float("inf")
+    split = clip.probe.duration_seconds > above
+    fit = _fit_settings(settings, settings.training, auto_scale=settings.auto_scale_input)
+    pieces = {Piece.SHEET}
+    if settings.export_archive or settings.fit_only:
+        pieces.add(Piece.PREVIEW)
+    if not settings.fit_only:
+        pieces.add(Piece.LATENTS)
+    return Item(
+        clip=clip,
+        key=fit_key(clip.blob.sha256, settings, split=split),
+        prompt=with_trigger(clip.caption, settings.trigger_phrase),
+        task=_task(clip, fit, split=split),
+        pieces=frozenset(pieces),
+        outcome=None if split else _known_outcome(clip, fit),
+    )
+
+
+def _validation_item(clip: Clip, index: int, prompt: str, settings: PreprocessSettings) -> Item:
+    validation = Geometry()
+    validation.CopyFrom(settings.validation)
+    validation.frame_count = settings.conditioning_frames
+    fit = _fit_settings(settings, validation, auto_scale=True)
+    pieces = {Piece.PREFIX} if settings.fit_only else {Piece.PREFIX, Piece.LATENTS}
+    return Item(
+        clip=clip,
+        key=prefix_key(clip.blob.sha256, settings),
+        prompt=prompt,
+        task=_task(clip, fit, prefix=True),
+        pieces=frozenset(pieces),
+        validation_index=index,
+    )
+
+
+def _fit_settings(settings: PreprocessSettings, shape: Geometry, *, auto_scale: bool) -> FitSettings:
+    return FitSettings(
+        geometry=geometry.Geometry(
+            width=shape.width, height=shape.height, frame_count=shape.frame_count, frame_rate=shape.frame_rate
+        ),
+        auto_scale=auto_scale,
+        with_audio=settings.HasField("audio"),
+        normalize_audio=settings.audio.normalize,
+        preserve_pitch=settings.audio.preserve_pitch,
+    )
+
+
+def _task(clip: Clip, fit: FitSettings, *, split: bool = False, prefix: bool = False) -> FitTask:
+    return FitTask(
+        key=clip.blob.key,
+        sha256=clip.blob.sha256,
+        settings=fit,
+        frame_count=clip.frame_count,
+        duration_seconds=clip.probe.duration_seconds,
+        split=split,
+        prefix=prefix,
+    )
+
+
+def _known_outcome(clip: Clip, fit: FitSettings) -> Outcome | None:
+    """A clip that is too short is known by its probe, by the rule that would fit it."""
+    whole = media.Scene(
+        start_frame=0,
+        end_frame=clip.frame_count,
+        start_seconds=0.0,
+        end_seconds=clip.probe.duration_seconds,
+        score=0.0,
+    )
+    try:
+        plan(fit.geometry, fit.auto_scale, whole)
+    except ClipTooShort as error:
+        scene = Scene(
+            source_frames=clip.frame_count,
+            skipped="CLIP_TOO_SHORT",
+            description=str(error),
+            have_frames=error.frame_count,
+            needed_frames=error.needed_frames,
+        )
+        return Outcome(scenes=(scene,))
+    return None
+
+
+def _without_audio(source: Source, settings: PreprocessSettings) -> Iterator[Clip]:
+    """Clips without a track (D12); one that is there and cannot be decoded is another fault, of its clip alone."""
+    if settings.HasField("audio"):
+        for clip in (*source.training, *source.validation):
+            if not clip.HasField("audio_sample_rate") and not clip.probe.audio_error:
+                yield clip

@@ -1,0 +1,164 @@
+"""The lines of a training set's report: what became of each clip and scene, in numbers and for people."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ltxtrain.v1.ingest_pb2 import Clip
+from ltxtrain.v1.preprocess_pb2 import PreprocessSettings
+from ltxtrain.v1.work_pb2 import ClipNumbers, Outcome, ReportLine, ReportReason, SceneCut
+
+from services.preprocess.outcome import Outcome as ClipOutcome
+from services.preprocess.outcome import Scene
+
+# A clip's own rate may differ so much from frame_rate before it is worth a word (conformance P11).
+RATE_TOLERANCE = 0.01
+CHANGES = frozenset(
+    {
+        ReportReason.REPORT_REASON_FRAMES_UNUSED,
+        ReportReason.REPORT_REASON_STRETCHED,
+        ReportReason.REPORT_REASON_CAPTION_TRUNCATED,
+        ReportReason.REPORT_REASON_SPLIT,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caption:
+    """A caption as it is embedded; no token count where no tokenizer was loaded."""
+
+    text: str
+    tokens: int = 0
+    truncated: bool = False
+
+
+def clip_lines(
+    clip: Clip, outcome: ClipOutcome, caption: Caption, settings: PreprocessSettings, duplicate_of: str
+) -> list[ReportLine]:
+    """One line of a clip that was not split; of one that was, one of its own and one of each scene."""
+    scenes = outcome.scenes
+    if len(scenes) == 1:
+        return [_scene_line(clip, scenes[0], caption, settings, duplicate_of)]
+    parent = ReportLine(
+        path=clip.path,
+        outcome=Outcome.OUTCOME_KEPT_CHANGED if outcome.kept else Outcome.OUTCOME_SKIPPED,
+        reasons=[ReportReason.REPORT_REASON_SPLIT],
+        description=f"split into {len(scenes)} scenes, {len(outcome.kept)} of them used",
+        frame_count=clip.frame_count,
+        numbers=_clip_numbers(clip, caption, duplicate_of),
+    )
+    parent.numbers.scene_cuts.extend(_cut(scene) for scene in scenes[1:])
+    return [parent, *(_scene_line(clip, scene, caption, settings, duplicate_of, split=True) for scene in scenes)]
+
+
+def validation_line(clip: Clip, scene: Scene, caption: Caption, settings: PreprocessSettings) -> ReportLine:
+    """The line of a validation clip; its prompt is used as given, with a word when the trigger phrase is missing."""
+    line = ReportLine(path=clip.path, numbers=_clip_numbers(clip, caption, ""))
+    if scene.skipped:
+        line.outcome, line.description = Outcome.OUTCOME_REJECTED, scene.description
+        line.reasons.append(scene.reason)
+        _add_length(line, scene)
+        return line
+    _add_fit(line.numbers, scene)
+    if scene.silent and settings.HasField("audio"):
+        line.reasons.append(ReportReason.REPORT_REASON_AUDIO_SILENT)
+    if caption.truncated:
+        line.reasons.append(ReportReason.REPORT_REASON_CAPTION_TRUNCATED)
+    if settings.trigger_phrase and settings.trigger_phrase not in caption.text:
+        line.reasons.append(ReportReason.REPORT_REASON_TRIGGER_MISSING)
+    line.outcome = _kept(line.reasons)
+    line.frame_count = scene.frame_count
+    line.description = f"{scene.frame_count} frames are continued"
+    return line
+
+
+def rejected_line(clip: Clip, reason: "ReportReason", description: str) -> ReportLine:
+    """A clip because of which the whole training set fails."""
+    return ReportLine(path=clip.path, outcome=Outcome.OUTCOME_REJECTED, reasons=[reason], description=description)
+
+
+def _scene_line(
+    clip: Clip,
+    scene: Scene,
+    caption: Caption,
+    settings: PreprocessSettings,
+    duplicate_of: str,
+    *,
+    split: bool = False,
+) -> ReportLine:
+    line = ReportLine(path=clip.path, numbers=_clip_numbers(clip, caption, duplicate_of))
+    place = f"frames {scene.start_frame} to {scene.start_frame + scene.source_frames - 1}: " if split else ""
+    if split and scene.start_frame:
+        line.numbers.scene_cuts.append(_cut(scene))
+    if scene.skipped:
+        line.outcome, line.description = Outcome.OUTCOME_SKIPPED, place + scene.description
+        line.reasons.append(scene.reason)
+        _add_length(line, scene)
+        return line
+    _add_fit(line.numbers, scene)
+    line.reasons.extend(_reasons(clip, scene, caption, settings))
+    line.outcome = _kept(line.reasons)
+    line.description = place + _what_was_done(clip, scene, settings)
+    line.frame_count = scene.source_frames
+    return line
+
+
+def _reasons(clip: Clip, scene: Scene, caption: Caption, settings: PreprocessSettings) -> list["ReportReason"]:
+    found = {
+        ReportReason.REPORT_REASON_STRETCHED: scene.stretch > 1,
+        ReportReason.REPORT_REASON_FRAMES_UNUSED: scene.unused_frames > 0,
+        ReportReason.REPORT_REASON_FRAME_RATE_DIFFERS: _rate_differs(clip, settings),
+        ReportReason.REPORT_REASON_AUDIO_SILENT: settings.HasField("audio") and scene.silent,
+        ReportReason.REPORT_REASON_CAPTION_MISSING: not clip.caption.strip(),
+        ReportReason.REPORT_REASON_CAPTION_TRUNCATED: caption.truncated,
+    }
+    return [reason for reason, present in found.items() if present]
+
+
+def _rate_differs(clip: Clip, settings: PreprocessSettings) -> bool:
+    target = settings.training.frame_rate
+    return not settings.auto_scale_input and abs(clip.frame_rate - target) > RATE_TOLERANCE * target
+
+
+def _what_was_done(clip: Clip, scene: Scene, settings: PreprocessSettings) -> str:
+    parts = [f"{scene.frame_count} frames at {scene.frame_rate:g} a second"]
+    if scene.stretch > 1:
+        parts.append(f"slowed down {scene.stretch:.2f} times")
+    if scene.unused_frames:
+        parts.append(f"{scene.unused_frames} frames unused")
+    if _rate_differs(clip, settings):
+        parts.append(f"the clip's own rate, where {settings.training.frame_rate} was asked for")
+    return ", ".join(parts)
+
+
+def _kept(reasons: Sequence["ReportReason"]) -> "Outcome":
+    return Outcome.OUTCOME_KEPT_CHANGED if CHANGES.intersection(reasons) else Outcome.OUTCOME_KEPT
+
+
+def _clip_numbers(clip: Clip, caption: Caption, duplicate_of: str) -> ClipNumbers:
+    return ClipNumbers(
+        source_frame_rate=clip.frame_rate,
+        audio=clip.probe.audio if clip.probe.HasField("audio") else None,
+        caption=caption.text,
+        caption_tokens=caption.tokens,
+        caption_truncated=caption.truncated,
+        duplicate_of=duplicate_of,
+        width=clip.width,
+        height=clip.height,
+        duration_seconds=clip.probe.duration_seconds,
+    )
+
+
+def _add_fit(numbers: ClipNumbers, scene: Scene) -> None:
+    numbers.used_frame_rate = scene.frame_rate
+    numbers.unused_frames = scene.unused_frames
+    numbers.crop_loss_percent = scene.crop_loss_percent
+    numbers.stretch = scene.stretch
+
+
+def _add_length(line: ReportLine, scene: Scene) -> None:
+    if scene.have_frames is not None and scene.needed_frames is not None:
+        line.frame_count, line.needed_frames = scene.have_frames, scene.needed_frames
+
+
+def _cut(scene: Scene) -> SceneCut:
+    return SceneCut(frame=scene.start_frame, time_seconds=scene.cut_seconds, score=scene.cut_score)
