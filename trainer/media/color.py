@@ -1,4 +1,4 @@
-"""What the numbers of a frame mean as colours, and the filter settings that make BT.709 RGB of them.
+"""What the numbers of a frame mean as colours, and how the scaler is told.
 
 Code points are those of ITU-T H.273, names those of ffmpeg.
 """
@@ -22,7 +22,6 @@ TRANSFERS |= {15: "bt2020-12", 16: "smpte2084", 17: "smpte428", 18: "arib-std-b6
 
 
 class Transfer(IntEnum):
-    BT709 = 1
     PQ = 16
     HLG = 18
 
@@ -50,19 +49,24 @@ class Colors:
     def hdr(self) -> bool:
         return self.transfer in (Transfer.PQ, Transfer.HLG)
 
-    def source_parameters(self) -> str:
-        """Arguments of `setparams` that leave nothing of what conversion depends on untagged."""
-        primaries, transfer = self._primaries(), self.transfer if self.hdr else Transfer.BT709
-        return (
-            f"colorspace={self._matrix()}:range={self._range()}:color_primaries={primaries}:color_trc={int(transfer)}"
-        )
+    @property
+    def needs_mapping(self) -> bool:
+        """RGB of it is not what a BT.709 display would show; see trainer.media.tone."""
+        return self.hdr or self.primaries in WIDE_PRIMARIES
 
-    def target_parameters(self) -> str:
-        """Arguments of `scale` for full-range BT.709, with tone and gamut mapping where the source has more."""
-        parameters = "out_range=pc"
-        if self.hdr or self._primaries() in WIDE_PRIMARIES:
-            parameters += ":out_primaries=bt709:out_transfer=bt709:intent=relative_colorimetric"
-        return parameters
+    @property
+    def wide_primaries(self) -> int:
+        """The primaries as far as they are converted; all that are not wide count as those of BT.709."""
+        if self.primaries in WIDE_PRIMARIES:
+            return self.primaries
+        return 9 if self.hdr and self.primaries not in PRIMARIES else 1
+
+    def parameters(self) -> str:
+        """Arguments of `setparams` that leave nothing untagged which decoding YUV depends on.
+
+        Primaries and transfer are given as those of BT.709, so that the scaler converts neither.
+        """
+        return f"colorspace={self._matrix()}:range={self._range()}:color_primaries=1:color_trc=1"
 
     def _matrix(self) -> int:
         if self.rgb:
@@ -75,11 +79,6 @@ class Colors:
 
     def _range(self) -> int:
         return 2 if self.rgb or self.range == 2 else 1
-
-    def _primaries(self) -> int:
-        if self.primaries in WIDE_PRIMARIES:
-            return self.primaries
-        return 9 if self.hdr and self.primaries not in PRIMARIES else 1
 
 
 def colors_of(frame: VideoFrame) -> Colors:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from tempfile import NamedTemporaryFile
 
 import numpy as np
 from av.filter import Graph
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from trainer.media.color import Colors, colors_of
 from trainer.media.orientation import Orientation
+from trainer.media.tone import cube_file, peak_of
 
 # The one resampler of training and previews alike; the other flags keep chroma at full resolution and round exactly.
 RESAMPLER = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
@@ -95,7 +97,7 @@ class PictureFitter:
         self._graph = graph
         self._source = add_source(graph, frame)
         self._sink = graph.add("buffersink")
-        filters: list[FilterContext] = [graph.add("setparams", colors.source_parameters())]
+        filters: list[FilterContext] = [graph.add("setparams", colors.parameters())]
         if (box.x.length, box.y.length) != (frame.width, frame.height):
             crop = f"w={box.x.length}:h={box.y.length}:x={box.x.start}:y={box.y.start}:exact=1"
             filters.append(graph.add("crop", crop))
@@ -104,10 +106,15 @@ class PictureFitter:
             deep = max(component.bits for component in frame.format.components) > 8
             filters += [graph.add("format", "gbrap16" if deep else "gbrap"), graph.add("premultiply", "inplace=1")]
         size = f"w={box.x.scaled}:h={box.y.scaled}"
-        filters.append(graph.add("scale", f"{size}:flags={RESAMPLER}:{colors.target_parameters()}"))
-        filters.append(graph.add("format", "rgb24"))
-        graph.link_nodes(self._source, *filters, self._sink)
-        graph.configure()
+        filters.append(graph.add("scale", f"{size}:flags={RESAMPLER}:out_range=pc"))
+        with NamedTemporaryFile("w", suffix=".cube") as table:
+            if colors.needs_mapping:
+                table.write(cube_file(colors, peak_of(frame)))
+                table.flush()
+                filters += [graph.add("format", "gbrp16"), graph.add("lut3d", file=table.name, interp="tetrahedral")]
+            filters.append(graph.add("format", "rgb24"))
+            graph.link_nodes(self._source, *filters, self._sink)
+            graph.configure()
 
 
 def add_source(graph: Graph, frame: VideoFrame) -> FilterContext:
