@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import shutil
 import tempfile
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +55,7 @@ class Failed:
 
 @ray.remote
 class TrainActor:
-    """One worker of a training. `run` streams reports; `stop` is answered while it runs."""
+    """One worker of a training; `run` streams reports. Killing it at any moment loses nothing that was stored."""
 
     def __init__(self, store: StoreAddress, rank: int, threads: int) -> None:
         import torch
@@ -64,11 +63,6 @@ class TrainActor:
         torch.set_num_threads(threads)
         self._objects = Objects(store)
         self._rank = rank
-        self._stop = threading.Event()
-
-    def stop(self) -> None:
-        """End `run` at the next report."""
-        self._stop.set()
 
     def meeting_point(self) -> str:
         """host:port on this machine where the workers of a group find each other."""
@@ -76,7 +70,8 @@ class TrainActor:
 
         with socket.socket() as free:
             free.bind(("", 0))
-            return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+            address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            return f"{address}:{free.getsockname()[1]}"
 
     def run(self, task: TrainTask, meeting_point: str) -> Iterator[Any]:
         """Reports as they come: Stored for those with files, Failed as the last one when the trainer gave up."""
@@ -92,8 +87,6 @@ class TrainActor:
             plan = self._fetched(task, work_dir)
             with join(self._rank, task.worker_count, meeting_point, device) as worker:
                 for report in run_job(plan, device=device, worker=worker):
-                    if self._stop.is_set():
-                        return
                     if self._rank == 0:
                         yield self._stored(task.job, report)
         except TrainerError as error:

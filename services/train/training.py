@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -115,12 +115,12 @@ class Training:
                         metadata={"step": step, "losses": losses},
                     ) from error
 
-    async def _reports(self, task: TrainTask) -> AsyncIterator[Any]:
+    async def _reports(self, task: TrainTask) -> AsyncGenerator[Any, None]:
         settings = self._runtime.settings
         arguments = [(store_address(settings), rank, settings.torch_threads) for rank in range(task.worker_count)]
         async with ActorGroup.start(self._runtime.cluster, TrainActor, arguments) as group:
             meeting_point = await group.call(0, "meeting_point")
-            async with aclosing(group.stream("run", task, meeting_point, stop="stop")) as reports:
+            async with aclosing(group.stream("run", task, meeting_point)) as reports:
                 async for report in reports:
                     yield report
 
@@ -147,11 +147,11 @@ class _Recorder:
         self._attempt = attempt
         self._preview_steps: set[int] = set()
 
-    async def follow(self, reports: AsyncIterator[Any]) -> Callable[[Edit[Job]], None]:
+    async def follow(self, reports: AsyncGenerator[Any, None]) -> Callable[[Edit[Job]], None]:
         name = self._job.name
         logged = await self._jobs.cursor(name, METRICS_CURSOR)
         steps = StepEvents(self._job.effective_spec.number_of_steps, logged)
-        async with aclosing(reports) as stream:  # type: ignore[type-var]
+        async with aclosing(reports) as stream:
             async for report in stream:
                 files = [artifact(name, stored) for stored in report.files] if isinstance(report, Stored) else []
                 match report.report if isinstance(report, Stored) else report:

@@ -1,0 +1,274 @@
+"""Ray: attach to a cluster, notice when it is lost, and call actors that may die at any moment.
+
+Nothing holds a CPU or a GPU while it waits: actors live in pools made for one piece of work and end with it.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = "ltxtrain"
+PROBE_SECONDS = 5.0
+# Probes in a row without an answer until the cluster counts as lost: a busy head may miss one.
+PROBES = 3
+PROBE_TIMEOUT_SECONDS = 10.0
+ATTEMPTS = 3
+
+I = TypeVar("I")  # noqa: E741 (an item)
+R = TypeVar("R")
+
+
+class ClusterRefused(Exception):
+    """The address is not one that this suite can use; the text says what to do."""
+
+
+class ClusterLost(Exception):
+    """The head of the cluster does not answer any more: the process ends, is started again, and goes on."""
+
+
+class WorkerLost(Exception):
+    """An actor ended in the midst of its work."""
+
+
+class ActorKilled(Exception):
+    """One item has ended as many actors as are tried."""
+
+
+class Cluster:
+    """The Ray cluster that this process is attached to."""
+
+    def __init__(self) -> None:
+        self.lost = asyncio.Event()
+
+    @classmethod
+    def attach(cls, address: str, token: str) -> "Cluster":
+        """Attach before any gRPC server starts. Raises ClusterRefused."""
+        if address.startswith("ray://"):
+            raise ClusterRefused(
+                f"LTXTRAIN_RAY_ADDRESS={address}: streaming does not work through ray://. "
+                "Start a raylet beside this service (ray start --address=HEAD:PORT --num-cpus=0) and name HEAD:PORT."
+            )
+        if not address:
+            raise ClusterRefused("LTXTRAIN_RAY_ADDRESS is empty. `ltxtrain up` sets it; otherwise name HEAD:PORT.")
+        if not ray.is_initialized():
+            try:
+                ray.init(
+                    address=address,
+                    namespace=NAMESPACE,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+            except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+                raise ClusterRefused(f"LTXTRAIN_RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from error
+        return cls()
+
+    @property
+    def gpu_count(self) -> int:
+        return int(_resources().get("GPU", 0))
+
+    @property
+    def cpu_count(self) -> int:
+        return max(1, int(_resources().get("CPU", 1)))
+
+    def model_options(self) -> dict[str, Any]:
+        """Of an actor that holds a model: a GPU; in a cluster without any, none of Ray's CPUs: it must never wait."""
+        return {"num_gpus": 1, "num_cpus": 0} if self.gpu_count else {"num_cpus": 0}
+
+    async def watch(self) -> None:
+        """Set `lost` when the head stops answering; runs until then."""
+        missed = 0
+        while missed < PROBES:
+            await asyncio.sleep(PROBE_SECONDS)
+            try:
+                await asyncio.wait_for(asyncio.to_thread(ray.nodes), PROBE_TIMEOUT_SECONDS)
+                missed = 0
+            except (TimeoutError, RayError, ConnectionError, RuntimeError) as error:
+                missed += 1
+                log.warning("the Ray cluster does not answer: %s", type(error).__name__)
+        self.lost.set()
+
+    async def value(self, reference: Any) -> Any:
+        """What a call gives. Raises WorkerLost, ClusterLost, and the call's own exception."""
+        with _translated():
+            return await self._or_lost(asyncio.wrap_future(reference.future()))
+
+    async def stream(self, references: Any) -> AsyncGenerator[Any, None]:
+        """The values of a streaming call. Raises as `value`."""
+        items = aiter(references)
+        while True:
+            with _translated():
+                try:
+                    reference = await self._or_lost(asyncio.ensure_future(anext(items)))
+                except StopAsyncIteration:
+                    return
+                item = await self._or_lost(asyncio.wrap_future(reference.future()))
+            yield item
+
+    async def _or_lost(self, future: "asyncio.Future[R]") -> R:
+        lost = asyncio.ensure_future(self.lost.wait())
+        try:
+            waiting: set[asyncio.Future[Any]] = {future, lost}
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if not future.done():
+                raise ClusterLost
+            return future.result()
+        finally:
+            lost.cancel()
+            future.cancel()
+
+    async def map_bounded(
+        self,
+        make_actor: Callable[[], Any],
+        items: Iterable[I],
+        call: Callable[[Any, I], Awaitable[R]],
+        *,
+        size: int,
+        attempts: int = ATTEMPTS,
+    ) -> AsyncGenerator[tuple[I, R | Exception], None]:
+        """Each item with what `call(actor, item)` gave or raised, as they come, on `size` actors.
+
+        No more than `size` items are under way or unread. An actor that dies costs its item a retry on a new one; an
+        item that has killed `attempts` comes with ActorKilled. Closing the iterator kills the actors.
+        """
+        queue: asyncio.Queue[tuple[I, R | Exception] | BaseException | None] = asyncio.Queue(maxsize=1)
+        source = iter(items)
+
+        async def worker() -> None:
+            actor: Any = None
+            try:
+                for item in source:
+                    for remaining in reversed(range(attempts)):
+                        actor = actor or make_actor()
+                        try:
+                            await queue.put((item, await call(actor, item)))
+                            break
+                        except WorkerLost as error:
+                            kill(actor)
+                            actor = None
+                            if not remaining:
+                                await queue.put((item, ActorKilled(str(error))))
+                        except ClusterLost:
+                            raise
+                        except Exception as error:
+                            await queue.put((item, error))
+                            break
+            finally:
+                if actor is not None:
+                    kill(actor)
+
+        async def all_workers() -> None:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(size):
+                        group.create_task(worker())
+            except* ClusterLost:
+                await queue.put(ClusterLost())
+            else:
+                await queue.put(None)
+
+        running = asyncio.create_task(all_workers())
+        try:
+            while (got := await queue.get()) is not None:
+                if isinstance(got, BaseException):
+                    raise got
+                yield got
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+
+class ActorGroup:
+    """Actors that work together, one a GPU where there are any; all end when the context is left."""
+
+    def __init__(self, cluster: Cluster, actors: Sequence[Any]) -> None:
+        self._cluster = cluster
+        self._actors = actors
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def start(
+        cls, cluster: Cluster, actor_class: Any, arguments: Sequence[tuple[Any, ...]]
+    ) -> AsyncIterator["ActorGroup"]:
+        """One actor for each tuple of arguments, in one placement group; waits for its GPUs in Ray's queue."""
+        options: list[dict[str, Any]] = [cluster.model_options() for _ in arguments]
+        group = None
+        actors: list[Any] = []
+        try:
+            if cluster.gpu_count:
+                group = placement_group([{"GPU": 1} for _ in arguments], strategy="PACK")
+                await cluster.value(group.ready())
+                for rank, option in enumerate(options):
+                    option["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, rank)
+            actors += [
+                actor_class.options(**option).remote(*argument)
+                for option, argument in zip(options, arguments, strict=True)
+            ]
+            yield cls(cluster, actors)
+        finally:
+            for actor in actors:
+                kill(actor)
+            if group is not None:
+                remove_placement_group(group)
+
+    async def call(self, rank: int, method: str, *arguments: Any) -> Any:
+        return await self._cluster.value(getattr(self._actors[rank], method).remote(*arguments))
+
+    async def stream(self, method: str, *arguments: Any) -> AsyncGenerator[Any, None]:
+        """The values of the first actor's call; the others run the same. The loss of any one is WorkerLost."""
+        calls = [getattr(actor, method).options(num_returns="streaming").remote(*arguments) for actor in self._actors]
+        others = asyncio.gather(*(self._drain(call) for call in calls[1:]))
+        following: asyncio.Future[Any] | None = None
+        try:
+            async with contextlib.aclosing(self._cluster.stream(calls[0])) as first:
+                while True:
+                    following = asyncio.ensure_future(anext(first))
+                    await asyncio.wait({following, others}, return_when=asyncio.FIRST_COMPLETED)
+                    if others.done():
+                        others.result()
+                    try:
+                        yield await following
+                    except StopAsyncIteration:
+                        return
+        finally:
+            pending = [future for future in (following, others) if future is not None]
+            for future in pending:
+                future.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+
+    async def _drain(self, call: Any) -> None:
+        async for _ in self._cluster.stream(call):
+            pass
+
+
+def _resources() -> dict[str, float]:
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
+
+
+def kill(actor: Any) -> None:
+    """End an actor's process at once; one that has ended already is fine."""
+    with contextlib.suppress(RayError, ValueError):
+        ray.kill(actor)
+
+
+@contextlib.contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, Exception):
+            raise error.cause from error
+        raise WorkerLost(str(error).splitlines()[-1]) from error
+    except RayActorError as error:
+        raise WorkerLost(f"an actor ended: {type(error).__name__}") from error
+    except RayError as error:
+        raise WorkerLost(type(error).__name__) from error
