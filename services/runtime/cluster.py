@@ -226,11 +226,10 @@ class ActorGroup:
         """The values of the first actor's call; the others run the same. The loss of any one is WorkerLost."""
         calls = [getattr(actor, method).options(num_returns="streaming").remote(*arguments) for actor in self._actors]
         others = asyncio.gather(*(self._drain(call) for call in calls[1:]))
-        following: asyncio.Future[Any] | None = None
-        try:
-            async with contextlib.aclosing(self._cluster.stream(calls[0])) as first:
+        async with contextlib.aclosing(self._cluster.stream(calls[0])) as first:
+            following: asyncio.Future[Any] = asyncio.ensure_future(anext(first))
+            try:
                 while True:
-                    following = asyncio.ensure_future(anext(first))
                     await asyncio.wait({following, others}, return_when=asyncio.FIRST_COMPLETED)
                     if others.done():
                         others.result()
@@ -238,11 +237,11 @@ class ActorGroup:
                         yield await following
                     except StopAsyncIteration:
                         return
-        finally:
-            pending = [future for future in (following, others) if future is not None]
-            for future in pending:
-                future.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
+                    following = asyncio.ensure_future(anext(first))
+            finally:
+                following.cancel()
+                others.cancel()
+                await asyncio.gather(following, others, return_exceptions=True)
 
     async def _drain(self, call: Any) -> None:
         async for _ in self._cluster.stream(call):
