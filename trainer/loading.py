@@ -211,8 +211,10 @@ def _held_bytes(tensor: Any) -> int:
 
 def transformer_weight_count(folder: ModelFolder) -> int:
     """Weights of the transformer, counted on its settings alone."""
+    from accelerate import init_empty_weights
     from diffusers import LTX2VideoTransformer3DModel
 
-    return sum(
-        parameter.numel() for parameter in _empty(LTX2VideoTransformer3DModel, folder, "transformer").parameters()
-    )
+    builder: Any = LTX2VideoTransformer3DModel
+    with init_empty_weights():
+        model: nn.Module = builder.from_config(folder.config("transformer"))
+    return sum(parameter.numel() for parameter in model.parameters())
