@@ -14,7 +14,7 @@ from ltxtrain_client.preprocess import PreprocessClient
 from ltxtrain_client.train import TrainClient
 
 from services.local.demo_data import make_demo_clips, make_validation_clip
-from services.local.up import Suite
+from services.local.up import SERVICES, Suite
 
 SHEET = {
     "trigger_phrase": "drifting shapes",
@@ -52,7 +52,7 @@ async def _run(out: Path, state_dir: Path) -> int:
     sheet = made / "job.json"
     sheet.write_text(json.dumps(SHEET, indent=2) + "\n")
     _say("The suite: object store, Ray, Ingest, Preprocess, Train …")
-    async with Suite(state_dir, model=str(model), ingest_port=0, preprocess_port=0, train_port=0) as suite:
+    async with Suite(state_dir, model=str(model), ports=dict.fromkeys(SERVICES, 0)) as suite:
         command = [sys.executable, "-m", "ltxtrain_client.cli", "submit", str(sheet)]
         command += ["--data", str(clips), "--validation", str(opening), "--watch", "--out", str(out)]
         _say(f"One job, as a person starts it:\n  ltxtrain {' '.join(command[3:])}")
