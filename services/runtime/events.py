@@ -14,7 +14,7 @@ from ltxtrain.v1.work_pb2 import Event, State
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.runtime import tables
+from services.runtime import metrics, tables
 from services.runtime.errors import CursorOutOfRange, Draining, NotFound
 
 HEARTBEAT_SECONDS = 15.0
@@ -72,6 +72,10 @@ class EventLog:
         return numbered
 
     def publish(self, resource: str, events: Sequence[tuple[int, Event]]) -> None:
+        """Wake the followers, whom durable events come to in the order of their transactions."""
+        if not events:
+            return
+        metrics.observe(resource, events)
         if (tail := self._tails.get(resource)) is not None:
             tail.publish(events)
 

@@ -92,7 +92,8 @@ class Store(Generic[M]):
 
         Raises RequestIdReused. Returns None, and makes nothing, when `limit` unfinished resources exist already.
         """
-        async with self._database.write() as connection:
+        events: list[tuple[int, Event]] = []
+        async with self._database.write(lambda: self.log.publish(body.name, events)) as connection:
             if request_id and (earlier := await self._earlier(connection, owner, request_id, digest)) is not None:
                 return earlier
             if limit is not None:
@@ -102,14 +103,13 @@ class Store(Generic[M]):
             body.lifecycle.state = State.STATE_PENDING
             body.lifecycle.create_time.GetCurrentTime()
             body.lifecycle.last_sequence = 1
-            events = await self.log.write(connection, body.name, 0, [Event(lifecycle=body.lifecycle)])
+            events += await self.log.write(connection, body.name, 0, [Event(lifecycle=body.lifecycle)])
             row = {"name": body.name, "owner": owner, "created": time.time_ns(), "attempt": 0}
             await connection.execute(insert(tables.resource).values(**row, **_columns(body)))
             if request_id:
                 await connection.execute(
                     insert(tables.request).values(owner=owner, id=request_id, digest=digest, resource=body.name)
                 )
-        self.log.publish(body.name, events)
         return body
 
     async def _earlier(self, connection: AsyncConnection, owner: str, request_id: str, digest: bytes) -> M | None:
@@ -145,6 +145,12 @@ class Store(Generic[M]):
         )
         async with self._database.read() as connection:
             return [self._parse(row) for row in await connection.execute(query)]
+
+    async def count_by_state(self) -> dict[int, int]:
+        column = tables.resource.c.state
+        async with self._database.read() as connection:
+            rows = await connection.execute(select(column, func.count()).where(*self._of_kind()).group_by(column))
+            return {row[0]: row[1] for row in rows}
 
     async def page(
         self, owner: str | None, size: int, token: str, states: Sequence["State"] = ()
@@ -212,8 +218,10 @@ class Store(Generic[M]):
 
         Raises NotFound, and StaleAttempt when the resource has ended or another attempt took over.
         """
-        async with self._database.write() as connection:
-            row = (await connection.execute(self._named(name))).first()
+        events: list[tuple[int, Event]] = []
+        async with self._database.write(lambda: self.log.publish(name, events)) as connection:
+            # Locked, should another process have the database by an operator's mistake.
+            row = (await connection.execute(self._named(name).with_for_update())).first()
             if row is None:
                 raise NotFound(name)
             if row.state in TERMINAL or attempt not in (None, row.attempt):
@@ -224,7 +232,7 @@ class Store(Generic[M]):
             for event in edit.events:
                 if event.WhichOneof("detail") == "lifecycle":
                     event.lifecycle.CopyFrom(edit.body.lifecycle)
-            events = await self.log.write(connection, name, row.last_sequence, edit.events)
+            events += await self.log.write(connection, name, row.last_sequence, edit.events)
             await connection.execute(
                 update(tables.resource)
                 .where(tables.resource.c.name == name)
@@ -233,7 +241,6 @@ class Store(Generic[M]):
             await put_children(connection, edit.children)
             await _move_cursors(connection, name, edit.cursors)
             await blobs.refer(connection, name, edit.blob_keys)
-        self.log.publish(name, events)
 
     async def delete(self, name: str, owner: str | None = None) -> None:
         """Forget a finished resource and its references to blobs. Raises NotFound and NotReady."""

@@ -2,8 +2,9 @@
 
 import asyncio
 import fcntl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,7 +22,8 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from services.runtime.settings import SettingsError
@@ -94,10 +96,27 @@ blob_ref = Table(
 
 # pg_advisory_lock's key: the ASCII codes of "ltxt".
 ADVISORY_LOCK = 0x6C747874
+SQLITE_OUTAGES = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+
+
+class DatabaseUnavailable(Exception):
+    """The database does not answer now; nothing of the transaction was written, or it is as if it was not."""
 
 
 class Database:
-    """Connections to one database, which belongs to this process until `close`."""
+    """Connections to one database, which belongs to this process until `close`.
+
+    `read` and `write` raise DatabaseUnavailable.
+    """
 
     def __init__(self, engine: AsyncEngine, lock: "IO[str] | AsyncConnection") -> None:
         self._engine = engine
@@ -121,14 +140,25 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        async with self._engine.connect() as connection:
-            yield connection
+        with _answering():
+            async with self._engine.connect() as connection:
+                yield connection
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """One transaction. Writers take turns: sequences are dense, and SQLite has one writer anyway."""
-        async with self._writing, self._engine.begin() as connection:
-            yield connection
+    async def write(self, committed: Callable[[], None] = lambda: None) -> AsyncIterator[AsyncConnection]:
+        """One transaction; once it is durable, `committed` is called, whoever is cancelled meanwhile.
+
+        Writers take turns: sequences are dense, and SQLite has one writer anyway.
+        """
+
+        async def commit(connection: AsyncConnection) -> None:
+            await connection.commit()
+            committed()
+
+        with _answering():
+            async with self._writing, self._engine.connect() as connection:
+                yield connection
+                await _uninterrupted(commit(connection))
 
     async def answers(self) -> bool:
         """Whether a query succeeds."""
@@ -145,6 +175,41 @@ class Database:
         await self._engine.dispose()
         if not isinstance(self._lock, AsyncConnection):
             self._lock.close()
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except PoolTimeout as error:
+        raise DatabaseUnavailable("The database is too slow: no connection became free.") from error
+    except DBAPIError as error:
+        if _is_outage(error):
+            raise DatabaseUnavailable("The database does not answer.") from error
+        raise
+
+
+def _is_outage(error: DBAPIError) -> bool:
+    if isinstance(error.orig, sqlite3.Error):
+        # What SQLite calls operational includes plain mistakes in a statement.
+        return getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in SQLITE_OUTAGES
+    return error.connection_invalidated or isinstance(error, OperationalError)
+
+
+async def _uninterrupted(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end although the caller is cancelled meanwhile, which it learns afterwards."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()
+        raise cancelled
+    task.result()
 
 
 def _tune_sqlite(engine: AsyncEngine) -> None:

@@ -6,31 +6,41 @@ of a result checks, so that what is left of an older attempt cannot write.
 
 import asyncio
 import logging
-import secrets
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
 
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.work_pb2 import Event, State
 
-from services.runtime import errors
+from services.runtime import errors, metrics, telemetry, tracing
 from services.runtime.cluster import ClusterLost
 from services.runtime.events import TERMINAL
-from services.runtime.objects import ObjectStoreUnavailable
+from services.runtime.object_types import ObjectStoreUnavailable
 from services.runtime.store import Edit, Resource, StaleAttempt, Store
+from services.runtime.tables import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Resource)
+T = TypeVar("T")
 
-# Seconds between attempts when another party does not answer: 1, 2, 4 … 60, for about ten minutes together.
+# Seconds between tries when another party does not answer: 1, 2, 4 … 60, for about eight minutes together.
 RETRY_FIRST_SECONDS = 1.0
 RETRY_MAX_SECONDS = 60.0
-RETRIES = 14
+RUN_TRIES = 14
+# Giving back is tried for half a minute.
+GIVE_BACK_TRIES = 6
+# After work that went well for so long, an outage is a new one.
+STEADY_SECONDS = 600.0
 
 
 class Retryable(Exception):
     """Another party does not answer now; the attempt is made again later."""
+
+
+# The resource stays as it is: another attempt, or the next start of the process, goes on with it.
+LEFT_UNFINISHED = (StaleAttempt, ClusterLost, DatabaseUnavailable)
 
 
 class Workflow(Protocol[M]):
@@ -59,11 +69,10 @@ class WorkRunner(Generic[M]):
 
     def start(self, name: str) -> None:
         """Start the work of a resource; nothing happens when it runs already."""
-        if name in self._tasks or self._draining:
+        if self._draining or ((task := self._tasks.get(name)) is not None and not task.done()):
             return
-        task = asyncio.create_task(self._work(name), name=name)
-        self._tasks[name] = task
-        task.add_done_callback(lambda _: self._tasks.pop(name, None))
+        self._tasks[name] = task = asyncio.create_task(self._work(name), name=name)
+        task.add_done_callback(lambda done: self._tasks.pop(name) if self._tasks.get(name) is done else None)
 
     async def cancel(self, name: str, owner: str | None) -> M:
         """Make the cancellation durable and stop the work. A finished resource is returned unchanged."""
@@ -72,14 +81,14 @@ class WorkRunner(Generic[M]):
             return resource
         try:
             async with self._store.edit(name) as edit:
-                if edit.body.lifecycle.state != State.STATE_CANCELLING:
+                first = edit.body.lifecycle.state != State.STATE_CANCELLING
+                if first:
                     edit.enter(State.STATE_CANCELLING)
         except StaleAttempt:
             return await self._store.get(name, owner)
-        if (task := self._tasks.get(name)) is not None:
+        if first and (task := self._tasks.get(name)) is not None:
             task.cancel()
-        else:
-            self.start(name)
+        self.start(name)
         return await self._store.get(name, owner)
 
     async def drain(self) -> None:
@@ -90,58 +99,70 @@ class WorkRunner(Generic[M]):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _work(self, name: str) -> None:
-        try:
-            attempt, cancelling = await self._begin(name)
-            if not cancelling:
-                try:
-                    await self._attempts(name, attempt)
-                    return
-                except asyncio.CancelledError:
-                    if self._draining:
-                        raise
-            await self._end_cancelled(name, attempt)
-        except (StaleAttempt, errors.NotFound):
-            log.info("another attempt took over, or the resource is gone", extra={"resource": name})
-        except ClusterLost:
-            # The process exits and is started again; the resource stays unfinished.
-            log.error("the Ray cluster is lost", extra={"resource": name})
+    async def count(self) -> None:
+        """Tell the metrics how many resources are in each state."""
+        metrics.count_resources(self._store.kind, await self._store.count_by_state())
 
-    async def _begin(self, name: str) -> tuple[int, bool]:
+    async def _work(self, name: str) -> None:
+        """One start after another until the resource has ended, or this process cannot go on with it."""
+        pause = 0.0
+        while True:
+            try:
+                await asyncio.sleep(pause)
+                with telemetry.bound(resource=name), tracing.span(f"work {self._store.kind}", resource=name):
+                    await self._start_once(name)
+                return
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if self._draining or task is None:
+                    raise
+                # A caller's cancellation is durable by now: the next start finds it and ends the resource.
+                task.uncancel()
+                pause = 0.0
+            except DatabaseUnavailable as error:
+                pause = min(max(2 * pause, RETRY_FIRST_SECONDS), RETRY_MAX_SECONDS)
+                log.warning("starting again in %.0f s: %s", pause, error, extra={"resource": name})
+            except (StaleAttempt, errors.NotFound):
+                log.info("another attempt took over, or the resource is gone", extra={"resource": name})
+                return
+            except ClusterLost:
+                # The process exits and is started again.
+                log.error("the Ray cluster is lost", extra={"resource": name})
+                return
+            except Exception:
+                log.exception("work ended without an outcome; the next start goes on", extra={"resource": name})
+                return
+
+    async def _start_once(self, name: str) -> None:
         async with self._store.edit(name) as edit:
             edit.attempt += 1
             if edit.body.lifecycle.state == State.STATE_PENDING:
                 edit.enter(State.STATE_RUNNING)
-            return edit.attempt, edit.body.lifecycle.state == State.STATE_CANCELLING
+            attempt, cancelling = edit.attempt, edit.body.lifecycle.state == State.STATE_CANCELLING
+        metrics.work_starts.labels(self._store.kind).inc()
+        if cancelling:
+            await self._end_cancelled(name, attempt)
+        else:
+            await self._run(name, attempt)
 
-    async def _attempts(self, name: str, attempt: int) -> None:
-        delay = RETRY_FIRST_SECONDS
-        for remaining in reversed(range(RETRIES)):
-            try:
-                outcome = await self._workflow.run(name, attempt)
-                await self._end(name, attempt, State.STATE_SUCCEEDED, outcome)
-                return
-            except (Retryable, ObjectStoreUnavailable) as error:
-                if not remaining:
-                    text = "The object store or another service has not answered for ten minutes."
-                    unavailable = errors.Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
-                    await self._fail(name, attempt, unavailable)
-                    return
-                log.warning("trying again in %.0f s: %s", delay, error, extra={"resource": name})
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, RETRY_MAX_SECONDS)
-            except (StaleAttempt, ClusterLost):
-                raise
-            except errors.ApiError as error:
-                await self._fail(name, attempt, error)
-                return
-            except Exception:
-                trace_id = secrets.token_hex(16)
-                log.exception("unforeseen", extra={"resource": name, "trace_id": trace_id})
-                await self._fail(name, attempt, errors.internal(trace_id))
-                return
+    async def _run(self, name: str, attempt: int) -> None:
+        try:
+            outcome = await _tried(lambda: self._workflow.run(name, attempt), RUN_TRIES)
+            await self._end(name, attempt, State.STATE_SUCCEEDED, outcome)
+        except LEFT_UNFINISHED:
+            raise
+        except errors.ApiError as error:
+            log.info("failed: %s: %s", errors.reason_name(error.reason), error)
+            await self._fail(name, attempt, error)
+        except Exception:
+            log.exception("unforeseen")
+            await self._fail(name, attempt, errors.internal(telemetry.trace_id()))
 
     async def _fail(self, name: str, attempt: int, error: errors.ApiError) -> None:
+        if _is_stopped():
+            # What fails while it is being stopped may have failed because of it.
+            raise asyncio.CancelledError from error
+
         def set_error(edit: Edit[M]) -> None:
             edit.body.lifecycle.error.CopyFrom(error.status())
 
@@ -155,19 +176,56 @@ class WorkRunner(Generic[M]):
                 edit.enter(state)
         if cancelled:
             await self._end_cancelled(name, attempt)
+        else:
+            metrics.count_end(self._store.kind, state)
 
     async def _end_cancelled(self, name: str, attempt: int) -> None:
-        outcome: Callable[[Edit[M]], None]
-        try:
-            outcome = await self._workflow.give_back(name, attempt)
-        except (errors.ApiError, Retryable, ObjectStoreUnavailable) as error:
-            log.warning("nothing given back: %s", error, extra={"resource": name})
-            warning = error if isinstance(error, errors.ApiError) else errors.internal()
-            status = warning.status()
-
-            def outcome(edit: Edit[M]) -> None:
-                edit.add_event(Event(warning=status))
-
+        outcome = await self._given_back(name, attempt)
         async with self._store.edit(name, attempt=attempt) as edit:
             outcome(edit)
             edit.enter(State.STATE_CANCELLED)
+        metrics.count_end(self._store.kind, State.STATE_CANCELLED)
+
+    async def _given_back(self, name: str, attempt: int) -> Callable[[Edit[M]], None]:
+        """What the workflow gives back; a warning in its place when it cannot, for a cancellation always ends."""
+        try:
+            return await _tried(lambda: self._workflow.give_back(name, attempt), GIVE_BACK_TRIES)
+        except LEFT_UNFINISHED:
+            raise
+        except errors.ApiError as error:
+            log.warning("nothing given back: %s", error)
+            warning = error.status()
+        except Exception:
+            log.exception("nothing given back")
+            warning = errors.internal(telemetry.trace_id()).status()
+        return lambda edit: edit.add_event(Event(warning=warning))
+
+
+async def _tried(call: Callable[[], Awaitable[T]], tries: int) -> T:
+    """The result of a call that is made again while another party does not answer. Raises Unavailable in the end."""
+    delay, remaining = RETRY_FIRST_SECONDS, tries
+    while True:
+        began = time.monotonic()
+        try:
+            return await call()
+        except asyncio.CancelledError:
+            if _is_stopped():
+                raise
+            reason = "the other side cancelled a call"
+        except (Retryable, ObjectStoreUnavailable) as error:
+            reason = str(error)
+        if time.monotonic() - began > STEADY_SECONDS:
+            delay, remaining = RETRY_FIRST_SECONDS, tries
+        remaining -= 1
+        if not remaining:
+            text = "The object store or another service did not answer, however often it was tried."
+            raise errors.Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
+        log.warning("trying again in %.0f s: %s", delay, reason)
+        await asyncio.sleep(delay)
+        delay = min(2 * delay, RETRY_MAX_SECONDS)
+
+
+def _is_stopped() -> bool:
+    """Whether somebody cancelled the present task, and not only something that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
