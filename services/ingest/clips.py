@@ -11,7 +11,8 @@ from ltxtrain.v1.ingest_pb2 import Clip
 from services.ingest.archive import Unpacked
 from services.ingest.names import suffix_of
 from services.runtime.blobs import Blobs
-from services.runtime.objects import ObjectStore, content_key
+from services.runtime.object_keys import content_key
+from services.runtime.objects import ObjectStore
 
 SERVICE = "ingest"
 # What was probed by other code is probed again. Change it when the numbers of a probe change.

@@ -55,7 +55,7 @@ class Intake:
     async def settle(self, candidate: Candidate, verdict: Verdict) -> None:
         """Take up what probing found, for the candidate and for all with the same bytes."""
         found: Clip | Verdict = verdict
-        if verdict.probe is not None and verdict.probe.damage is None:
+        if verdict.probe is not None:
             found = measured.describe(verdict.probe)
             await self._clips.describe(candidate.blob, found, self._gathered.dataset)
         self._settled[candidate.blob.key] = found

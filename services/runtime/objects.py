@@ -12,7 +12,7 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -276,7 +276,7 @@ class ObjectStore:
     async def list_prefix(self, prefix: str) -> list[ListedBlob]:
         return await self.run(lambda: list(self.objects.list_prefix(prefix)))
 
-    async def read(self, key: str) -> AsyncIterator[bytes]:
+    async def read(self, key: str) -> AsyncGenerator[bytes, None]:
         """See Objects.read; close it with aclosing."""
         chunks = self.objects.read(key)
         try:

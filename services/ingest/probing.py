@@ -1,0 +1,64 @@
+"""Has clips probed by actors: a pool for each dataset, made when the first clip needs it and gone with the last."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from services.ingest.actors import Prober, ProbeTask, Verdict
+from services.ingest.gather import Candidate
+from services.ingest.names import suffix_of
+from services.runtime.cluster import ActorKilled, kill
+from services.runtime.objects import ObjectCorrupt, ObjectMissing
+from services.runtime.service import Runtime
+from services.runtime.work import Retryable
+
+# More would wait for the unpacking of one archive.
+MAX_ACTORS = 16
+
+
+class Probing:
+    """Probes by the cluster."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    async def verdicts(
+        self, candidates: AsyncGenerator[Candidate, None]
+    ) -> AsyncGenerator[tuple[Candidate, Verdict], None]:
+        """What decoding each candidate found, as it comes. Raises ObjectStoreUnavailable, Retryable, ClusterLost."""
+        cluster = self._runtime.cluster
+        size = min(cluster.cpu_count, MAX_ACTORS)
+        found = cluster.map_bounded(self._make_actor, candidates, self._probe, size=size)
+        async with aclosing(found) as results:
+            async for candidate, result in results:
+                if isinstance(result, ActorKilled):
+                    text = "Decoding it ended its worker three times."
+                    result = Verdict(failure=text, exhausted=True)
+                if isinstance(result, ObjectMissing | ObjectCorrupt):
+                    await self._runtime.objects.delete(candidate.blob.key)
+                    raise Retryable(f"{candidate.blob.key} has to be stored again: {result}")
+                if isinstance(result, Exception):
+                    raise result
+                yield candidate, result
+
+    def _make_actor(self) -> Any:
+        settings = self._runtime.settings
+        address = self._runtime.objects.objects.address
+        return Prober.remote(address, settings.clip_seconds, settings.clip_memory_bytes)  # type: ignore[attr-defined]
+
+    async def _probe(self, actor: Any, candidate: Candidate) -> Verdict:
+        blob, cluster = candidate.blob, self._runtime.cluster
+        task = ProbeTask(key=blob.key, sha256=blob.sha256, suffix=suffix_of(candidate.path))
+        await cluster.value(actor.load.remote(task))
+        limit = self._runtime.settings.clip_seconds
+        try:
+            async with asyncio.timeout(limit):
+                verdict: Verdict = await cluster.value(actor.probe.remote())
+                return verdict
+        except TimeoutError:
+            # Trying again would take as long; the next clip finds the actor dead and gets another.
+            kill(actor)
+            return Verdict(
+                failure=f"Decoding it takes longer than the {limit:.0f} s that a clip may take.", exhausted=True
+            )
