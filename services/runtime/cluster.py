@@ -6,7 +6,16 @@ Nothing holds a CPU or a GPU while it waits: actors live in pools made for one p
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from typing import Any, TypeVar
 
 import ray
@@ -14,13 +23,18 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from services.runtime.reach import ask, wait_for_listener
+from services.runtime.sharing import Shared
+
 log = logging.getLogger(__name__)
 
 NAMESPACE = "ltxtrain"
 PROBE_SECONDS = 5.0
 # Probes in a row without an answer until the cluster counts as lost: a busy head may miss one.
-PROBES = 3
-PROBE_TIMEOUT_SECONDS = 10.0
+PROBES = 2
+PROBE_TIMEOUT_SECONDS = 5.0
+# A head that is started again beside this process takes about five.
+ATTACH_SECONDS = 30.0
 ATTEMPTS = 3
 
 I = TypeVar("I")  # noqa: E741 (an item)
@@ -48,6 +62,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self.lost = asyncio.Event()
+        self._node_id = ray.get_runtime_context().get_node_id()
 
     @classmethod
     def attach(cls, address: str, token: str) -> "Cluster":
@@ -61,13 +76,15 @@ class Cluster:
             raise ClusterRefused("LTXTRAIN_RAY_ADDRESS is empty. `ltxtrain up` sets it; otherwise name HEAD:PORT.")
         if not ray.is_initialized():
             try:
+                # Where nobody listens, ray.init tries for ten minutes.
+                wait_for_listener(address, ATTACH_SECONDS)
                 ray.init(
                     address=address,
                     namespace=NAMESPACE,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
-            except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+            except (OSError, RuntimeError, ValueError, RayError) as error:
                 raise ClusterRefused(f"LTXTRAIN_RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from error
         return cls()
 
@@ -84,17 +101,21 @@ class Cluster:
         return {"num_gpus": 1, "num_cpus": 0} if self.gpu_count else {"num_cpus": 0}
 
     async def watch(self) -> None:
-        """Set `lost` when the head stops answering; runs until then."""
+        """Set `lost` when the cluster stops answering, or is another one; runs until then."""
         missed = 0
         while missed < PROBES:
-            await asyncio.sleep(PROBE_SECONDS)
-            try:
-                await asyncio.wait_for(asyncio.to_thread(ray.nodes), PROBE_TIMEOUT_SECONDS)
+            await asyncio.sleep(0 if missed else PROBE_SECONDS)
+            if await ask(self._has_node, PROBE_TIMEOUT_SECONDS):
                 missed = 0
-            except (TimeoutError, RayError, ConnectionError, RuntimeError) as error:
+            else:
                 missed += 1
-                log.warning("the Ray cluster does not answer: %s", type(error).__name__)
+                log.warning("the Ray cluster does not answer")
         self.lost.set()
+
+    def _has_node(self) -> bool:
+        """Whether the cluster still has the node that this process is attached to. Without a head it hangs."""
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        return any(node["NodeID"] == self._node_id and node["Alive"] for node in nodes)
 
     async def value(self, reference: Any) -> Any:
         """What a call gives. Raises WorkerLost, ClusterLost, and the call's own exception."""
@@ -128,7 +149,7 @@ class Cluster:
     async def map_bounded(
         self,
         make_actor: Callable[[], Any],
-        items: Iterable[I],
+        items: Iterable[I] | AsyncIterable[I],
         call: Callable[[Any, I], Awaitable[R]],
         *,
         size: int,
@@ -137,15 +158,16 @@ class Cluster:
         """Each item with what `call(actor, item)` gave or raised, as they come, on `size` actors.
 
         No more than `size` items are under way or unread. An actor that dies costs its item a retry on a new one; an
-        item that has killed `attempts` comes with ActorKilled. Closing the iterator kills the actors.
+        item that has killed `attempts` comes with ActorKilled. Closing the iterator kills the actors. Raises
+        ClusterLost, and what `items` and `make_actor` raise.
         """
         queue: asyncio.Queue[tuple[I, R | Exception] | BaseException | None] = asyncio.Queue(maxsize=1)
-        source = iter(items)
+        source = Shared(items)
 
         async def worker() -> None:
             actor: Any = None
             try:
-                for item in source:
+                async for item in source:
                     for remaining in reversed(range(attempts)):
                         actor = actor or make_actor()
                         try:
@@ -170,8 +192,8 @@ class Cluster:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(size):
                         group.create_task(worker())
-            except* ClusterLost:
-                await queue.put(ClusterLost())
+            except* Exception as errors:
+                await queue.put(errors.exceptions[0])
             else:
                 await queue.put(None)
 
