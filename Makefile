@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install up demo test lint soak bench clean
+.PHONY: install up demo test lint soak bench release-contract clean
 
 install: $(INSTALLED)
 
@@ -34,6 +34,11 @@ soak: install
 
 bench: install
 	for script in bench/*.py; do $(BIN)/python $$script $(BENCH) || exit 1; done
+
+# What `buf breaking` compares with: run when a release is made, and commit the result.
+release-contract: install
+	$(BIN)/python -m grpc_tools.protoc -I protos -I third_party --include_imports \
+		--descriptor_set_out=protos/released.binpb protos/ltxtrain/v1/*.proto
 
 clean:
 	rm -rf .ltxtrain demo-out

@@ -2,9 +2,17 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    EnumDescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorSet,
+    MethodDescriptorProto,
+)
 
 ROOT = Path(__file__).parent.parent
 BUF = Path(sys.executable).parent / "buf"
@@ -31,4 +39,115 @@ def contract(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_lint(contract: Path) -> None:
     done = buf("lint", contract)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def message(contract: FileDescriptorSet, name: str) -> DescriptorProto:
+    return next(item for file in contract.file for item in file.message_type if item.name == name)
+
+
+def field(contract: FileDescriptorSet, owner: str, name: str) -> FieldDescriptorProto:
+    return next(item for item in message(contract, owner).field if item.name == name)
+
+
+def enum(contract: FileDescriptorSet, name: str) -> EnumDescriptorProto:
+    return next(item for file in contract.file for item in file.enum_type if item.name == name)
+
+
+def call(contract: FileDescriptorSet, name: str) -> MethodDescriptorProto:
+    services = (service for file in contract.file for service in file.service)
+    return next(method for service in services for method in service.method if method.name == name)
+
+
+def renumber_field(contract: FileDescriptorSet) -> None:
+    field(contract, "ExtendPrefixSpec", "rank").number = 99
+
+
+def rename_field(contract: FileDescriptorSet) -> None:
+    changed = field(contract, "Job", "training_set")
+    changed.name, changed.json_name = "prepared_set", "preparedSet"
+
+
+def retype_field(contract: FileDescriptorSet) -> None:
+    field(contract, "WatchJobRequest", "after_sequence").type = FieldDescriptorProto.TYPE_STRING
+
+
+def remove_field(contract: FileDescriptorSet) -> None:
+    owner = message(contract, "Blob")
+    owner.field.remove(field(contract, "Blob", "sha256"))
+
+
+def repeat_field(contract: FileDescriptorSet) -> None:
+    field(contract, "JobOutput", "lora_file").label = FieldDescriptorProto.LABEL_REPEATED
+
+
+def renumber_value(contract: FileDescriptorSet) -> None:
+    values = enum(contract, "ErrorReason").value
+    next(item for item in values if item.name == "ERROR_REASON_DRAINING").number = 99
+
+
+def rename_value(contract: FileDescriptorSet) -> None:
+    values = enum(contract, "State").value
+    next(item for item in values if item.name == "STATE_SUCCEEDED").name = "STATE_DONE"
+
+
+def answer_with_a_stream(contract: FileDescriptorSet) -> None:
+    call(contract, "GetJob").server_streaming = True
+
+
+def remove_call(contract: FileDescriptorSet) -> None:
+    service = next(item for file in contract.file for item in file.service if item.name == "TrainService")
+    service.method.remove(call(contract, "EstimateJob"))
+
+
+def breaking(contract: FileDescriptorSet, folder: Path) -> subprocess.CompletedProcess[str]:
+    changed = folder / "changed.binpb"
+    changed.write_bytes(contract.SerializeToString())
+    return buf("breaking", changed, "--against", RELEASED)
+
+
+def released() -> FileDescriptorSet:
+    return FileDescriptorSet.FromString(RELEASED.read_bytes())
+
+
+def test_the_contract_is_compatible_with_the_released_one(contract: Path) -> None:
+    done = buf("breaking", contract, "--against", RELEASED)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_released_contract_is_whole_and_bare() -> None:
+    """Every file that is needed to read it, and no comments."""
+    files = {file.name for file in released().file}
+    ours = {f"ltxtrain/v1/{path.name}" for path in (ROOT / "protos/ltxtrain/v1").glob("*.proto")}
+    assert files == ours | {"google/protobuf/any.proto", "google/protobuf/timestamp.proto", "google/rpc/status.proto"}
+    assert not any(file.HasField("source_code_info") for file in released().file)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (renumber_field, '"4"'),
+        (rename_field, "prepared_set"),
+        (retype_field, "after_sequence"),
+        (remove_field, "sha256"),
+        (repeat_field, "lora_file"),
+        (renumber_value, '"46"'),
+        (rename_value, "STATE_DONE"),
+        (answer_with_a_stream, "GetJob"),
+        (remove_call, "EstimateJob"),
+    ],
+)
+def test_a_breaking_change_is_refused(change: Callable[[FileDescriptorSet], None], names: str, tmp_path: Path) -> None:
+    contract = released()
+    change(contract)
+    done = breaking(contract, tmp_path)
+    assert done.returncode == 100, done.stdout + done.stderr
+    assert names in done.stdout
+
+
+def test_an_added_field_is_welcome(tmp_path: Path) -> None:
+    contract = released()
+    added = message(contract, "JobOptions").field.add(name="colour", json_name="colour", number=1000)
+    added.type, added.label = FieldDescriptorProto.TYPE_STRING, FieldDescriptorProto.LABEL_OPTIONAL
+    done = breaking(contract, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
