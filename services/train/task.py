@@ -1,6 +1,7 @@
 """What a training actor is told: the samples of a training set, the resolved spec, and where to go on from."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
@@ -21,6 +22,17 @@ from trainer.preview import DECORATED
 from trainer.settings import TrainSettings
 
 
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What a training starts from. shared: artifacts that the job has from its training set."""
+
+    model: ModelFolder
+    training_set: TrainingSet
+    samples: list[Sample]
+    report: tuple[ReportRow, ...]
+    shared: list[Artifact]
+
+
 class _Files:
     """Names of the files that a plan needs, each once."""
 
@@ -37,34 +49,30 @@ class _Files:
 
 
 def train_task(
-    job: Job,
-    model: ModelFolder,
-    training_set: TrainingSet,
-    samples: Sequence[Sample],
-    report: tuple[ReportRow, ...],
-    found: Sequence[Artifact],
-    worker_count: int,
-    unit_price_usd: float,
+    job: Job, prepared: Prepared, found: Sequence[Artifact], worker_count: int, unit_price_usd: float
 ) -> TrainTask:
     """The whole task; samples in the order of their names, so that a run does not depend on who finished first."""
     files = _Files()
     checkpoint = latest_checkpoint(found)
     units = billable_units(job.effective_spec.number_of_steps)
-    ordered = sorted(samples, key=lambda sample: sample.name)
+    ordered = sorted(prepared.samples, key=lambda sample: sample.name)
     trained = [sample for sample in ordered if not sample.HasField("validation_index")]
     entries = [sample for sample in ordered if sample.HasField("validation_index")]
     plan = JobPlan(
-        model=model.reference,
-        revision=model.revision,
+        model=prepared.model.reference,
+        revision=prepared.model.revision,
         precision=BasePrecision.Name(job.options.base_precision).removeprefix("BASE_PRECISION_").lower(),
         settings=train_settings(job),
         samples=tuple(files.sample(sample) for sample in trained),
-        previews=_previews(job, training_set, entries, files) if entries else None,
-        identity={"model": model.revision, "samples": ",".join(sample.latents.sha256[:16] for sample in trained)},
+        previews=_previews(job, prepared.training_set, entries, files) if entries else None,
+        identity={
+            "model": prepared.model.revision,
+            "samples": ",".join(sample.latents.sha256[:16] for sample in trained),
+        },
         geometry=_geometry(job),
         spec=spec_json(job),
-        manifest=manifest(job, training_set),
-        report=report,
+        manifest=manifest(job, prepared.training_set),
+        report=prepared.report,
         billing={"billable_units": units, "unit_price_usd": unit_price_usd, "price_usd": units * unit_price_usd},
         work_dir=Path("made"),
         checkpoint=files.add(checkpoint["CHECKPOINT"].blob) if checkpoint else None,

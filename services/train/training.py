@@ -8,7 +8,6 @@ from typing import Any
 
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
-from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
 from ltxtrain.v1.train_pb2 import Job, JobOutput
 from ltxtrain.v1.work_pb2 import Event, Progress, QueuePosition, Stage
 
@@ -23,10 +22,8 @@ from services.train.failures import trainer_failure
 from services.train.queue import GpuQueue
 from services.train.reports import StepEvents, preview_metrics, preview_progress
 from services.train.spec import billable_units
-from services.train.task import train_task
+from services.train.task import Prepared, train_task
 from trainer.loop import Step
-from trainer.model import ModelFolder
-from trainer.pages.job_page import ReportRow
 from trainer.plan import Checkpointed, Finished, Loaded, Previewed, Previewing, Warned
 from trainer.preflight import Preflight
 
@@ -47,15 +44,7 @@ class Training:
         settings = runtime.settings
         self._queue = GpuQueue(runtime.cluster.gpu_count or settings.cpu_trainers)
 
-    async def run(
-        self,
-        job: Job,
-        attempt: int,
-        model: ModelFolder,
-        training_set: TrainingSet,
-        samples: list[Sample],
-        report: tuple[ReportRow, ...],
-    ) -> Callable[[Edit[Job]], None]:
+    async def run(self, job: Job, attempt: int, prepared: Prepared) -> Callable[[Edit[Job]], None]:
         """Train to the end; what is returned sets the job's output in its last transaction."""
         workers = self._worker_count(job)
         created = job.lifecycle.create_time.ToNanoseconds()
@@ -65,7 +54,7 @@ class Training:
             async with self._jobs.edit(job.name, attempt=attempt) as edit:
                 edit.body.stage = Stage.STAGE_TRAIN
                 edit.body.ClearField("queue_position")
-            return await self._trained(job, attempt, model, training_set, samples, report, workers)
+            return await self._trained(job, attempt, prepared, workers)
 
     def _worker_count(self, job: Job) -> int:
         wanted, batch = job.options.gpu_count, job.options.batch_size
@@ -84,16 +73,7 @@ class Training:
             edit.body.queue_position = ahead
             edit.add_event(Event(stage=Stage.STAGE_QUEUE, queue_position=QueuePosition(ahead=ahead)))
 
-    async def _trained(
-        self,
-        job: Job,
-        attempt: int,
-        model: ModelFolder,
-        training_set: TrainingSet,
-        samples: list[Sample],
-        report: tuple[ReportRow, ...],
-        workers: int,
-    ) -> Callable[[Edit[Job]], None]:
+    async def _trained(self, job: Job, attempt: int, prepared: Prepared, workers: int) -> Callable[[Edit[Job]], None]:
         losses, last_step = 0, -1
         while True:
             found = await artifacts(self._jobs, job.name)
@@ -102,9 +82,9 @@ class Training:
             losses = 0 if step > last_step else losses
             last_step = step
             price = self._runtime.settings.unit_price_usd
-            task = train_task(job, model, training_set, samples, report, found, workers, price)
+            task = train_task(job, prepared, found, workers, price)
             try:
-                return await _Recorder(self, job, attempt).follow(self._reports(task))
+                return await _Recorder(self, job, attempt, prepared.shared).follow(self._reports(task))
             except WorkerLost as error:
                 losses += 1
                 log.warning("a worker of the training was lost: %s", error, extra={"resource": job.name})
@@ -140,11 +120,12 @@ class Training:
 class _Recorder:
     """Makes the reports of one start of a training durable."""
 
-    def __init__(self, training: Training, job: Job, attempt: int) -> None:
+    def __init__(self, training: Training, job: Job, attempt: int, shared: list[Artifact]) -> None:
         self._training = training
         self._jobs = training.jobs
         self._job = job
         self._attempt = attempt
+        self._shared = shared
         self._preview_steps: set[int] = set()
 
     async def follow(self, reports: AsyncGenerator[Any, None]) -> Callable[[Edit[Job]], None]:
@@ -176,7 +157,7 @@ class _Recorder:
                     case Warned(text):
                         await self._append([_warning(text)], steps.logged)
                     case Finished():
-                        return self._outcome(files)
+                        return self._outcome([*files, *self._shared])
         raise WorkerLost("the training ended without a word")
 
     _last_slow = 0.0

@@ -15,6 +15,8 @@ from services.runtime.upstream import errors_passed_on
 from services.train.artifacts import artifacts, latest_checkpoint
 from services.train.estimate import Estimator
 from services.train.prepare import Preparation
+from services.train.publish import publish_training_set
+from services.train.task import Prepared
 from services.train.training import Training, job_output
 from services.train.upstream import Upstream
 from trainer.errors import ModelUnavailable, ModelUnsupported
@@ -51,7 +53,11 @@ class TrainWorkflow:
             samples = [sample async for sample in preprocess.list_samples(training_set.name)]
             report = [line async for line in preprocess.list_training_set_report(training_set.name)]
             report += [line async for line in self._upstream.ingest(owner).list_dataset_report(job.dataset)]
-        return await self._training.run(job, attempt, model, training_set, samples, report_rows(report))
+        shared = await publish_training_set(self._runtime.objects, name, training_set)
+        prepared = Prepared(
+            model=model, training_set=training_set, samples=samples, report=report_rows(report), shared=shared
+        )
+        return await self._training.run(job, attempt, prepared)
 
     async def give_back(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
         """Stop upstream work; the job keeps the LoRA of its last checkpoint and its previews."""

@@ -1,0 +1,118 @@
+"""One running suite for all tests of this folder: real store, real Ray, three services, the tiny model."""
+
+import hashlib
+import json
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.train_pb2 import Job, JobOptions
+from ltxtrain.v1.work_pb2 import Event, State
+from ltxtrain_client.channel import connect
+from ltxtrain_client.ingest import IngestClient
+from ltxtrain_client.preprocess import PreprocessClient
+from ltxtrain_client.sheet import parse_sheet
+from ltxtrain_client.train import TrainClient
+from services.local.demo_data import make_demo_clips, make_validation_clip
+
+from services.local.up import SERVICES, Suite
+
+SHEET: dict[str, Any] = {
+    "trigger_phrase": "drifting shapes",
+    "rank": 8,
+    "number_of_steps": 100,
+    "learning_rate": 0.002,
+    "conditioning_frames": 9,
+    "number_of_frames": 17,
+    "resolution": "low",
+    "aspect_ratio": "16:9",
+    "validation_number_of_frames": 17,
+    "validation_resolution": "low",
+    "validation_aspect_ratio": "16:9",
+}
+
+
+@dataclass(frozen=True)
+class Clients:
+    train: TrainClient
+    ingest: IngestClient
+    preprocess: PreprocessClient
+
+
+@pytest.fixture(scope="session")
+async def suite(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> AsyncIterator[Suite]:
+    environ = {"LTXTRAIN_REFLECTION": "true", "LTXTRAIN_TORCH_THREADS": "1"}
+    state = tmp_path_factory.mktemp("suite")
+    async with Suite(
+        state, model=str(tiny_model), ports=dict.fromkeys(SERVICES, 0), num_cpus=2, environ=environ
+    ) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+async def clients(suite: Suite) -> AsyncIterator[Clients]:
+    async with (
+        connect(suite.train_address) as train,
+        connect(suite.ingest_address) as ingest,
+        connect(suite.preprocess_address) as preprocess,
+    ):
+        yield Clients(TrainClient(train), IngestClient(ingest), PreprocessClient(preprocess))
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("made")
+
+
+@pytest.fixture(scope="session")
+def clips_zip(made: Path) -> Path:
+    return make_demo_clips(made)
+
+
+@pytest.fixture(scope="session")
+def opening(made: Path) -> Path:
+    return make_validation_clip(made)
+
+
+async def submit(
+    clients: Clients,
+    clips: Path,
+    *,
+    validation: Path | None = None,
+    options: dict[str, Any] | None = None,
+    **sheet: Any,
+) -> Job:
+    """Upload the files and start a job of SHEET, changed by keywords."""
+    upload = await clients.ingest.upload(clips)
+    document = SHEET | {"training_data_url": upload.url} | sheet
+    if validation is not None:
+        clip = await clients.ingest.upload(validation)
+        document["validation"] = [{"prompt": "drifting shapes, a disc", "video_url": clip.url}]
+    spec = parse_sheet(json.dumps(document), []).spec
+    return await clients.train.submit(spec, JobOptions(**(options or {})), request_id=str(uuid.uuid4()))
+
+
+async def follow(clients: Clients, job: str) -> list[tuple[int, Event]]:
+    """Every event until the job ends."""
+    return [item async for item in clients.train.watch_job(job)]
+
+
+async def finished(clients: Clients, job: str) -> Job:
+    """The job once it has succeeded; its error otherwise."""
+    await follow(clients, job)
+    ended = await clients.train.get_job(job)
+    assert ended.lifecycle.state == State.STATE_SUCCEEDED, ended.lifecycle.error
+    return ended
+
+
+async def files_of(clients: Clients, job: str) -> dict[str, Artifact]:
+    """Artifacts by the last part of their names."""
+    return {item.name.rpartition("/")[2]: item async for item in clients.train.list_artifacts(job)}
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,181 @@
+"""One job from a zip of clips to a LoRA that diffusers loads, through the front door and through plain stubs."""
+
+import json
+import uuid
+from pathlib import Path
+
+import av
+import grpc.aio
+import pytest
+import torch
+from ltxtrain.v1 import train_pb2, train_pb2_grpc
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.work_pb2 import Outcome, ReportReason, Stage, State
+from safetensors import safe_open
+
+from services.local.up import Suite
+from tests.suite.conftest import SHEET, Clients, files_of, finished, follow, sha256_of, submit
+from trainer.loading import load_transformer
+from trainer.lora import VIDEO_MODULES
+from trainer.model import resolve_model
+from trainer.precision import Precision
+
+
+@pytest.fixture(scope="session")
+async def job(clients: Clients, clips_zip: Path, opening: Path) -> Job:
+    return await finished(clients, (await submit(clients, clips_zip, validation=opening)).name)
+
+
+async def test_a_job_succeeds_and_is_billed(job: Job) -> None:
+    assert job.billable_units == 100 and job.price_usd == pytest.approx(0.62)
+    assert job.output.lora_file and job.output.config_file and job.output.video
+    assert job.effective_spec.rank == 8 and job.options.seed == 42
+
+
+async def test_every_file_of_the_zip_has_a_line(clients: Clients, job: Job) -> None:
+    lines = [line async for line in clients.ingest.list_dataset_report(job.dataset)]
+    lines += [line async for line in clients.preprocess.list_training_set_report(job.training_set)]
+    skipped = [line for line in lines if line.outcome == Outcome.OUTCOME_SKIPPED]
+    assert [list(line.reasons) for line in skipped] == [[ReportReason.REPORT_REASON_CLIP_TOO_SHORT]]
+    assert any("__MACOSX" in line.path for line in lines if line.outcome == Outcome.OUTCOME_IGNORED)
+
+
+async def test_events_are_dense_and_end_with_the_end(clients: Clients, job: Job) -> None:
+    events = await follow(clients, job.name)
+    assert [sequence for sequence, _ in events] == list(range(1, len(events) + 1))
+    assert events[-1][1].lifecycle.state == State.STATE_SUCCEEDED
+    stages = {event.stage for _, event in events}
+    assert {Stage.STAGE_INGEST, Stage.STAGE_PREPROCESS, Stage.STAGE_TRAIN, Stage.STAGE_PREVIEW} <= stages
+    steps = [event.train_metrics.step for _, event in events if event.HasField("train_metrics")]
+    assert steps == sorted(set(steps)) and steps[-1] == 100
+
+
+async def test_the_lora_holds_video_modules_alone(clients: Clients, job: Job, tmp_path: Path) -> None:
+    path = await clients.train.download(job.output.lora_file, tmp_path / "lora.safetensors")
+    with safe_open(path, framework="pt") as file:
+        keys = list(file.keys())
+        assert file.metadata()["trigger_phrase"] == "drifting shapes"
+    import re
+
+    pattern = rf"diffusion_model\.{VIDEO_MODULES}\.lora_[AB]\.weight"
+    assert keys and all(re.fullmatch(pattern, key) for key in keys)
+
+
+async def test_diffusers_loads_every_key(clients: Clients, job: Job, tiny_model: Path, tmp_path: Path) -> None:
+    from diffusers import LTX2ConditionPipeline
+
+    path = await clients.train.download(job.output.lora_file, tmp_path / "lora.safetensors")
+    pipeline = LTX2ConditionPipeline.from_pretrained(tiny_model, local_files_only=True)
+    pipeline.load_lora_weights(tmp_path, weight_name="lora.safetensors")
+    loaded = {name for name, _ in pipeline.transformer.named_parameters() if ".lora_" in name}
+    with safe_open(path, framework="pt") as file:
+        assert len(loaded) == len(list(file.keys()))
+
+
+async def test_config_and_reel_are_what_they_say(clients: Clients, job: Job, tmp_path: Path) -> None:
+    config = await clients.train.download(job.output.config_file, tmp_path / "config.json")
+    content = json.loads(config.read_text())
+    assert content["training_type"] == "extend-prefix" and content["spec"]["resolution"] == "low"
+    assert content["audit"]["modules"] > 0 and "code" in content["inference"]
+    reel = await clients.train.download(job.output.video, tmp_path / "reel.mp4")
+    with av.open(str(reel)) as container:
+        assert [stream.type for stream in container.streams] == ["video"]
+        assert sum(1 for _ in container.decode(video=0)) == SHEET["validation_number_of_frames"]
+
+
+async def test_the_loss_on_fixed_noise_falls(
+    clients: Clients, job: Job, tiny_model: Path, suite: Suite, tmp_path: Path
+) -> None:
+    from diffusers import LTX2ConditionPipeline
+
+    from services.runtime.objects import Objects
+    from trainer.losses import clip_loss, fixed_draw
+    from trainer.sample import load_clip, load_prompt
+    from trainer.velocity import VelocityModel
+
+    objects = Objects(suite.store.address)
+    samples = [item async for item in clients.preprocess.list_samples(job.training_set)]
+    trained = [item for item in samples if not item.HasField("validation_index")]
+    transformer = load_transformer(resolve_model(str(tiny_model)), "cpu", Precision.FP32)
+
+    def loss() -> float:
+        total = 0.0
+        with torch.no_grad():
+            for number, sample in enumerate(trained):
+                clip = load_clip(objects.get_bytes(sample.latents.key))
+                prompt = load_prompt(objects.get_bytes(sample.prompt.key))
+                for level in (0.25, 0.5, 0.75):
+                    draw = fixed_draw(clip, level, number)
+                    total += clip_loss(VelocityModel(transformer), clip, prompt, draw, 9).total.item()
+        return total
+
+    before = loss()
+    path = await clients.train.download(job.output.lora_file, tmp_path / "lora.safetensors")
+    LTX2ConditionPipeline.load_lora_into_transformer(
+        LTX2ConditionPipeline.lora_state_dict(str(path)), transformer, adapter_name="default"
+    )
+    assert loss() < before
+
+
+async def test_plain_stubs_cut_and_resume_without_a_gap(suite: Suite, job: Job) -> None:
+    async with grpc.aio.insecure_channel(suite.train_address) as channel:
+        stub = train_pb2_grpc.TrainServiceStub(channel)
+        created = await stub.CreateJob(
+            train_pb2.CreateJobRequest(
+                request_id=str(uuid.uuid4()), spec=job.spec.__class__(**{**_spec_fields(job), "dataset": job.dataset})
+            )
+        )
+        sequences: list[int] = []
+        terminal = False
+        cuts = 0
+        while not terminal:
+            call = stub.WatchJob(
+                train_pb2.WatchJobRequest(name=created.job.name, after_sequence=sequences[-1] if sequences else 0)
+            )
+            received = 0
+            async for response in call:
+                if not response.HasField("event"):
+                    continue
+                sequences.append(response.sequence)
+                received += 1
+                terminal = response.event.lifecycle.state in (State.STATE_SUCCEEDED, State.STATE_FAILED)
+                if cuts < 3 and received == 4:
+                    cuts += 1
+                    call.cancel()
+                    break
+        answer = await stub.GetJob(train_pb2.GetJobRequest(name=created.job.name))
+        assert cuts == 3
+        assert sequences == list(range(1, answer.job.lifecycle.last_sequence + 1))
+        assert answer.job.lifecycle.state == State.STATE_SUCCEEDED
+
+
+def _spec_fields(job: Job) -> dict[str, object]:
+    skipped = {"training_data_url", "dataset", "validation"}
+    return {field.name: value for field, value in job.spec.ListFields() if field.name not in skipped}
+
+
+async def test_a_second_run_encodes_nothing_and_gives_the_same_lora(
+    clients: Clients, job: Job, clips_zip: Path, opening: Path, tmp_path: Path
+) -> None:
+    again = await finished(clients, (await submit(clients, clips_zip, validation=opening)).name)
+    report = (await clients.preprocess.get_training_set(again.training_set)).report
+    assert report.cache_misses == 0 and report.cache_hits > 0
+    first = await clients.train.download(job.output.lora_file, tmp_path / "first.safetensors")
+    second = await clients.train.download(again.output.lora_file, tmp_path / "second.safetensors")
+    assert sha256_of(first) == sha256_of(second)
+
+
+async def test_artifacts_are_listed_with_their_kinds(clients: Clients, job: Job) -> None:
+    kinds = {item.kind for item in (await files_of(clients, job.name)).values()}
+    assert kinds >= {
+        Artifact.KIND_LORA,
+        Artifact.KIND_CONFIG,
+        Artifact.KIND_VALIDATION_REEL,
+        Artifact.KIND_CHECKPOINT,
+        Artifact.KIND_VALIDATION_VIDEO,
+        Artifact.KIND_BASE_VIDEO,
+        Artifact.KIND_METRICS,
+        Artifact.KIND_JOB_PAGE,
+        Artifact.KIND_CONTACT_SHEET,
+    }
