@@ -33,6 +33,7 @@ from ltxtrain_client.errors import (
 )
 from ltxtrain_client.ingest import IngestClient, Upload
 from ltxtrain_client.preprocess import PreprocessClient
+from ltxtrain_client.sheet import Sheet, format_sheet, parse_sheet
 from ltxtrain_client.train import TrainClient
 from ltxtrain_client.transfer import Transfer
 from ltxtrain_client.watch import STEADY, Pace, is_terminal, watch
@@ -58,6 +59,7 @@ __all__ = [
     "Problem",
     "ResourceExhausted",
     "SettingsInvalid",
+    "Sheet",
     "SheetInvalid",
     "Subject",
     "TrainClient",
@@ -69,8 +71,10 @@ __all__ = [
     "Upload",
     "Violation",
     "connect",
+    "format_sheet",
     "from_status",
     "is_terminal",
+    "parse_sheet",
     "read_settings",
     "watch",
 ]

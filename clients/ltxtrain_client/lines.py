@@ -1,5 +1,7 @@
 """Events as sentences for people."""
 
+from dataclasses import dataclass
+
 from ltxtrain.v1.work_pb2 import Event, Outcome, PreviewMetrics, Progress, ReportLine, ReportReason, Stage, State
 
 from ltxtrain_client.errors import CallError, from_status
@@ -55,7 +57,9 @@ def describe_report_line(line: ReportLine) -> str | None:
     reasons = ", ".join(word(ReportReason.DESCRIPTOR, reason).upper() for reason in line.reasons)
     text = line.description + (f" ({reasons})" if reasons else "")
     outcome = word(Outcome.DESCRIPTOR, line.outcome).replace("kept_changed", "changed")
-    return f"{outcome} {line.path}" + (f": {text.strip()}" if text else "")
+    # A line about the whole of the data has no path.
+    subject = f"{outcome} {line.path}" if line.path else "data"
+    return subject + (f": {text.strip()}" if text else "")
 
 
 def describe_preview(metrics: PreviewMetrics) -> str:
@@ -68,13 +72,27 @@ def describe_preview(metrics: PreviewMetrics) -> str:
     )
 
 
-def count_text(stage: int, progress: Progress) -> str:
-    """How far a stage is, in its own unit."""
+@dataclass(frozen=True)
+class Measure:
+    """How far a stage is: numbers for a bar, total 0 while unknown, and the same as text in the stage's own unit."""
+
+    completed: int
+    total: int
+    text: str
+
+
+def measure(stage: int, progress: Progress) -> Measure:
+    if progress.fetched_bytes and not progress.total:
+        completed, total = progress.fetched_bytes, progress.fetch_total_bytes
+        return Measure(completed, total, f"{_of(size_text(completed), size_text(total), total)} fetched")
+    completed, total = progress.completed, progress.total
     if stage == Stage.STAGE_PUBLISH:
-        done, total = size_text(progress.completed), size_text(progress.total)
-    else:
-        done, total = str(progress.completed), str(progress.total)
-    return f"{done}/{total}" if progress.total else done
+        return Measure(completed, total, _of(size_text(completed), size_text(total), total))
+    return Measure(completed, total, _of(str(completed), str(total), total))
+
+
+def _of(completed: str, total: str, known: int) -> str:
+    return f"{completed}/{total}" if known else completed
 
 
 def duration_text(seconds: float) -> str:

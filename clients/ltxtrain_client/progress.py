@@ -4,12 +4,11 @@ import json
 import sys
 from typing import Any, Protocol, Self, TextIO
 
-from ltxtrain.v1.work_pb2 import Event, Progress, Stage, TrainMetrics
+from ltxtrain.v1.work_pb2 import Event, Stage, TrainMetrics
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from ltxtrain_client.lines import count_text, describe, duration_text, size_text, stage_word
+from ltxtrain_client.lines import Measure, describe, duration_text, measure, size_text, stage_word
 from ltxtrain_client.plain import plain
 from ltxtrain_client.transfer import Transfer
 
@@ -78,7 +77,7 @@ class PlainView:
             self._print(f"{stage}: {line}")
         self._notes.take(event)
         if event.HasField("progress") and self._due(event):
-            text = f"{stage}: {count_text(event.stage, event.progress)}"
+            text = f"{stage}: {measure(event.stage, event.progress).text}"
             self._print(", ".join([text, *self._notes.of(event.stage)]))
 
     def show_transfer(self, label: str, step: Transfer) -> None:
@@ -87,7 +86,8 @@ class PlainView:
 
     def _due(self, event: Event) -> bool:
         now, before = event.time.seconds + event.time.nanos / 1e9, self._shown.get(event.stage)
-        done = 0 < event.progress.total <= event.progress.completed
+        at = measure(event.stage, event.progress)
+        done = 0 < at.total <= at.completed
         if before is not None and now - before < PLAIN_SECONDS and not done:
             return False
         self._shown[event.stage] = now
@@ -106,14 +106,14 @@ class BarView:
         self._bars = self._make()
         self._tasks: dict[int | str, TaskID] = {}
 
-    def _make(self) -> RichProgress:
+    def _make(self) -> Progress:
         columns = (
             TextColumn("{task.description:<10}", markup=False),
             BarColumn(bar_width=30),
             TextColumn("{task.fields[count]}", markup=False),
             TextColumn("{task.fields[note]}", markup=False, style="dim"),
         )
-        return RichProgress(*columns, console=self._console)
+        return Progress(*columns, console=self._console)
 
     def __enter__(self) -> Self:
         self._bars.start()
@@ -128,22 +128,20 @@ class BarView:
             self._console.print(line, style=style.get(line.split(":")[0].split(" ")[0]), markup=False, highlight=False)
         self._notes.take(event)
         if event.HasField("progress"):
-            progress = event.progress
-            self._bar(event.stage, stage_word(event.stage), progress, count_text(event.stage, progress))
+            self._bar(event.stage, stage_word(event.stage), measure(event.stage, event.progress))
         elif event.HasField("train_metrics") and event.stage in self._tasks:
             self._bars.update(self._tasks[event.stage], note=", ".join(self._notes.of(event.stage)))
 
     def show_transfer(self, label: str, step: Transfer) -> None:
-        progress = Progress(completed=step.completed_bytes, total=step.total_bytes)
-        self._bar(label, label, progress, count_text(Stage.STAGE_PUBLISH, progress))
+        text = f"{size_text(step.completed_bytes)}/{size_text(step.total_bytes)}"
+        self._bar(label, label, Measure(step.completed_bytes, step.total_bytes, text))
 
-    def _bar(self, key: int | str, label: str, progress: Progress, count: str) -> None:
+    def _bar(self, key: int | str, label: str, at: Measure) -> None:
         note = ", ".join(self._notes.of(key))
         if key not in self._tasks:
             self._tasks[key] = self._bars.add_task(label, total=None, count="", note="")
-        self._bars.update(
-            self._tasks[key], completed=progress.completed, total=progress.total or None, count=count, note=note
-        )
+        task = self._tasks[key]
+        self._bars.update(task, completed=at.completed, total=at.total or None, count=at.text, note=note)
 
 
 class _Notes:

@@ -123,7 +123,7 @@ async def get_file(
             digest, size = await asyncio.to_thread(_hash_part, part)
             try:
                 if size < expected.size_bytes or not size:
-                    rest = _append(session, await fresh_url(), part, size, digest)
+                    rest = _append(session, await fresh_url(), part, size, digest, path.name)
                     async for size in rest:
                         yield Transfer(size, expected.size_bytes)
                 if size < expected.size_bytes:
@@ -141,7 +141,7 @@ async def get_file(
 
 
 async def _append(
-    session: aiohttp.ClientSession, url: str, part: Path, size: int, digest: "_Hash"
+    session: aiohttp.ClientSession, url: str, part: Path, size: int, digest: "_Hash", label: str
 ) -> AsyncGenerator[int, None]:
     """Fetch what `part` lacks after its first `size` bytes; yields its size as it grows."""
     # Identity, for the digest is of the bytes as they are stored.
@@ -153,7 +153,7 @@ async def _append(
         if response.status >= 500:
             raise _Broken(f"the store answered HTTP {response.status}")
         if response.status not in (200, 206):
-            raise TransferFailed(f"The object store at {_host(url)} refused the download: HTTP {response.status}.")
+            raise TransferFailed(f"The object store at {_host(url)} refused {label}: HTTP {response.status}.")
         with await asyncio.to_thread(part.open, "ab") as file:
             async for chunk in response.content.iter_chunked(CHUNK_BYTES):
                 file.write(chunk)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +20,8 @@ from ltxtrain.v1 import ingest_pb2, ingest_pb2_grpc, preprocess_pb2, preprocess_
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, Progress, Stage, State
 
+# The sheet's own example, word for word.
+EXAMPLE = (Path(__file__).parent.parent / "data/extend-prefix-example.json").read_text()
 Context = grpc.aio.ServicerContext[Any, Any]
 PAGE = 2
 
@@ -105,6 +108,8 @@ class FarSide(
         # Statuses that the next calls of a method end with, in order; None lets a call through.
         self.failures: dict[str, deque[status_pb2.Status | None]] = {}
         self.jobs: dict[str, train_pb2.Job] = {}
+        # What every job has made.
+        self.output = train_pb2.JobOutput()
         self.artifacts: dict[str, Artifact] = {}
         self.report: list[Any] = []
         self.events: list[Event] = []
@@ -151,6 +156,7 @@ class FarSide(
                 rpc_status.to_status(status(grpc.StatusCode.NOT_FOUND, "no such job", "RESOURCE_NOT_FOUND"))
             )
         job = self.jobs[request.name]
+        job.output.CopyFrom(self.output)
         if self.events and self.events[-1].HasField("lifecycle"):
             job.lifecycle.CopyFrom(self.events[-1].lifecycle)
         return train_pb2.GetJobResponse(job=job)
@@ -282,13 +288,19 @@ def _page(items: Sequence[Any], token: str) -> tuple[Sequence[Any], str]:
 
 @asynccontextmanager
 async def serving(
-    far: FarSide, *, port: int = 0, credentials: grpc.ServerCredentials | None = None
+    far: FarSide,
+    *,
+    port: int = 0,
+    credentials: grpc.ServerCredentials | None = None,
+    also: Callable[[grpc.aio.Server], None] | None = None,
 ) -> AsyncIterator[grpc.aio.Server]:
     """The far side on a loopback port, which `far.address` then names."""
     server = grpc.aio.server()
     train_pb2_grpc.add_TrainServiceServicer_to_server(far, server)
     ingest_pb2_grpc.add_IngestServiceServicer_to_server(far, server)
     preprocess_pb2_grpc.add_PreprocessServiceServicer_to_server(far, server)
+    if also is not None:
+        also(server)
     bind = f"127.0.0.1:{port}"
     taken = server.add_secure_port(bind, credentials) if credentials else server.add_insecure_port(bind)
     far.address = f"127.0.0.1:{taken}"
@@ -366,23 +378,3 @@ async def hosting() -> AsyncIterator[ObjectHost]:
         yield host
     finally:
         await runner.cleanup()
-
-
-# The sheet's own example, word for word.
-EXAMPLE = """{
-  "training_data_url": "https://example.com/clips.zip",
-  "trigger_phrase": "",
-  "rank": 32,
-  "number_of_steps": 2000,
-  "learning_rate": 0.0002,
-  "conditioning_frames": 9,
-  "number_of_frames": 89,
-  "frame_rate": 24,
-  "resolution": "medium",
-  "aspect_ratio": "1:1",
-  "with_audio": false,
-  "validation": [
-    { "prompt": "a car accelerating down a road", "video_url": "https://example.com/opening.mp4" }
-  ]
-}
-"""

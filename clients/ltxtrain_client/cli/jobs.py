@@ -13,7 +13,7 @@ from ltxtrain_client.cli.resources import cancel_resource, delete_resource, job_
 from ltxtrain_client.cli.session import Json, open_suite, run, settings_of
 from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.lines import count_text, describe_error, stage_word, state_word
+from ltxtrain_client.lines import describe_error, measure, stage_word, state_word
 from ltxtrain_client.outputs import result_files
 from ltxtrain_client.plain import plain
 from ltxtrain_client.progress import print_json
@@ -137,8 +137,5 @@ def delete(
 def _where(item: Job) -> str:
     if not item.stage:
         return ""
-    return (
-        f"{stage_word(item.stage)} {count_text(item.stage, item.progress)}".strip()
-        if item.HasField("progress")
-        else stage_word(item.stage)
-    )
+    at = measure(item.stage, item.progress).text if item.HasField("progress") else ""
+    return f"{stage_word(item.stage)} {at}".strip()

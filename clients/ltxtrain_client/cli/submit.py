@@ -21,12 +21,7 @@ from ltxtrain_client.sheet import Sheet, format_sheet, parse_sheet
 # Stands for a file that is not uploaded yet while the rest of the spec is checked.
 PENDING_UPLOAD = "upload:uploads/" + "0" * 32
 
-SheetFile = Annotated[
-    Path,
-    typer.Argument(
-        help="The parameter sheet as JSON; - reads it from stdin.", exists=True, dir_okay=False, allow_dash=True
-    ),
-]
+SheetFile = Annotated[Path, typer.Argument(help="The parameter sheet as JSON; - reads it from stdin.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

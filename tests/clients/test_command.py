@@ -1,0 +1,217 @@
+"""The command as a process: exit codes, Ctrl-C, terminals, completion, doctor."""
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from ltxtrain.v1.train_pb2 import Job
+
+from tests.clients.far_side import Act, FarSide, ObjectHost, progress_events, serving, stay_silent
+
+COMMAND = (sys.executable, "-c", "from ltxtrain_client.cli import main; main()")
+JOB = "jobs/1"
+# What a client's installation has not.
+SERVER_ONLY = (
+    "torch",
+    "ray",
+    "minio",
+    "sqlalchemy",
+    "av",
+    "diffusers",
+    "transformers",
+    "services",
+    "trainer",
+    "grpc_health",
+)
+
+
+def environ(far: FarSide, **more: str) -> dict[str, str]:
+    addresses = {f"LTXTRAIN_{name}": far.address for name in ("TRAIN", "INGEST", "PREPROCESS")}
+    return {**os.environ, **addresses, "COLUMNS": "120", **more}
+
+
+@asynccontextmanager
+async def watching(far: FarSide, **streams: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """`ltxtrain watch` on a job whose first stream falls silent after two of six events."""
+    far.jobs[JOB] = Job(name=JOB)
+    far.events = progress_events(6)
+    far.acts.append(Act(send=2, then=stay_silent))
+    channels = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    process = await asyncio.create_subprocess_exec(*COMMAND, "watch", JOB, env=environ(far), **channels)
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+class Terminal:
+    """A pseudo terminal: `slave` is a process's end, and what the process shows is read as it comes."""
+
+    def __init__(self) -> None:
+        self._master, self.slave = pty.openpty()
+        self._shown = b""
+        self._news = asyncio.Event()
+
+    def __enter__(self) -> "Terminal":
+        asyncio.get_running_loop().add_reader(self._master, self._read)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._master)
+        os.close(self.slave)
+        os.close(self._master)
+
+    def _read(self) -> None:
+        self._shown += os.read(self._master, 65536)
+        self._news.set()
+
+    async def shows(self, text: str) -> None:
+        while text.encode() not in self._shown:
+            self._news.clear()
+            await self._news.wait()
+
+    def type(self, text: str) -> None:
+        os.write(self._master, text.encode())
+
+
+async def test_ctrl_c_in_a_pipe_leaves_the_job_running(far: FarSide) -> None:
+    async with watching(far) as process:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"train: 1/6\n"
+        process.send_signal(signal.SIGINT)
+        _, told = await process.communicate()
+    assert process.returncode == 130
+    assert b"ltxtrain watch jobs/1 --after" in told
+    assert far.requests("CancelJob") == []
+
+
+@pytest.mark.parametrize(("answer", "code", "cancelled"), [("c", 3, 1), ("l", 130, 0), ("", 130, 0), ("w", 0, 0)])
+async def test_ctrl_c_on_a_terminal_asks(far: FarSide, answer: str, code: int, cancelled: int) -> None:
+    with Terminal() as terminal:
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.slave)
+        async with watching(far, **streams) as process:
+            await terminal.shows("2/6")
+            process.send_signal(signal.SIGINT)
+            await terminal.shows("[w]atch on?")
+            terminal.type(f"{answer}\n")
+            assert await process.wait() == code
+    assert len(far.requests("CancelJob")) == cancelled
+    # It goes on from the cursor, not from the beginning.
+    assert [request.after_sequence for request in far.requests("WatchJob")][1:] == ([] if code == 130 else [2])
+
+
+async def test_a_service_that_stays_away_ends_the_command_not_the_job(far: FarSide) -> None:
+    far.events = progress_events(6)
+    process = await asyncio.create_subprocess_exec(
+        *(*COMMAND, "--train", "127.0.0.1:1", "watch", JOB, "--after", "4", "--patience", "0.2"),
+        env=environ(far),
+        stderr=subprocess.PIPE,
+    )
+    _, told = await process.communicate()
+    assert process.returncode == 4
+    assert b"ltxtrain watch jobs/1 --after 4" in told
+
+
+def test_the_client_needs_no_server_library() -> None:
+    """Every module of the package, with the libraries of the server made impossible to import."""
+    code = f"""
+import importlib, pkgutil, sys
+for name in {SERVER_ONLY!r}:
+    sys.modules[name] = None
+import ltxtrain_client
+for module in pkgutil.walk_packages(ltxtrain_client.__path__, "ltxtrain_client."):
+    importlib.import_module(module.name)
+print(sorted(ltxtrain_client.__all__) == sorted(set(ltxtrain_client.__all__)))
+print([name for name in ltxtrain_client.__all__ if not hasattr(ltxtrain_client, name)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("True\n[]\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("up",), ("demo",), ("model", "tiny", "folder")])
+def test_what_needs_the_server_says_how_to_get_it(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    code = f"""
+import sys
+for name in {SERVER_ONLY!r}:
+    sys.modules[name] = None
+from ltxtrain_client.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pip install 'ltxtrain[server,embedded]'" in done.stderr
+
+
+def test_a_shell_can_complete() -> None:
+    environment = {
+        **os.environ,
+        "_LTXTRAIN_COMPLETE": "complete_bash",
+        "COMP_WORDS": "ltxtrain jobs --state ca",
+        "COMP_CWORD": "3",
+    }
+    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["cancelling", "cancelled"], done.stderr
+
+
+async def doctor(far: FarSide, **more: str) -> tuple[int | None, dict[str, dict[str, str]]]:
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, "doctor", "--json", env=environ(far, **more), stdout=subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    findings = [json.loads(line) for line in output.splitlines()]
+    return process.returncode, {finding["subject"]: finding for finding in findings}
+
+
+@asynccontextmanager
+async def healthy(far: FarSide, store: ObjectHost, *, ready: bool = True) -> AsyncIterator[FarSide]:
+    far.store = store.url
+    servicer = health.aio.HealthServicer()
+    async with serving(far, also=lambda server: health_pb2_grpc.add_HealthServicer_to_server(servicer, server)):
+        state = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("TrainService", "IngestService", "PreprocessService"):
+            await servicer.set(f"ltxtrain.v1.{name}", state)
+        yield far
+
+
+async def test_doctor_finds_a_working_suite(store: ObjectHost) -> None:
+    async with healthy(FarSide(), store) as far:
+        code, findings = await doctor(far)
+    assert code == 0
+    for subject in ("service train", "service ingest", "service preprocess", "access", "object store", "client"):
+        assert findings[subject]["verdict"] == "ok", findings[subject]
+    assert list(store.objects.values()) == [b"\n"]
+
+
+async def test_doctor_says_what_to_do_about_each_fault(store: ObjectHost) -> None:
+    async with healthy(FarSide(), store) as far:
+        far.store = "http://127.0.0.1:1"
+        code, findings = await doctor(far, LTXTRAIN_PREPROCESS="127.0.0.1:1", RAY_ADDRESS="ray://head:10001")
+    assert code == 1
+    failed = {subject for subject, finding in findings.items() if finding["verdict"] == "failed"}
+    assert failed == {"ray", "service preprocess", "object store"}
+    assert "ltxtrain up" in findings["service preprocess"]["advice"]
+    assert "LTXTRAIN_S3_PUBLIC_ENDPOINT" in findings["object store"]["advice"]
+
+
+async def test_doctor_tells_running_from_ready(store: ObjectHost) -> None:
+    async with healthy(FarSide(), store, ready=False) as far:
+        code, findings = await doctor(far)
+    assert code == 1
+    assert "not ready" in findings["service train"]["detail"]
+
+
+async def test_doctor_tells_a_service_that_is_something_else(far: FarSide) -> None:
+    code, findings = await doctor(far)
+    assert code == 1
+    assert findings["service train"]["advice"] == "Does LTXTRAIN_TRAIN name this service?"
