@@ -174,7 +174,7 @@ def resample(sound: Sound, rate: int, new_rate: int) -> Sound:
     frame = AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout="stereo")
     frame.sample_rate = rate
     parts = [part.to_ndarray() for part in (*resampler.resample(frame), *resampler.resample(None))]
-    return np.concatenate(parts, axis=1).astype(np.float32, copy=False)
+    return np.concatenate([np.zeros((2, 0), np.float32), *parts], axis=1, dtype=np.float32)
 
 
 def fit_length(sound: Sound, length: int) -> Sound:
