@@ -47,7 +47,7 @@ class Child:
         self._log_path = log_path
         self._cwd = cwd
         # Exit statuses after which it is not started again.
-        self._final = frozenset(final)
+        self.final = frozenset(final)
         self._stopping = threading.Event()
         self._started = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -105,7 +105,7 @@ class Child:
                 log.error("%s cannot be started: %s", self.name, error)
                 self._started.set()
                 return
-            if self._stopping.is_set() or status in self._final:
+            if self._stopping.is_set() or status in self.final:
                 return
             lived = time.monotonic() - began
             backoff = FIRST_BACKOFF_SECONDS if lived > STEADY_SECONDS else min(2 * backoff, MAX_BACKOFF_SECONDS)

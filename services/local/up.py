@@ -1,4 +1,4 @@
-"""The whole suite on one machine, on loopback: object store, Ray head and the three services, supervised."""
+"""The whole suite on one machine: object store, Ray, and the three services, started in order and kept running."""
 
 import asyncio
 import contextlib
@@ -8,36 +8,42 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
+from urllib.parse import urlsplit
 
-import grpc
+import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from ltxtrain_client.channel import connect, read_settings
 
 from services.local.child import Child, ChildFailed
 from services.local.embedded import EmbeddedStore, StoreRefused
-from services.local.ports import HOST, remembered_ports
+from services.local.ports import HOST, is_free, remembered_ports
 from services.local.ray_head import RayHead
-from services.runtime.service import EXIT_SETTINGS
 
 log = logging.getLogger(__name__)
 
-# In the order of their start; stopped the other way round.
-SERVICES = {"ingest": 7001, "preprocess": 7002, "train": 7003}
+R = TypeVar("R")
+
+SERVICES = ("ingest", "preprocess", "train")
+PORTS = {"ingest": 7001, "preprocess": 7002, "train": 7003}
 READY_SECONDS = 120.0
-GRACE_SECONDS = 15.0
+# Above what a service gives the calls and the work that are under way.
+GRACE_SECONDS = 30.0
+# How a service ends when its settings are wrong.
+EXIT_SETTINGS = 2
 
 
 class SuiteRefused(Exception):
-    """The suite cannot run here; the text says why."""
+    """The suite cannot run here; the text says why and what to do."""
 
 
 class Suite:
-    """A running suite; use `async with`. State stays in `state_dir`, the processes end with this one.
+    """A running suite, whose state is kept in one folder; `async with Suite(folder) as suite`.
 
-    model: folder or repo id; None: the default model. ports: of the services; 0: any that are free, the same again at
-    the next start. environ: further settings of the services, by variable.
+    A port of 0 is some free one, the same at every start. What the environment says of LTXTRAIN_S3_ENDPOINT and
+    LTXTRAIN_RAY_ADDRESS is used in place of an own object store or an own Ray.
     """
 
     def __init__(
@@ -45,138 +51,200 @@ class Suite:
         state_dir: Path,
         *,
         model: str | None = None,
-        ports: Mapping[str, int] | None = None,
+        ingest_port: int = PORTS["ingest"],
+        preprocess_port: int = PORTS["preprocess"],
+        train_port: int = PORTS["train"],
         num_cpus: int | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.state_dir = state_dir.resolve()
-        self._model = model
-        self._wanted = {**SERVICES, **(ports or {})}
-        self._environ = dict(environ or {})
-        self.store = EmbeddedStore(self.state_dir)
-        self.ray = RayHead(self.state_dir, num_cpus=num_cpus)
-        self.services: dict[str, Child] = {}
-        self._ports: dict[str, int] = {}
+        self._environ = dict(os.environ if environ is None else environ)
+        if model is not None:
+            self._environ["LTXTRAIN_MODEL"] = str(Path(model).resolve()) if Path(model).exists() else model
+        self._ports = {"ingest": ingest_port, "preprocess": preprocess_port, "train": train_port}
+        self._num_cpus = num_cpus
         self._lock: IO[str] | None = None
+        self.store: EmbeddedStore | None = None
+        self.ray: RayHead | None = None
+        self.services: dict[str, Child] = {}
 
     @property
     def ingest_address(self) -> str:
-        return f"{HOST}:{self._ports['ingest']}"
+        return self.address("ingest")
 
     @property
     def preprocess_address(self) -> str:
-        return f"{HOST}:{self._ports['preprocess']}"
+        return self.address("preprocess")
 
     @property
     def train_address(self) -> str:
-        return f"{HOST}:{self._ports['train']}"
+        """The front door."""
+        return self.address("train")
 
-    @property
-    def pids(self) -> dict[str, int]:
-        """Of the newest start of each service."""
-        return {name: child.pid for name, child in self.services.items()}
+    def address(self, service: str) -> str:
+        return f"{HOST}:{self._ports[service]}"
 
     async def __aenter__(self) -> Self:
+        """Return when the three services say SERVING. Raises SuiteRefused, and leaves nothing running then."""
+        self.state_dir.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.state_dir)
         try:
-            await asyncio.to_thread(self._start)
-            await asyncio.gather(*(self.wait_ready(name) for name in SERVICES))
+            self._choose_ports()
+            await self._start()
+        except (StoreRefused, ChildFailed) as error:
+            await self.__aexit__()
+            raise SuiteRefused(str(error)) from error
         except BaseException:
-            await asyncio.to_thread(self._stop)
+            await self.__aexit__()
             raise
         return self
 
     async def __aexit__(self, *exit: object) -> None:
-        await asyncio.to_thread(self._stop)
+        """Stop in reverse order: whoever uses another ends first."""
+        for service in reversed(self.services.values()):
+            await _in_thread(lambda service=service: service.stop(GRACE_SECONDS))  # type: ignore[misc]
+        for part in (self.ray, self.store):
+            if part is not None:
+                await _in_thread(part.stop)
+        if self._lock is not None:
+            self._lock.close()
 
-    async def wait_ready(self, name: str) -> None:
-        """Until a service says SERVING. Raises ChildFailed when it has ended for good, or is not ready in time."""
-        child = self.services[name]
-        deadline = time.monotonic() + READY_SECONDS
-        async with grpc.aio.insecure_channel(f"{HOST}:{self._ports[name]}") as channel:
-            stub: Any = health_pb2_grpc.HealthStub(channel)
+    def check(self) -> None:
+        """Raises ChildFailed when a service has ended for good."""
+        for service in self.services.values():
+            service.check()
+
+    def start_service(self, name: str) -> Child:
+        """Start one service; it is started again when it ends, but not when its settings are wrong."""
+        state, logs = self.state_dir / name, self.state_dir / "logs"
+        state.mkdir(exist_ok=True)
+        logs.mkdir(exist_ok=True)
+        environ = self._environ | self._common_settings()
+        environ |= {"LTXTRAIN_BIND": self.address(name), "LTXTRAIN_STATE_DIR": str(state)}
+        self.services[name] = Child(
+            f"The service {name}",
+            [sys.executable, "-m", f"services.{name}"],
+            environ=environ,
+            log_path=logs / f"{name}.log",
+            cwd=Path.cwd(),
+            final={EXIT_SETTINGS},
+        )
+        return self.services[name].start()
+
+    async def until_serving(self, name: str) -> None:
+        """Return when the service says so. Raises ChildFailed when it has ended, or does not in time."""
+        child, deadline = self.services[name], time.monotonic() + READY_SECONDS
+        async with connect(self.address(name), read_settings(self._environ).credentials) as channel:
+            health: Any = health_pb2_grpc.HealthStub(channel.aio)
             while True:
                 child.check()
                 with contextlib.suppress(grpc.aio.AioRpcError):
-                    answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+                    answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5.0)
                     if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                        # From here on its settings are known to be right.
+                        child.final = frozenset()
                         return
                 if time.monotonic() > deadline:
                     raise child.failure(f"is not ready after {READY_SECONDS:.0f} s")
                 await asyncio.sleep(0.1)
 
-    def _start(self) -> None:
-        self.state_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.state_dir / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SuiteRefused(f"Another suite runs with the state in {self.state_dir}.") from None
-        free = remembered_ports(self.state_dir / "ports.json", list(SERVICES))
-        self._ports = {name: wanted or free[name] for name, wanted in self._wanted.items()}
-        self.store.start()
-        self.ray.start()
+    async def _start(self) -> None:
+        parts: list[EmbeddedStore | RayHead] = []
+        if "LTXTRAIN_S3_ENDPOINT" not in self._environ:
+            self.store = EmbeddedStore(self.state_dir)
+            parts.append(self.store)
+        if "LTXTRAIN_RAY_ADDRESS" not in self._environ and "RAY_ADDRESS" not in self._environ:
+            self.ray = RayHead(self.state_dir, num_cpus=self._num_cpus)
+            parts.append(self.ray)
+        started = await asyncio.gather(*(_in_thread(part.start) for part in parts), return_exceptions=True)
+        for outcome in started:
+            if isinstance(outcome, BaseException):
+                raise outcome
         for name in SERVICES:
-            self.services[name] = self._service(name)
+            self.start_service(name)
+        await asyncio.gather(*(self.until_serving(name) for name in SERVICES))
 
-    def _service(self, name: str) -> Child:
-        address = self.store.address
-        settings = {
-            "BIND": f"{HOST}:{self._ports[name]}",
-            "STATE_DIR": str(self.state_dir / name),
-            "INGEST": self.ingest_address,
-            "PREPROCESS": self.preprocess_address,
-            "S3_ENDPOINT": address.endpoint,
-            "S3_ACCESS_KEY": address.access_key,
-            "S3_SECRET_KEY": address.secret_key,
-            "S3_REGION": address.region,
-            "S3_BUCKET": address.bucket,
-            "RAY_ADDRESS": self.ray.address,
-            "RAY_TOKEN": self.ray.token,
-        }
-        if self._model:
-            settings["MODEL"] = self._model
-        environ = dict(os.environ) | {f"LTXTRAIN_{key}": value for key, value in settings.items()}
-        environ |= self.ray.environ() | self._environ
-        return Child(
-            f"The {name} service",
-            [sys.executable, "-m", f"services.{name}"],
-            environ=environ,
-            log_path=self.state_dir / f"{name}.log",
-            cwd=self.state_dir,
-            final={0, EXIT_SETTINGS},
-        ).start()
+    def _choose_ports(self) -> None:
+        wanted = [name for name, port in self._ports.items() if port == 0]
+        self._ports |= remembered_ports(self.state_dir / "ports.json", wanted) if wanted else {}
+        for name, port in self._ports.items():
+            if not is_free(port):
+                variable = f"LTXTRAIN_{name.upper()}"
+                raise SuiteRefused(f"The port {port} is taken. Set {variable}={HOST}:PORT to use another for {name}.")
 
-    def _stop(self) -> None:
-        for child in reversed(self.services.values()):
-            child.stop(GRACE_SECONDS)
-        self.ray.stop()
-        self.store.stop()
-        if self._lock is not None:
-            self._lock.close()
+    def _common_settings(self) -> dict[str, str]:
+        settings = {"LTXTRAIN_INGEST": self.ingest_address, "LTXTRAIN_PREPROCESS": self.preprocess_address}
+        if self.store is not None:
+            address = self.store.address
+            settings |= {
+                "LTXTRAIN_S3_ENDPOINT": address.endpoint,
+                "LTXTRAIN_S3_ACCESS_KEY": address.access_key,
+                "LTXTRAIN_S3_SECRET_KEY": address.secret_key,
+                "LTXTRAIN_S3_REGION": address.region,
+                "LTXTRAIN_S3_BUCKET": address.bucket,
+            }
+        if self.ray is not None:
+            settings |= self.ray.environ()
+            settings |= {"LTXTRAIN_RAY_ADDRESS": self.ray.address, "LTXTRAIN_RAY_TOKEN": self.ray.token}
+        return settings
 
 
-def run(state_dir: Path, model: str | None) -> int:
-    """`ltxtrain up`: run until Ctrl-C or SIGTERM; the exit status."""
+async def _in_thread(call: Callable[[], R]) -> R:
+    """What a blocking call gives. When this is cancelled it is waited for all the same: it may have made processes."""
+    task = asyncio.create_task(asyncio.to_thread(call))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        raise
+
+
+def _lock(state_dir: Path) -> IO[str]:
+    """Held for as long as the file is open. Raises SuiteRefused when another suite holds it."""
+    file = (state_dir / "up.lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise SuiteRefused(f"Another suite runs on {state_dir}. Stop it, or name another folder.") from None
+    return file
+
+
+async def up(state_dir: Path, *, model: str | None = None) -> None:
+    """Run a suite until SIGINT or SIGTERM. Raises SuiteRefused, and ChildFailed when a part ends for good."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    ports = {name: _port(os.environ.get(f"LTXTRAIN_{name.upper()}"), port) for name, port in PORTS.items()}
+    suite = Suite(
+        state_dir,
+        model=model,
+        ingest_port=ports["ingest"],
+        preprocess_port=ports["preprocess"],
+        train_port=ports["train"],
+    )
+    with contextlib.suppress(asyncio.CancelledError):
+        async with suite:
+            for name in reversed(SERVICES):
+                print(f"{name:<11}{suite.address(name)}")
+            print(f"State and logs are in {suite.state_dir}. Ctrl-C stops the suite.", flush=True)
+            while True:
+                suite.check()
+                await asyncio.sleep(1.0)
+
+
+def _port(address: str | None, default: int) -> int:
+    """The port of the address that clients use too."""
+    return urlsplit(f"//{address}").port or default if address else default
+
+
+def run(state_dir: Path, model: str | None = None) -> int:
+    """`ltxtrain up`: returns the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        return asyncio.run(_run(state_dir, model))
-    except (SuiteRefused, StoreRefused, ChildFailed) as error:
+        asyncio.run(up(state_dir, model=model))
+    except (SuiteRefused, ChildFailed) as error:
         print(error, file=sys.stderr)
         return 1
-
-
-async def _run(state_dir: Path, model: str | None) -> int:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    print("Starting object store, Ray and services …", flush=True)
-    async with Suite(state_dir, model=model) as suite:
-        print(f"Train       {suite.train_address}\nPreprocess  {suite.preprocess_address}")
-        print(f"Ingest      {suite.ingest_address}\nLogs and state in {suite.state_dir}. Ctrl-C stops it.", flush=True)
-        while not stop.is_set():
-            for child in suite.services.values():
-                child.check()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), 1.0)
-        print("Stopping …", flush=True)
     return 0
