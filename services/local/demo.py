@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-import sys
+import sysconfig
 from collections import Counter
 from pathlib import Path
 
@@ -53,9 +53,9 @@ async def _run(out: Path, state_dir: Path) -> int:
     sheet.write_text(json.dumps(SHEET, indent=2) + "\n")
     _say("The suite: object store, Ray, Ingest, Preprocess, Train …")
     async with Suite(state_dir, model=str(model), ports=dict.fromkeys(SERVICES, 0)) as suite:
-        command = [sys.executable, "-m", "ltxtrain_client.cli", "submit", str(sheet)]
+        command = [str(Path(sysconfig.get_path("scripts")) / "ltxtrain"), "submit", str(sheet)]
         command += ["--data", str(clips), "--validation", str(opening), "--watch", "--out", str(out)]
-        _say(f"One job, as a person starts it:\n  ltxtrain {' '.join(command[3:])}")
+        _say(f"One job, as a person starts it:\n  ltxtrain {' '.join(command[1:])}")
         status = await _command(command, suite)
         if status == 0:
             await _summarize(suite, out)

@@ -197,3 +197,21 @@ def test_the_contracts_comments_say_what_the_table_says(file: str, message: str,
         if default is not None:
             assert f"Default: {default}." in text, rule.name
     assert {rule.name for rule in rules} | {"training_data_url", "dataset", "validation"} >= set(documented)
+
+
+def readme_rows() -> dict[str, tuple[str, str]]:
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|$", (PROTOS.parents[2] / "README.md").read_text(), re.M)
+    return {name: (default.strip("`"), allowed) for name, default, allowed in rows}
+
+
+@pytest.mark.parametrize("rule", [*SPEC, *OPTIONS], ids=lambda rule: rule.name)
+def test_the_readmes_tables_say_what_the_table_says(rule: Number | Choice | Named | Free) -> None:
+    default, allowed = readme_rows()[rule.name]
+    if isinstance(rule, Number) and rule.name not in {"seed", "learning_rate"}:
+        assert f"{rule.minimum}..{rule.maximum}" in allowed
+    if isinstance(rule, Choice):
+        assert rule.rule in allowed
+    if isinstance(rule, Number | Choice) and rule.name != "preview_interval":
+        assert default == str(rule.default)
+    if isinstance(rule, Free) and rule.name != "validation_negative_prompt":
+        assert default == ('""' if rule.default == "" else str(rule.default).lower())
