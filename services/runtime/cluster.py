@@ -96,6 +96,11 @@ class Cluster:
     def cpu_count(self) -> int:
         return max(1, int(_resources().get("CPU", 1)))
 
+    @property
+    def object_store_bytes(self) -> int:
+        """Memory for what goes from one actor to another, over all nodes."""
+        return int(_resources().get("object_store_memory", 0))
+
     def model_options(self) -> dict[str, Any]:
         """Of an actor that holds a model: a GPU; in a cluster without any, none of Ray's CPUs: it must never wait."""
         return {"num_gpus": 1, "num_cpus": 0} if self.gpu_count else {"num_cpus": 0}
