@@ -2,11 +2,15 @@
 
 async with connect("127.0.0.1:7003") as channel:
     train = TrainClient(channel)
-    job = await train.submit(spec)
+    sheet = parse_sheet({"training_data_url": "https://example.com/clips.zip", "resolution": "medium"})
+    job = await train.submit(sheet.spec, sheet.options)
     async for sequence, event in train.watch_job(job.name):
-        ...
+        print(sequence, event)
+    job = await train.get_job(job.name)
+    await train.download(job.output.lora_file, Path("lora.safetensors"))
 """
 
+from ltxtrain_client import quiet  # noqa: F401  isort: skip
 from ltxtrain_client.channel import Channel, ClientSettings, Credentials, connect, read_settings
 from ltxtrain_client.errors import (
     AlreadyExists,

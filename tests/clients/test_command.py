@@ -17,7 +17,7 @@ from ltxtrain.v1.train_pb2 import Job
 
 from tests.clients.far_side import Act, FarSide, ObjectHost, progress_events, serving, stay_silent
 
-COMMAND = (sys.executable, "-c", "from ltxtrain_client.cli import main; main()")
+COMMAND = (sys.executable, "-m", "ltxtrain_client.cli")
 JOB = "jobs/1"
 # What a client's installation has not.
 SERVER_ONLY = (
