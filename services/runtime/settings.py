@@ -21,12 +21,12 @@ class SettingsError(Exception):
 class Settings:
     """One frozen object for a service. The variable of each field is LTXTRAIN_ and its name in capitals."""
 
-    # Where this service listens. Anything but loopback needs TLS or tokens.
+    # Where this service listens. Anything but loopback needs mTLS or tokens.
     bind: str = "127.0.0.1:0"
     # Databases and scratch files.
     state_dir: Path = Path(".ltxtrain")
     # SQLAlchemy URL; empty: a SQLite file in state_dir. Each service needs a database or schema of its own.
-    database_url: str = ""
+    database_url: str = field(default="", repr=False)
     # Seconds that running calls get after SIGTERM.
     grace_seconds: float = 10.0
     reflection: bool = False
@@ -49,7 +49,7 @@ class Settings:
     # Lines "subject token"; the subject owns what is made with the token.
     tokens_file: Path | None = None
     # Shown between services; a caller with it may act for any owner.
-    service_token: str = ""
+    service_token: str = field(default="", repr=False)
 
     s3_endpoint: str = "127.0.0.1:9000"
     # What clients reach the store by; empty: s3_endpoint. Presigned URLs hold it.
@@ -90,6 +90,8 @@ class Settings:
     max_queued_jobs: int = 100
     # Open watches of one caller.
     max_watches: int = 1000
+    # Calls of one caller that are answered at the same time.
+    max_calls: int = 200
     unit_price_usd: float = 0.0062
 
     @property

@@ -33,13 +33,20 @@ _bound: ContextVar[Mapping[str, str]] = ContextVar("bound", default=NOTHING)
 @contextmanager
 def bound(**fields: str) -> Iterator[None]:
     """Put fields into every log line of the block and of the tasks it starts; a trace id when there is none yet."""
-    now = {**_bound.get(), **{name: value for name, value in fields.items() if value}}
-    now.setdefault("trace_id", secrets.token_hex(16))
-    token = _bound.set(now)
+    token = _bound.set({"trace_id": secrets.token_hex(16), **_with(fields)})
     try:
         yield
     finally:
         _bound.reset(token)
+
+
+def bind(**fields: str) -> None:
+    """As `bound`, for the rest of a context that ends with the unit of work: that of one call."""
+    _bound.set({"trace_id": secrets.token_hex(16), **_with(fields)})
+
+
+def _with(fields: Mapping[str, str]) -> dict[str, str]:
+    return {**_bound.get(), **{name: value for name, value in fields.items() if value}}
 
 
 def trace_id() -> str:

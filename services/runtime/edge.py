@@ -1,0 +1,157 @@
+"""What surrounds every call: who calls, how many at once, what errors look like, what is logged and counted."""
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from ltxtrain.v1.error_pb2 import ErrorReason
+
+from services.runtime import errors, metrics, telemetry, tracing
+from services.runtime.auth import LOCAL_OWNER, Tokens, caller
+from services.runtime.cluster import ClusterLost
+from services.runtime.object_types import ObjectStoreUnavailable
+from services.runtime.tables import DatabaseUnavailable
+from services.runtime.trailers import fitted
+from services.runtime.work import Retryable
+
+log = logging.getLogger(__name__)
+
+OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+RETRY_SECONDS = 1
+
+Call = Callable[[Any, Any], Any]
+Details = grpc.HandlerCallDetails
+Handler = Any  # grpc.RpcMethodHandler, which is generic in its stubs alone
+
+
+class Edge(grpc.aio.ServerInterceptor):
+    """The interceptor of a service; calls of the health service pass it by."""
+
+    def __init__(self, tokens: Tokens | None, max_calls: int) -> None:
+        self._tokens = tokens
+        self._max_calls = max_calls
+        self._running: dict[str, int] = {}
+
+    async def intercept_service(
+        self, continuation: Callable[[Details], Awaitable[Handler | None]], handler_call_details: Details
+    ) -> Handler | None:
+        handler = await continuation(handler_call_details)
+        method = str(handler_call_details.method)
+        if handler is None or method.startswith(OPEN_SERVICES):
+            return handler
+        coders = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._answer(method, handler.unary_unary), **coders)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), **coders)
+        if handler.stream_stream:  # reflection
+            return grpc.stream_stream_rpc_method_handler(self._stream(method, handler.stream_stream), **coders)
+        raise NotImplementedError(method)
+
+    def _answer(self, method: str, call: Call) -> Callable[[Any, Any], Awaitable[Any]]:
+        async def answer(request: Any, context: Any) -> Any:
+            started = time.monotonic()
+            code = grpc.StatusCode.CANCELLED
+            try:
+                with self._admitted(request, context, method):
+                    response = await call(request, context)
+                code = grpc.StatusCode.OK
+                log.debug("served", extra={"seconds": round(time.monotonic() - started, 4)})
+                return response
+            except Exception as error:
+                refusal = _refusal(error)
+                code = refusal.code
+                await _abort(refusal, started, context)
+            finally:
+                metrics.rpc_seconds.labels(method, code.name).observe(time.monotonic() - started)
+
+        return answer
+
+    def _stream(self, method: str, call: Call) -> Callable[[Any, Any], AsyncIterator[Any]]:
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            started = time.monotonic()
+            code = grpc.StatusCode.CANCELLED
+            try:
+                self._identify(request, context, method)
+                async with contextlib.aclosing(call(request, context)) as responses:
+                    async for response in responses:
+                        yield response
+                code = grpc.StatusCode.OK
+            except Exception as error:
+                refusal = _refusal(error)
+                code = refusal.code
+                await _abort(refusal, started, context)
+            finally:
+                metrics.streams_ended.labels(method, code.name).inc()
+
+        return stream
+
+    def _identify(self, request: Any, context: Any, method: str) -> str:
+        """Every call has a context of its own, so what is set here ends with it."""
+        telemetry.bind(method=method, resource=getattr(request, "name", "") or getattr(request, "parent", ""))
+        owner = self._tokens.owner(context.invocation_metadata() or ()) if self._tokens else LOCAL_OWNER
+        caller.set(owner)
+        return owner
+
+    @contextlib.contextmanager
+    def _admitted(self, request: Any, context: Any, method: str) -> Iterator[None]:
+        """Raises Unauthenticated, PermissionDenied and QueueFull."""
+        owner = self._identify(request, context, method)
+        running = self._running.get(owner, 0)
+        if running >= self._max_calls:
+            text = f"{running} of your calls are being answered already. Send fewer at once."
+            raise errors.QueueFull(text, metadata={"limit": self._max_calls}, details=[_retry_info()])
+        self._running[owner] = running + 1
+        try:
+            yield
+        finally:
+            self._running[owner] -= 1
+            if not self._running[owner]:
+                del self._running[owner]
+
+
+def _refusal(error: Exception) -> errors.ApiError:
+    """What the caller is told. What was not foreseen is in the log alone, under the trace that the caller gets."""
+    match error:
+        case errors.ApiError():
+            return error
+        case DatabaseUnavailable() | ObjectStoreUnavailable():
+            log.warning("unavailable: %s", error)
+            return _unavailable("The database or the object store does not answer now. Try again.")
+        case Retryable():
+            log.warning("unavailable: %s", error)
+            return _unavailable("Another service of the suite does not answer now. Try again.")
+        case ClusterLost():
+            return errors.Draining()
+        case _:
+            log.error("unforeseen", exc_info=error)
+            return errors.internal(telemetry.trace_id())
+
+
+def _unavailable(text: str) -> errors.ApiError:
+    error = errors.Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
+    error.details.append(_retry_info())
+    return error
+
+
+def _retry_info() -> error_details_pb2.RetryInfo:
+    info = error_details_pb2.RetryInfo()
+    info.retry_delay.FromSeconds(RETRY_SECONDS)
+    return info
+
+
+async def _abort(error: errors.ApiError, started: float, context: Any) -> NoReturn:
+    seconds = round(time.monotonic() - started, 4)
+    log.info("refused: %s", errors.reason_name(error.reason), extra={"code": error.code.name, "seconds": seconds})
+    tracing.mark_failed(error.code)
+    await context.abort_with_status(rpc_status.to_status(fitted(error.status())))
+    raise AssertionError("abort_with_status raises")
