@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-SERVICES = ("ingest", "preprocess", "train")
-PORTS = {"ingest": 7001, "preprocess": 7002, "train": 7003}
+# In the order of their start, with the ports that clients expect.
+SERVICES = {"ingest": 7001, "preprocess": 7002, "train": 7003}
 READY_SECONDS = 120.0
 # Above what a service gives the calls and the work that are under way.
 GRACE_SECONDS = 30.0
@@ -42,8 +42,9 @@ class SuiteRefused(Exception):
 class Suite:
     """A running suite, whose state is kept in one folder; `async with Suite(folder) as suite`.
 
-    A port of 0 is some free one, the same at every start. What the environment says of LTXTRAIN_S3_ENDPOINT and
-    LTXTRAIN_RAY_ADDRESS is used in place of an own object store or an own Ray.
+    model: a folder or a repo id; None: the default one. ports: of the services; 0 is some free one, the same at every
+    start. environ: settings of the services beside those of this process. Where either has LTXTRAIN_S3_ENDPOINT or
+    LTXTRAIN_RAY_ADDRESS, that is used in place of an own object store or an own Ray.
     """
 
     def __init__(
@@ -51,21 +52,20 @@ class Suite:
         state_dir: Path,
         *,
         model: str | None = None,
-        ingest_port: int = PORTS["ingest"],
-        preprocess_port: int = PORTS["preprocess"],
-        train_port: int = PORTS["train"],
+        ports: Mapping[str, int] | None = None,
         num_cpus: int | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.state_dir = state_dir.resolve()
-        self._environ = dict(os.environ if environ is None else environ)
+        self._environ = {**os.environ, **(environ or {})}
         if model is not None:
             self._environ["LTXTRAIN_MODEL"] = str(Path(model).resolve()) if Path(model).exists() else model
-        self._ports = {"ingest": ingest_port, "preprocess": preprocess_port, "train": train_port}
-        self._num_cpus = num_cpus
+        self._ports = {**SERVICES, **(ports or {})}
         self._lock: IO[str] | None = None
-        self.store: EmbeddedStore | None = None
-        self.ray: RayHead | None = None
+        self.store = EmbeddedStore(self.state_dir)
+        self.ray = RayHead(self.state_dir, num_cpus=num_cpus)
+        self._has_store = "LTXTRAIN_S3_ENDPOINT" not in self._environ
+        self._has_ray = not self._environ.keys() & {"LTXTRAIN_RAY_ADDRESS", "RAY_ADDRESS"}
         self.services: dict[str, Child] = {}
 
     @property
@@ -83,6 +83,11 @@ class Suite:
 
     def address(self, service: str) -> str:
         return f"{HOST}:{self._ports[service]}"
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Of the newest start of each service."""
+        return {name: service.pid for name, service in self.services.items()}
 
     async def __aenter__(self) -> Self:
         """Return when the three services say SERVING. Raises SuiteRefused, and leaves nothing running then."""
@@ -103,9 +108,8 @@ class Suite:
         """Stop in reverse order: whoever uses another ends first."""
         for service in reversed(self.services.values()):
             await _in_thread(lambda service=service: service.stop(GRACE_SECONDS))  # type: ignore[misc]
-        for part in (self.ray, self.store):
-            if part is not None:
-                await _in_thread(part.stop)
+        await _in_thread(self.ray.stop)
+        await _in_thread(self.store.stop)
         if self._lock is not None:
             self._lock.close()
 
@@ -131,7 +135,7 @@ class Suite:
         )
         return self.services[name].start()
 
-    async def until_serving(self, name: str) -> None:
+    async def wait_ready(self, name: str) -> None:
         """Return when the service says so. Raises ChildFailed when it has ended, or does not in time."""
         child, deadline = self.services[name], time.monotonic() + READY_SECONDS
         async with connect(self.address(name), read_settings(self._environ).credentials) as channel:
@@ -149,20 +153,15 @@ class Suite:
                 await asyncio.sleep(0.1)
 
     async def _start(self) -> None:
-        parts: list[EmbeddedStore | RayHead] = []
-        if "LTXTRAIN_S3_ENDPOINT" not in self._environ:
-            self.store = EmbeddedStore(self.state_dir)
-            parts.append(self.store)
-        if "LTXTRAIN_RAY_ADDRESS" not in self._environ and "RAY_ADDRESS" not in self._environ:
-            self.ray = RayHead(self.state_dir, num_cpus=self._num_cpus)
-            parts.append(self.ray)
+        parts: list[EmbeddedStore | RayHead] = [self.store] if self._has_store else []
+        parts += [self.ray] if self._has_ray else []
         started = await asyncio.gather(*(_in_thread(part.start) for part in parts), return_exceptions=True)
         for outcome in started:
             if isinstance(outcome, BaseException):
                 raise outcome
         for name in SERVICES:
             self.start_service(name)
-        await asyncio.gather(*(self.until_serving(name) for name in SERVICES))
+        await asyncio.gather(*(self.wait_ready(name) for name in SERVICES))
 
     def _choose_ports(self) -> None:
         wanted = [name for name, port in self._ports.items() if port == 0]
@@ -174,7 +173,7 @@ class Suite:
 
     def _common_settings(self) -> dict[str, str]:
         settings = {"LTXTRAIN_INGEST": self.ingest_address, "LTXTRAIN_PREPROCESS": self.preprocess_address}
-        if self.store is not None:
+        if self._has_store:
             address = self.store.address
             settings |= {
                 "LTXTRAIN_S3_ENDPOINT": address.endpoint,
@@ -183,7 +182,7 @@ class Suite:
                 "LTXTRAIN_S3_REGION": address.region,
                 "LTXTRAIN_S3_BUCKET": address.bucket,
             }
-        if self.ray is not None:
+        if self._has_ray:
             settings |= self.ray.environ()
             settings |= {"LTXTRAIN_RAY_ADDRESS": self.ray.address, "LTXTRAIN_RAY_TOKEN": self.ray.token}
         return settings
@@ -216,17 +215,12 @@ async def up(state_dir: Path, *, model: str | None = None) -> None:
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    ports = {name: _port(os.environ.get(f"LTXTRAIN_{name.upper()}"), port) for name, port in PORTS.items()}
-    suite = Suite(
-        state_dir,
-        model=model,
-        ingest_port=ports["ingest"],
-        preprocess_port=ports["preprocess"],
-        train_port=ports["train"],
-    )
+    ports = {name: _port(os.environ.get(f"LTXTRAIN_{name.upper()}"), port) for name, port in SERVICES.items()}
+    print("Starting the object store, Ray and the services …", flush=True)
+    suite = Suite(state_dir, model=model, ports=ports)
     with contextlib.suppress(asyncio.CancelledError):
         async with suite:
-            for name in reversed(SERVICES):
+            for name in reversed(suite.services):
                 print(f"{name:<11}{suite.address(name)}")
             print(f"State and logs are in {suite.state_dir}. Ctrl-C stops the suite.", flush=True)
             while True:
