@@ -33,6 +33,8 @@ RATE_TAG = "FRAME_RATE"
 BT709, LIMITED_RANGE = 1, 1
 # Nearly transparent; previews are looked at for artefacts of the model, not of the coder.
 QUALITY = "16"
+# Macroblock trees read memory that was never written, and the bytes follow it.
+REPEATABLE = {"x264-params": "mbtree=0"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ def write_h264(
     """
     with _new_file(path, "mp4", movflags="+faststart") as container:
         # One thread: with more, the bytes depend on how many processors there are.
-        video = _Video(container, "libx264", frame_rate, {"crf": QUALITY, "preset": "medium", "threads": "1"})
+        video = _Video(
+            container, "libx264", frame_rate, {"crf": QUALITY, "preset": "medium", "threads": "1", **REPEATABLE}
+        )
         context = video.stream.codec_context
         context.pix_fmt = "yuv420p"
         context.color_range = LIMITED_RANGE
