@@ -1,5 +1,3 @@
-from pathlib import Path
-
 from tests.cases_table import FOLDER
 from tests.services.ingest.running import Ingest
 

@@ -1,5 +1,6 @@
 """Zips as other tools write them, made by hand where zipfile cannot."""
 
+import io
 import struct
 import zipfile
 import zlib
@@ -67,3 +68,12 @@ PACKERS: dict[int, Callable[[bytes], bytes]] = {
     9: deflate64,
     93: lambda data: zstandard.ZstdCompressor().compress(data),
 }
+
+
+def archive_bytes(files: Mapping[str, bytes]) -> bytes:
+    """A zip in memory."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()

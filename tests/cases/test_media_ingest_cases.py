@@ -1,0 +1,83 @@
+"""Every media case of the manifest, ingested: what Ingest decides of it, and the numbers of its probe."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ltxtrain.v1.ingest_pb2 import Clip
+
+from tests.cases.reasons import ERRORS, LINES, NOT_OURS
+from tests.cases_table import FOLDER, cases, media
+from tests.clips import write_zip
+from tests.services.ingest.running import Ingest
+
+CONTROL = FOLDER / "media" / "ctl_plain.mp4"
+CASES = cases("media", "validation")
+
+
+def check_numbers(clip: Clip, expect: dict[str, Any]) -> None:
+    if "frames" in expect:
+        assert clip.frame_count == expect["frames"]
+    if "display" in expect:
+        assert [clip.width, clip.height] == expect["display"]
+    if "fps" in expect:
+        assert clip.frame_rate == pytest.approx(expect["fps"], rel=1e-4)
+    if "duration_s" in expect:
+        assert clip.probe.duration_seconds == pytest.approx(expect["duration_s"], abs=0.002)
+    if "interlaced" in expect:
+        assert clip.probe.interlaced == expect["interlaced"]
+    if "has_audio" in expect:
+        assert clip.HasField("audio_sample_rate") == expect["has_audio"]
+    if "hdr" in expect:
+        assert clip.probe.hdr
+    if sound := expect.get("audio"):
+        assert clip.audio_sample_rate == clip.probe.audio.sample_rate == sound["rate"]
+        assert clip.probe.audio.channels == sound["channels"]
+        assert (clip.probe.audio.silence_share == 1) == (sound["peak"] == 0)
+        if "duration_s" in sound:
+            assert clip.probe.audio.duration_seconds == pytest.approx(sound["duration_s"], abs=0.03)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["id"])
+async def test_case(case: dict[str, Any], ingest: Ingest, tmp_path: Path) -> None:
+    expect, file = case["expect"], media(case)
+    kept = expect["action"] == "accept" or expect.get("reason") in NOT_OURS
+    beside = {} if kept else {"control.mp4": CONTROL}
+    ended = await ingest.upload(write_zip(tmp_path / "clips.zip", {file.name: file} | beside))
+    if kept:
+        assert ended.state == "SUCCEEDED", ended.dataset.lifecycle.error
+        (clip,) = ended.clips
+        check_numbers(clip, expect)
+        assert ("AUDIO_SILENT" in ended.reasons(file.name)) == (clip.probe.audio.silence_share == 1)
+        return
+    assert set(ended.reasons(file.name)) & LINES[expect["reason"]]
+    # Where the whole request may fail or the clip be skipped, a broken clip is skipped (D14) and an image is not (D5).
+    if expect["reason"] == "image_entry":
+        assert ended.reason in ERRORS["image_entry"]
+    else:
+        assert [clip.path for clip in ended.clips] == ["control.mp4"]
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case["expect"]["action"] != "accept"], ids=lambda case: case["id"]
+)
+async def test_alone(case: dict[str, Any], ingest: Ingest, tmp_path: Path) -> None:
+    """What is skipped beside a good clip fails the request when there is nothing else."""
+    reason, file = case["expect"]["reason"], media(case)
+    ended = await ingest.upload(write_zip(tmp_path / "clips.zip", {file.name: file}))
+    if reason in NOT_OURS:
+        assert ended.state == "SUCCEEDED"
+        return
+    assert ended.reason in ERRORS[reason]
+    assert file.name in ended.dataset.lifecycle.error.SerializeToString().decode("utf-8", "replace")
+    assert set(ended.reasons(file.name)) & LINES[reason]
+
+
+async def test_a_playlist_opens_nothing(ingest: Ingest, tmp_path: Path) -> None:
+    """Both in one archive, for a demuxer that follows the playlist would find the clip."""
+    playlist = next(media(case) for case in CASES if case["id"] == "hls_in_avi")
+    ended = await ingest.upload(
+        write_zip(tmp_path / "clips.zip", {"list.avi": playlist, "ctl_plain.mp4": CONTROL})
+    )
+    assert [clip.path for clip in ended.clips] == ["ctl_plain.mp4"]
+    assert not ingest.web.requests["/list"]
