@@ -1,17 +1,14 @@
 """What the three clients share: one way to call, to page and to watch."""
 
-import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import Any, Self, TypeVar
 
-import grpc
 import grpc.aio
 from google.protobuf.message import Message
-from google.rpc import status_pb2
 
 from ltxtrain_client.channel import Channel
-from ltxtrain_client.errors import from_rpc_error, from_status
+from ltxtrain_client.errors import from_rpc_error
 
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
@@ -33,12 +30,6 @@ class Client:
             return await method(request, metadata=self.channel.metadata)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
-        except asyncio.CancelledError:
-            # grpc.aio raises this for a status CANCELLED of the other side too.
-            if (task := asyncio.current_task()) is None or task.cancelling():
-                raise
-            text = "the call was cancelled by the other side"
-            raise from_status(status_pb2.Status(code=grpc.StatusCode.CANCELLED.value[0], message=text)) from None
 
     async def _pages(
         self,

@@ -102,11 +102,6 @@ async def watch(
             lost = from_rpc_error(error)
             if lost.code in FATAL:
                 raise lost from None
-        except asyncio.CancelledError:
-            # grpc.aio raises this for a status CANCELLED of the other side too.
-            if (task := asyncio.current_task()) is None or task.cancelling():
-                raise
-            lost = _unavailable("the other side cancelled the stream")
         finally:
             stream.cancel()
         delay = pace.backoff(failures, lost.retry_after_seconds)

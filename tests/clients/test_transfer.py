@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import traceback
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,17 @@ async def test_a_store_that_is_not_there_is_given_up(far: FarSide, ingest: Inges
     with pytest.raises(TransferFailed, match=r"127\.0\.0\.1:1") as raised:
         await ingest.upload(path)
     assert "secret" not in str(raised.value)
+
+
+async def test_a_file_that_vanishes_fails_without_the_secret(ingest: IngestClient, tmp_path: Path) -> None:
+    path = tmp_path / "clips.zip"
+    path.write_bytes(CONTENT)
+    upload = await ingest.prepare_upload(path)
+    path.unlink()
+    with pytest.raises(TransferFailed, match=r"clips\.zip") as raised:
+        async for _ in upload.send():
+            pass
+    assert "?secret" not in "".join(traceback.format_exception(raised.value))
 
 
 async def test_a_file_that_is_not_there_is_an_os_error(ingest: IngestClient, tmp_path: Path) -> None:

@@ -148,6 +148,20 @@ async def test_a_cursor_of_another_resource_says_what_there_is(far: FarSide, tra
     assert raised.value.metadata == {"oldestSequence": "1", "lastSequence": "7"}
 
 
+async def test_news_make_the_next_wait_short_again(far: FarSide, train: TrainClient) -> None:
+    asked = []
+
+    class Noted(Pace):
+        def backoff(self, failures: int, asked_seconds: float | None) -> float:
+            asked.append((failures, asked_seconds))
+            return 0.0
+
+    far.events = progress_events(COUNT)
+    far.acts.extend(Act(send=sent, then=CUTS["draining"]) for sent in (0, 0, 1, 0))
+    assert await collect(train, pace=Noted()) == list(range(1, COUNT + 1))
+    assert asked == [(0, 0.001), (1, 0.001), (0, 0.001), (1, 0.001)]
+
+
 async def test_it_survives_the_server(far: FarSide) -> None:
     """The process goes away in mid-stream and comes back at the same address."""
     there = FarSide()
