@@ -9,7 +9,8 @@ from google.rpc import error_details_pb2, status_pb2
 # Peers take 8 KiB for certain; other trailers need some of it.
 MAX_BYTES = 7 * 2**10
 MAX_MESSAGE = 1_000
-MAX_DESCRIPTION = 120
+# Lengths of descriptions in lists, tried before anything is left out.
+DESCRIPTIONS = (120, 60, 30)
 # Key of ErrorInfo.metadata: how many items of the lists were left out.
 OMITTED = "omitted"
 
@@ -19,25 +20,43 @@ def fitted(status: status_pb2.Status) -> status_pb2.Status:
     if _size(status) <= MAX_BYTES:
         return status
     made = status_pb2.Status(code=status.code, message=_short(status.message, MAX_MESSAGE), details=status.details)
-    lists = {index: found for index, detail in enumerate(made.details) if (found := _listing(detail)) is not None}
-    for listing in lists.values():
-        for item in _items(listing):
-            item.description = _short(item.description, MAX_DESCRIPTION)
-    omitted = 0
-    while True:
-        for index, listing in lists.items():
-            made.details[index].Pack(listing)
+    for length in DESCRIPTIONS:
+        for detail in made.details:
+            if (listing := _listing(detail)) is not None:
+                for item in _items(listing):
+                    item.description = _short(item.description, length)
+                detail.Pack(listing)
         if _size(made) <= MAX_BYTES:
-            break
-        longest = max((_items(listing) for listing in lists.values()), key=len, default=None)
-        if not longest:
-            del made.details[1:]
-            break
-        del longest[-1]
+            return made
+    return _cut(made)
+
+
+def _cut(status: status_pb2.Status) -> status_pb2.Status:
+    lists = {index: found for index, detail in enumerate(status.details) if (found := _listing(detail)) is not None}
+    omitted = 0
+    while _size(status) > MAX_BYTES:
+        longest = max(lists.items(), key=lambda item: len(_items(item[1])), default=None)
+        if longest is None or not _items(longest[1]):
+            return _bare(status)
+        index, listing = longest
+        del _items(listing)[-1]
+        status.details[index].Pack(listing)
         omitted += 1
-    if omitted:
-        _tell_omitted(made, omitted)
-    return made
+    info = error_details_pb2.ErrorInfo()
+    if omitted and status.details[0].Unpack(info):
+        info.metadata[OMITTED] = str(omitted)
+        status.details[0].Pack(info)
+    return status
+
+
+def _bare(status: status_pb2.Status) -> status_pb2.Status:
+    """Code, message and reason: what no error is too long for."""
+    info = error_details_pb2.ErrorInfo()
+    del status.details[1:]
+    if status.details and status.details[0].Unpack(info):
+        info.metadata.clear()
+        status.details[0].Pack(info)
+    return status
 
 
 def _size(status: status_pb2.Status) -> int:
@@ -56,13 +75,6 @@ def _listing(detail: Packed) -> Any:
 
 def _items(listing: Any) -> Any:
     return listing.violations if hasattr(listing, "violations") else listing.field_violations
-
-
-def _tell_omitted(status: status_pb2.Status, count: int) -> None:
-    info = error_details_pb2.ErrorInfo()
-    if status.details[0].Unpack(info):
-        info.metadata[OMITTED] = str(count)
-        status.details[0].Pack(info)
 
 
 def _short(text: str, length: int) -> str:
