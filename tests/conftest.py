@@ -1,8 +1,21 @@
 """What every test may use. Expensive things are made once a session."""
 
+import os
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from services.runtime.cluster import Cluster
+    from services.runtime.objects import StoreAddress
+
+# Ray reads these when it is imported, whichever test module does so first.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +29,25 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny"
     build_tiny_model(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator["StoreAddress"]:
+    """A running embedded store with its bucket."""
+    from services.local.embedded import EmbeddedStore
+
+    with EmbeddedStore(tmp_path_factory.mktemp("store")) as store:
+        yield store.address
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]:
+    """A running Ray of two CPUs that the tests' process is attached to."""
+    import ray
+
+    from services.local.ray_head import RayHead
+    from services.runtime.cluster import Cluster
+
+    with RayHead(tmp_path_factory.mktemp("ray"), num_cpus=2, token=os.environ["RAY_AUTH_TOKEN"]) as head:
+        yield Cluster.attach(head.address, head.token)
+        ray.shutdown()  # type: ignore[no-untyped-call]

@@ -51,6 +51,8 @@ class Child:
         self._stopping = threading.Event()
         self._started = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
+        # How often it was started.
+        self.starts = 0
         # The kernel ends a child with the thread that made it, so this one lives as long as the child.
         self._thread = threading.Thread(target=self._supervise, name=f"child {name}", daemon=True)
 
@@ -125,6 +127,7 @@ class Child:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        self.starts += 1
         self._started.set()
         if self._stopping.is_set():
             self._process.kill()

@@ -29,7 +29,14 @@ LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 class RayHead:
     """A running head whose processes end with this one. Use `with`, or start and stop."""
 
-    def __init__(self, state_dir: Path, *, num_cpus: int | None = None, object_store_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        *,
+        num_cpus: int | None = None,
+        object_store_bytes: int | None = None,
+        token: str | None = None,
+    ) -> None:
         self._state = state_dir.resolve() / "ray"
         self._num_cpus = num_cpus
         self._object_store_bytes = object_store_bytes or default_object_store_bytes()
@@ -37,7 +44,7 @@ class RayHead:
         self._child: Child | None = None
         self._ports: dict[str, int] = {}
         # Whoever has it may run code here.
-        self.token = secrets.token_hex(32)
+        self.token = token or secrets.token_hex(32)
 
     @property
     def address(self) -> str:

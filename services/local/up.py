@@ -31,6 +31,8 @@ SERVICES = {"ingest": 7001, "preprocess": 7002, "train": 7003}
 READY_SECONDS = 120.0
 # Above what a service gives the calls and the work that are under way.
 GRACE_SECONDS = 30.0
+# A service that ends so often without having been ready is given up.
+MAX_RESTARTS = 4
 # How a service ends when its settings are wrong.
 EXIT_SETTINGS = 2
 
@@ -138,10 +140,13 @@ class Suite:
     async def wait_ready(self, name: str) -> None:
         """Return when the service says so. Raises ChildFailed when it has ended, or does not in time."""
         child, deadline = self.services[name], time.monotonic() + READY_SECONDS
+        first = child.starts
         async with connect(self.address(name), read_settings(self._environ).credentials) as channel:
             health: Any = health_pb2_grpc.HealthStub(channel.aio)
             while True:
                 child.check()
+                if child.starts - first > MAX_RESTARTS:
+                    raise child.failure("ends again and again")
                 with contextlib.suppress(grpc.aio.AioRpcError):
                     answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=5.0)
                     if answer.status == health_pb2.HealthCheckResponse.SERVING:

@@ -1,5 +1,5 @@
 """The cases run against the services that decide them."""
 
-from tests.services.ingest.conftest import hostile, ingest, object_store, ray_cluster
+from tests.services.ingest.conftest import hostile, ingest
 
-__all__ = ["hostile", "ingest", "object_store", "ray_cluster"]
+__all__ = ["hostile", "ingest"]
