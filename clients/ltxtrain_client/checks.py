@@ -53,7 +53,8 @@ async def check_installation(
     settings: ClientSettings, state_dir: Path, environ: Mapping[str, str] = os.environ
 ) -> AsyncGenerator[Finding, None]:
     """Findings about this machine, then about the three services and the object store behind them."""
-    yield Finding("client", Verdict.OK, f"ltxtrain {_version(DISTRIBUTION)}, Python {platform.python_version()}")
+    version = _version(DISTRIBUTION) or "run from a folder"
+    yield Finding("client", Verdict.OK, f"{DISTRIBUTION} {version}, Python {platform.python_version()}")
     yield check_extra("server")
     yield check_extra("embedded")
     yield check_ray(environ)
@@ -76,6 +77,8 @@ def check_extra(extra: str) -> Finding:
     subject = f"packages [{extra}]"
     wanted = _packages_of(extra)
     missing = [name for name in wanted if _version(name) is None]
+    if not wanted:
+        return Finding(subject, Verdict.NOTE, f"unknown, for {DISTRIBUTION} is not installed as a package")
     if not missing:
         return Finding(subject, Verdict.OK, ", ".join(f"{name} {_version(name)}" for name in wanted))
     return Finding(
@@ -105,16 +108,15 @@ async def check_gpu() -> Finding:
     )
     output = (await process.communicate())[0].decode(errors="replace").strip()
     if process.returncode:
-        return Finding(
-            "gpu", Verdict.FAILED, output.splitlines()[0] if output else "nvidia-smi failed", "Check the driver."
-        )
-    cards = [line.rsplit(",", 1) for line in output.splitlines()]
-    detail = ", ".join(f"{name.strip()} ({int(mebibytes) * 2**20 / 1e9:.0f} GB)" for name, mebibytes in cards)
-    small = all(int(mebibytes) * 2**20 < WANTED_GPU_BYTES for _, mebibytes in cards)
-    advice = (
-        "Little memory for LTX 2.3: set options.base_precision to int8 or nf4, or a lower resolution." if small else ""
-    )
-    return Finding("gpu", Verdict.NOTE if small else Verdict.OK, detail, advice)
+        return Finding("gpu", Verdict.FAILED, output.partition("\n")[0] or "nvidia-smi failed", "Check the driver.")
+    cards = [line.rpartition(",") for line in output.splitlines()]
+    # A card that shares the machine's memory tells no size of its own.
+    sizes = [int(size) * 2**20 for _, _, size in cards if size.strip().isdecimal()]
+    detail = ", ".join(f"{name.strip()} ({size.strip()} MiB)" for name, _, size in cards)
+    if sizes and max(sizes) < WANTED_GPU_BYTES:
+        advice = "Little for LTX 2.3: set options.base_precision to int8 or nf4, or take a lower resolution."
+        return Finding("gpu", Verdict.NOTE, detail, advice)
+    return Finding("gpu", Verdict.OK, detail)
 
 
 def check_disk(state_dir: Path) -> Finding:

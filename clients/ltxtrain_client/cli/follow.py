@@ -69,7 +69,7 @@ def follow_to_end(
     pace = Pace(patience_seconds=patience_seconds)
     while True:
         try:
-            ended = run_interruptible(_follow(settings, name, view, cursor, pace, out))
+            ended = run_interruptible(_follow(settings, name, view, cursor, pace))
         except KeyboardInterrupt:
             choice = _asked(name)
             if choice == "leave":
@@ -82,23 +82,26 @@ def follow_to_end(
                 _say_how_to_resume(name, cursor)
             raise
         else:
+            if out is not None and isinstance(ended, Job):
+                run(_fetch(settings, ended, out, view))
             _summarize(ended, json_lines)
             return _EXITS.get(ended.lifecycle.state, Exit.FAILED)
 
 
-async def _follow(
-    settings: ClientSettings, name: str, view: View, cursor: Cursor, pace: Pace, out: Path | None
-) -> Resource:
+async def _follow(settings: ClientSettings, name: str, view: View, cursor: Cursor, pace: Pace) -> Resource:
     async with open_suite(settings) as suite:
         with view:
             async with aclosing(watch_resource(suite, name, cursor.sequence, pace)) as events:
                 async for sequence, event in events:
                     view.show(sequence, event)
                     cursor.sequence = sequence
-            ended = await get_resource(suite, name)
-            if out is not None and isinstance(ended, Job):
-                await fetch_files(suite.train, ended, out, view)
-        return ended
+        return await get_resource(suite, name)
+
+
+async def _fetch(settings: ClientSettings, job: Job, out: Path, view: View) -> None:
+    async with open_suite(settings) as suite:
+        with view:
+            await fetch_files(suite.train, job, out, view)
 
 
 async def _cancel(settings: ClientSettings, name: str) -> None:
