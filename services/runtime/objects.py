@@ -108,7 +108,7 @@ class Objects:
         """Put a blob under the key of its bytes; nothing is sent when it is there already."""
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
+            size = file.seek(0, os.SEEK_END)  # file_digest leaves a BytesIO where it was
             key = content_key(service, sha256)
             known = self.stat(key)
             if known is not None and (known.sha256, known.size_bytes) == (sha256, size):
