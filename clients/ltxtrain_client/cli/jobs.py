@@ -90,10 +90,9 @@ def job(
             ("samples", item.training_set),
             ("price", f"{item.price_usd:.2f} USD ({item.billable_units} units)" if item.billable_units else ""),
             ("results", ", ".join(result_files(item))),
+            ("error", describe_error(from_status(lifecycle.error)) if lifecycle.HasField("error") else ""),
         ]
     )
-    if lifecycle.HasField("error"):
-        print(f"error       {describe_error(from_status(lifecycle.error))}")
     print(indented(format_sheet(item.effective_spec, item.options)))
 
 
