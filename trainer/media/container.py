@@ -1,6 +1,6 @@
 """Opening a clip that somebody else made: which files are read at all, and which of their tracks are the clip."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,8 @@ OPTIONS = {"format_whitelist": "mov,avi,matroska", "protocol_whitelist": "file"}
 MAX_PIXELS = 8192 * 5120
 OPTIONS["max_pixels"] = str(MAX_PIXELS)
 
+# One frame of these is a picture that nobody marked as a cover.
+PICTURE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg2000", "jpegls"}
 NOT_MOVING = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 IMAGE_SIGNATURES: dict[str, tuple[bytes, ...]] = {
@@ -49,14 +51,37 @@ def open_clip(path: Path) -> Iterator[InputContainer]:
 
 
 def find_video(container: InputContainer) -> VideoStream:
-    """The track that a player shows; cover art and thumbnails are none. Raises NoVideoTrack or Undecodable."""
+    """The track that a player shows; cover art, thumbnails and stills are none. Raises NoVideoTrack or Undecodable."""
     tracks = [stream for stream in container.streams.video if not stream.disposition & NOT_MOVING]
-    if not tracks:
-        raise NoVideoTrack("The file has no moving picture, only sound, subtitles or a cover picture.")
     decodable = [stream for stream in tracks if stream.codec_context is not None]
-    if not decodable:
+    if tracks and not decodable:
         raise Undecodable("No decoder knows the codec of the video track.")
-    return min(decodable, key=lambda stream: (stream.frames == 1, not stream.disposition & Disposition.default))
+    decodable.sort(key=lambda stream: not stream.disposition & Disposition.default)
+    if len(decodable) == 1 and decodable[0].codec_context.name not in PICTURE_CODECS:
+        return decodable[0]
+    moving = _first_moving(container, [stream.index for stream in decodable]) if decodable else None
+    for stream in decodable:
+        if stream.index == moving:
+            return stream
+    pictures = [stream for stream in decodable if stream.codec_context.name not in PICTURE_CODECS]
+    if not pictures:
+        raise NoVideoTrack("The file has no moving picture, only sound, subtitles or a cover picture.")
+    return pictures[0]
+
+
+def _first_moving(container: InputContainer, tracks: Sequence[int]) -> int | None:
+    """The first of the tracks, in their order, that holds more than one frame."""
+    counts = dict.fromkeys(tracks, 0)
+    # A second handle, because to have read a file and gone back is not to have it as it was.
+    with av.open(container.name, "r", options=OPTIONS, metadata_errors="replace") as second:
+        try:
+            for packet in second.demux([second.streams[index] for index in tracks]):
+                counts[packet.stream_index] += packet.size > 0
+                if counts[tracks[0]] > 1:
+                    break
+        except av.FFmpegError:
+            pass
+    return next((index for index in tracks if counts[index] > 1), None)
 
 
 def find_audio(container: InputContainer) -> AudioStream | None:

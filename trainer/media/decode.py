@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import av
 from av.container import InputContainer
@@ -15,9 +16,11 @@ from trainer.errors import Undecodable
 from trainer.media.container import MAX_PIXELS, find_video
 from trainer.media.deinterlace import Deinterlacer
 from trainer.media.orientation import orientation_of, pixel_aspect
+from trainer.media.wholeness import missing_bytes
 
 # Two frames closer than this have one time stamp and a rounding error between them.
 LEAST_INTERVAL = 1e-4
+USUAL_RATE = 25.0
 # Time that runs backwards by more than this begins anew: recordings that were glued together.
 RESTART_SECONDS = 1.0
 
@@ -57,6 +60,14 @@ class VideoReader:
         # which frames were coded.
         self._counts_frames = container.format.name == "avi"
         self._places: deque[int] = deque()
+        missing = missing_bytes(Path(container.name.removeprefix("file:")))
+        self._cut_off = missing > 0
+        if missing and self._counts_frames:
+            # What lies between threads when the file ends is lost below, so there must be but one.
+            self.stream.thread_count = 1
+        if missing:
+            self.damage = f"The file is cut off, {missing} bytes are missing at its end."
+        self._last_pts: int | None = None
         self._frames = self._timed()
 
     def __iter__(self) -> Iterator[DecodedFrame]:
@@ -81,7 +92,7 @@ class VideoReader:
         return None
 
     def _timed(self) -> Iterator[DecodedFrame]:
-        interval = 1 / (self.nominal_rate or 25.0)
+        interval = 1 / (self.nominal_rate or USUAL_RATE)
         held: VideoFrame | None = None
         start = shift = last_gap = 0.0
         index = -1
@@ -136,14 +147,29 @@ class VideoReader:
                     picture.pts = self._places.popleft()
                 if picture.is_corrupt and not begun:
                     continue
-                begun, self.damage = True, None
+                if packet is None and self._cut_off and self._skips(picture):
+                    return
+                if not begun and not self._cut_off:
+                    self.damage = None
+                begun, self._last_pts = True, picture.pts
                 yield picture
+
+    def _skips(self, picture: VideoFrame) -> bool:
+        """Frames are missing before this one: they would have come after it in the file, which was cut off there."""
+        base = self.stream.time_base
+        if self._counts_frames:
+            return self.stream.codec_context.has_b_frames
+        if picture.pts is None or self._last_pts is None or base is None:
+            return False
+        return float((picture.pts - self._last_pts) * base) > 1.5 / (self.nominal_rate or USUAL_RATE)
 
     def _packets(self) -> "Iterator[Packet[VideoStream] | None]":
         """Every whole packet, then the None that makes the decoder give up its last frames."""
         try:
             for packet in self.container.demux(self.stream):
                 if packet.is_corrupt:
+                    self._cut_off = True
+                    self.damage = self.damage or "The file is damaged: a frame is not there as a whole."
                     break
                 # An empty packet repeats a frame in AVI, and would end the decoding here.
                 if packet.size:
@@ -151,5 +177,6 @@ class VideoReader:
                         self._places.append(packet.dts)
                     yield packet
         except av.FFmpegError as error:
-            self.damage = f"The file is damaged or cut off: {error.strerror}."
+            self._cut_off = True
+            self.damage = self.damage or f"The file is damaged: {error.strerror}."
         yield None

@@ -43,17 +43,29 @@ class Orientation:
         return picture[:: -1 if self.flipped_y else 1, :: -1 if self.flipped_x else 1]
 
 
+RIGHT, LEFT = Orientation(True, True, False), Orientation(True, False, True)
+AROUND = Orientation(False, True, True)
+
+
+def side_data_of(frame: VideoFrame) -> dict[Type, bytes]:
+    """What came beside the picture; nothing where libav has a kind of data that PyAV has no name for yet."""
+    try:
+        side_data: Any = frame.side_data
+        return {data.type: bytes(data) for data in side_data}
+    except ValueError:
+        return {}
+
+
 def orientation_of(frame: VideoFrame) -> Orientation:
     """From the display matrix that the container gave the frame; other than right angles count as the nearest one."""
-    side_data: Any = frame.side_data
-    for data in side_data:
-        if data.type is Type.DISPLAYMATRIX:
-            # Rows (a b u) (c d v) (x y w): a coded (x, y) is shown at (a x + c y, b x + d y).
-            a, b, _, c, d, *_ = struct.unpack("=9i", bytes(data)[:36])
-            if abs(a) + abs(d) >= abs(b) + abs(c):
-                return Orientation(False, a < 0, d < 0)
-            return Orientation(True, c < 0, b < 0)
-    return Orientation()
+    matrix = side_data_of(frame).get(Type.DISPLAYMATRIX)
+    if matrix is None:
+        return {90: LEFT, -90: RIGHT, 180: AROUND, -180: AROUND}.get(round(frame.rotation / 90) * 90, Orientation())
+    # Rows (a b u) (c d v) (x y w): a coded (x, y) is shown at (a x + c y, b x + d y).
+    a, b, _, c, d, *_ = struct.unpack("=9i", matrix[:36])
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return Orientation(False, a < 0, d < 0)
+    return Orientation(True, c < 0, b < 0)
 
 
 def pixel_aspect(stream: VideoStream) -> float:

@@ -35,4 +35,4 @@ def measure_rate(times: Sequence[float], end: float, nominal: float | None) -> R
     fitting = [
         rate for rate in candidates if float(np.abs(starts - starts[0] - places / rate).max()) < TICK_SECONDS / 2
     ]
-    return Rate(min(fitting, key=lambda rate: abs(rate - measured), default=measured), False)
+    return Rate(float(min(fitting, key=lambda rate: abs(rate - measured), default=measured)), False)

@@ -10,7 +10,6 @@ hue or lightness.
 
 import struct
 from functools import cache
-from typing import Any
 
 import numpy as np
 from av.sidedata.sidedata import Type
@@ -18,6 +17,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from trainer.media.color import Colors, Transfer
+from trainer.media.orientation import side_data_of
 
 Numbers = NDArray[np.float64]
 
@@ -42,8 +42,7 @@ D65 = (0.3127, 0.3290)
 
 def peak_of(frame: VideoFrame) -> float:
     """The brightest light of a PQ clip in nits, as its metadata say."""
-    side_data: Any = frame.side_data
-    found = {data.type: bytes(data) for data in side_data}
+    found = side_data_of(frame)
     # AVContentLightMetadata: MaxCLL, MaxFALL.
     brightest = struct.unpack("=I", found[Type.CONTENT_LIGHT_LEVEL][:4])[0] if Type.CONTENT_LIGHT_LEVEL in found else 0
     if not brightest and Type.MASTERING_DISPLAY_METADATA in found:
