@@ -13,5 +13,6 @@ def test_media_modules_load_libav_and_numpy_alone() -> None:
     names = ", ".join(f"trainer.media.{module}" for module in MODULES)
     code = f"import sys; before = set(sys.modules); import {names}; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    roots = {name.split(".")[0] for name in done.stdout.split()}
+    # Cython registers its own helpers beside the modules that it compiled.
+    roots = {name.split(".")[0] for name in done.stdout.split() if "cython" not in name}
     assert roots - set(sys.stdlib_module_names) == {"av", "numpy", "trainer"}
