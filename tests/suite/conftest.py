@@ -93,7 +93,9 @@ async def submit(
         clip = await clients.ingest.upload(validation)
         document["validation"] = [{"prompt": "drifting shapes, a disc", "video_url": clip.url}]
     spec = parse_sheet(json.dumps(document), []).spec
-    return await clients.train.submit(spec, JobOptions(**(options or {})), request_id=str(uuid.uuid4()))
+    # Previews cost more than the training of a tiny model: at the end alone, unless asked for.
+    chosen = JobOptions(**{"preview_interval": 0} | (options or {}))
+    return await clients.train.submit(spec, chosen, request_id=str(uuid.uuid4()))
 
 
 async def follow(clients: Clients, job: str) -> list[tuple[int, Event]]:
