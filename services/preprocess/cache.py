@@ -15,7 +15,8 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from ltxtrain.v1.artifact_pb2 import Blob
 
 from services.runtime.blobs import Blobs
-from services.runtime.objects import ObjectStore
+from services.runtime.objects import ObjectStore, StoredBlob
+from services.runtime.work import Retryable
 
 CONTENT = "preprocess/sha256/"
 ENTRIES = "preprocess/cache/"
@@ -38,10 +39,6 @@ class Entry:
         return cls(None if parts["blob"] is None else ParseDict(parts["blob"], Blob()), parts["facts"])
 
 
-class Lost(Exception):
-    """A blob was swept between its upload and its row; it has to be made again."""
-
-
 class Cache:
     """The entries of this service."""
 
@@ -60,17 +57,29 @@ class Cache:
         return {key: entry for key, entry in found.items() if entry.blob is None or entry.blob.key in present}
 
     async def keep(self, entries: Mapping[str, Entry], resource: str) -> None:
-        """Record entries whose blobs are in the store. Raises Lost."""
+        """Record entries whose blobs are in the store. Raises Retryable when one was swept since its upload."""
         async with self._sweeping:
             for key, entry in entries.items():
-                if (blob := entry.blob) is not None:
-                    await self._blobs.add(blob.key, blob.size_bytes, blob, resource)
-                    if not await self._objects.exists(blob.key):
-                        raise Lost(blob.key)
+                if entry.blob is not None:
+                    await self._add(entry.blob, resource)
                 await self._blobs.add(ENTRIES + key, 0, entry.dump(), resource)
+
+    async def hold(self, blob: Blob, resource: str) -> None:
+        """Keep a blob as long as `resource` lives, without an entry to find it by. Raises as `keep`."""
+        async with self._sweeping:
+            await self._add(blob, resource)
+
+    async def _add(self, blob: Blob, resource: str) -> None:
+        await self._blobs.add(blob.key, blob.size_bytes, blob, resource)
+        if not await self._objects.exists(blob.key):
+            raise Retryable(f"{blob.key} has to be made again")
 
     async def sweep(self) -> None:
         for key in await self._blobs.unused():
             async with self._sweeping:
                 if await self._blobs.forget(key) and key.startswith(CONTENT):
                     await self._objects.delete(key)
+
+
+def as_blob(stored: StoredBlob) -> Blob:
+    return Blob(key=stored.key, size_bytes=stored.size_bytes, sha256=stored.sha256, content_type=stored.content_type)

@@ -48,6 +48,11 @@ class Outcome:
         """Scenes that became samples, by their index."""
         return {index: scene for index, scene in enumerate(self.scenes) if not scene.skipped}
 
+    @property
+    def killed(self) -> bool:
+        """Left out for what it does to workers, which another day may not: never kept in the cache."""
+        return any(scene.skipped == "ACTOR_KILLED" for scene in self.scenes)
+
     def dump(self) -> dict[str, Any]:
         return {"scenes": [asdict(scene) for scene in self.scenes]}
 

@@ -12,7 +12,6 @@ from services.preprocess.keys import fit_key, prefix_key
 from services.preprocess.outcome import Outcome, Scene
 from services.preprocess.pieces import Piece
 from services.preprocess.source import Source
-from services.preprocess.verdict import Faults
 from services.runtime.errors import InvalidSpec, Violation
 from trainer import geometry
 from trainer.errors import ClipTooShort
@@ -26,6 +25,8 @@ from trainer.prompts import with_trigger
 class Item:
     """One clip on its way to samples."""
 
+    # Among all clips of the training set; those to train on come first.
+    position: int
     clip: Clip
     # Names the clip fitted as the settings ask.
     key: str
@@ -37,6 +38,20 @@ class Item:
     # Set when the clip is known to be left out.
     outcome: Outcome | None = None
 
+    @property
+    def name(self) -> str:
+        """Among the children of the training set."""
+        if self.validation_index is not None:
+            return f"v{self.validation_index}"
+        return f"c{self.clip.name.rpartition('/')[2]}"
+
+    @property
+    def main(self) -> Piece:
+        """The file that makes a scene a sample."""
+        if Piece.LATENTS in self.pieces:
+            return Piece.LATENTS
+        return Piece.PREVIEW if self.validation_index is None else Piece.PREFIX
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -44,7 +59,8 @@ class Plan:
 
     training: Sequence[Item]
     validation: Sequence[Item]
-    faults: Faults = field(default_factory=Faults)
+    # Clips without the audio track that was asked for.
+    without_audio: list[Clip] = field(default_factory=list)
 
     @property
     def items(self) -> list[Item]:
@@ -59,15 +75,16 @@ def make_plan(source: Source, settings: PreprocessSettings) -> Plan:
         field_name = "settings.validation_prompts"
         raise InvalidSpec([Violation(field_name, ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text)])
     return Plan(
-        training=[_training_item(clip, settings) for clip in source.training],
+        training=[_training_item(position, clip, settings) for position, clip in enumerate(source.training)],
         validation=[
-            _validation_item(clip, index, prompts[index], settings) for index, clip in enumerate(source.validation)
+            _validation_item(len(source.training) + index, clip, index, prompt, settings)
+            for index, (clip, prompt) in enumerate(zip(source.validation, prompts, strict=True))
         ],
-        faults=Faults(without_audio=list(_without_audio(source, settings))),
+        without_audio=list(_without_audio(source, settings)),
     )
 
 
-def _training_item(clip: Clip, settings: PreprocessSettings) -> Item:
+def _training_item(position: int, clip: Clip, settings: PreprocessSettings) -> Item:
     above = settings.split_above_seconds if settings.HasField("split_above_seconds") else float("inf")
     split = clip.probe.duration_seconds > above
     fit = _fit_settings(settings, settings.training, auto_scale=settings.auto_scale_input)
@@ -77,6 +94,7 @@ def _training_item(clip: Clip, settings: PreprocessSettings) -> Item:
     if not settings.fit_only:
         pieces.add(Piece.LATENTS)
     return Item(
+        position=position,
         clip=clip,
         key=fit_key(clip.blob.sha256, settings, split=split),
         prompt=with_trigger(clip.caption, settings.trigger_phrase),
@@ -86,13 +104,14 @@ def _training_item(clip: Clip, settings: PreprocessSettings) -> Item:
     )
 
 
-def _validation_item(clip: Clip, index: int, prompt: str, settings: PreprocessSettings) -> Item:
+def _validation_item(position: int, clip: Clip, index: int, prompt: str, settings: PreprocessSettings) -> Item:
     validation = Geometry()
     validation.CopyFrom(settings.validation)
     validation.frame_count = settings.conditioning_frames
     fit = _fit_settings(settings, validation, auto_scale=True)
     pieces = {Piece.PREFIX} if settings.fit_only else {Piece.PREFIX, Piece.LATENTS}
     return Item(
+        position=position,
         clip=clip,
         key=prefix_key(clip.blob.sha256, settings),
         prompt=prompt,

@@ -24,7 +24,7 @@ class Journal:
         self._attempt = attempt
         self._known = {_bytes(line) for line in known}
         self._total = 0
-        self._completed = {Stage.STAGE_PREPROCESS: 0, Stage.STAGE_ENCODE: 0}
+        self._reached: dict[int, set[int]] = {Stage.STAGE_PREPROCESS: set(), Stage.STAGE_ENCODE: set()}
         self._told: dict[int, Progress] = {}
         self._waiting: dict[int, Sequence[tuple[str, ReportLine]]] = {}
         self._next = 0
@@ -38,9 +38,9 @@ class Journal:
         """How many clips there are to fit and to encode."""
         self._total = total
 
-    def count(self, stage: "Stage") -> None:
-        """One more clip is through with a stage."""
-        self._completed[stage] += 1
+    def reach(self, stage: "Stage", position: int) -> None:
+        """The clip at a position is through with a stage."""
+        self._reached[stage].add(position)
 
     def add_lines(self, position: int, lines: Sequence[tuple[str, ReportLine]]) -> None:
         """Named lines of the clip at a position; every position from 0 on has to come once."""
@@ -57,7 +57,7 @@ class Journal:
             # Not cancelled: a write that is under way has to end.
             end.set()
             await ticks
-            await self._write(())
+            await self._write((), every=True)
 
     async def _tick(self, stages: Sequence["Stage"], end: asyncio.Event) -> None:
         while not end.is_set():
@@ -65,8 +65,8 @@ class Journal:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(end.wait(), PROGRESS_SECONDS)
 
-    async def _write(self, stages: Sequence["Stage"]) -> None:
-        lines = self._take_lines()
+    async def _write(self, stages: Sequence["Stage"], *, every: bool = False) -> None:
+        lines = self._take_lines(every)
         news = [(stage, progress) for stage in stages if (progress := self._news(stage)) is not None]
         if not lines and not news:
             return
@@ -79,15 +79,16 @@ class Journal:
             for stage, progress in news:
                 edit.add_event(Event(stage=stage, progress=progress))
 
-    def _take_lines(self) -> list[tuple[str, ReportLine]]:
+    def _take_lines(self, every: bool) -> list[tuple[str, ReportLine]]:
+        """Lines whose turn it is; all that there are when no more will come."""
         taken: list[tuple[str, ReportLine]] = []
-        while self._next in self._waiting:
-            taken += self._waiting.pop(self._next)
+        while self._next in self._waiting or (every and self._waiting):
+            taken += self._waiting.pop(self._next, ())
             self._next += 1
         return taken
 
     def _news(self, stage: "Stage") -> Progress | None:
-        progress = Progress(completed=self._completed[stage], total=self._total)
+        progress = Progress(completed=len(self._reached[stage]), total=self._total)
         if self._told.get(stage) == progress:
             return None
         self._told[stage] = progress

@@ -26,7 +26,7 @@ def check_request(request: CreateTrainingSetRequest) -> list[Violation]:
     if settings.HasField("split_above_seconds") and not settings.split_above_seconds > 0:
         violations.append(_out_of_range("settings.split_above_seconds", "It must be above 0."))
     if settings.on_skipped_clip not in OnSkippedClip.values():
-        names = ", ".join(name for name in OnSkippedClip.keys() if not name.endswith("_UNSPECIFIED"))
+        names = ", ".join(name for name in OnSkippedClip.keys() if not name.endswith("_UNSPECIFIED"))  # noqa: SIM118
         text = f"{settings.on_skipped_clip} is none of {names}."
         reason = ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED
         violations.append(Violation("settings.on_skipped_clip", reason, text))

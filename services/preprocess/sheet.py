@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.preprocess_pb2 import PreprocessSettings, Sample
 
 from services.preprocess.pieces import SERVICE, load_sheet
@@ -14,7 +15,7 @@ MAX_SAMPLES = 500
 
 
 def store_sheet_page(
-    name: str, settings: PreprocessSettings, samples: Sequence[tuple[Sample, StoredBlob]], objects: Objects
+    name: str, settings: PreprocessSettings, samples: Sequence[tuple[Sample, Blob]], objects: Objects
 ) -> StoredBlob:
     """One page with the first 500 training samples, in the store."""
     shown = []

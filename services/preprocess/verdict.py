@@ -4,11 +4,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import grpc
 from google.rpc.error_details_pb2 import PreconditionFailure
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
 
+from services.preprocess.outcome import Scene
 from services.runtime.errors import MAX_SUBJECTS, MAX_TEXT, ApiError, FailedPrecondition
 
 ALL_TOO_SHORT = "All training videos are too short to be trainable"
@@ -23,34 +25,34 @@ IN_WORDS = {
 }
 
 
+class GpuOutOfMemory(ApiError):
+    """No encoder has the memory for clips of this shape, even in tiles."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = ErrorReason.ERROR_REASON_GPU_OUT_OF_MEMORY
+
+
 @dataclass
 class Faults:
     """What makes the data unfit before anything is encoded; all of it comes back together (D12, P18)."""
 
     without_audio: list[Clip] = field(default_factory=list)
-    # Validation clips with the sentence that says how many frames they have.
-    too_short: list[tuple[Clip, str]] = field(default_factory=list)
+    # Validation clips with what fitting their prefix came to.
+    unusable: list[tuple[Clip, Scene]] = field(default_factory=list)
 
     def error(self) -> ApiError | None:
-        """The first kind of fault gives the reason, the details name every clip of both kinds."""
+        """The first kind of fault gives the reason, the details name every clip of every kind."""
         violations = [("AUDIO", clip.path, "no audio track") for clip in self.without_audio]
-        violations += [("VALIDATION", clip.path, text) for clip, text in self.too_short]
-        sentences = []
-        if self.without_audio:
-            sentences.append(
-                f"with_audio needs an audio track in every clip; {_paths(self.without_audio)} "
-                f"{'has' if len(self.without_audio) == 1 else 'have'} none."
-            )
-        sentences += [f"The validation clip {clip.path} is too short: {text}." for clip, text in self.too_short]
+        violations += [("VALIDATION", clip.path, scene.description) for clip, scene in self.unusable]
         if not violations:
             return None
-        reason = (
-            ErrorReason.ERROR_REASON_AUDIO_TRACK_MISSING
-            if self.without_audio
-            else ErrorReason.ERROR_REASON_VALIDATION_CLIP_TOO_SHORT
-        )
-        counts = {"withoutAudio": len(self.without_audio), "tooShort": len(self.too_short), "count": len(violations)}
-        error = FailedPrecondition(reason, " ".join(sentences), metadata=counts)
+        sentences = [f"The validation clip {clip.path}: {scene.description}." for clip, scene in self.unusable]
+        if self.without_audio:
+            has = "has" if len(self.without_audio) == 1 else "have"
+            text = f"with_audio needs an audio track in every clip; {_paths(self.without_audio)} {has} none."
+            sentences.insert(0, text)
+        counts = {"withoutAudio": len(self.without_audio), "validation": len(self.unusable), "count": len(violations)}
+        error = FailedPrecondition(self._reason(), " ".join(sentences), metadata=counts)
         error.details.append(
             PreconditionFailure(
                 violations=[
@@ -61,12 +63,19 @@ class Faults:
         )
         return error
 
+    def _reason(self) -> "ErrorReason":
+        if self.without_audio:
+            return ErrorReason.ERROR_REASON_AUDIO_TRACK_MISSING
+        if any(scene.skipped == "VALIDATION_CLIP_TOO_SHORT" for _, scene in self.unusable):
+            return ErrorReason.ERROR_REASON_VALIDATION_CLIP_TOO_SHORT
+        return ErrorReason.ERROR_REASON_NO_USABLE_CLIPS
+
 
 def nothing_left(skipped: Sequence[ReportLine]) -> FailedPrecondition:
     """The error of a training set without a sample: too short word for word (D10), or every cause."""
     subjects = [(line.path, line.description) for line in skipped]
     causes = Counter(line.reasons[0] for line in skipped)
-    if set(causes) <= TOO_SHORT:
+    if all_too_short(skipped):
         longest = max((line.frame_count for line in skipped), default=0)
         needed = max((line.needed_frames for line in skipped), default=0)
         numbers = {"longestFrames": longest, "neededFrames": needed}
@@ -77,6 +86,10 @@ def nothing_left(skipped: Sequence[ReportLine]) -> FailedPrecondition:
     return FailedPrecondition(
         ErrorReason.ERROR_REASON_NO_USABLE_CLIPS, text, subjects=subjects, kind="CLIP", metadata={"causes": counted}
     )
+
+
+def all_too_short(skipped: Sequence[ReportLine]) -> bool:
+    return all(line.reasons[0] in TOO_SHORT for line in skipped)
 
 
 def clip_skipped(skipped: Sequence[ReportLine]) -> FailedPrecondition:

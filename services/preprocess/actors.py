@@ -1,0 +1,186 @@
+"""Ray actors that fit and encode. Thin around `trainer`: fetch a clip, do one thing, store what was made.
+
+What goes from a fitter to an encoder stays in Ray's object store and never passes through the service.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from services.preprocess.fitting import FitTask, fit
+from services.preprocess.outcome import Scene
+from services.preprocess.pieces import SAFETENSORS, SERVICE, Piece, store_lossless, store_sheet
+from services.runtime.limits import limits
+from services.runtime.objects import Objects, StoreAddress, StoredBlob
+
+if TYPE_CHECKING:
+    from trainer.encode import ClipEncoder
+    from trainer.model import ModelFolder
+
+# The service ends a fitter that takes too long; this alarm is for one whose service is gone.
+ALARM_SECONDS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOrder:
+    """A clip to fit, and what to make of each scene."""
+
+    task: FitTask
+    pieces: frozenset[Piece]
+    # Frames that training keeps as prefix.
+    conditioning_frames: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What became of one scene, and the files that were made of it."""
+
+    scene: Scene
+    stored: dict[Piece, StoredBlob] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A fitted scene on its way to an encoder: frames [T, H, W, 3], audio [2, S] at 16 kHz."""
+
+    frames: NDArray[np.uint8]
+    audio: NDArray[np.float32] | None
+    frame_rate: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSource:
+    """A model as its actors load it."""
+
+    reference: str
+    revision: str
+    components: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """An embedded prompt."""
+
+    stored: StoredBlob
+    tokens: int
+    truncated: bool
+
+
+class OutOfMemory(Exception):
+    """The device has no memory for a clip of this shape; the text says what would need less."""
+
+
+@ray.remote(num_cpus=1, max_restarts=0)
+class ClipFitter:
+    """Fits one clip after another, with one thread."""
+
+    def __init__(self, store: StoreAddress, seconds: float, memory_bytes: int) -> None:
+        self._objects = Objects(store)
+        self._seconds = seconds
+        self._memory_bytes = memory_bytes
+
+    def ready(self) -> None:
+        """Answers when the actor has its CPU."""
+
+    def fit(self, order: FitOrder) -> Iterator[Picture | Fitted | None]:
+        """For each scene its picture, if it is to be encoded (LATENTS), and then what became of it."""
+        with tempfile.TemporaryDirectory(prefix="ltxtrain-fit-") as scratch:
+            folder = Path(scratch)
+            path = folder / "clip"
+            self._objects.get_file(order.task.key, path, sha256=order.task.sha256)
+            scenes = fit(path, order.task)
+            while True:
+                with limits(self._seconds + ALARM_SECONDS, self._memory_bytes):
+                    scene, fitted = next(scenes, (None, None))
+                if scene is None:
+                    return
+                if fitted is None:
+                    yield None
+                    yield Fitted(scene=scene)
+                    continue
+                stored = {}
+                for piece in sorted(order.pieces - {Piece.LATENTS}):
+                    stored[piece] = (
+                        store_sheet(self._objects, fitted, order.conditioning_frames)
+                        if piece is Piece.SHEET
+                        else store_lossless(self._objects, fitted, folder)
+                    )
+                encoded = Piece.LATENTS in order.pieces
+                yield (
+                    Picture(frames=fitted.frames, audio=fitted.audio, frame_rate=fitted.frame_rate) if encoded else None
+                )
+                del fitted
+                yield Fitted(scene=scene, stored=stored)
+
+
+class _ModelActor:
+    """What the two actors that hold a model share."""
+
+    def __init__(self, store: StoreAddress, source: ModelSource, threads: int) -> None:
+        self._objects = Objects(store)
+        self._source = source
+        self._threads = threads
+
+    def _resolve(self) -> tuple["ModelFolder", str]:
+        """The model and the device. Raises ModelUnavailable and ModelUnsupported."""
+        import torch
+
+        from trainer.model import resolve_model
+
+        torch.set_num_threads(self._threads)
+        folder = resolve_model(self._source.reference, self._source.revision, self._source.components)
+        return folder, "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@ray.remote(max_restarts=0)
+class ClipEncoderActor(_ModelActor):
+    """Holds the VAE encoders for as long as a training set is made."""
+
+    def ready(self) -> None:
+        """Loads the encoders."""
+        self._encoder = self._load(tiling=False)
+
+    def encode(self, picture: Picture) -> StoredBlob:
+        """Latents of a fitted clip, in the store. Raises OutOfMemory."""
+        from trainer.errors import DeviceMemoryExhausted
+        from trainer.sample import dump_clip
+
+        try:
+            encoded = self._encoder.encode(picture.frames, picture.frame_rate, picture.audio)
+        except DeviceMemoryExhausted as error:
+            if self._encoder.vae.use_tiling:
+                raise OutOfMemory(str(error)) from None
+            self._encoder = self._load(tiling=True)
+            return self.encode(picture)
+        return self._objects.put_content(SERVICE, dump_clip(encoded), SAFETENSORS)
+
+    def _load(self, *, tiling: bool) -> "ClipEncoder":
+        from trainer.encode import ClipEncoder
+
+        folder, device = self._resolve()
+        return ClipEncoder(folder, device, with_audio="audio_vae" in self._source.components, tiling=tiling)
+
+
+@ray.remote(max_restarts=0)
+class PromptEncoderActor(_ModelActor):
+    """Holds Gemma and the connectors for as long as prompts are embedded."""
+
+    def ready(self) -> None:
+        """Loads them."""
+        from trainer.encode import PromptEncoder
+
+        self._encoder: PromptEncoder = PromptEncoder(*self._resolve())
+
+    def encode(self, prompt: str) -> Embedded:
+        """The embedding of a prompt, in the store."""
+        from trainer.sample import dump_prompt
+
+        (embedding,) = self._encoder.encode([prompt])
+        stored = self._objects.put_content(SERVICE, dump_prompt(embedding), SAFETENSORS)
+        return Embedded(stored=stored, tokens=embedding.token_count, truncated=embedding.truncated)

@@ -1,0 +1,249 @@
+"""Clips to samples: fitted on CPUs, encoded where the model is, with a bounded number of pictures in between."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from ltxtrain.v1.work_pb2 import Stage
+
+from services.preprocess.actors import FitOrder, Fitted, OutOfMemory
+from services.preprocess.attempt import Attempt
+from services.preprocess.cache import Entry, as_blob
+from services.preprocess.encoders import Encoders
+from services.preprocess.keys import piece_key
+from services.preprocess.outcome import Outcome, Scene
+from services.preprocess.pieces import Piece
+from services.preprocess.plan import Item
+from services.preprocess.verdict import GpuOutOfMemory
+from services.runtime.cluster import ActorKilled, kill
+from services.runtime.objects import ObjectCorrupt, ObjectMissing, StoredBlob
+from services.runtime.work import Retryable
+
+# Share of Ray's object store that pictures on their way may take.
+IN_FLIGHT_SHARE = 0.3
+# Pictures that wait for one encoder; more would not make it faster.
+WAITING = 2
+# What a fitter may run ahead: the picture and the outcome of one scene.
+AHEAD = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a clip came to, and the files of its scenes."""
+
+    item: Item
+    outcome: Outcome
+    files: Mapping[tuple[int, Piece], Entry] = field(default_factory=dict)
+    # Samples that were there already, and those that were made.
+    hits: int = 0
+    misses: int = 0
+
+
+class ClipGone(Exception):
+    """The bytes of a clip are not in the store any more."""
+
+    def __init__(self, clip: str) -> None:
+        super().__init__(clip)
+        self.clip = clip
+
+
+@dataclass
+class _Fitting:
+    """A clip while it is made; outlives the actors that make it."""
+
+    scenes: dict[int, Fitted] = field(default_factory=dict)
+    encodings: dict[int, "asyncio.Task[StoredBlob]"] = field(default_factory=dict)
+
+
+async def find_made(attempt: Attempt, items: Sequence[Item]) -> tuple[list[Made], dict[str, Entry]]:
+    """Items of which everything is there already, and whatever is there of the others, by its key."""
+    outcomes = await attempt.cache.find([item.key for item in items], attempt.name)
+    known = {item.key: Outcome.load(outcomes[item.key].facts) for item in items if item.key in outcomes}
+    wanted = {
+        _key(attempt, item, scene, piece)
+        for item in items
+        if item.key in known
+        for scene in known[item.key].kept
+        for piece in item.pieces
+    }
+    found = await attempt.cache.find(sorted(wanted), attempt.name)
+    whole = []
+    for item in items:
+        if item.key not in known:
+            continue
+        outcome = known[item.key]
+        files = _files(attempt, item, outcome, found)
+        if files is not None:
+            whole.append(Made(item=item, outcome=outcome, files=files, hits=len(outcome.kept)))
+    return whole, found
+
+
+class ClipMaker:
+    """Makes items that are not there yet; each key once."""
+
+    def __init__(self, attempt: Attempt, encoders: Encoders | None, known: Mapping[str, Entry]) -> None:
+        self._attempt = attempt
+        self._cluster = attempt.runtime.cluster
+        self._encoders = encoders
+        self._known = known
+        self._fittings: dict[str, _Fitting] = {}
+        self._size, slots = _widths(attempt)
+        self._slots = asyncio.Semaphore(slots)
+
+    async def make(self, items: Sequence[Item]) -> AsyncGenerator[Made, None]:
+        """Each item as it is done.
+
+        Raises ClipGone, GpuOutOfMemory, Retryable, ClusterLost and ObjectStoreUnavailable.
+        """
+        size = min(self._size, len(items))
+        finishing: set[asyncio.Task[Made]] = set()
+        fitted = self._cluster.map_bounded(self._attempt.make_fitter, items, self._fit, size=size)
+        try:
+            async with aclosing(fitted) as results:
+                async for item, result in results:
+                    task = asyncio.create_task(self._finish(item, result))
+                    finishing.add(task)
+                    for done in [task for task in finishing if task.done()]:
+                        finishing.remove(done)
+                        yield done.result()
+            while finishing:
+                ended, finishing = await asyncio.wait(finishing, return_when=asyncio.FIRST_COMPLETED)
+                for task in ended:
+                    yield task.result()
+        finally:
+            encodings = [task for fitting in self._fittings.values() for task in fitting.encodings.values()]
+            tasks: list[asyncio.Task[Any]] = [*finishing, *encodings]
+            for one in tasks:
+                one.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _fit(self, actor: Any, item: Item) -> Outcome:
+        """What became of all scenes; pictures are handed to encoders as they come."""
+        await self._cluster.value(actor.ready.remote())
+        fitting = self._fittings.setdefault(item.key, _Fitting())
+        order = FitOrder(
+            task=item.task,
+            pieces=item.pieces,
+            conditioning_frames=self._attempt.settings.conditioning_frames,
+        )
+        streaming = actor.fit.options(num_returns="streaming", _generator_backpressure_num_objects=AHEAD)
+        references = aiter(streaming.remote(order))
+        limit = self._attempt.runtime.settings.clip_seconds
+        index = 0
+        while True:
+            try:
+                async with asyncio.timeout(limit):
+                    picture = await anext(references, None)
+                    if picture is None:
+                        break
+                    # Whether the actor still lived after the picture is known by what follows it.
+                    following = await anext(references, None)
+                    fitted: Fitted = await self._cluster.value(picture if following is None else following)
+            except TimeoutError:
+                # Trying again would take as long; the next clip finds the actor dead and gets another.
+                kill(actor)
+                return _killed(item, f"fitting it takes longer than the {limit:.0f} s that a clip may take")
+            if index not in fitting.scenes:
+                fitting.scenes[index] = fitted
+                await self._hand_over(item, index, fitting, picture)
+            index += 1
+        return Outcome(scenes=tuple(fitting.scenes[index].scene for index in sorted(fitting.scenes)))
+
+    async def _hand_over(self, item: Item, scene: int, fitting: _Fitting, picture: Any) -> None:
+        wanted = Piece.LATENTS in item.pieces and not fitting.scenes[scene].scene.skipped
+        if wanted and _key(self._attempt, item, scene, Piece.LATENTS) not in self._known:
+            await self._slots.acquire()
+            fitting.encodings[scene] = asyncio.create_task(self._encode(picture))
+
+    async def _encode(self, picture: Any) -> StoredBlob:
+        assert self._encoders is not None
+        try:
+            stored: StoredBlob = await self._encoders.encode(picture)
+        finally:
+            self._slots.release()
+        return stored
+
+    async def _finish(self, item: Item, result: Outcome | Exception) -> Made:
+        """What an item came to, recorded when all of its scenes are encoded."""
+        self._attempt.journal.reach(Stage.STAGE_PREPROCESS, item.position)
+        fitting = self._fittings.get(item.key, _Fitting())
+        try:
+            encoded = {scene: await task for scene, task in fitting.encodings.items()}
+        except ActorKilled as error:
+            result = error
+        except OutOfMemory as error:
+            raise GpuOutOfMemory(str(error)) from error
+        finally:
+            self._fittings.pop(item.key, None)
+        outcome = _outcome(item, result)
+        entries = {}
+        if not outcome.killed:
+            entries = self._entries(item, outcome, fitting, encoded)
+            await self._attempt.cache.keep(entries, self._attempt.name)
+        files = _files(self._attempt, item, outcome, {**self._known, **entries})
+        assert files is not None
+        misses = len(outcome.kept) if item.main is not Piece.LATENTS else len(fitting.encodings)
+        return Made(item=item, outcome=outcome, files=files, hits=len(outcome.kept) - misses, misses=misses)
+
+    def _entries(
+        self, item: Item, outcome: Outcome, fitting: _Fitting, encoded: Mapping[int, StoredBlob]
+    ) -> dict[str, Entry]:
+        entries = {}
+        for index in outcome.kept:
+            stored = dict(fitting.scenes[index].stored)
+            if index in encoded:
+                stored[Piece.LATENTS] = encoded[index]
+            for piece, blob in stored.items():
+                entries[_key(self._attempt, item, index, piece)] = Entry(as_blob(blob))
+        # Last: it says that the rest is there.
+        entries[item.key] = Entry(facts=outcome.dump())
+        return entries
+
+
+def _widths(attempt: Attempt) -> tuple[int, int]:
+    """How many fitters, and how many pictures between them and the encoders, so that all fit in the share."""
+    training = attempt.settings.training
+    picture_bytes = training.width * training.height * 3 * training.frame_count
+    cluster = attempt.runtime.cluster
+    room = max(2, int(cluster.object_store_bytes * IN_FLIGHT_SHARE) // picture_bytes)
+    fitters = min(cluster.cpu_count, room - 1)
+    return fitters, max(1, min(WAITING * attempt.encoder_count, room - fitters))
+
+
+def _key(attempt: Attempt, item: Item, scene: int, piece: Piece) -> str:
+    if piece is Piece.SHEET:
+        # It shows the frames on both sides of the end of the prefix.
+        return piece_key(item.key, scene, f"{piece} {attempt.settings.conditioning_frames}")
+    return piece_key(item.key, scene, piece, attempt.model_revision if piece is Piece.LATENTS else "")
+
+
+def _files(
+    attempt: Attempt, item: Item, outcome: Outcome, found: Mapping[str, Entry]
+) -> dict[tuple[int, Piece], Entry] | None:
+    """The files of all kept scenes, or None when one is not there."""
+    keys = {(scene, piece): _key(attempt, item, scene, piece) for scene in outcome.kept for piece in item.pieces}
+    if any(key not in found for key in keys.values()):
+        return None
+    return {place: found[key] for place, key in keys.items()}
+
+
+def _outcome(item: Item, result: Outcome | Exception) -> Outcome:
+    match result:
+        case Outcome():
+            return result
+        case ActorKilled():
+            return _killed(item, "decoding or encoding it ended its worker three times")
+        case MemoryError():
+            return _killed(item, "fitting it needs more memory than a clip may use")
+        case ObjectMissing():
+            raise ClipGone(item.clip.name)
+        case ObjectCorrupt():
+            raise Retryable(f"the bytes of {item.clip.name} were read wrongly: {result}")
+    raise result
+
+
+def _killed(item: Item, text: str) -> Outcome:
+    scene = Scene(source_frames=item.clip.frame_count, skipped="ACTOR_KILLED", description=text)
+    return Outcome(scenes=(scene,))

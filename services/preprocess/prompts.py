@@ -1,0 +1,68 @@
+"""Every caption and prompt of a training set as embeddings, before any clip is encoded and Gemma is gone again."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ltxtrain.v1.artifact_pb2 import Blob
+
+from services.preprocess.actors import Embedded
+from services.preprocess.attempt import Attempt
+from services.preprocess.cache import Entry, as_blob
+from services.preprocess.encoders import Encoders
+from services.preprocess.keys import prompt_key
+from services.preprocess.report import Caption
+
+# Gemma takes long to load: an actor more pays for so many prompts.
+PROMPTS_AN_ACTOR = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Embeddings by prompt, and how many of them were there already."""
+
+    entries: Mapping[str, Entry] = field(default_factory=dict)
+    hits: int = 0
+    misses: int = 0
+
+    def blob(self, prompt: str) -> Blob | None:
+        entry = self.entries.get(prompt)
+        return None if entry is None else entry.blob
+
+    def caption(self, prompt: str) -> Caption:
+        facts = self.entries[prompt].facts if prompt in self.entries else {}
+        return Caption(text=prompt, tokens=facts.get("tokens", 0), truncated=facts.get("truncated", False))
+
+
+async def embed(attempt: Attempt, prompts: Sequence[str]) -> Prompts:
+    """Embeddings of all prompts; equal ones are made once, and none that was made before."""
+    wanted = {prompt: prompt_key(prompt, attempt.model_revision) for prompt in dict.fromkeys(prompts)}
+    known = await attempt.cache.find(list(wanted.values()), attempt.name)
+    missing = {prompt: key for prompt, key in wanted.items() if key not in known}
+    if missing:
+        known |= await _make(attempt, missing)
+    entries = {prompt: known[key] for prompt, key in wanted.items()}
+    return Prompts(entries=entries, hits=len(wanted) - len(missing), misses=len(missing))
+
+
+async def _make(attempt: Attempt, missing: Mapping[str, str]) -> dict[str, Entry]:
+    made: dict[str, Entry] = {}
+    size = min(attempt.encoder_count, 1 + len(missing) // PROMPTS_AN_ACTOR)
+    waiting = iter(missing.items())
+
+    async def work(encoders: Encoders) -> None:
+        for prompt, key in waiting:
+            embedded: Embedded = await encoders.encode(prompt)
+            facts = {"tokens": embedded.tokens, "truncated": embedded.truncated}
+            made[key] = Entry(as_blob(embedded.stored), facts)
+            await attempt.cache.keep({key: made[key]}, attempt.name)
+
+    async with Encoders.start(attempt.runtime.cluster, attempt.make_prompt_encoder, size) as encoders:
+        tasks = [asyncio.create_task(work(encoders)) for _ in range(size)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    return made
