@@ -1,5 +1,8 @@
 """Ray actors that probe: each decodes one clip after another, within limits that its own process enforces."""
 
+import errno
+import logging
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +13,11 @@ from services.runtime.limits import limits
 from services.runtime.objects import Objects, StoreAddress
 from trainer.errors import ClipError, NoVideoTrack, StillImage
 from trainer.media.probe import Probe, probe
+
+log = logging.getLogger(__name__)
+
+# What ffmpeg says when its process reaches the limit.
+OUT_OF_MEMORY = os.strerror(errno.ENOMEM)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +74,19 @@ def look(path: Path) -> Verdict:
     except NoVideoTrack as error:
         return Verdict(failure=str(error), no_video=True)
     except ClipError as error:
-        return Verdict(failure=str(error))
+        return _unreadable(str(error))
     except MemoryError:
-        return Verdict(failure="Decoding it needs more memory than a clip may use.", exhausted=True)
+        return _unreadable(OUT_OF_MEMORY)
+    except Exception as error:
+        # The file is somebody's invention: what nobody foresaw of it is its fault, and this worker's log has it all.
+        log.exception("unforeseen")
+        return _unreadable(f"Its reader does not know what to make of it ({type(error).__name__}).")
     if found.damage is not None:
-        return Verdict(failure=f"{found.damage} {found.frame_count} frames can be decoded before.")
+        return _unreadable(f"{found.damage} {found.frame_count} frames can be decoded before.")
     return Verdict(probe=found)
+
+
+def _unreadable(why: str) -> Verdict:
+    if OUT_OF_MEMORY in why:
+        return Verdict(failure="Decoding it needs more memory than a clip may use.", exhausted=True)
+    return Verdict(failure=why)

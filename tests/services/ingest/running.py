@@ -8,7 +8,7 @@ from pathlib import Path
 from google.rpc import error_details_pb2
 from ltxtrain.v1.ingest_pb2 import Clip, Dataset
 from ltxtrain.v1.work_pb2 import Event, ReportLine, ReportReason, State
-from ltxtrain_client.channel import connect
+from ltxtrain_client.channel import Credentials, connect
 from ltxtrain_client.ingest import IngestClient
 
 from services.ingest.fetch import Fetcher
@@ -61,6 +61,7 @@ class Ingest:
     service: IngestService
     runtime: Runtime
     web: Web
+    address: str
 
     async def run(self, **source: object) -> Outcome:
         """Create a dataset and wait for its end."""
@@ -83,9 +84,9 @@ class Ingest:
 
 @asynccontextmanager
 async def serving(
-    state_dir: Path, store: StoreAddress, cluster: Cluster, hostile: Web, fetcher: Fetcher | None = None, **more: object
+    state_dir: Path, store: StoreAddress, cluster: Cluster, hostile: Web, *, token: str = "", **more: object
 ) -> AsyncIterator[Ingest]:
-    """`more` are further settings."""
+    """token: what the client shows; `more` are further settings."""
     values: dict[str, object] = {
         "state_dir": state_dir,
         "fetch_allow": (hostile.host,),
@@ -98,13 +99,14 @@ async def serving(
     objects = ObjectStore(store)
     await objects.ensure_bucket()
     runtime = Runtime(settings, database, log, Blobs(database), objects, cluster)
-    service = IngestService(runtime, fetcher or Fetcher(settings, first_backoff_seconds=0.01))
+    service = IngestService(runtime, Fetcher(settings, first_backoff_seconds=0.01))
     server = Server(settings, [service.full_name])
     service.register(server.grpc)
     await server.start()
     await service.work.resume()
-    async with connect(server.address) as channel:
-        yield Ingest(IngestClient(channel), service, runtime, hostile)
+    address = f"http://{server.address}" if token else server.address
+    async with connect(address, Credentials(token=token)) as channel:
+        yield Ingest(IngestClient(channel), service, runtime, hostile, server.address)
 
     async def before_close() -> None:
         log.drain()
