@@ -6,7 +6,8 @@ Followers of one resource share one tail of its newest events, so five hundred o
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from itertools import islice
 from weakref import WeakValueDictionary
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -39,9 +40,10 @@ class _Tail:
 
     def after(self, sequence: int) -> list[tuple[int, Event]] | None:
         """Events after sequence, or None when the tail does not reach back that far."""
-        if not self.events or self.events[0][0] > sequence + 1:
+        if not self.events or (first := self.events[0][0]) > sequence + 1:
             return None
-        return [item for item in self.events if item[0] > sequence]
+        # Sequences are dense.
+        return list(islice(self.events, sequence + 1 - first, None))
 
 
 class EventLog:
@@ -91,7 +93,7 @@ class EventLog:
             tail.events.clear()
             tail.ring()
 
-    async def follow(self, resource: str, after: int) -> AsyncIterator[tuple[int, Event | None]]:
+    async def follow(self, resource: str, after: int) -> AsyncGenerator[tuple[int, Event | None], None]:
         """Events after `after`, then news as it comes; None is a heartbeat. Ends after the terminal event.
 
         Raises NotFound, CursorOutOfRange, and Draining when the server shuts down.

@@ -1,12 +1,14 @@
 """What the three services' RPCs share: names, request ids, watches."""
 
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import TypeVar
 
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.work_pb2 import Event
 
+from services.runtime import metrics
 from services.runtime.auth import SERVICE, caller
 from services.runtime.errors import InvalidSpec, QueueFull, Violation
 from services.runtime.events import EventLog
@@ -46,17 +48,28 @@ class Watches:
         self._limit = settings.max_watches
         self._open: dict[str, int] = {}
 
-    async def responses(self, name: str, after: int, response: Callable[..., R]) -> AsyncIterator[R]:
+    async def responses(self, name: str, after: int, response: Callable[..., R]) -> AsyncGenerator[R, None]:
         """Responses of a Watch RPC: each event with its sequence, heartbeats, until the terminal event."""
-        owner = caller.get()
+        with self._counted(caller.get()):
+            # Closed with this generator, not when it is collected: a watch that was left counts no more.
+            async with aclosing(self._log.follow(name, after)) as events:
+                async for sequence, event in events:
+                    yield _response(response, sequence, event)
+
+    @contextmanager
+    def _counted(self, owner: str) -> Iterator[None]:
+        """Raises QueueFull."""
         if self._open.get(owner, 0) >= self._limit:
             raise QueueFull(f"{self._limit} watches are open already. Close some.", metadata={"limit": self._limit})
         self._open[owner] = self._open.get(owner, 0) + 1
+        metrics.open_watches.inc()
         try:
-            async for sequence, event in self._log.follow(name, after):
-                yield _response(response, sequence, event)
+            yield
         finally:
+            metrics.open_watches.dec()
             self._open[owner] -= 1
+            if not self._open[owner]:
+                del self._open[owner]
 
 
 def _response(response: Callable[..., R], sequence: int, event: Event | None) -> R:

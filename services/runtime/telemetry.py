@@ -80,8 +80,14 @@ class JsonLines(logging.Formatter):
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
+def is_worth_a_line(record: logging.LogRecord) -> bool:
+    """False of the stack trace that gRPC writes for each peer that leaves in the midst of a message."""
+    return not (record.name.startswith("grpc._cython") and "ExecuteBatchError" in record.getMessage())
+
+
 def log_to_stderr(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(is_worth_a_line)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
 

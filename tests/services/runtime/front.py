@@ -33,7 +33,8 @@ class JobBook(train_pb2_grpc.TrainServiceServicer):
         self.log = EventLog(database, heartbeat_seconds)
         self.jobs: Store[Job] = Store(database, self.log, "jobs", Job)
         self._watches = Watches(self.log, settings)
-        # Messages that streams have handed to gRPC, and a bell for each stream that has ended.
+        # Streams that were opened, messages that they have handed to gRPC, and a bell for each that has ended.
+        self.streams = 0
         self.sent = 0
         self.stream_ended = asyncio.Event()
         # What EstimateJob does.
@@ -65,6 +66,7 @@ class JobBook(train_pb2_grpc.TrainServiceServicer):
     ) -> AsyncIterator[train_pb2.WatchJobResponse]:
         await self.jobs.get(request.name, visible_owner())
         kind = train_pb2.WatchJobResponse
+        self.streams += 1
         try:
             async with aclosing(self._watches.responses(request.name, request.after_sequence, kind)) as responses:
                 async for response in responses:
@@ -78,10 +80,12 @@ class JobBook(train_pb2_grpc.TrainServiceServicer):
 
     # What a workflow would do.
 
-    async def add(self, name: str, completed: int = 0, text: str = "") -> None:
+    async def add(self, name: str, count: int = 1, text: str = "") -> None:
+        """So many events in one transaction, each with a text of that size in it."""
         async with self.jobs.edit(name) as edit:
-            event = Event(progress=Progress(completed=completed))
-            edit.add_event(Event(warning=status_pb2.Status(message=text)) if text else event)
+            for completed in range(count):
+                event = Event(progress=Progress(completed=completed))
+                edit.add_event(Event(warning=status_pb2.Status(message=text)) if text else event)
 
     async def finish(self, name: str) -> None:
         async with self.jobs.edit(name) as edit:

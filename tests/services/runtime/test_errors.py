@@ -208,8 +208,7 @@ def test_the_documented_codes_are_those_of_the_contract() -> None:
 
 
 def test_every_code_has_its_http_status() -> None:
-    http = {code: status for code, status in cells_of("HTTP")}
-    assert {(row.code, row.http) for row in table().values()} == set(http.items())
+    assert {(row.code, row.http) for row in table().values()} == {(code, http) for code, http in cells_of("HTTP")}
 
 
 def test_every_metadata_key_of_the_services_is_documented() -> None:
