@@ -33,6 +33,7 @@ PROGRAM_SHA256 = {
 }
 # All of them are named, for a default that is taken is replaced silently.
 PORTS = (
+    "admin.port",
     "s3.port",
     "s3.port.grpc",
     "master.port",
@@ -41,9 +42,9 @@ PORTS = (
     "volume.port.grpc",
     "filer.port",
     "filer.port.grpc",
-    "admin.port",
-    "admin.port.grpc",
 )
+# Its own maintenance asks for the admin's gRPC at this distance from its port, whatever it was told.
+ADMIN_OFFSET = 10_000
 OPTIONS = (
     f"-ip={HOST}",
     f"-ip.bind={HOST}",
@@ -52,6 +53,8 @@ OPTIONS = (
     "-webdav=false",
     "-admin.ui=false",
     "-master.telemetry=false",
+    # Nobody is told that it stops, so nobody is waited for.
+    "-volume.preStopSeconds=0",
     "-s3.port.iceberg=0",
     "-s3.port.lance=0",
     "-s3.autoCreateBucket=false",
@@ -59,7 +62,7 @@ OPTIONS = (
 )
 MEMORY_LIMIT = "256MiB"
 READY_SECONDS = 30.0
-GRACE_SECONDS = 10.0
+GRACE_SECONDS = 5.0
 ATTEMPTS = 3
 
 
@@ -97,7 +100,7 @@ class EmbeddedStore:
         (self._folder / "data").mkdir(exist_ok=True)
         access_key, secret_key = _credentials(self._folder / "credentials.json")
         for remaining in reversed(range(ATTEMPTS)):
-            self._ports = remembered_ports(self._folder / "ports.json", PORTS)
+            self._ports = _chosen_ports(self._folder / "ports.json")
             endpoint = f"{HOST}:{self._ports['s3.port']}"
             address = StoreAddress(
                 endpoint=endpoint,
@@ -179,6 +182,11 @@ def weed_program() -> Path:
             f"Install {PACKAGE}=={VERSION} again."
         )
     return program
+
+
+def _chosen_ports(path: Path) -> dict[str, int]:
+    ports = remembered_ports(path, PORTS, {"admin.port": ADMIN_OFFSET})
+    return ports | {"admin.port.grpc": ports["admin.port"] + ADMIN_OFFSET}
 
 
 def _credentials(path: Path) -> tuple[str, str]:

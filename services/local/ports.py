@@ -4,7 +4,7 @@ import contextlib
 import json
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -24,22 +24,26 @@ def is_free(port: int) -> bool:
     return True
 
 
-def free_port() -> int:
-    """Some port that nobody listens on."""
-    candidates = random.sample(RANGE, 200)
-    return next(port for port in candidates if is_free(port))
+def remembered_ports(path: Path, names: Sequence[str], offsets: Mapping[str, int] | None = None) -> dict[str, int]:
+    """A free port for each name: those of the last time where they are free still. They are kept in the file.
 
-
-def remembered_ports(path: Path, names: Sequence[str]) -> dict[str, int]:
-    """A free port for each name: those of the last time where they are free still. They are kept in the file."""
+    Where a name has an offset, the port that much above its own is free too.
+    """
     old: dict[str, int] = {}
     with contextlib.suppress(FileNotFoundError, ValueError):
         old = json.loads(path.read_text())
     ports: dict[str, int] = {}
+    allowed = set(RANGE)
     for name in names:
-        port = old.get(name, 0)
-        while port in ports.values() or port not in RANGE or not is_free(port):
-            port = free_port()
-        ports[name] = port
+        offset = (offsets or {}).get(name, 0)
+        pairs = ({port, port + offset} for port in _candidates(old.get(name, 0)))
+        pair = next(pair for pair in pairs if pair <= allowed and all(map(is_free, pair)))
+        ports[name] = min(pair)
+        allowed -= pair
     path.write_text(json.dumps(ports))
     return ports
+
+
+def _candidates(first: int) -> Iterator[int]:
+    yield first
+    yield from random.sample(RANGE, len(RANGE))
