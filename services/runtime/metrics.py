@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from ltxtrain.v1.work_pb2 import Event, Outcome, ReportReason, Stage, State
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
@@ -41,24 +42,28 @@ _waiting: set[str] = set()
 queued.set_function(lambda: float(len(_waiting)))
 
 
-def serve_metrics(bind: str) -> Callable[[], None]:
-    """Answer at http://{bind}/metrics; what is returned ends that. Raises SettingsError."""
+@contextmanager
+def serve_metrics(bind: str) -> Iterator[str]:
+    """Answer at http://{address}/metrics during the block, which gets the address; nothing when `bind` is empty.
+
+    Raises SettingsError.
+    """
+    if not bind:
+        yield ""
+        return
     host, _, port = bind.rpartition(":")
     if not is_loopback(bind):
         log.warning("metrics are open to other machines at %s", bind)
     try:
         server, thread = start_http_server(int(port), host.strip("[]"))
     except (OSError, ValueError, OverflowError) as error:
-        raise SettingsError(
-            f"LTXTRAIN_METRICS_BIND={bind}: {error}. Use host:port, with a port that is free."
-        ) from error
-
-    def stop() -> None:
+        raise SettingsError(f"LTXTRAIN_METRICS_BIND={bind}: {error}. Name a host and a free port.") from error
+    try:
+        yield f"{host}:{server.server_port}"
+    finally:
         server.shutdown()
         server.server_close()
         thread.join()
-
-    return stop
 
 
 def count_resources(kind: str, by_state: Mapping[int, int]) -> None:

@@ -10,20 +10,25 @@ from typing import Any, Protocol
 
 import grpc.aio
 
+from services.runtime import tracing
 from services.runtime.auth import SERVICE, caller
 from services.runtime.blobs import Blobs
 from services.runtime.cluster import Cluster, ClusterRefused
 from services.runtime.events import EventLog
+from services.runtime.metrics import serve_metrics
 from services.runtime.objects import ObjectStore, ObjectStoreUnavailable, StoreAddress
 from services.runtime.server import Server, stop_event
 from services.runtime.settings import Settings, SettingsError, read_settings
-from services.runtime.tables import Database
+from services.runtime.tables import Database, DatabaseUnavailable
 from services.runtime.telemetry import log_to_stderr
 from services.runtime.work import WorkRunner
 
 log = logging.getLogger(__name__)
 
 READY_SECONDS = 5.0
+COUNT_SECONDS = 15.0
+TIDY_SECONDS = 3600.0
+EXIT_UNAVAILABLE = 1
 EXIT_SETTINGS = 2
 EXIT_CLUSTER_LOST = 3
 
@@ -69,6 +74,15 @@ def store_address(settings: Settings) -> StoreAddress:
 
 async def serve(settings: Settings, build: Callable[[Runtime], Service]) -> int:
     """Run one service until SIGTERM or until its cluster is lost; the exit status of the process."""
+    tracing.start_tracing(settings.otlp_endpoint, getattr(build, "full_name", "ltxtrain"))
+    try:
+        with serve_metrics(settings.metrics_bind):
+            return await _serve(settings, build)
+    finally:
+        tracing.stop_tracing()
+
+
+async def _serve(settings: Settings, build: Callable[[Runtime], Service]) -> int:
     # Ray before the gRPC server: it forks, and a fork under live gRPC threads can hang.
     cluster = Cluster.attach(settings.ray_address, settings.ray_token)
     database = await Database.open(settings.database, settings.state_dir)
@@ -82,6 +96,7 @@ async def serve(settings: Settings, build: Callable[[Runtime], Service]) -> int:
     background = [
         asyncio.create_task(_keep_ready(server, database, objects, cluster)),
         asyncio.create_task(_keep_tidy(service)),
+        asyncio.create_task(_keep_counted(service)),
         asyncio.create_task(cluster.watch()),
     ]
     await service.work.resume()
@@ -121,9 +136,21 @@ async def _keep_ready(server: Server, database: Database, objects: ObjectStore, 
 async def _keep_tidy(service: Service) -> None:
     caller.set(SERVICE)
     while True:
-        await asyncio.sleep(3600)
-        with contextlib.suppress(ObjectStoreUnavailable):
+        await asyncio.sleep(TIDY_SECONDS)
+        try:
             await service.tidy()
+        except (ObjectStoreUnavailable, DatabaseUnavailable) as error:
+            log.warning("nothing was tidied: %s", error)
+        except Exception:
+            log.exception("tidying failed")
+
+
+async def _keep_counted(service: Service) -> None:
+    """Resources by state, for the metrics."""
+    while True:
+        with contextlib.suppress(DatabaseUnavailable):
+            await service.work.count()
+        await asyncio.sleep(COUNT_SECONDS)
 
 
 def main(build: Callable[[Runtime], Service]) -> None:
@@ -135,4 +162,8 @@ def main(build: Callable[[Runtime], Service]) -> None:
     except (SettingsError, ClusterRefused) as error:
         print(error, file=sys.stderr)
         status = EXIT_SETTINGS
+    except DatabaseUnavailable as error:
+        # Worth another start, by whoever supervises this process.
+        print(error, file=sys.stderr)
+        status = EXIT_UNAVAILABLE
     sys.exit(status)

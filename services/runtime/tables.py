@@ -96,6 +96,7 @@ blob_ref = Table(
 
 # pg_advisory_lock's key: the ASCII codes of "ltxt".
 ADVISORY_LOCK = 0x6C747874
+TAKEN = "Another process uses this database. Stop it, or give this service its own LTXTRAIN_DATABASE_URL."
 SQLITE_OUTAGES = frozenset(
     {
         sqlite3.SQLITE_BUSY,
@@ -122,20 +123,28 @@ class Database:
         self._engine = engine
         self._lock = lock
         self._writing = asyncio.Lock()
+        # False: a database server forgot our lock, and another process has it now.
+        self._owned = True
 
     @classmethod
     async def open(cls, url: str, state_dir: Path) -> "Database":
-        """Create the tables if absent. Raises SettingsError when another process holds the database."""
+        """Create the tables if absent.
+
+        Raises SettingsError when another process holds the database, and DatabaseUnavailable.
+        """
         state_dir.mkdir(parents=True, exist_ok=True)
-        engine = create_async_engine(url)
+        on_file = make_url(url).get_backend_name() == "sqlite"
+        # A connection that a database server has closed is replaced before it is used.
+        engine = create_async_engine(url, pool_pre_ping=not on_file)
         lock: IO[str] | AsyncConnection
-        if make_url(url).get_backend_name() == "sqlite":
-            _tune_sqlite(engine)
-            lock = _lock_file(Path(make_url(url).database or "state.db").with_suffix(".lock"))
-        else:
-            lock = await _lock_server(engine)
-        async with engine.begin() as connection:
-            await connection.run_sync(metadata.create_all)
+        with _answering():
+            if on_file:
+                _tune_sqlite(engine)
+                lock = _lock_file(Path(make_url(url).database or "state.db").with_suffix(".lock"))
+            else:
+                lock = await _lock_server(engine)
+            async with engine.begin() as connection:
+                await connection.run_sync(metadata.create_all)
         return cls(engine, lock)
 
     @asynccontextmanager
@@ -155,22 +164,32 @@ class Database:
             await connection.commit()
             committed()
 
+        if not self._owned:
+            raise DatabaseUnavailable(TAKEN)
         with _answering():
             async with self._writing, self._engine.connect() as connection:
                 yield connection
                 await _uninterrupted(commit(connection))
 
     async def answers(self) -> bool:
-        """Whether a query succeeds."""
+        """Whether a query succeeds and the database is still ours; a lock that its server forgot is taken anew."""
         try:
-            async with self._engine.connect() as connection:
+            async with self.read() as connection:
                 await connection.execute(text("SELECT 1"))
-        except (DBAPIError, OSError):
+            if isinstance(self._lock, AsyncConnection):
+                self._lock = await _kept(self._lock, self._engine)
+                self._owned = True
+        except DatabaseUnavailable:
+            return False
+        except SettingsError:
+            self._owned = False
             return False
         return True
 
     async def close(self) -> None:
         if isinstance(self._lock, AsyncConnection):
+            # Its server frees the lock with the connection, in what state that ever is.
+            await self._lock.invalidate()
             await self._lock.close()
         await self._engine.dispose()
         if not isinstance(self._lock, AsyncConnection):
@@ -236,11 +255,20 @@ def _lock_file(path: Path) -> IO[str]:
 
 async def _lock_server(engine: AsyncEngine) -> AsyncConnection:
     connection = await engine.connect()
-    taken = await connection.scalar(text(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})"))
-    await connection.commit()
-    if not taken:
+    await connection.execution_options(isolation_level="AUTOCOMMIT")
+    if not await connection.scalar(text(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})")):
         await connection.close()
-        raise SettingsError(
-            "Another process uses this database. Stop it, or give this service its own LTXTRAIN_DATABASE_URL."
-        )
+        raise SettingsError(TAKEN)
     return connection
+
+
+async def _kept(lock: AsyncConnection, engine: AsyncEngine) -> AsyncConnection:
+    """The connection that holds the lock: the same while it lives, then another. Raises SettingsError."""
+    try:
+        await lock.execute(text("SELECT 1"))
+        return lock
+    except DBAPIError:
+        await lock.invalidate()
+        await lock.close()
+    with _answering():
+        return await _lock_server(engine)

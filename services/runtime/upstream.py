@@ -7,6 +7,7 @@ from typing import TypeVar
 from ltxtrain_client.channel import Channel, Credentials, connect
 from ltxtrain_client.errors import CallError, DeadlineExceeded, Unavailable
 
+from services.runtime import tracing
 from services.runtime.auth import LOCAL_OWNER
 from services.runtime.errors import Upstream
 from services.runtime.settings import Settings
@@ -24,7 +25,7 @@ def connect_service(address: str, settings: Settings, owner: str = LOCAL_OWNER) 
         tls_key=settings.tls_key if settings.tls_root else None,
     )
     trusted = address if "://" in address or settings.tls_root else f"http://{address}"
-    return connect(trusted, credentials).acting_for(owner)
+    return connect(trusted, credentials, interceptors=tracing.client_interceptors()).acting_for(owner)
 
 
 async def passing_errors_on(call: Awaitable[T]) -> T:
