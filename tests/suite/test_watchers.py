@@ -1,0 +1,93 @@
+"""Watchers of a running suite: no death of a service and no end of a stream loses an event, or touches the work."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from ltxtrain.v1 import train_pb2, train_pb2_grpc
+from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
+from ltxtrain.v1.work_pb2 import Event, State
+
+from services.local.up import Suite
+from tests.suite.conftest import Clients, finished, submit
+
+WATCHERS = 20
+Watch = Callable[[], AsyncIterator[tuple[int, Event]]]
+
+
+@pytest.fixture(scope="module")
+async def dataset(clients: Clients, clips_zip: Path) -> str:
+    upload = await clients.ingest.upload(clips_zip)
+    made = await clients.ingest.create_dataset(upload=upload.name)
+    async for _ in clients.ingest.watch_dataset(made.name):
+        pass
+    return made.name
+
+
+def settings() -> PreprocessSettings:
+    geometry = Geometry(width=512, height=288, frame_count=17, frame_rate=24)
+    return PreprocessSettings(training=geometry, validation=geometry, conditioning_frames=9, fit_only=True)
+
+
+async def watched(watch: Watch) -> list[int]:
+    return [sequence async for sequence, _ in watch()]
+
+
+async def killed_while_watched(suite: Suite, name: str, watch: Watch, after_events: int) -> list[list[int]]:
+    """What twenty watchers saw of work whose service was killed once some events had come."""
+    watchers = [asyncio.create_task(watched(watch)) for _ in range(WATCHERS)]
+    async for sequence, _ in watch():
+        if sequence >= after_events:
+            break
+    os.kill(suite.pids[name], signal.SIGKILL)
+    return await asyncio.gather(*watchers)
+
+
+async def test_ingest_is_killed_under_its_watchers(suite: Suite, clients: Clients, clips_zip: Path) -> None:
+    upload = await clients.ingest.upload(clips_zip)
+    made = await clients.ingest.create_dataset(upload=upload.name)
+    seen = await killed_while_watched(suite, "ingest", lambda: clients.ingest.watch_dataset(made.name), 2)
+    ended = await clients.ingest.get_dataset(made.name)
+    assert ended.lifecycle.state == State.STATE_SUCCEEDED and ended.clip_count == 5
+    assert all(sequences == list(range(1, ended.lifecycle.last_sequence + 1)) for sequences in seen)
+
+
+async def test_preprocess_is_killed_under_its_watchers(suite: Suite, clients: Clients, dataset: str) -> None:
+    made = await clients.preprocess.create_training_set(dataset, settings())
+    seen = await killed_while_watched(suite, "preprocess", lambda: clients.preprocess.watch_training_set(made.name), 2)
+    ended = await clients.preprocess.get_training_set(made.name)
+    assert ended.lifecycle.state == State.STATE_SUCCEEDED and ended.report.samples == 4
+    assert all(sequences == list(range(1, ended.lifecycle.last_sequence + 1)) for sequences in seen)
+
+
+async def test_train_is_killed_under_its_watchers(suite: Suite, clients: Clients, clips_zip: Path) -> None:
+    job = await submit(clients, clips_zip, options={"checkpoint_interval": 20})
+    seen = await killed_while_watched(suite, "train", lambda: clients.train.watch_job(job.name), 20)
+    ended = await finished(clients, job.name)
+    assert all(sequences == list(range(1, ended.lifecycle.last_sequence + 1)) for sequences in seen)
+
+
+async def test_a_deadline_ends_the_watch_and_not_the_job(suite: Suite, clients: Clients, clips_zip: Path) -> None:
+    job = await submit(clients, clips_zip)
+    async with grpc.aio.insecure_channel(suite.train_address) as channel:
+        stub = train_pb2_grpc.TrainServiceStub(channel)
+        request = train_pb2.WatchJobRequest(name=job.name)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in stub.WatchJob(request, timeout=0.5):
+                pass
+        assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    running = await clients.train.get_job(job.name)
+    assert running.lifecycle.state in (State.STATE_PENDING, State.STATE_RUNNING)
+    cancelled = await clients.train.cancel_job(job.name)
+    assert cancelled.lifecycle.state in (State.STATE_CANCELLING, State.STATE_CANCELLED)
+    async for _, event in clients.train.watch_job(job.name):
+        last = event
+    assert last.lifecycle.state == State.STATE_CANCELLED
+    ended = await clients.train.get_job(job.name)
+    assert ended.billable_units == 0
+    assert (await clients.train.cancel_job(job.name)).lifecycle == ended.lifecycle
