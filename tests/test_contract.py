@@ -1,11 +1,14 @@
 """The contract as buf sees it: linted, and compatible with what was released."""
 
+import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from google.protobuf import json_format
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     EnumDescriptorProto,
@@ -13,6 +16,8 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
     MethodDescriptorProto,
 )
+from google.protobuf.message_factory import GetMessageClass
+from ltxtrain.v1 import ingest_pb2, preprocess_pb2, train_pb2
 
 ROOT = Path(__file__).parent.parent
 BUF = Path(sys.executable).parent / "buf"
@@ -151,3 +156,23 @@ def test_an_added_field_is_welcome(tmp_path: Path) -> None:
     added.type, added.label = FieldDescriptorProto.TYPE_STRING, FieldDescriptorProto.LABEL_OPTIONAL
     done = breaking(contract, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def recipes() -> list[tuple[str, str, str]]:
+    """Service, method and request of every call in docs/grpcurl.md; a request from a file or stdin is empty."""
+    text = (ROOT / "docs/grpcurl.md").read_text()
+    written = r"""(?: '(?P<plain>\{.*?\})'| "(?P<quoted>\{.*?\})")?(?=[ )\n|])"""
+    found = re.finditer(rf"\b(?P<service>train|ingest|preprocess) (?P<method>[A-Z]\w+){written}", text)
+    return [
+        (match["service"], match["method"], match["plain"] or (match["quoted"] or "").replace('\\"', '"'))
+        for match in found
+    ]
+
+
+@pytest.mark.parametrize(("service", "method", "request_text"), recipes())
+def test_the_shell_recipes_name_what_there_is(service: str, method: str, request_text: str) -> None:
+    file = {"train": train_pb2, "ingest": ingest_pb2, "preprocess": preprocess_pb2}[service]
+    described = file.DESCRIPTOR.services_by_name[f"{service.capitalize()}Service"].methods_by_name[method]
+    # A number stands for what the shell puts in, as it is a text and a number alike.
+    filled = re.sub(r"\$\(.*?\)(?=[,\"}])|\$\{.*?\}|\$\w+", "1", request_text or "{}")
+    json_format.ParseDict(json.loads(filled), GetMessageClass(described.input_type)())

@@ -1,0 +1,208 @@
+"""Random requests over every call of the three services: no INTERNAL, no hang, no process lost, no memory kept."""
+
+import asyncio
+import hashlib
+from collections import Counter
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import aiohttp
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2
+from grpc_status import rpc_status
+from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.ingest_pb2 import CreateUploadRequest, CreateUploadResponse
+from ltxtrain_client import IngestClient, NotFound, PreprocessClient, TrainClient, connect
+
+from services.local.up import Suite
+from tests.suite.random_requests import PAYLOADS, RandomRequests, Rpc, every_rpc
+
+WORKERS = 8
+# A watch is silent for 15 s at most, and no other call takes so long.
+HANG_SECONDS = 30.0
+# Of a stream, what is read before it is left.
+MESSAGES = 20
+GROWTH = 1.1
+REFUSALS = {
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.ALREADY_EXISTS,
+    grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.UNIMPLEMENTED,
+}
+REASONS = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.DESCRIPTOR.values_by_name}
+BY_SHA256 = {hashlib.sha256(payload).hexdigest(): payload for payload in PAYLOADS}
+
+
+class Fuzz:
+    """One seeded run against running services."""
+
+    def __init__(self, channels: dict[str, grpc.aio.Channel], http: aiohttp.ClientSession, seed: int) -> None:
+        self._channels = channels
+        self._http = http
+        self.source = RandomRequests(seed)
+        self._rounds = self.source.rounds()
+        self.answered: Counter[str] = Counter()
+
+    async def run(self, count: int) -> None:
+        """Send `count` requests, some at a time. Raises AssertionError with the first request answered badly."""
+        left = iter(range(count))
+
+        async def work() -> None:
+            for _ in left:
+                rpc = next(self._rounds)
+                await self._send(rpc, self.source.request(rpc))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(WORKERS):
+                group.create_task(work())
+
+    async def _send(self, rpc: Rpc, request: Message) -> None:
+        # A hang is told with the request, so it is this clock that ends the call, not the call's own deadline.
+        try:
+            async with asyncio.timeout(HANG_SECONDS):
+                await (self._watch(rpc, request) if rpc.streams else self._call(rpc, request))
+        except TimeoutError:
+            raise AssertionError(f"{rpc.path} hangs\n{_short(request)}") from None
+        except grpc.aio.AioRpcError as error:
+            problem = _problem(error)
+            assert problem is None, f"{rpc.path}: {problem}: {error.details()}\n{_short(request)}"
+            self.answered[f"{rpc.path} {error.code().name}"] += 1
+        else:
+            self.answered[f"{rpc.path} OK"] += 1
+
+    async def _call(self, rpc: Rpc, request: Message) -> None:
+        call = self._channels[rpc.service].unary_unary(
+            rpc.path, request_serializer=rpc.request.SerializeToString, response_deserializer=rpc.response.FromString
+        )
+        response = await call(request)
+        self.source.note(response)
+        if isinstance(request, CreateUploadRequest) and isinstance(response, CreateUploadResponse):
+            await self._put(response.put_url, BY_SHA256.get(request.sha256))
+
+    async def _watch(self, rpc: Rpc, request: Message) -> None:
+        open_stream = self._channels[rpc.service].unary_stream(
+            rpc.path, request_serializer=rpc.request.SerializeToString, response_deserializer=rpc.response.FromString
+        )
+        stream = open_stream(request)
+        try:
+            for _ in range(MESSAGES):
+                if await stream.read() is grpc.aio.EOF:
+                    return
+        finally:
+            stream.cancel()
+
+    async def _put(self, url: str, payload: bytes | None) -> None:
+        if payload is not None:
+            async with self._http.put(url, data=payload) as response:
+                assert response.status == 200, await response.text()
+
+
+def _problem(error: grpc.aio.AioRpcError) -> str | None:
+    """What is wrong with an error as an answer; None: it is a proper refusal."""
+    if error.code() not in REFUSALS:
+        return error.code().name
+    sent = rpc_status.from_call(error)  # type: ignore[arg-type]
+    info = error_details_pb2.ErrorInfo()
+    if sent is None or not sent.details or not sent.details[0].Unpack(info):
+        return f"{error.code().name} without an ErrorInfo"
+    if info.domain != "ltxtrain.v1" or info.reason not in REASONS:
+        return f"{error.code().name} for the unknown reason {info.domain} {info.reason}"
+    return None if info.reason != "INTERNAL" else "INTERNAL"
+
+
+def _short(request: Message) -> str:
+    text = str(request)
+    return text if len(text) < 2_000 else f"{text[:2_000]}…"
+
+
+def resident_bytes(pids: dict[str, int]) -> dict[str, int]:
+    """Memory of each process."""
+    sizes = {}
+    for name, pid in pids.items():
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                sizes[name] = int(line.split()[1]) * 1024
+    return sizes
+
+
+async def check_what_was_made(suite: Suite, source: RandomRequests) -> None:
+    """Every job, training set and dataset of the run ends, and none with INTERNAL; then they are gone."""
+    async with (
+        connect(suite.train_address) as train,
+        connect(suite.preprocess_address) as preprocess,
+        connect(suite.ingest_address) as ingest,
+    ):
+        jobs, sets, datasets = TrainClient(train), PreprocessClient(preprocess), IngestClient(ingest)
+        kinds = (
+            ("jobs", jobs.cancel_job, jobs.watch_job, jobs.get_job, jobs.delete_job),
+            (
+                "trainingSets",
+                sets.cancel_training_set,
+                sets.watch_training_set,
+                sets.get_training_set,
+                sets.delete_training_set,
+            ),
+            (
+                "datasets",
+                datasets.cancel_dataset,
+                datasets.watch_dataset,
+                datasets.get_dataset,
+                datasets.delete_dataset,
+            ),
+        )
+        for collection, cancel, watch, get, delete in kinds:
+            for name in source.made(collection):
+                try:
+                    await cancel(name)
+                except NotFound:  # a random request has deleted it
+                    continue
+                async with asyncio.timeout(HANG_SECONDS):
+                    async for _ in watch(name):
+                        pass
+                lifecycle = (await get(name)).lifecycle
+                assert lifecycle.error.code not in (code_pb2.INTERNAL, code_pb2.UNKNOWN), f"{name}: {lifecycle.error}"
+                await delete(name)
+
+
+async def fuzz(suite: Suite, count: int, seed: int) -> None:
+    pids = dict(suite.pids)
+    addresses = {
+        "train": suite.train_address,
+        "preprocess": suite.preprocess_address,
+        "ingest": suite.ingest_address,
+    }
+    async with AsyncExitStack() as stack:
+        channels = {
+            name: await stack.enter_async_context(grpc.aio.insecure_channel(address))
+            for name, address in addresses.items()
+        }
+        run = Fuzz(channels, await stack.enter_async_context(aiohttp.ClientSession()), seed)
+        await run.run(count // 4)
+        before = resident_bytes(pids)
+        await run.run(count - count // 4)
+        after = resident_bytes(pids)
+        await check_what_was_made(suite, run.source)
+    assert suite.pids == pids, "a service has ended and was started again"
+    assert run.answered.total() == count
+    assert {answer.split(" ")[0] for answer in run.answered} == {rpc.path for rpc in every_rpc()}
+    # A run that is refused everything has tried nothing.
+    granted = {answer.removesuffix(" OK"): times for answer, times in run.answered.items() if answer.endswith(" OK")}
+    assert granted.keys() >= {rpc.path for rpc in every_rpc() if rpc.method.name.startswith("Create")}
+    assert sum(granted.values()) > count / 5
+    grown = {name: f"{before[name]} → {after[name]} bytes" for name in after if after[name] > before[name] * GROWTH}
+    assert grown == {}
+
+
+async def test_random_requests(suite: Suite) -> None:
+    await fuzz(suite, 200, seed=8)
+
+
+@pytest.mark.soak
+async def test_many_random_requests(suite: Suite) -> None:
+    await fuzz(suite, 2_000, seed=2_000)
