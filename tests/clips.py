@@ -156,7 +156,8 @@ class _VideoWriter:
         self.stream: Any = file.add_stream(video.codec, rate=video.rate, options=options)
         self.stream.pix_fmt = video.pixel_format
         # Codecs of the nineties take nothing but the rate itself for a clock.
-        self.tick = VIDEO_TICK if video.times else 1 / video.rate
+        places = [time * float(video.rate) for time in video.times or ()]
+        self.tick = 1 / video.rate if all(abs(place - round(place)) < 1e-6 for place in places) else VIDEO_TICK
         self.stream.codec_context.time_base = self.tick
         if video.rotation or video.mirrored:
             self.stream.set_display_rotation(video.rotation, hflip=video.mirrored)

@@ -1,6 +1,5 @@
 """The frames of a clip in the order and at the times of a player, one by one."""
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -56,10 +55,10 @@ class VideoReader:
         self.origin = 0.0
         self.interlaced = False
         self._deinterlacer = Deinterlacer(self.stream.time_base) if deinterlace else None
-        # AVI has no time stamps, only places: the first frame that is shown has the first place, whatever the order in
-        # which frames were coded.
+        # AVI has no time stamps, only places in the file, which are those of decoding.
         self._counts_frames = container.format.name == "avi"
-        self._places: deque[int] = deque()
+        self._first_place: int | None = None
+        self._delay: int | None = None
         missing = missing_bytes(Path(container.name.removeprefix("file:")))
         self._cut_off = missing > 0
         if missing and self._counts_frames:
@@ -140,11 +139,11 @@ class VideoReader:
                 self.damage = f"The video is damaged: {error.strerror}."
                 if begun:
                     return
-                self._places.clear()
+                self._first_place = None
                 continue
             for picture in pictures:
-                if self._places:
-                    picture.pts = self._places.popleft()
+                if self._counts_frames:
+                    picture.pts = self._place(picture)
                 if picture.is_corrupt and not begun:
                     continue
                 if packet is None and self._cut_off and self._skips(picture):
@@ -153,6 +152,14 @@ class VideoReader:
                     self.damage = None
                 begun, self._last_pts = True, picture.pts
                 yield picture
+
+    def _place(self, picture: VideoFrame) -> int | None:
+        """Where in an AVI a frame is shown: where the packet lies that made the decoder give it up, less its delay."""
+        if picture.dts is None or self._first_place is None:
+            return None if self._last_pts is None else self._last_pts + 1
+        if self._delay is None:
+            self._delay = picture.dts - self._first_place
+        return picture.dts - self._delay
 
     def _skips(self, picture: VideoFrame) -> bool:
         """Frames are missing before this one: they would have come after it in the file, which was cut off there."""
@@ -173,8 +180,8 @@ class VideoReader:
                     break
                 # An empty packet repeats a frame in AVI, and would end the decoding here.
                 if packet.size:
-                    if self._counts_frames and packet.dts is not None:
-                        self._places.append(packet.dts)
+                    if self._first_place is None:
+                        self._first_place = packet.dts
                     yield packet
         except av.FFmpegError as error:
             self._cut_off = True

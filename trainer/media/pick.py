@@ -1,5 +1,6 @@
 """Which frame of a clip is shown at each moment of what is made of it (P11)."""
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,22 +27,24 @@ class Pick:
     """How a clip, or a scene of it, becomes frame_count frames.
 
     frame_rate None: its frames one by one, as they are. Else at that rate, the clip made `stretch` times as long.
+    planned: its length was known, and is enough.
     """
 
     frame_count: int
     frame_rate: float | None = None
     stretch: float = 1.0
+    planned: bool = False
 
     def repeats(self, shown: int, seconds: float, end_seconds: float, last: bool) -> int:
-        """How often a frame that is there from seconds to end_seconds is shown, after `shown` frames.
-
-        The last frame of a clip that is slowed down fills what is left; of one that is not, what its time is worth.
-        """
+        """How often a frame that is there from seconds to end_seconds is shown, after `shown` frames."""
         left = self.frame_count - shown
         if self.frame_rate is None:
             return min(left, 1)
         if last:
-            return left if self.stretch > 1 else min(left, max(frames_at(self.frame_rate, end_seconds) - shown, 0))
+            due = frames_at(self.frame_rate * self.stretch, end_seconds)
+            # What was planned rests on times that were rounded otherwise; a frame more or less is no surprise.
+            due += math.ceil(self.stretch) if self.planned else 0
+            return min(left, max(due - shown, 0))
         step = 1 / (self.frame_rate * self.stretch)
         early = EARLY * min(step, end_seconds - seconds)
         count = 0
@@ -64,14 +67,14 @@ def plan(geometry: Geometry, auto_scale: bool, length: Length | None) -> Pick:
         return Pick(needed)
     available = frames_at(geometry.frame_rate, length.seconds) if length else needed
     if available >= needed:
-        return Pick(needed, geometry.frame_rate)
+        return Pick(needed, geometry.frame_rate, planned=length is not None)
     if available * MAX_STRETCH < needed:
         text = (
             f"{available} frames at {geometry.frame_rate:g} fps, {needed} needed, and no clip is slowed down more than "
             f"{MAX_STRETCH:g} times; {_would_fit(int(available * MAX_STRETCH))}"
         )
         raise ClipTooShort(text, frame_count=available, needed_frames=needed)
-    return Pick(needed, geometry.frame_rate, needed / available)
+    return Pick(needed, geometry.frame_rate, needed / available, planned=True)
 
 
 def plan_prefix(geometry: Geometry, length: Length | None = None) -> Pick:

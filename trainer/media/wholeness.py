@@ -7,6 +7,8 @@ import struct
 from pathlib import Path
 from typing import BinaryIO
 
+# Recorders count the head of a RIFF list as part of it, or leave its padding out.
+RIFF_SLACK = 16
 BOXES = {b"ftyp", b"styp", b"sidx", b"moov", b"moof", b"mdat", b"mfra", b"meta", b"free", b"skip", b"wide", b"uuid"}
 EBML, SEGMENT = 0x1A45DFA3, 0x18538067
 
@@ -18,7 +20,7 @@ def missing_bytes(path: Path) -> int:
         head = file.read(12)
         file.seek(0)
         if head[:4] == b"RIFF":
-            end = _riff_end(file, size)
+            end = _riff_end(file, size) - RIFF_SLACK
         elif head[:4] == EBML.to_bytes(4, "big"):
             end = _matroska_end(file)
         else:

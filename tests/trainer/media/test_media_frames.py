@@ -196,3 +196,21 @@ def test_a_short_prefix_says_how_many_frames_it_has(tmp_path: Path) -> None:
     with pytest.raises(ClipTooShort, match=r"^16 frames at 24 fps, 17 needed for the prefix$") as raised:
         fit_prefix(path, geometry, 17, with_audio=False)
     assert (raised.value.frame_count, raised.value.needed_frames) == (16, 17)
+
+
+def test_frames_that_avi_left_out_are_held(tmp_path: Path) -> None:
+    places = [0, 1, 2, 3, 6, 7, 8, 10, *range(12, 40)]
+    video = Video(codec="mpeg4", times=[place / 24 for place in places], options={"bf": "2"})
+    path = write_clip(tmp_path / "clip.avi", numbered(len(places), size=(128, 96)), video)
+    found = probe(path)
+    assert (found.frame_count, found.variable_frame_rate) == (len(places), True)
+    assert found.duration_seconds == pytest.approx(40 / 24, abs=1e-3)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_a_plan_holds_where_times_are_rounded(tmp_path: Path, container: str) -> None:
+    # 25 frames at 16 a second are 37.5 at 24: as long as is needed, or a hair shorter, by how times are kept.
+    path = write_clip(tmp_path / f"clip.{container}", numbered(25, size=(128, 96)), Video(rate=Fraction(16)))
+    for frames in (33, 41):
+        known = fit_clip(path, settings(24, auto_scale=True, frames=frames), probe=probe(path))
+        assert len(known.frames) == len(fit_clip(path, settings(24, auto_scale=True, frames=frames)).frames) == frames

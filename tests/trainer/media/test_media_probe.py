@@ -202,8 +202,8 @@ def test_whole_files_lack_nothing(tmp_path: Path, container: str) -> None:
     path = tmp_path / f"clip.{container}"
     data = write_clip(path, numbered(12, size=SIZE), Video(codec="mpeg4")).read_bytes()
     assert missing_bytes(path) == 0 and probe(path).damage is None
-    path.write_bytes(data[:-10])
-    assert missing_bytes(path) == 10
+    path.write_bytes(data[:-100])
+    assert missing_bytes(path) == (84 if container == "avi" else 100)
 
 
 def test_every_case_is_a_whole_file_but_those_that_are_not() -> None:
