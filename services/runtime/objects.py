@@ -53,8 +53,8 @@ CHUNK_BYTES = 2**20
 PART_BYTES = 16 * 2**20
 PARALLEL_PARTS = 3
 THREADS = 8
-# A store that restarts refuses connections for a second or two: waits of 0, 0.2, 0.4, 0.8, 1.6 and 3.2 s.
-RETRY = urllib3.Retry(total=6, backoff_factor=0.1, status_forcelist=(500, 502, 503, 504))
+# A store that is started again refuses connections for a second or two and may fail for some more: this waits 16 s.
+RETRY = urllib3.Retry(total=8, backoff_factor=0.1, backoff_max=5.0, status_forcelist=(500, 502, 503, 504))
 TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 SHA256_HEADER = "x-amz-meta-sha256"
 MISSING = {"NoSuchKey", "NoSuchObject"}
@@ -72,6 +72,7 @@ class Objects:
         self._bucket = address.bucket
         self._client = _client(address, address.endpoint)
         self._signer = _client(address, address.public_endpoint)
+        self._prober = _client(address, address.endpoint, RETRY.new(total=0))
 
     def __reduce__(self) -> tuple[type["Objects"], tuple[StoreAddress]]:
         return Objects, (self.address,)
@@ -87,9 +88,9 @@ class Objects:
                         raise
 
     def ping(self) -> None:
-        """Return when the store answers and has the bucket."""
+        """Return when the store answers at once and has the bucket."""
         with self._translated(""):
-            exists = self._client.bucket_exists(self._bucket)
+            exists = self._prober.bucket_exists(self._bucket)
         if not exists:
             raise ObjectStoreUnavailable(f"The bucket {self._bucket} does not exist at {self.address.endpoint}.")
 
@@ -286,7 +287,7 @@ class ObjectStore:
             await self.run(chunks.close)
 
 
-def _client(address: StoreAddress, endpoint: str) -> Minio:
+def _client(address: StoreAddress, endpoint: str, retry: urllib3.Retry = RETRY) -> Minio:
     scheme, _, host = endpoint.rpartition("://")
     return Minio(
         host,
@@ -295,5 +296,5 @@ def _client(address: StoreAddress, endpoint: str) -> Minio:
         secure=scheme == "https" if scheme else address.secure,
         # Without it the client would ask the store for the region before it can sign anything.
         region=address.region,
-        http_client=urllib3.PoolManager(maxsize=4 * THREADS, retries=RETRY, timeout=TIMEOUT),
+        http_client=urllib3.PoolManager(maxsize=4 * THREADS, retries=retry, timeout=TIMEOUT),
     )
