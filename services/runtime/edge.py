@@ -59,8 +59,7 @@ class Edge(grpc.aio.ServerInterceptor):
 
     def _answer(self, method: str, call: Call) -> Callable[[Any, Any], Awaitable[Any]]:
         async def answer(request: Any, context: Any) -> Any:
-            started = time.monotonic()
-            code = grpc.StatusCode.CANCELLED
+            started, code = time.monotonic(), grpc.StatusCode.CANCELLED
             try:
                 with self._admitted(request, context, method):
                     response = await call(request, context)
@@ -70,28 +69,29 @@ class Edge(grpc.aio.ServerInterceptor):
             except Exception as error:
                 refusal = _refusal(error)
                 code = refusal.code
-                await _abort(refusal, started, context)
             finally:
                 metrics.rpc_seconds.labels(method, code.name).observe(time.monotonic() - started)
+            # Outside of the handling of `error`, of which nothing may be told.
+            await _abort(refusal, started, context)
 
         return answer
 
     def _stream(self, method: str, call: Call) -> Callable[[Any, Any], AsyncIterator[Any]]:
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            started = time.monotonic()
-            code = grpc.StatusCode.CANCELLED
+            started, code = time.monotonic(), grpc.StatusCode.CANCELLED
             try:
                 self._identify(request, context, method)
                 async with contextlib.aclosing(call(request, context)) as responses:
                     async for response in responses:
                         yield response
                 code = grpc.StatusCode.OK
+                return
             except Exception as error:
                 refusal = _refusal(error)
                 code = refusal.code
-                await _abort(refusal, started, context)
             finally:
                 metrics.streams_ended.labels(method, code.name).inc()
+            await _abort(refusal, started, context)
 
         return stream
 

@@ -5,7 +5,7 @@ A process has one tracer, as it has one place to send spans to; `start_tracing` 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 
@@ -14,11 +14,7 @@ from services.runtime.settings import SettingsError
 try:
     from opentelemetry import trace
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.instrumentation.grpc._aio_client import (
-        UnaryStreamAioClientInterceptor,
-        UnaryUnaryAioClientInterceptor,
-    )
-    from opentelemetry.instrumentation.grpc._aio_server import OpenTelemetryAioServerInterceptor
+    from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor
     from opentelemetry.instrumentation.grpc.filters import negate, service_name
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
@@ -36,6 +32,8 @@ if TYPE_CHECKING:
 HEALTH = "grpc.health.v1.Health"
 # Key of a carrier beside the W3C ones: where an actor's process sends its spans.
 ENDPOINT = "ltxtrain-otlp-endpoint"
+# What is sent to a collector that does not answer is given up after so long.
+SEND_SECONDS = 2
 FLUSH_MILLISECONDS = 2_000
 
 _provider: "TracerProvider | None" = None
@@ -54,7 +52,7 @@ def start_tracing(endpoint: str, service: str, processor: "SpanProcessor | None"
         raise SettingsError("LTXTRAIN_OTLP_ENDPOINT is set: pip install 'ltxtrain[telemetry]', or unset it.")
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
     url = f"{endpoint.rstrip('/')}/v1/traces"
-    provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
+    provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter(url, timeout=SEND_SECONDS)))
     _provider, _endpoint = provider, endpoint
 
 
@@ -71,17 +69,25 @@ def server_interceptors() -> list[grpc.aio.ServerInterceptor]:
     """Make each call a span of the caller's trace; calls of the health service are none."""
     if _provider is None:
         return []
-    tracer = _provider.get_tracer(__name__)
-    return [OpenTelemetryAioServerInterceptor(tracer, negate(service_name(HEALTH)))]  # type: ignore[no-untyped-call]
+    return [aio_server_interceptor(_provider, negate(service_name(HEALTH)))]  # type: ignore[no-untyped-call]
 
 
 def client_interceptors() -> list[grpc.aio.ClientInterceptor]:
     """Make each call to another service a span, and tell the other side of it."""
     if _provider is None:
         return []
-    tracer = _provider.get_tracer(__name__)
-    unary = UnaryUnaryAioClientInterceptor(tracer)  # type: ignore[no-untyped-call]
-    return [unary, UnaryStreamAioClientInterceptor(tracer)]  # type: ignore[no-untyped-call]
+    interceptors = aio_client_interceptors(_provider)  # type: ignore[no-untyped-call]
+    return [item for item in interceptors if isinstance(item, grpc.aio.UnaryUnaryClientInterceptor)] + [_Watches()]
+
+
+class _Watches(grpc.aio.UnaryStreamClientInterceptor):
+    """Tells the other side of the present span: a watch is a span there, not here, where it is left without an end."""
+
+    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        carrier: dict[str, str] = {}
+        TraceContextTextMapPropagator().inject(carrier)
+        metadata = grpc.aio.Metadata(*(client_call_details.metadata or ()), *carrier.items())
+        return await continuation(client_call_details._replace(metadata=metadata), request)
 
 
 def trace_id() -> str:
@@ -98,7 +104,8 @@ def span(name: str, **attributes: str) -> Iterator[None]:
     if _provider is None:
         yield
         return
-    with _provider.get_tracer(__name__).start_as_current_span(name, attributes=attributes):
+    # The log has exceptions, without what may be secret in them.
+    with _provider.get_tracer(__name__).start_as_current_span(name, attributes=attributes, record_exception=False):
         yield
 
 
@@ -132,7 +139,7 @@ def resumed(carrier: Mapping[str, str], name: str) -> Iterator[None]:
         return
     parent = TraceContextTextMapPropagator().extract(carrier)
     try:
-        with _provider.get_tracer(__name__).start_as_current_span(name, context=parent):
+        with _provider.get_tracer(__name__).start_as_current_span(name, context=parent, record_exception=False):
             yield
     finally:
         _provider.force_flush(FLUSH_MILLISECONDS)
