@@ -21,6 +21,7 @@ OPTIONS["max_pixels"] = str(MAX_PIXELS)
 
 # One frame of these is a picture that nobody marked as a cover.
 PICTURE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg2000", "jpegls"}
+BESIDE_THE_SOUND = Disposition.comment | Disposition.visual_impaired | Disposition.hearing_impaired
 NOT_MOVING = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 IMAGE_SIGNATURES: dict[str, tuple[bytes, ...]] = {
@@ -85,9 +86,13 @@ def _first_moving(container: InputContainer, tracks: Sequence[int]) -> int | Non
 
 
 def find_audio(container: InputContainer) -> AudioStream | None:
-    """The track that a player plays: the first that is marked as default, else the first. None: the clip is silent."""
-    tracks = list(container.streams.audio)
-    return min(tracks, key=lambda stream: not stream.disposition & Disposition.default) if tracks else None
+    """The track that a player plays: marked as default, or else the first that is no commentary. None: no track."""
+
+    def rank(stream: AudioStream) -> tuple[bool, bool, bool]:
+        marks = stream.disposition
+        return stream.codec_context is None, not marks & Disposition.default, bool(marks & BESIDE_THE_SOUND)
+
+    return min(container.streams.audio, key=rank, default=None)
 
 
 def refuse_images(path: Path) -> None:
@@ -95,6 +100,8 @@ def refuse_images(path: Path) -> None:
     for kind, signatures in IMAGE_SIGNATURES.items():
         if head.startswith(signatures):
             raise StillImage(f"The file is a {kind} picture, not a video.")
+    if head.lstrip().startswith(b"<svg") or (head.lstrip().startswith(b"<?xml") and b"<svg" in head):
+        raise StillImage("The file is an SVG picture, not a video.")
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         raise StillImage("The file is a WebP picture, not a video.")
     if head[4:8] == b"ftyp" and head[8:12] in HEIF_BRANDS:
@@ -118,4 +125,4 @@ def why_unreadable(path: Path) -> str:
 
 def _head(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(64)
+        return file.read(512)

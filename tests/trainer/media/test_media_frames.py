@@ -1,5 +1,6 @@
 """The right frames in the right order, over codecs, containers, rates and shapes."""
 
+import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -214,3 +215,45 @@ def test_a_plan_holds_where_times_are_rounded(tmp_path: Path, container: str) ->
     for frames in (33, 41):
         known = fit_clip(path, settings(24, auto_scale=True, frames=frames), probe=probe(path))
         assert len(known.frames) == len(fit_clip(path, settings(24, auto_scale=True, frames=frames)).frames) == frames
+
+
+def with_edits(data: bytes, edits: list[tuple[int, int]]) -> bytes:
+    """An MP4 whose index lies at its end, with another edit list: milliseconds and first tick of each part."""
+    result, place = b"", 0
+    while place < len(data):
+        length, kind = struct.unpack(">I4s", data[place : place + 8])
+        body = data[place + 8 : place + length]
+        if kind in (b"moov", b"trak"):
+            body = with_edits(body, edits)
+        elif kind == b"edts":
+            rows = b"".join(struct.pack(">Iihh", duration, start, 1, 0) for duration, start in edits)
+            body = struct.pack(">I4sII", len(rows) + 16, b"elst", 0, len(edits)) + rows
+        result += struct.pack(">I4s", len(body) + 8, kind) + body
+        place += length
+    return result
+
+
+FRAME_TICKS = 512
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        ([(2000, 7)], list(range(7, 32))),
+        ([(1000, 0), (1000, 48)], [*range(24), 48]),
+        ([(500, 0), (500, 30), (1000, 60)], [*range(12), *range(30, 42), 60]),
+        ([(500, None), (2000, 0)], list(range(25))),
+    ],
+)
+def test_edit_lists_are_what_is_shown(
+    tmp_path: Path, b_frames: int, parts: list[tuple[int, int | None]], expected: list[int]
+) -> None:
+    video = Video(options={"bf": str(b_frames), "g": "24"})
+    path = write_clip(tmp_path / "clip.mp4", numbered(96, size=(128, 96)), video)
+    # With reordering, the first frame lies two frames into the track.
+    first = 2 * FRAME_TICKS if b_frames else 0
+    edits = [(ms, -1 if frame is None else first + frame * FRAME_TICKS) for ms, frame in parts]
+    path.write_bytes(with_edits(path.read_bytes(), edits))
+    assert numbers(fit_clip(path, settings(24, auto_scale=False))) == expected
+    assert probe(path).frame_count == 48

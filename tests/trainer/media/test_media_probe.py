@@ -151,6 +151,7 @@ IMAGES = {
     "bmp": b"BM" + bytes(60),
     "webp": b"RIFF\x20\0\0\0WEBPVP8 " + bytes(40),
     "tiff": b"II*\0" + bytes(40),
+    "svg": b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'/>",
     "heic": b"\0\0\0\x18ftypheic" + bytes(40),
     "avif": b"\0\0\0\x18ftypavif" + bytes(40),
 }
