@@ -170,7 +170,8 @@ async def check_what_was_made(suite: Suite, source: RandomRequests) -> None:
                 await delete(name)
 
 
-async def fuzz(suite: Suite, count: int, seed: int) -> None:
+async def fuzz(suite: Suite, count: int, seed: int) -> dict[str, float]:
+    """How much larger each service is at the end than after a quarter of the requests."""
     pids = dict(suite.pids)
     addresses = {
         "train": suite.train_address,
@@ -195,8 +196,7 @@ async def fuzz(suite: Suite, count: int, seed: int) -> None:
     granted = {answer.removesuffix(" OK"): times for answer, times in run.answered.items() if answer.endswith(" OK")}
     assert granted.keys() >= {rpc.path for rpc in every_rpc() if rpc.method.name.startswith("Create")}
     assert sum(granted.values()) > count / 5
-    grown = {name: f"{before[name]} → {after[name]} bytes" for name in after if after[name] > before[name] * GROWTH}
-    assert grown == {}
+    return {name: after[name] / before[name] for name in after}
 
 
 async def test_random_requests(suite: Suite) -> None:
@@ -205,4 +205,5 @@ async def test_random_requests(suite: Suite) -> None:
 
 @pytest.mark.soak
 async def test_many_random_requests(suite: Suite) -> None:
-    await fuzz(suite, 2_000, seed=2_000)
+    grown = await fuzz(suite, 2_000, seed=2_000)
+    assert max(grown.values()) <= GROWTH, grown
