@@ -6,14 +6,17 @@ that of one H100 and one A100 at 768x768x89.
 """
 
 import json
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job, JobOptions
+from ltxtrain.v1.work_pb2 import State
 
 from services.runtime.service import Runtime
 from services.runtime.upstream import errors_passed_on
+from services.train.prepare import preprocess_settings
 from services.train.spec import ASPECT_NAMES, RESOLUTION_NAMES, billable_units
 from services.train.upstream import Upstream
 from trainer.geometry import BUCKETS, Geometry
@@ -91,8 +94,24 @@ class Estimator:
         if spec.dataset:
             async with errors_passed_on():
                 dataset = await self._upstream.ingest(owner).get_dataset(spec.dataset)
-            response.total_samples = dataset.clip_count + len(spec.validation)
+                response.total_samples = dataset.clip_count + len(spec.validation)
+                response.cached_samples = await self._cached(spec, owner)
         return response
+
+    async def _cached(self, spec: ExtendPrefixSpec, owner: str) -> int:
+        """Samples of the newest training set that was made of this dataset with the same geometry and audio."""
+        wanted = preprocess_settings(Job(effective_spec=spec), "")
+        async with aclosing(self._upstream.preprocess(owner).list_training_sets()) as training_sets:
+            async for made in training_sets:
+                settings = made.settings
+                same = (settings.training, settings.auto_scale_input, settings.audio) == (
+                    wanted.training,
+                    wanted.auto_scale_input,
+                    wanted.audio,
+                )
+                if made.dataset == spec.dataset and same and made.lifecycle.state == State.STATE_SUCCEEDED:
+                    return made.report.samples
+        return 0
 
     def _peak_bytes(self, tokens: int, spec: ExtendPrefixSpec) -> int:
         if self._seen.peak_bytes:
