@@ -235,8 +235,6 @@ def _outcome(item: Item, result: Outcome | Exception) -> Outcome:
             return result
         case ActorKilled():
             return _killed(item, "decoding or encoding it ended its worker three times")
-        case MemoryError():
-            return _killed(item, "fitting it needs more memory than a clip may use")
         case ObjectMissing():
             raise ClipGone(item.clip.name)
         case ObjectCorrupt():

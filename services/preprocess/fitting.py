@@ -1,5 +1,8 @@
 """A clip file fitted to the shape of a training set, scene by scene, with the faults of clips as outcomes."""
 
+import errno
+import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,10 @@ from trainer.errors import (
 from trainer.media import scenes as media
 from trainer.media.fit import FitSettings, FittedClip, fit_prefix, fit_scenes
 
+log = logging.getLogger(__name__)
+
+# What ffmpeg says when its process reaches its limit.
+OUT_OF_MEMORY = os.strerror(errno.ENOMEM)
 SKIPS: dict[type[ClipError], str] = {
     StillImage: "IMAGE_NOT_ALLOWED",
     NoVideoTrack: "NO_VIDEO_TRACK",
@@ -64,13 +71,14 @@ def fit(path: Path, task: FitTask) -> Iterator[tuple[Scene, FittedClip | None]]:
             count += 1
             if isinstance(fitted, ClipTooShort):
                 reason = "SCENE_TOO_SHORT" if len(found) > 1 else "CLIP_TOO_SHORT"
-                yield _skipped(scene, reason, fitted), None
+                yield _skipped(scene, reason, str(fitted), fitted), None
             else:
                 yield _kept(scene, fitted), fitted
-    except ClipError as error:
+    except Exception as error:
         # What came before the fault has been handed on and stays.
+        reason, text = _fault(error)
         for scene in found[count:]:
-            yield _skipped(scene, SKIPS.get(type(error), "UNDECODABLE"), error), None
+            yield _skipped(scene, reason, text), None
 
 
 def _prefix(path: Path, task: FitTask) -> tuple[Scene, FittedClip | None]:
@@ -91,8 +99,9 @@ def _prefix(path: Path, task: FitTask) -> tuple[Scene, FittedClip | None]:
             needed_frames=error.needed_frames,
         )
         return scene, None
-    except ClipError as error:
-        return Scene(skipped=SKIPS.get(type(error), "UNDECODABLE"), description=str(error)), None
+    except Exception as error:
+        reason, text = _fault(error)
+        return Scene(skipped=reason, description=text), None
     return _fitted(fitted, 0, fitted.end_frame), fitted
 
 
@@ -117,13 +126,23 @@ def _fitted(
     )
 
 
-def _skipped(scene: media.Scene, reason: str, error: ClipError) -> Scene:
-    too_short = error if isinstance(error, ClipTooShort) else None
+def _fault(error: Exception) -> tuple[str, str]:
+    """The reason of a clip's fault, and a sentence."""
+    if isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error):
+        return "ACTOR_KILLED", "fitting it needs more memory than a clip may use"
+    if isinstance(error, ClipError):
+        return SKIPS.get(type(error), "UNDECODABLE"), str(error)
+    # The file is somebody's invention: what nobody foresaw of it is its fault, and this worker's log has it all.
+    log.exception("unforeseen", exc_info=error)
+    return "UNDECODABLE", f"its reader does not know what to make of it ({type(error).__name__})"
+
+
+def _skipped(scene: media.Scene, reason: str, text: str, too_short: ClipTooShort | None = None) -> Scene:
     return Scene(
         start_frame=scene.start_frame,
         source_frames=scene.frame_count,
         skipped=reason,
-        description=str(error),
+        description=text,
         have_frames=too_short.frame_count if too_short else None,
         needed_frames=too_short.needed_frames if too_short else None,
         cut_seconds=scene.start_seconds,

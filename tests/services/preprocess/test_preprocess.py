@@ -1,0 +1,343 @@
+"""Whole training sets, through the front of a real service: samples, report, cache, faults, cancel, delete."""
+
+import asyncio
+import io
+import itertools
+import json
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+from ltxtrain.v1.preprocess_pb2 import PreprocessSettings
+from ltxtrain.v1.work_pb2 import Outcome, Stage, State
+from ltxtrain_client import errors
+
+from tests import cards
+from tests.clips import Sound, add_burst, numbered, tones, write_clip
+from tests.services.preprocess.running import Ended, Preprocess, settings
+from trainer.sample import load_clip, load_prompt
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Clips by their name: some with sound, some too short, one with a cut."""
+    folder = tmp_path_factory.mktemp("made")
+    heard = Sound(waves=add_burst(tones(2.0), 0.5))
+    return {
+        "plain": write_clip(folder / "plain.mp4", numbered(20, clip=1)),
+        "longer": write_clip(folder / "longer.mp4", numbered(30, clip=2)),
+        "heard": write_clip(folder / "heard.mp4", numbered(30, clip=3), sound=heard),
+        "short": write_clip(folder / "short.mp4", numbered(12, clip=4)),
+        "tiny": write_clip(folder / "tiny.mp4", numbered(3, clip=5)),
+        "opening": write_clip(folder / "opening.mp4", numbered(24, clip=6)),
+    }
+
+
+@pytest.fixture(scope="session")
+async def dataset(preprocess: Preprocess, made: dict[str, Path]) -> str:
+    return await preprocess.dataset(
+        {
+            "a/clip.mp4": made["plain"],
+            "a/clip.txt": "a card that counts",
+            "b/clip.mp4": made["longer"],
+            "b/clip.txt": "sks a card that counts",
+            "c/again.mp4": made["plain"],
+            "d/short.mp4": made["short"],
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+async def validation(preprocess: Preprocess, made: dict[str, Path]) -> str:
+    return await preprocess.videos(made["opening"])
+
+
+WHOLE = {
+    "triggerPhrase": "sks",
+    "validationPrompts": ["another card"],
+    "negativePrompt": "blurry",
+    "exportArchive": True,
+}
+
+
+@pytest.fixture(scope="session")
+async def whole(preprocess: Preprocess, dataset: str, validation: str) -> Ended:
+    """Encoded with everything that can be asked for but sound."""
+    ended = await preprocess.run(dataset, settings(**WHOLE), validation)
+    assert ended.state == "SUCCEEDED", ended.training_set.lifecycle.error
+    return ended
+
+
+async def test_samples_are_named_and_ordered_by_their_clips(whole: Ended) -> None:
+    assert [sample.name.removeprefix(f"{whole.training_set.name}/") for sample in whole.samples] == [
+        f"samples/{index:06}" for index in range(4)
+    ]
+    assert [line.path for line in whole.lines[:4]] == ["a/clip.mp4", "b/clip.mp4", "c/again.mp4", "d/short.mp4"]
+    clips = [sample.clip.rpartition("/")[0] for sample in whole.samples]
+    assert clips == [f"{whole.training_set.dataset}/clips"] * 3 + [f"{whole.training_set.validation_dataset}/clips"]
+    assert [sample.HasField("validation_index") for sample in whole.samples] == [False] * 3 + [True]
+
+
+async def test_latents_have_the_shape_of_the_settings(preprocess: Preprocess, whole: Ended) -> None:
+    for sample in whole.samples[:3]:
+        encoded = load_clip(await preprocess.fetch(sample.latents))
+        assert tuple(encoded.video.shape) == (128, 3, 9, 16)
+        assert encoded.audio is None
+        assert (encoded.frame_count, encoded.frame_rate) == (sample.frame_count, sample.frame_rate) == (17, 24.0)
+    prefix = whole.samples[3]
+    assert tuple(load_clip(await preprocess.fetch(prefix.latents)).video.shape) == (128, 2, 9, 16)
+    assert (prefix.frame_count, prefix.frame_rate, prefix.validation_index) == (9, 24.0, 0)
+
+
+async def test_kept_clips_show_the_frames_that_were_encoded(preprocess: Preprocess, whole: Ended) -> None:
+    for sample, clip, count in zip((whole.samples[0], whole.samples[1]), (1, 2), (17, 17), strict=True):
+        kept = await preprocess.fetch_clip(sample.clip_preview)
+        assert [cards.number(picture) for picture in kept.frames] == [clip * 512 + index for index in range(count)]
+    opening = await preprocess.fetch_clip(whole.samples[3].prefix_frames)
+    assert [cards.number(picture) for picture in opening.frames] == [6 * 512 + index for index in range(9)]
+    assert not whole.samples[3].HasField("clip_preview")
+
+
+async def test_the_trigger_phrase_is_put_in_front_once(whole: Ended) -> None:
+    captions = [sample.caption for sample in whole.samples]
+    assert captions == ["sks a card that counts", "sks a card that counts", "sks", "another card"]
+    assert whole.samples[0].prompt == whole.samples[1].prompt != whole.samples[2].prompt
+    assert whole.reasons(whole.lines[-1].path) == ["TRIGGER_MISSING"]
+
+
+async def test_prompts_are_embedded_with_the_negative_one(preprocess: Preprocess, whole: Ended) -> None:
+    prompt = load_prompt(await preprocess.fetch(whole.samples[0].prompt))
+    assert prompt.video.shape[0] == prompt.audio.shape[0] == 128
+    assert prompt.token_count == len("sks a card that counts") + 1
+    assert load_prompt(await preprocess.fetch(whole.training_set.negative_prompt)).token_count == len("blurry") + 1
+
+
+async def test_the_report_has_a_line_with_numbers_for_every_clip(whole: Ended) -> None:
+    report = whole.training_set.report
+    counts = (report.clips, report.samples, report.skipped, report.split_clips, report.scenes)
+    assert counts == (4, 3, 1, 0, 0)
+    first, second, again, short, _ = whole.lines
+    assert (first.outcome, whole.reasons("a/clip.mp4")) == (Outcome.OUTCOME_KEPT_CHANGED, ["FRAMES_UNUSED"])
+    numbers = first.numbers
+    assert (numbers.source_frame_rate, numbers.used_frame_rate, numbers.unused_frames, numbers.stretch) == (
+        24,
+        24,
+        3,
+        1,
+    )
+    assert (numbers.width, numbers.height, numbers.duration_seconds) == (256, 144, pytest.approx(20 / 24))
+    assert numbers.crop_loss_percent == pytest.approx(0, abs=0.01)
+    assert (numbers.caption, numbers.caption_tokens) == ("sks a card that counts", 23)
+    assert second.numbers.unused_frames == 13
+    assert again.numbers.duplicate_of == "a/clip.mp4" and "CAPTION_MISSING" in whole.reasons("c/again.mp4")
+    assert short.outcome == Outcome.OUTCOME_SKIPPED
+    assert short.description == "12 frames, 17 needed; would fit at 9"
+    assert (short.frame_count, short.needed_frames) == (12, 17)
+    assert list(report.suggestions) == ["With auto_scale_input, 1 more clip would fit."]
+
+
+async def test_watchers_hear_every_line_and_progress_once_a_second(whole: Ended) -> None:
+    lines = [event.report_line for event in whole.events if event.WhichOneof("detail") == "report_line"]
+    assert lines == whole.lines
+    for stage in (Stage.STAGE_PREPROCESS, Stage.STAGE_ENCODE):
+        told = [event for event in whole.events if event.WhichOneof("detail") == "progress" and event.stage == stage]
+        assert told[0].progress.total == 5
+        gaps = [b.time.ToNanoseconds() - a.time.ToNanoseconds() for a, b in itertools.pairwise(told)]
+        assert all(gap > 0.95e9 for gap in gaps)
+    assert whole.events[-1].lifecycle.state == State.STATE_SUCCEEDED
+
+
+async def test_the_contact_sheet_is_one_page(preprocess: Preprocess, whole: Ended) -> None:
+    page = (await preprocess.fetch(whole.training_set.contact_sheet)).decode()
+    assert page.count("data:image/jpeg") == 4 * 3
+    assert "sks a card that counts" in page
+    assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
+
+
+async def test_the_archive_holds_what_the_model_is_given(preprocess: Preprocess, whole: Ended) -> None:
+    archive = zipfile.ZipFile(io.BytesIO(await preprocess.fetch(whole.training_set.archive)))
+    assert Counter(Path(name).suffix for name in archive.namelist()) == {".mkv": 4, ".txt": 4, ".json": 2}
+    assert archive.read("samples/000000.txt").decode() == "sks a card that counts"
+    assert archive.read("samples/000000.mkv") == await preprocess.fetch(whole.samples[0].clip_preview)
+    assert archive.read("samples/000003.mkv") == await preprocess.fetch(whole.samples[3].prefix_frames)
+    assert json.loads(archive.read("report.json")) == [MessageToDict(line) for line in whole.lines]
+    manifest = json.loads(archive.read("manifest.json"))
+    assert [item["clip"] for item in manifest["samples"]] == [sample.clip for sample in whole.samples]
+    assert manifest["settings"] == MessageToDict(whole.training_set.settings)
+
+
+async def test_a_second_run_encodes_nothing(
+    preprocess: Preprocess, whole: Ended, dataset: str, validation: str
+) -> None:
+    again = await preprocess.run(dataset, settings(**WHOLE), validation)
+    report = again.training_set.report
+    # Three samples and the opening; two captions, the prompt and the negative prompt.
+    assert (report.cache_hits, report.cache_misses) == (8, 0)
+    assert [sample.latents for sample in again.samples] == [sample.latents for sample in whole.samples]
+    assert again.training_set.archive.sha256 != ""
+    assert again.lines == whole.lines
+
+
+async def test_one_clip_more_costs_one_clip(preprocess: Preprocess, whole: Ended, made: dict[str, Path]) -> None:
+    more = await preprocess.dataset(
+        {
+            "a/clip.mp4": made["plain"],
+            "b/clip.mp4": made["longer"],
+            "c/clip.mp4": made["heard"],
+        }
+    )
+    ended = await preprocess.run(more, settings(triggerPhrase="sks", exportArchive=True))
+    report = ended.training_set.report
+    # The caption is known, and so are two of the clips.
+    assert (report.cache_hits, report.cache_misses) == (3, 1)
+    assert [sample.latents for sample in ended.samples[:2]] == [sample.latents for sample in whole.samples[:2]]
+
+
+async def test_sound_is_encoded_beside_the_frames(preprocess: Preprocess, made: dict[str, Path]) -> None:
+    name = await preprocess.dataset({"heard.mp4": made["heard"]})
+    audio = {"normalize": True, "preservePitch": True}
+    ended = await preprocess.run(name, settings(audio=audio, exportArchive=True))
+    (sample,) = ended.samples
+    encoded = load_clip(await preprocess.fetch(sample.latents))
+    assert encoded.audio is not None and tuple(encoded.audio.shape) == (round(17 / 24 * 25), 128)
+    (line,) = ended.lines
+    assert line.numbers.audio.sample_rate == 48_000 and line.numbers.audio.channels == 2
+    archive = zipfile.ZipFile(io.BytesIO(await preprocess.fetch(ended.training_set.archive)))
+    assert "samples/000000.wav" in archive.namelist()
+    assert "<path" in (await preprocess.fetch(ended.training_set.contact_sheet)).decode()  # the waveform
+
+
+def fit_only(**changes: object) -> PreprocessSettings:
+    return settings(fitOnly=True, **changes)
+
+
+async def test_every_fault_comes_back_together(preprocess: Preprocess, made: dict[str, Path]) -> None:
+    mixed = await preprocess.dataset({name: made[key] for name, key in (("a.mp4", "plain"), ("b.mp4", "heard"))})
+    openings = await preprocess.videos(made["tiny"], made["heard"])
+    ended = await preprocess.run(
+        mixed, fit_only(audio={"normalize": True}, validationPrompts=["a", "b"], conditioningFrames=1), openings
+    )
+    # The first opening has no sound either; the length of a clip without sound is not looked at.
+    assert ended.reason == "AUDIO_TRACK_MISSING"
+    assert set(ended.subjects.values()) == {"AUDIO"} and len(ended.subjects) == 2
+    assert [line.outcome for line in ended.lines] == [Outcome.OUTCOME_REJECTED] * 2
+    assert not ended.samples
+
+
+async def test_a_short_opening_and_missing_sound_are_told_at_once(
+    preprocess: Preprocess, made: dict[str, Path], tmp_path: Path
+) -> None:
+    brief = write_clip(tmp_path / "brief.mp4", numbered(5), sound=Sound(waves=tones(0.2)))
+    silent = await preprocess.dataset({"a.mp4": made["plain"]})
+    opening = await preprocess.videos(brief)
+    ended = await preprocess.run(silent, fit_only(audio={}, validationPrompts=["a"]), opening)
+    assert sorted(ended.subjects.values()) == ["AUDIO", "VALIDATION"]
+    assert "5 frames at 24 fps, 9 needed" in ended.message and "a.mp4" in ended.message
+    assert {tuple(line.reasons) for line in ended.lines} == {(6,), (21,)}
+
+
+async def test_a_short_opening_alone_has_its_reason(preprocess: Preprocess, made: dict[str, Path]) -> None:
+    name, opening = await preprocess.dataset({"a.mp4": made["plain"]}), await preprocess.videos(made["tiny"])
+    ended = await preprocess.run(name, fit_only(validationPrompts=["a"]), opening)
+    assert ended.reason == "VALIDATION_CLIP_TOO_SHORT"
+    assert ended.lines[0].frame_count == 3 and ended.lines[0].needed_frames == 9
+
+
+async def test_all_too_short_fails_word_for_word(preprocess: Preprocess, made: dict[str, Path]) -> None:
+    name = await preprocess.dataset({"short.mp4": made["short"], "tiny.mp4": made["tiny"]})
+    ended = await preprocess.run(name, settings())
+    assert (ended.state, ended.reason) == ("FAILED", "ALL_CLIPS_TOO_SHORT")
+    assert ended.message == "All training videos are too short to be trainable"
+    assert set(ended.subjects) == {"short.mp4", "tiny.mp4"}
+    assert [line.outcome for line in ended.lines] == [Outcome.OUTCOME_SKIPPED] * 2
+    assert ended.training_set.report.skipped == 2
+    assert not any(event.stage == Stage.STAGE_ENCODE and event.progress.completed for event in ended.events)
+
+
+async def test_mixed_causes_are_all_listed(preprocess: Preprocess, made: dict[str, Path]) -> None:
+    name = await preprocess.dataset({"short.mp4": made["short"], "broken.mp4": b"no video at all"})
+    ended = await preprocess.run(name, settings())
+    assert ended.reason == "NO_USABLE_CLIPS"
+    assert set(ended.subjects) == {"short.mp4", "broken.mp4"}
+    assert "1 too short" in ended.message and "1 undecodable" in ended.message
+
+
+async def test_strict_mode_fails_for_a_skipped_clip(preprocess: Preprocess, made: dict[str, Path]) -> None:
+    name = await preprocess.dataset({"a.mp4": made["plain"], "short.mp4": made["short"]})
+    ended = await preprocess.run(name, settings(onSkippedClip="ON_SKIPPED_CLIP_FAIL"))
+    assert ended.reason == "CLIP_SKIPPED"
+    assert "short.mp4" in ended.message and set(ended.subjects) == {"short.mp4"}
+
+
+async def test_prompts_and_validation_clips_belong_together(
+    preprocess: Preprocess, dataset: str, validation: str
+) -> None:
+    ended = await preprocess.run(dataset, fit_only(validationPrompts=["one", "two"]), validation)
+    assert (ended.state, ended.reason) == ("FAILED", "INVALID_SPEC")
+
+
+async def test_fit_only_keeps_lossless_clips_and_loads_no_model(
+    preprocess: Preprocess, dataset: str, validation: str
+) -> None:
+    ended = await preprocess.run(
+        dataset, fit_only(validationPrompts=["a"], modelRevision="of another model"), validation
+    )
+    assert ended.state == "SUCCEEDED"
+    for sample in ended.samples:
+        assert not sample.HasField("latents") and not sample.HasField("prompt")
+    kept = await preprocess.fetch_clip(ended.samples[0].clip_preview)
+    assert [cards.number(picture) for picture in kept.frames] == [512 + index for index in range(17)]
+    assert not any(event.stage == Stage.STAGE_ENCODE for event in ended.events)
+
+
+async def test_another_revision_of_the_model_is_refused(preprocess: Preprocess, dataset: str) -> None:
+    ended = await preprocess.run(dataset, settings(modelRevision="of another model"))
+    assert ended.reason == "MODEL_UNAVAILABLE"
+    assert "of another model" in ended.message and "LTXTRAIN_MODEL" in ended.message
+
+
+async def test_a_dataset_that_does_not_exist_is_named(preprocess: Preprocess) -> None:
+    ended = await preprocess.run("datasets/none", fit_only())
+    assert (ended.state, ended.reason) == ("FAILED", "RESOURCE_NOT_FOUND")
+    assert "datasets/none" in ended.message
+
+
+async def test_a_wrong_request_is_refused_with_nothing_stored(preprocess: Preprocess) -> None:
+    before = [one.name async for one in preprocess.client.list_training_sets()]
+    with pytest.raises(errors.InvalidArgument) as refused:
+        await preprocess.client.create_training_set("", PreprocessSettings())
+    assert len(refused.value.violations) > 4
+    assert [one.name async for one in preprocess.client.list_training_sets()] == before
+
+
+async def test_a_repeated_request_makes_no_second_set(preprocess: Preprocess, dataset: str) -> None:
+    request_id = "3f0c9a52-6a43-4d6e-9a0c-7c2d0f6d9c11"
+    one = await preprocess.client.create_training_set(dataset, fit_only(), request_id=request_id)
+    two = await preprocess.client.create_training_set(dataset, fit_only(), request_id=request_id)
+    assert one.name == two.name
+    with pytest.raises(errors.AlreadyExists):
+        await preprocess.client.create_training_set(dataset, settings(), request_id=request_id)
+    await preprocess.end(one.name)
+
+
+async def test_cancel_ends_the_work_and_its_actors(preprocess: Preprocess, dataset: str) -> None:
+    made = await preprocess.client.create_training_set(dataset, settings(triggerPhrase="never seen before"))
+    async for _, event in preprocess.client.watch_training_set(made.name):
+        if event.WhichOneof("detail") == "progress":
+            break
+    async with asyncio.timeout(10):
+        await preprocess.client.cancel_training_set(made.name)
+        ended = await preprocess.end(made.name)
+    assert ended.state == "CANCELLED"
+    assert (await preprocess.client.cancel_training_set(made.name)) == ended.training_set
+
+
+async def test_delete_frees_the_name_and_what_nobody_else_needs(preprocess: Preprocess, dataset: str) -> None:
+    ended = await preprocess.run(dataset, fit_only())
+    await preprocess.client.delete_training_set(ended.training_set.name)
+    with pytest.raises(errors.NotFound):
+        await preprocess.client.get_training_set(ended.training_set.name)
+    # Its page named it, so no other set has it.
+    assert ended.training_set.contact_sheet.key in await preprocess.runtime.blobs.unused(keep_seconds=0)
