@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from trainer.media.container import open_clip
@@ -101,8 +102,9 @@ def _watch(path: Path, threads: int) -> Iterator[_Seen]:
         reader = VideoReader(container, threads=threads, deinterlace=False)
         reader.first()
         before: Thumbnail | None = None
+        reformatter = VideoReformatter()
         for frame in reader:
-            thumbnail = _thumbnail(frame.picture)
+            thumbnail = _thumbnail(reformatter, frame.picture)
             change = _change(before, thumbnail) if before is not None else 0.0
             yield _Seen(frame.index, frame.seconds, frame.end_seconds, thumbnail, change)
             before = thumbnail
@@ -131,9 +133,9 @@ def _is_cut(past: deque[_Seen], seen: _Seen, coming: deque[_Seen]) -> bool:
     return all(_change(before.thumbnail, after.thumbnail) > RETURN * seen.change for before, after in pairs)
 
 
-def _thumbnail(picture: VideoFrame) -> Thumbnail:
-    small = picture.reformat(
-        width=THUMBNAIL_WIDTH, height=THUMBNAIL_HEIGHT, format="yuv444p", interpolation="FAST_BILINEAR"
+def _thumbnail(reformatter: VideoReformatter, picture: VideoFrame) -> Thumbnail:
+    small = reformatter.reformat(
+        picture, width=THUMBNAIL_WIDTH, height=THUMBNAIL_HEIGHT, format="yuv444p", interpolation="AREA"
     )
     planes = [np.frombuffer(memoryview(plane), np.uint8).reshape(plane.height, -1) for plane in small.planes]
     return np.stack([plane[:, :THUMBNAIL_WIDTH] for plane in planes]).astype(np.int16)

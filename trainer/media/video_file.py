@@ -16,6 +16,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -31,10 +32,12 @@ PIECE_SECONDS = 0.5
 # Matroska counts milliseconds; the exact rate is written beside.
 RATE_TAG = "FRAME_RATE"
 BT709, LIMITED_RANGE = 1, 1
-# Nearly transparent; previews are looked at for artefacts of the model, not of the coder.
-QUALITY = "16"
-# Macroblock trees read memory that was never written, and the bytes follow it.
-REPEATABLE = {"x264-params": "mbtree=0"}
+# As many slices wherever it runs, so that equal frames are equal files.
+FFV1 = {"level": "3", "slices": "4", "slicecrc": "1", "context": "1"}
+# Nearly transparent, for previews are looked at for faults of the model, not of the coder. One thread: with more, the
+# bytes depend on how many processors there are. Macroblock trees read memory that was never written, and the bytes
+# follow it.
+H264 = {"crf": "16", "preset": "medium", "threads": "1", "x264-params": "mbtree=0"}
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ def write_lossless(path: Path, frames: Iterable[Frame], frame_rate: float, audio
     """Matroska with FFV1 and 32-bit PCM at 16 kHz: read_lossless gives back every bit."""
     with _new_file(path, "matroska") as container:
         container.metadata[RATE_TAG] = repr(float(frame_rate))
-        video = _Video(container, "ffv1", frame_rate, {"level": "3", "slices": "4", "slicecrc": "1", "context": "1"})
+        video = _Video(container, "ffv1", "bgr0", frame_rate, FFV1)
         sound = _Sound(container, "pcm_f32le", "flt", audio, LOSSLESS_AUDIO_RATE)
-        _interleave(container, video, frames, "bgr0", sound)
+        _interleave(container, video, frames, sound)
 
 
 def read_lossless(path: Path) -> LosslessClip:
@@ -83,38 +86,41 @@ def write_h264(
     Width and height must be even.
     """
     with _new_file(path, "mp4", movflags="+faststart") as container:
-        # One thread: with more, the bytes depend on how many processors there are.
-        video = _Video(
-            container, "libx264", frame_rate, {"crf": QUALITY, "preset": "medium", "threads": "1", **REPEATABLE}
-        )
+        video = _Video(container, "libx264", "yuv420p", frame_rate, H264)
         context = video.stream.codec_context
-        context.pix_fmt = "yuv420p"
         context.color_range = LIMITED_RANGE
         context.colorspace = context.color_primaries = context.color_trc = BT709
         sound = _Sound(container, "aac", "fltp", audio, audio_rate)
-        _interleave(container, video, frames, "yuv420p", sound)
+        _interleave(container, video, frames, sound)
 
 
 class _Video:
-    def __init__(self, container: OutputContainer, codec: str, frame_rate: float, options: dict[str, str]) -> None:
+    def __init__(
+        self, container: OutputContainer, codec: str, pixel_format: str, frame_rate: float, options: dict[str, str]
+    ) -> None:
         self.rate = Fraction(frame_rate).limit_denominator(1001 * 1000)
+        self.count = 0
         stream: Any = container.add_stream(codec, rate=self.rate, options=options)
         self.stream: VideoStream = stream
-        self.count = 0
+        self.stream.pix_fmt = pixel_format
+        self._pixel_format = pixel_format
+        self._reformatter = VideoReformatter()
 
-    def encode(self, picture: Frame, pixel_format: str) -> Iterator[Any]:
+    def encode(self, picture: Frame) -> Iterator[Any]:
         if self.count == 0:
             self.stream.height, self.stream.width = picture.shape[:2]
-            if pixel_format == "bgr0":
-                self.stream.pix_fmt = "bgr0"
         frame = VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
-        if pixel_format == "yuv420p":
-            frame = frame.reformat(
-                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG", interpolation="BICUBIC"
+        if self._pixel_format == "yuv420p":
+            frame = self._reformatter.reformat(
+                frame,
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=Interpolation.BICUBIC,
             )
             frame.color_primaries = frame.color_trc = BT709
         else:
-            frame = frame.reformat(format=pixel_format)
+            frame = self._reformatter.reformat(frame, format=self._pixel_format)
         frame.pts, frame.time_base = self.count, 1 / self.rate
         self.count += 1
         yield from self.stream.encode(frame)
@@ -144,12 +150,10 @@ class _Sound:
             yield from self.stream.encode(frame)
 
 
-def _interleave(
-    container: OutputContainer, video: _Video, frames: Iterable[Frame], pixel_format: str, sound: _Sound
-) -> None:
+def _interleave(container: OutputContainer, video: _Video, frames: Iterable[Frame], sound: _Sound) -> None:
     heard = 0.0
     for picture in frames:
-        container.mux(list(video.encode(picture, pixel_format)))
+        container.mux(list(video.encode(picture)))
         if video.count / video.rate >= heard:
             heard += PIECE_SECONDS
             container.mux(list(sound.encode(heard)))
