@@ -187,8 +187,8 @@ class Database:
         return True
 
     async def close(self) -> None:
-        if isinstance(self._lock, AsyncConnection):
-            # Its server frees the lock with the connection, in what state that ever is.
+        if isinstance(self._lock, AsyncConnection) and not self._lock.closed:
+            # Its server frees the lock with the connection, in whatever state that is.
             await self._lock.invalidate()
             await self._lock.close()
         await self._engine.dispose()
@@ -264,11 +264,12 @@ async def _lock_server(engine: AsyncEngine) -> AsyncConnection:
 
 async def _kept(lock: AsyncConnection, engine: AsyncEngine) -> AsyncConnection:
     """The connection that holds the lock: the same while it lives, then another. Raises SettingsError."""
-    try:
-        await lock.execute(text("SELECT 1"))
-        return lock
-    except DBAPIError:
-        await lock.invalidate()
-        await lock.close()
+    if not lock.closed:
+        try:
+            await lock.execute(text("SELECT 1"))
+            return lock
+        except DBAPIError:
+            await lock.invalidate()
+            await lock.close()
     with _answering():
         return await _lock_server(engine)

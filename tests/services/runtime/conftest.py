@@ -1,4 +1,5 @@
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,40 @@ from ltxtrain.v1.train_pb2 import Job
 from services.runtime.events import EventLog
 from services.runtime.store import Store
 from services.runtime.tables import Database
+from tests.services.runtime.postgres import Postgres, program, running_postgres
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module that names its BACKENDS has every test with a database run on each of them."""
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", getattr(metafunc.module, "BACKENDS", ("sqlite",)), indirect=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Skips where PostgreSQL is not installed, except in CI."""
+    if program("initdb") is None and os.environ.get("CI") != "true":
+        pytest.skip("PostgreSQL is not installed")
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = await Database.open(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}", tmp_path)
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> str:
+    if backend == "sqlite":
+        return f"sqlite+aiosqlite:///{tmp_path / 'state.db'}"
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.emptied_database()
+
+
+@pytest.fixture
+async def database(database_url: str, tmp_path: Path) -> AsyncIterator[Database]:
+    database = await Database.open(database_url, tmp_path)
     yield database
     await database.close()
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import CreateJobRequest, Job
@@ -10,6 +12,7 @@ from services.runtime.settings import SettingsError
 from services.runtime.store import StaleAttempt, Store
 from services.runtime.tables import Database
 
+BACKENDS = ("sqlite", "postgresql")
 REQUEST = "0f0e0d0c-0000-0000-0000-000000000001"
 
 
@@ -156,6 +159,8 @@ async def test_a_blob_lives_as_long_as_something_refers_to_it(database: Database
     assert await blobs.forget("key") and not await blobs.forget("key")
 
 
-async def test_a_second_process_is_refused(database: Database, tmp_path) -> None:  # type: ignore[no-untyped-def]
+async def test_a_second_process_is_refused(database: Database, database_url: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="Another process"):
-        await Database.open(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}", tmp_path)
+        await Database.open(database_url, tmp_path)
+    await database.close()
+    await (await Database.open(database_url, tmp_path)).close()

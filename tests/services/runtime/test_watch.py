@@ -19,6 +19,7 @@ from services.runtime.settings import Settings
 from services.runtime.tables import Database
 from tests.services.runtime.front import Front, Stub, info_of, serving
 
+BACKENDS = ("sqlite", "postgresql")
 QUICK = Pace(first_backoff_seconds=0.01, last_backoff_seconds=0.05)
 # A hundred times what flow control holds back.
 LONG_TEXT = "x" * 100_000

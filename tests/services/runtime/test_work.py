@@ -17,6 +17,7 @@ from services.runtime.store import Edit, Store
 from services.runtime.tables import Database, DatabaseUnavailable
 from services.runtime.work import Retryable, WorkRunner
 
+BACKENDS = ("sqlite", "postgresql")
 JOB = "jobs/1"
 Apply = Callable[[Edit[Job]], None]
 Act = Callable[[str, int], Awaitable[Apply]]
