@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.mel import mel_filterbank
-from trainer.quiet import no_progress_bars
+from trainer.quiet import hush_imports, no_progress_bars
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -104,6 +104,7 @@ SCHEDULER: dict[str, Any] = {
 
 def build_tiny_model(folder: Path) -> None:
     """Writes the pipeline folder (about 35 MB); LTX2Pipeline and LTX2ConditionPipeline load it as it is."""
+    hush_imports()
     from diffusers import (
         AutoencoderKLLTX2Audio,
         AutoencoderKLLTX2Video,

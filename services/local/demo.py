@@ -29,6 +29,7 @@ SHEET = {
     "validation_number_of_frames": 17,
     "validation_resolution": "low",
     "validation_aspect_ratio": "16:9",
+    "options": {"preview_interval": 50},
 }
 RESULTS = ("lora.safetensors", "config.json", "reel.mp4")
 
