@@ -54,7 +54,7 @@ class VideoReader:
         # Seconds on the clock of the container at which the first frame appears; known once it is read.
         self.origin = 0.0
         self.interlaced = False
-        self._deinterlacer = Deinterlacer(self.stream.time_base) if deinterlace else None
+        self._deinterlacer = Deinterlacer(self.stream.time_base, threads) if deinterlace else None
         # AVI has no time stamps, only places in the file, which are those of decoding.
         self._counts_frames = container.format.name == "avi"
         self._first_place: int | None = None

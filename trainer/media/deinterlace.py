@@ -14,8 +14,9 @@ from trainer.media.picture import add_source
 class Deinterlacer:
     """As many frames come out as go in, a frame later; frames that are not marked as interlaced pass through."""
 
-    def __init__(self, time_base: Fraction | None) -> None:
+    def __init__(self, time_base: Fraction | None, threads: int) -> None:
         self._time_base = time_base
+        self._threads = threads
         self._graph: Graph | None = None
         self._kind: tuple[int, int, str] | None = None
         self._entered: deque[VideoFrame] = deque()
@@ -26,6 +27,7 @@ class Deinterlacer:
             yield from self.flush()
             self._kind = kind
             graph = Graph()
+            graph.threads = self._threads
             source, sink = add_source(graph, frame), graph.add("buffersink")
             # Not bwdif: it takes fine lines that alternate from field to field for a pattern that stands still.
             graph.link_nodes(source, graph.add("yadif", "mode=send_frame:parity=auto:deint=interlaced"), sink)
