@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
-from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from ltxtrain.v1.error_pb2 import ErrorReason
 
@@ -23,7 +22,6 @@ from services.runtime.work import Retryable
 log = logging.getLogger(__name__)
 
 OPEN_SERVICES = ("/grpc.health.v1.Health/",)
-RETRY_SECONDS = 1
 
 Call = Callable[[Any, Any], Any]
 Details = grpc.HandlerCallDetails
@@ -109,7 +107,7 @@ class Edge(grpc.aio.ServerInterceptor):
         running = self._running.get(owner, 0)
         if running >= self._max_calls:
             text = f"{running} of your calls are being answered already. Send fewer at once."
-            raise errors.QueueFull(text, metadata={"limit": self._max_calls}, details=[_retry_info()])
+            raise errors.QueueFull(text, metadata={"limit": self._max_calls}, details=[errors.retry_info()])
         self._running[owner] = running + 1
         try:
             yield
@@ -139,14 +137,8 @@ def _refusal(error: Exception) -> errors.ApiError:
 
 def _unavailable(text: str) -> errors.ApiError:
     error = errors.Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
-    error.details.append(_retry_info())
+    error.details.append(errors.retry_info())
     return error
-
-
-def _retry_info() -> error_details_pb2.RetryInfo:
-    info = error_details_pb2.RetryInfo()
-    info.retry_delay.FromSeconds(RETRY_SECONDS)
-    return info
 
 
 async def _abort(error: errors.ApiError, started: float, context: Any) -> NoReturn:

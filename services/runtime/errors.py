@@ -212,8 +212,7 @@ class Draining(ApiError):
     reason = ErrorReason.ERROR_REASON_DRAINING
 
     def __init__(self) -> None:
-        retry = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=1))
-        super().__init__("The server is shutting down. Reconnect with the same cursor.", details=[retry])
+        super().__init__("The server is shutting down. Reconnect with the same cursor.", details=[retry_info()])
 
 
 class Unavailable(ApiError):
@@ -240,6 +239,11 @@ class Upstream(ApiError):
 def reason_name(reason: "ErrorReason") -> str:
     """The value's name without the enum's prefix, as ErrorInfo.reason and FieldViolation.reason hold it."""
     return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
+
+
+def retry_info(seconds: int = 1) -> error_details_pb2.RetryInfo:
+    """A detail that says when to try again."""
+    return error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=seconds))
 
 
 def pack(message: Message) -> any_pb2.Any:

@@ -10,7 +10,7 @@ from ltxtrain.v1.work_pb2 import Event
 
 from services.runtime import metrics
 from services.runtime.auth import SERVICE, caller
-from services.runtime.errors import InvalidSpec, QueueFull, Violation
+from services.runtime.errors import InvalidSpec, QueueFull, Violation, retry_info
 from services.runtime.events import EventLog
 from services.runtime.settings import Settings
 
@@ -60,7 +60,8 @@ class Watches:
     def _counted(self, owner: str) -> Iterator[None]:
         """Raises QueueFull."""
         if self._open.get(owner, 0) >= self._limit:
-            raise QueueFull(f"{self._limit} watches are open already. Close some.", metadata={"limit": self._limit})
+            text = f"{self._limit} of your watches are open already. Close some."
+            raise QueueFull(text, metadata={"limit": self._limit}, details=[retry_info()])
         self._open[owner] = self._open.get(owner, 0) + 1
         metrics.open_watches.inc()
         try:

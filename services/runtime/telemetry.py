@@ -32,7 +32,10 @@ _bound: ContextVar[Mapping[str, str]] = ContextVar("bound", default=NOTHING)
 
 @contextmanager
 def bound(**fields: str) -> Iterator[None]:
-    """Put fields into every log line of the block and of the tasks it starts; a trace id when there is none yet."""
+    """Put fields into every log line of the block and of the tasks it starts; a trace id when there is none yet.
+
+    An empty field takes what an outer unit of work has set out again.
+    """
     token = _bound.set({"trace_id": secrets.token_hex(16), **_with(fields)})
     try:
         yield
@@ -46,7 +49,7 @@ def bind(**fields: str) -> None:
 
 
 def _with(fields: Mapping[str, str]) -> dict[str, str]:
-    return {**_bound.get(), **{name: value for name, value in fields.items() if value}}
+    return {name: value for name, value in {**_bound.get(), **fields}.items() if value}
 
 
 def trace_id() -> str:

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from ltxtrain_client.channel import Channel, Credentials, connect
-from ltxtrain_client.errors import CallError, DeadlineExceeded, Unavailable
+from ltxtrain_client.errors import CallError, DeadlineExceeded, ResourceExhausted, Unavailable
 
 from services.runtime import tracing
 from services.runtime.auth import LOCAL_OWNER
@@ -40,6 +40,10 @@ async def errors_passed_on() -> AsyncIterator[None]:
     try:
         yield
     except (Unavailable, DeadlineExceeded) as error:
+        raise Retryable(str(error)) from error
+    except ResourceExhausted as error:
+        if error.retry_after_seconds is None:
+            raise Upstream(error.status) from error
         raise Retryable(str(error)) from error
     except CallError as error:
         raise Upstream(error.status) from error

@@ -109,7 +109,8 @@ class WorkRunner(Generic[M]):
         while True:
             try:
                 await asyncio.sleep(pause)
-                with telemetry.bound(resource=name), tracing.span(f"work {self._store.kind}", resource=name):
+                # Started by a call, whose trace goes on while the call itself is over.
+                with telemetry.bound(resource=name, method=""), tracing.span(f"work {self._store.kind}", resource=name):
                     await self._start_once(name)
                 return
             except asyncio.CancelledError:

@@ -11,10 +11,13 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from ltxtrain_client import TrainClient
 
 from services.runtime.server import MAX_MESSAGE_BYTES, Server, stop_event
 from services.runtime.settings import Settings, SettingsError
 from services.runtime.tables import Database
+from services.runtime.upstream import connect_service, passing_errors_on
+from services.runtime.work import Retryable
 from tests.services.runtime.front import FULL_NAME, Front, detail_of, info_of, serving
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -134,6 +137,10 @@ async def test_a_caller_has_so_many_calls_at_once_and_no_more(front: Front) -> N
     assert (caught.value.code(), info_of(caught.value).reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert detail_of(caught.value, error_details_pb2.RetryInfo).retry_delay.seconds == 1
     assert await health(front) == SERVING
+    # A service tries again later: its work does not fail for it.
+    async with connect_service(front.address, Settings()) as channel:
+        with pytest.raises(Retryable):
+            await passing_errors_on(TrainClient(channel).get_job("jobs/1"))
     release.set()
     await asyncio.gather(*running)
     assert await stub.list() == []

@@ -192,7 +192,7 @@ def test_the_endpoint_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_bound_goes_with_the_work_and_no_further(lines: Callable[[], list[dict[str, Any]]]) -> None:
-    with bound(resource="jobs/1", stage=""):
+    with bound(resource="jobs/2", method="GetJob"), bound(resource="jobs/1", method=""):
         carrier = current_trace()
         log.warning("inside")
     log.warning("outside")
