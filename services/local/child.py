@@ -40,12 +40,15 @@ class Child:
         log_path: Path,
         cwd: Path,
         final: Collection[int] = (),
+        session: bool = False,
     ) -> None:
         self.name = name
         self._command = [str(part) for part in command]
         self._environ = dict(environ)
         self._log_path = log_path
         self._cwd = cwd
+        # Whether processes that the command leaves behind are ended too.
+        self._reach = "session" if session else "one"
         # Exit statuses after which it is not started again.
         self.final = frozenset(final)
         self._stopping = threading.Event()
@@ -119,7 +122,7 @@ class Child:
             self._log_path.replace(self._log_path.with_suffix(".old.log"))
         with self._log_path.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), *self._command],
+                [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), self._reach, *self._command],
                 env=self._environ,
                 cwd=self._cwd,
                 stdin=subprocess.DEVNULL,

@@ -62,7 +62,8 @@ OPTIONS = (
 )
 MEMORY_LIMIT = "256MiB"
 READY_SECONDS = 30.0
-GRACE_SECONDS = 5.0
+# It may hang; whatever was acknowledged survives a kill.
+GRACE_SECONDS = 3.0
 ATTEMPTS = 3
 
 

@@ -24,6 +24,8 @@ READY_SECONDS = 90.0
 GRACE_SECONDS = 10.0
 # What every process of this Ray, its drivers included, must have in its environment before it imports ray.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Of its workers: threads that wait for each other by spinning make a machine that has other work ten times slower.
+WORKERS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class RayHead:
@@ -78,9 +80,15 @@ class RayHead:
         if self._num_cpus is not None:
             options.append(f"--num-cpus={self._num_cpus}")
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("LTXTRAIN_", "RAY_"))}
-        environ |= self.environ() | {"RAY_START_HOOK": f"{__name__}.trim"}
-        log_path = self._state / "head.log"
-        self._child = Child("Ray", [*command, *options], environ=environ, log_path=log_path, cwd=self._state).start()
+        environ |= self.environ() | WORKERS | {"RAY_START_HOOK": f"{__name__}.trim"}
+        self._child = Child(
+            "Ray",
+            [*command, *options],
+            environ=environ,
+            log_path=self._state / "head.log",
+            cwd=self._state,
+            session=True,
+        ).start()
         try:
             self._wait_until_ready(self._child)
         except BaseException:
