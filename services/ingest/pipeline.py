@@ -83,8 +83,7 @@ class IngestWorkflow:
 
     async def _take_archive(self, url: str, folder: Path, report: Report, gathered: Gathered) -> None:
         archive = folder / "archive.zip"
-        if not archive.exists():  # else an earlier attempt has fetched it whole
-            await self._fetch(url, archive, report)
+        await self._fetch(url, archive, report)
         entries = await self._read_directory(url, archive)
         try:
             await asyncio.to_thread(check_directory, entries, archive.stat().st_size, self._settings)
@@ -103,25 +102,21 @@ class IngestWorkflow:
             await self._gather(unpacking.files(), len(plan.clips), report, gathered)
 
     async def _take_videos(self, urls: Sequence[str], folder: Path, report: Report, gathered: Gathered) -> None:
-        await self._gather(self._videos(urls, folder, report), len(urls), report, gathered)
-        # A position in the list means something to the caller: none may be missing.
-        gathered.check(every=True)
-
-    async def _videos(self, urls: Sequence[str], folder: Path, report: Report) -> AsyncGenerator[Arrived, None]:
-        for index, url in enumerate(urls):
-            target = folder / f"video-{index}"
+        # All are fetched before the first is probed: an actor that waits for a slow host would hold a CPU.
+        files = [folder / f"video-{index}" for index in range(len(urls))]
+        for index, (url, file) in enumerate(zip(urls, files, strict=True)):
             try:
-                await self._fetch(url, target, report)
-                file = await asyncio.to_thread(hash_file, target)
-                _refuse_page(url, target)
+                await self._fetch(url, file, report)
+                _refuse_page(url, file)
             except ApiError as error:
                 reasons = [ReportReason.REPORT_REASON_NOT_EXAMINED]
                 await report.add(line(shown(url), Outcome.OUTCOME_REJECTED, reasons, str(error)))
-                for other in urls[index + 1 :]:
+                for other in (*urls[:index], *urls[index + 1 :]):
                     await report.add(not_examined(shown(other)))
                 raise
-            yield Arrived(index=index, path=shown(url), file=file)
-            target.unlink()
+        await self._gather(_arrived(urls, files), len(urls), report, gathered)
+        # A position in the list means something to the caller: none may be missing.
+        gathered.check(every=True)
 
     async def _gather(
         self, files: AsyncGenerator[Arrived, None], total: int, report: Report, gathered: Gathered
@@ -136,7 +131,9 @@ class IngestWorkflow:
                 await intake.settle(candidate, verdict)
 
     async def _fetch(self, url: str, target: Path, report: Report) -> None:
-        """Fetch to `target`, which appears whole or not at all."""
+        """Fetch to `target`, which appears whole or not at all; one that an earlier attempt left is taken as it is."""
+        if target.exists():
+            return
         part = target.with_suffix(".part")
         async with aclosing(self._sources.read(url, part)) as steps:
             async for step in steps:
@@ -156,6 +153,13 @@ class IngestWorkflow:
 
     async def _clear(self, name: str) -> None:
         await asyncio.to_thread(shutil.rmtree, self._folder(name), ignore_errors=True)
+
+
+async def _arrived(urls: Sequence[str], files: Sequence[Path]) -> AsyncGenerator[Arrived, None]:
+    for index, (url, file) in enumerate(zip(urls, files, strict=True)):
+        unpacked = await asyncio.to_thread(hash_file, file)
+        yield Arrived(index=index, path=shown(url), file=unpacked)
+        file.unlink()
 
 
 async def _tell_the_rest(entries: Sequence[Entry], error: ApiError, report: Report) -> None:

@@ -160,6 +160,5 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     def _violation(self, field: str, url: str) -> Violation | None:
         if not url:
             return Violation(field, ErrorReason.ERROR_REASON_FIELD_REQUIRED, "It is empty.")
-        buckets = set(self._settings.fetch_buckets) - {self._settings.s3_bucket}
-        refusal = check_url(url, self._settings.fetch_allow, buckets)
+        refusal = check_url(url, self._settings.fetch_allow, self._settings.source_buckets)
         return None if refusal is None else Violation(field, ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal)

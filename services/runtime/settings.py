@@ -99,6 +99,11 @@ class Settings:
         return self.database_url or f"sqlite+aiosqlite:///{self.state_dir / 'state.db'}"
 
     @property
+    def source_buckets(self) -> frozenset[str]:
+        """What s3:// sources may name: never the suite's own bucket, which holds what belongs to others."""
+        return frozenset(self.fetch_buckets) - {self.s3_bucket}
+
+    @property
     def public_endpoint(self) -> str:
         return self.s3_public_endpoint or self.s3_endpoint
 

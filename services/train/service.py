@@ -117,7 +117,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
     def _resolved(self, request: train_pb2.CreateJobRequest) -> Job:
         """The job that a request would become, nameless. Raises InvalidSpec with every violation."""
         check_request_id(request.request_id)
-        allow, buckets = self._runtime.settings.fetch_allow, self._runtime.settings.fetch_buckets
+        allow, buckets = self._runtime.settings.fetch_allow, self._runtime.settings.source_buckets
         spec, violations = resolve(request.spec, lambda url: check_url(url, allow, buckets))
         options, wrong_options = resolve_options(request.options, spec.number_of_steps)
         if violations or wrong_options:

@@ -76,8 +76,6 @@ async def test_alone(case: dict[str, Any], ingest: Ingest, tmp_path: Path) -> No
 async def test_a_playlist_opens_nothing(ingest: Ingest, tmp_path: Path) -> None:
     """Both in one archive, for a demuxer that follows the playlist would find the clip."""
     playlist = next(media(case) for case in CASES if case["id"] == "hls_in_avi")
-    ended = await ingest.upload(
-        write_zip(tmp_path / "clips.zip", {"list.avi": playlist, "ctl_plain.mp4": CONTROL})
-    )
+    ended = await ingest.upload(write_zip(tmp_path / "clips.zip", {"list.avi": playlist, "ctl_plain.mp4": CONTROL}))
     assert [clip.path for clip in ended.clips] == ["ctl_plain.mp4"]
     assert not ingest.web.requests["/list"]

@@ -12,8 +12,10 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.runtime.objects import StoreAddress
+from tests.processes import find
 
 READY_SECONDS = 120.0
+PROBER = "ray::Prober"
 
 
 @dataclass
@@ -94,7 +96,7 @@ async def watched(service: int) -> AsyncIterator[Peaks]:
 
     async def look() -> None:
         while True:
-            for pid in prober_pids():
+            for pid in find(PROBER):
                 peaks.actors[pid] = max(peaks.actors.get(pid, 0.0), peak_mb(pid))
             await asyncio.sleep(0.05)
 
@@ -103,16 +105,6 @@ async def watched(service: int) -> AsyncIterator[Peaks]:
         yield peaks
     finally:
         looking.cancel()
-
-
-def prober_pids() -> list[int]:
-    token = os.environ.get("RAY_AUTH_TOKEN", "").encode()
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if b"ray::Prober" in (folder / "cmdline").read_bytes() and token in (folder / "environ").read_bytes():
-                found.append(int(folder.name))
-    return found
 
 
 def peak_mb(pid: int) -> float:

@@ -12,7 +12,7 @@ from ltxtrain.v1.work_pb2 import State
 from ltxtrain_client.channel import connect
 from ltxtrain_client.ingest import IngestClient
 
-from services.local.ports import free_port
+from services.local.ports import remembered_ports
 from services.runtime.cluster import Cluster
 from services.runtime.objects import StoreAddress
 from tests.clips import numbered, write_clip, write_zip
@@ -28,7 +28,8 @@ PEAK_MB = 400
 @pytest.fixture
 def service(tmp_path: Path, object_store: StoreAddress, ray_cluster: Cluster, hostile: Web) -> ServiceProcess:
     address = ray.get_runtime_context().gcs_address
-    return service_process(tmp_path / "state", free_port(), object_store, address, FETCH_ALLOW=hostile.host)
+    port = remembered_ports(tmp_path / "ports.json", ["ingest"])["ingest"]
+    return service_process(tmp_path / "state", port, object_store, address, FETCH_ALLOW=hostile.host)
 
 
 def write_large_zip(path: Path, folder: Path, clip_count: int, clip_mib: int) -> Path:

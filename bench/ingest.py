@@ -1,0 +1,172 @@
+"""How fast an archive becomes stored clips, against plain zipfile and against minio's own upload to the same server.
+
+python bench/ingest.py [--quick] prints one line of JSON:
+  unpack_hash_vs_zipfile  seconds of plain zipfile extraction over ours, which also hashes (higher is better)
+  store_vs_fput           seconds of minio's fput_object over ours, with its rows and digests (higher is better)
+  peak_mb                 largest resident size of a process that does nothing but our unpack, hash and store
+Both sides of a ratio take turns on the same files; a ratio is that of their best rounds.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from minio import Minio
+
+from services.ingest.archive import Archive, Unpacked
+from services.ingest.clips import ClipStore
+from services.ingest.directory import read_directory
+from services.local.embedded import EmbeddedStore
+from services.runtime.blobs import Blobs
+from services.runtime.objects import ObjectStore, StoreAddress
+from services.runtime.settings import Settings
+from services.runtime.tables import Database
+
+MIB = 1 << 20
+CLIP_MIB = 20
+ROUNDS = 3
+
+
+def make_archive(path: Path, clip_count: int) -> Path:
+    """Stored entries of random bytes; nothing here decodes them."""
+    dice = random.Random(3)
+    with zipfile.ZipFile(path, "w") as archive:
+        for index in range(clip_count):
+            archive.writestr(f"{index:04}.mp4", dice.randbytes(CLIP_MIB * MIB))
+    return path
+
+
+def extract(path: Path, folder: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)
+
+
+def unpack(path: Path, folder: Path) -> list[Unpacked]:
+    with Archive(path) as archive:
+        return [archive.unpack(entry, folder / str(entry.index)) for entry in read_directory(path, Settings())]
+
+
+def fput(address: StoreAddress, folder: Path, prefix: str) -> None:
+    host = address.endpoint
+    client = Minio(host, address.access_key, address.secret_key, secure=address.secure, region=address.region)
+    for file in sorted(folder.iterdir()):
+        client.fput_object(address.bucket, f"{prefix}/{file.name}", str(file), content_type="video/mp4")
+
+
+@asynccontextmanager
+async def clip_store(folder: Path, address: StoreAddress) -> AsyncIterator[ClipStore]:
+    database = await Database.open(f"sqlite+aiosqlite:///{folder / 'state.db'}", folder)
+    yield ClipStore(ObjectStore(address), Blobs(database))
+    await database.close()
+
+
+async def keep(folder: Path, address: StoreAddress, files: list[Unpacked]) -> float:
+    """Seconds that it takes to store the files, none of which is known."""
+    async with clip_store(folder, address) as clips:
+        begun = time.perf_counter()
+        for file in files:
+            await clips.keep(file, "clip.mp4", "datasets/bench")
+        return time.perf_counter() - begun
+
+
+async def whole(folder: Path, address: StoreAddress, path: Path) -> None:
+    """Unpack, hash and store one file after another, as the service does."""
+    async with clip_store(folder, address) as clips:
+        with Archive(path) as archive:
+            for entry in read_directory(path, Settings()):
+                file = await asyncio.to_thread(archive.unpack, entry, folder / "clip")
+                await clips.keep(file, entry.path, "datasets/bench")
+                file.path.unlink()
+
+
+def timed(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def compare_unpacking(path: Path, scratch: Path) -> tuple[float, float]:
+    ours, theirs = [], []
+    for _ in range(ROUNDS):
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            theirs.append(timed(lambda folder=folder: extract(path, Path(folder))))  # type: ignore[misc]
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            ours.append(timed(lambda folder=folder: unpack(path, Path(folder))))  # type: ignore[misc]
+    return min(ours), min(theirs)
+
+
+def compare_storing(path: Path, scratch: Path, address: StoreAddress) -> tuple[float, float]:
+    ours, theirs = [], []
+    with tempfile.TemporaryDirectory(dir=scratch) as name:
+        folder = Path(name)
+        files = unpack(path, folder)
+        objects = ObjectStore(address).objects
+        for turn in range(ROUNDS):
+            theirs.append(timed(lambda turn=turn: fput(address, folder, f"fput/{turn}")))  # type: ignore[misc]
+            with tempfile.TemporaryDirectory(dir=scratch) as state:
+                ours.append(asyncio.run(keep(Path(state), address, files)))
+            for prefix in (f"fput/{turn}/", "ingest/"):
+                for blob in list(objects.list_prefix(prefix)):
+                    objects.delete(blob.key)
+    return min(ours), min(theirs)
+
+
+def peak_mb(path: Path, address: StoreAddress) -> float:
+    """Of a process of its own."""
+    values = {name: getattr(address, name) for name in StoreAddress.__dataclass_fields__}
+    command = [sys.executable, __file__, "--whole", str(path)]
+    done = subprocess.run(
+        command, input=json.dumps(values), text=True, stdout=subprocess.PIPE, check=True, env=dict(os.environ)
+    )
+    return float(done.stdout)
+
+
+def measure(clip_count: int) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="ltxtrain-bench-") as name:
+        scratch = Path(name)
+        path = make_archive(scratch / "large.zip", clip_count)
+        size_mb = clip_count * CLIP_MIB
+        with EmbeddedStore(scratch / "store") as store:
+            unpack_ours, unpack_theirs = compare_unpacking(path, scratch)
+            store_ours, store_theirs = compare_storing(path, scratch, store.address)
+            peak = peak_mb(path, store.address)
+    return {
+        "unpack_hash_vs_zipfile": round(unpack_theirs / unpack_ours, 3),
+        "store_vs_fput": round(store_theirs / store_ours, 3),
+        "peak_mb": round(peak),
+        "archive_mb": size_mb,
+        "unpack_hash_mb_per_second": round(size_mb / unpack_ours),
+        "zipfile_mb_per_second": round(size_mb / unpack_theirs),
+        "store_mb_per_second": round(size_mb / store_ours),
+        "fput_mb_per_second": round(size_mb / store_theirs),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="200 MB instead of 1 GB")
+    parser.add_argument("--whole", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.whole is not None:
+        address = StoreAddress(**json.load(sys.stdin))
+        with tempfile.TemporaryDirectory() as folder:
+            asyncio.run(whole(Path(folder), address, arguments.whole))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    print(json.dumps(measure(10 if arguments.quick else 50)))
+
+
+if __name__ == "__main__":
+    main()
