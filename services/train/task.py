@@ -104,14 +104,16 @@ def train_settings(job: Job) -> TrainSettings:
 
 def spec_json(job: Job) -> dict[str, object]:
     """The resolved spec in the sheet's own words, its URLs without what may be secret in them."""
-    spec = json_format.MessageToDict(job.effective_spec, preserving_proto_field_name=True)
+    spec = json_format.MessageToDict(
+        job.effective_spec, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
     for name in ("resolution", "validation_resolution"):
         spec[name] = RESOLUTION_NAMES[getattr(job.effective_spec, name)]
     for name in ("aspect_ratio", "validation_aspect_ratio"):
         spec[name] = ASPECT_NAMES[getattr(job.effective_spec, name)]
     if "training_data_url" in spec:
         spec["training_data_url"] = shown(spec["training_data_url"])
-    for entry in spec.get("validation", []):
+    for entry in spec["validation"]:
         entry["video_url"] = shown(entry["video_url"])
     return spec
 

@@ -1,0 +1,70 @@
+"""Processes that this one has started, directly or not: found by what they are called, and ended the hard way."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+TRAIN_ACTOR = "ray::TrainActor"
+RAY_WORKER = "ray::"
+
+_PROC = Path("/proc")
+
+
+def descendants(pid: int | None = None) -> list[int]:
+    """Of a process, this one if none is named: children first."""
+    children: dict[int, list[int]] = {}
+    for child, parent in _parents():
+        children.setdefault(parent, []).append(child)
+    found = list(children.get(pid or os.getpid(), []))
+    for each in found:
+        found.extend(children.get(each, []))
+    return found
+
+
+def find(title: str) -> list[int]:
+    """Descendants whose command line begins with a title."""
+    return [pid for pid in descendants() if _title(pid).startswith(title)]
+
+
+def kill(pid: int) -> None:
+    """SIGKILL."""
+    os.kill(pid, signal.SIGKILL)
+
+
+async def gone(pid: int) -> None:
+    """Return when the process has ended; a zombie counts."""
+    while _state(pid) not in ("", "Z"):
+        await asyncio.sleep(0.02)
+
+
+async def none_left(title: str) -> None:
+    """Return when every process of a title has ended."""
+    while any(_state(pid) != "Z" for pid in find(title)):
+        await asyncio.sleep(0.02)
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    for entry in _PROC.iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            yield int(entry.name), int(fields[1])
+
+
+def _state(pid: int) -> str:
+    fields = _stat(pid)
+    return fields[0] if fields else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent and so on: what follows the name, which may hold anything."""
+    with suppress(OSError):
+        return (_PROC / str(pid) / "stat").read_text().rpartition(") ")[2].split()
+    return []
+
+
+def _title(pid: int) -> str:
+    with suppress(OSError):
+        return (_PROC / str(pid) / "cmdline").read_text(errors="replace")
+    return ""

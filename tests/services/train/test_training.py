@@ -1,0 +1,151 @@
+"""A job's second half with real actors: what it leaves, what ends it, and what does not."""
+
+import asyncio
+import contextlib
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.preprocess_pb2 import Sample
+from ltxtrain.v1.work_pb2 import Stage, State
+
+from services.runtime.cluster import Cluster
+from services.runtime.objects import StoreAddress
+from tests import processes
+from tests.services.train.running import Trainer, reason, running, steps_of
+from trainer.seeds import epoch_order
+
+STEPS = 100
+
+
+async def test_events_and_file_agree_on_every_step(trainer: Trainer, undisturbed: str, tmp_path: Path) -> None:
+    rows = await trainer.metrics(undisturbed, tmp_path)
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    events = await trainer.events(undisturbed)
+    known = 0
+    for event in (event for event in events if event.HasField("train_metrics")):
+        step = event.train_metrics.step
+        mean = statistics.fmean(row["loss"] for row in rows[known:step])
+        assert event.train_metrics.loss == pytest.approx(mean)
+        known = step
+    assert known == STEPS
+    assert [event.train_metrics.held_out_loss for event in events if event.train_metrics.HasField("held_out_loss")] == [
+        rows[-1]["held_out_loss"]
+    ]
+
+
+async def test_two_checkpoints_are_kept(trainer: Trainer, undisturbed: str) -> None:
+    kept = [
+        item.step for item in (await trainer.artifacts(undisturbed)).values() if item.kind == Artifact.KIND_CHECKPOINT
+    ]
+    assert kept == [90, 100]
+    keys = [item.key for item in await trainer.runtime.objects.list_prefix(f"{undisturbed}/")]
+    assert sorted(key for key in keys if "/checkpoint-" in key) == [
+        f"{undisturbed}/checkpoint-{step:06}.safetensors" for step in kept
+    ]
+
+
+async def test_a_killed_actor_changes_no_byte(
+    trainer: Trainer, samples: Sequence[Sample], undisturbed: str, tmp_path: Path
+) -> None:
+    job = await trainer.start(samples, {"checkpoint_interval": 10, "holdout_fraction": 0.25})
+    for step in (13, 47):
+        await trainer.reached(job, step)
+        [actor] = processes.find(processes.TRAIN_ACTOR)
+        processes.kill(actor)
+        await processes.gone(actor)
+    assert (await trainer.ended(job)).lifecycle.state == State.STATE_SUCCEEDED
+    assert await trainer.lora(job) == await trainer.lora(undisturbed)
+    assert [row["step"] for row in await trainer.metrics(job, tmp_path)] == list(range(1, STEPS + 1))
+    steps = steps_of(await trainer.events(job))
+    assert steps == sorted(set(steps)) and steps[-1] == STEPS
+
+
+async def test_a_service_that_is_stopped_goes_on_where_it_was(
+    tiny_model: Path,
+    object_store: StoreAddress,
+    ray_cluster: Cluster,
+    samples: Sequence[Sample],
+    trainer: Trainer,
+    undisturbed: str,
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, tiny_model, object_store, ray_cluster) as first:
+        job = await first.start(samples, {"checkpoint_interval": 10, "holdout_fraction": 0.25})
+        await first.reached(job, 25)
+    await processes.none_left(processes.TRAIN_ACTOR)
+    async with running(tmp_path, tiny_model, object_store, ray_cluster) as second:
+        second.prepared |= first.prepared
+        assert (await second.jobs.get(job)).checkpoint_step >= 20
+        await second.work.resume()
+        assert (await second.ended(job)).lifecycle.state == State.STATE_SUCCEEDED
+        assert await second.lora(job) == await trainer.lora(undisturbed)
+
+
+async def test_a_sample_that_is_no_number_ends_the_job_as_diverged(trainer: Trainer) -> None:
+    # The third step's.
+    broken = epoch_order(42, 0, 3)[2]
+    job = await trainer.start(await trainer.samples(3, broken=broken), {"checkpoint_interval": 1})
+    ended = await trainer.ended(job)
+    assert reason(ended) == (
+        "TRAINING_DIVERGED",
+        {"step": "3", "checkpointStep": "2", "lora": f"{job}/artifacts/lora-000002.safetensors"},
+    )
+    assert ended.billable_units == 0
+    lora = (await trainer.artifacts(job))["lora-000002.safetensors"]
+    assert await trainer.runtime.objects.exists(lora.blob.key)
+
+
+async def test_an_actor_that_dies_again_and_again_ends_the_job(trainer: Trainer, samples: Sequence[Sample]) -> None:
+    job = await trainer.start(samples)
+
+    async def kill_all() -> None:
+        while True:
+            for actor in processes.find(processes.TRAIN_ACTOR):
+                with contextlib.suppress(ProcessLookupError):
+                    processes.kill(actor)
+            await asyncio.sleep(0.05)
+
+    killing = asyncio.create_task(kill_all())
+    ended = await trainer.ended(job)
+    killing.cancel()
+    assert reason(ended) == ("WORKER_LOST", {"step": "0", "losses": "5"})
+
+
+async def test_a_cancelled_training_gives_back_its_last_checkpoint(trainer: Trainer, samples: Sequence[Sample]) -> None:
+    job = await trainer.start(samples, {"checkpoint_interval": 5})
+    await trainer.reached(job, 11)
+    await trainer.work.cancel(job, "me")
+    ended = await trainer.ended(job)
+    assert ended.lifecycle.state == State.STATE_CANCELLED
+    assert ended.billable_units == 0 and ended.price_usd == 0
+    loras = {item.step: item for item in (await trainer.artifacts(job)).values() if item.kind == Artifact.KIND_LORA}
+    assert ended.checkpoint_step == max(loras) >= 10
+    assert ended.output.lora_file == loras[max(loras)].name
+    events = await trainer.events(job)
+    cancelled_at = [event.lifecycle.state for event in events].index(State.STATE_CANCELLING)
+    assert not any(event.stage == Stage.STAGE_TRAIN for event in events[cancelled_at:])
+    await processes.none_left(processes.TRAIN_ACTOR)
+
+
+async def test_a_job_that_waits_is_cancelled_at_once(trainer: Trainer, samples: Sequence[Sample]) -> None:
+    ahead = await trainer.start(samples)
+    await trainer.reached(ahead, 1)
+    waiting = await trainer.start(samples)
+    async for _, event in trainer.jobs.log.follow(waiting, 0):
+        if event is not None and event.HasField("queue_position"):
+            break
+    await trainer.work.cancel(waiting, "me")
+    ended = await trainer.ended(waiting)
+    assert ended.lifecycle.state == State.STATE_CANCELLED
+    assert not ended.output.lora_file and not ended.HasField("queue_position")
+    assert (await trainer.jobs.get(ahead)).lifecycle.state == State.STATE_RUNNING
+    await trainer.work.cancel(ahead, "me")
+    await trainer.ended(ahead)
+
+
+async def test_more_gpus_than_there_are_is_said_at_once(trainer: Trainer, samples: Sequence[Sample]) -> None:
+    job = await trainer.start(samples, {"batch_size": 4, "gpu_count": 4})
+    assert reason(await trainer.ended(job)) == ("RESOURCE_NOT_READY", {"gpuCount": "4", "available": "1"})
