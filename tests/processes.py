@@ -35,26 +35,31 @@ def kill(pid: int) -> None:
 
 
 async def gone(pid: int) -> None:
-    """Return when the process has ended; a zombie counts."""
-    while _state(pid) not in ("", "Z"):
-        await asyncio.sleep(0.02)
+    """Return when the process has ended."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_reader(handle, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(handle)
+        os.close(handle)
 
 
 async def none_left(title: str) -> None:
     """Return when every process of a title has ended."""
-    while any(_state(pid) != "Z" for pid in find(title)):
-        await asyncio.sleep(0.02)
+    for pid in find(title):
+        await gone(pid)
 
 
 def _parents() -> Iterator[tuple[int, int]]:
     for entry in _PROC.iterdir():
         if entry.name.isdigit() and (fields := _stat(int(entry.name))):
             yield int(entry.name), int(fields[1])
-
-
-def _state(pid: int) -> str:
-    fields = _stat(pid)
-    return fields[0] if fields else ""
 
 
 def _stat(pid: int) -> list[str]:

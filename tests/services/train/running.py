@@ -1,6 +1,5 @@
 """Training as the Train service does it, on samples made here: real Ray actors, a real object store and database."""
 
-import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -31,7 +30,6 @@ from services.train.artifacts import artifacts
 from services.train.estimate import Estimator
 from services.train.spec import resolve, resolve_options
 from services.train.task import Prepared
-from services.train.training import Training
 from services.train.upstream import Upstream
 from services.train.workflow import TrainWorkflow
 from trainer.model import resolve_model
