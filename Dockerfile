@@ -22,6 +22,7 @@ COPY --from=build /opt/ltxtrain /opt/ltxtrain
 ENV PATH=/opt/ltxtrain/bin:$PATH \
     GRPC_ENABLE_FORK_SUPPORT=0 \
     RAY_USAGE_STATS_ENABLED=0 \
+    OMP_WAIT_POLICY=PASSIVE \
     LTXTRAIN_STATE_DIR=/state
 USER ltxtrain
 VOLUME /state
