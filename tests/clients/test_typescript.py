@@ -57,17 +57,20 @@ def test_the_lockfile_names_digests_and_no_addresses() -> None:
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The compiled command line, made in a copy that holds what a clone would."""
-    clone = tmp_path_factory.mktemp("clone")
+    """The compiled command line, made once in a copy that holds what a clone would."""
+    clone = tmp_path_factory.getbasetemp() / "typescript"
+    folder = clone / "clients/typescript"
+    compiled = folder / "dist/main.js"
+    if compiled.exists():  # by another folder's tests
+        return compiled
     made = shutil.ignore_patterns("node_modules", "dist", "generated", "*.py", "*.pyi", "__pycache__")
     for part in ("clients/typescript", "protos", "third_party"):
         shutil.copytree(ROOT / part, clone / part, ignore=made)
-    folder = clone / "clients/typescript"
     environment = os.environ | {"PROTOC": f"{sys.executable} -m grpc_tools.protoc"}
     for command in (["npm", "ci", "--no-progress"], ["npm", "run", "build"]):
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return folder / "dist/main.js"
+    return compiled
 
 
 @dataclass(frozen=True)
