@@ -175,7 +175,8 @@ async def test_a_job_that_is_deleted_ends_its_watches(front: Front, stub: Stub, 
 
 async def test_a_slow_reader_is_held_back_and_has_everything_in_the_end(front: Front, stub: Stub, job: str) -> None:
     count = 300
-    slow = front.stub(options=[("grpc.use_local_subchannel_pool", 1)]).watch(job)
+    narrow = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+    slow = front.stub(options=narrow).watch(job)
     assert await some(slow, 1) == [1]
     for _ in range(count // 10):
         await front.book.add(job, 10, LONG_TEXT)
