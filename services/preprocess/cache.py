@@ -9,12 +9,13 @@ import asyncio
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict
 from ltxtrain.v1.artifact_pb2 import Blob
 
-from services.runtime.blobs import Blobs
+from services.runtime.blobs import KEEP_UNUSED_SECONDS, Blobs
 from services.runtime.objects import ObjectStore, StoredBlob
 from services.runtime.work import Retryable
 
@@ -74,10 +75,17 @@ class Cache:
         if not await self._objects.exists(blob.key):
             raise Retryable(f"{blob.key} has to be made again")
 
-    async def sweep(self) -> None:
-        for key in await self._blobs.unused():
+    async def sweep(self, keep_seconds: float = KEEP_UNUSED_SECONDS) -> None:
+        """Delete what no training set has referred to for so long, and what was stored and never recorded."""
+        for key in await self._blobs.unused(keep_seconds):
             async with self._sweeping:
                 if await self._blobs.forget(key) and key.startswith(CONTENT):
+                    await self._objects.delete(key)
+        before = datetime.now(UTC) - timedelta(seconds=keep_seconds)
+        old = [blob.key for blob in await self._objects.list_prefix(CONTENT) if blob.modified <= before]
+        for key in await self._blobs.unknown(old):
+            async with self._sweeping:
+                if await self._blobs.unknown([key]):
                     await self._objects.delete(key)
 
 

@@ -29,6 +29,8 @@ SKIPS: dict[type[ClipError], str] = {
     AudioTrackMissing: "AUDIO_TRACK_MISSING",
     AudioUndecodable: "AUDIO_UNDECODABLE",
 }
+# A fitter has one processor.
+THREADS = 1
 # A fitted sound that never gets louder is a track of zeros (D15).
 SILENCE = 1e-4
 
@@ -66,8 +68,8 @@ def fit(path: Path, task: FitTask) -> Iterator[tuple[Scene, FittedClip | None]]:
     found = [whole]
     try:
         if task.split:
-            found = media.find_scenes(path)
-        for scene, fitted in zip(found, fit_scenes(path, found, task.settings), strict=True):
+            found = media.find_scenes(path, threads=THREADS)
+        for scene, fitted in zip(found, fit_scenes(path, found, task.settings, threads=THREADS), strict=True):
             count += 1
             if isinstance(fitted, ClipTooShort):
                 reason = "SCENE_TOO_SHORT" if len(found) > 1 else "CLIP_TOO_SHORT"
@@ -90,6 +92,7 @@ def _prefix(path: Path, task: FitTask) -> tuple[Scene, FittedClip | None]:
             settings.geometry.frame_count,
             settings.with_audio,
             normalize_audio=settings.normalize_audio,
+            threads=THREADS,
         )
     except ClipTooShort as error:
         scene = Scene(

@@ -53,6 +53,15 @@ class Blobs:
                 await connection.execute(insert(tables.blob).values(**row))
             await refer(connection, resource, [key])
 
+    async def unknown(self, keys: Sequence[str]) -> list[str]:
+        """Those of the keys that have no row: uploads that nobody claimed."""
+        known: set[str] = set()
+        async with self._database.read() as connection:
+            for start in range(0, len(keys), PAGE):
+                some = select(tables.blob.c.key).where(tables.blob.c.key.in_(keys[start : start + PAGE]))
+                known.update(await connection.scalars(some))
+        return [key for key in keys if key not in known]
+
     async def unused(self, keep_seconds: float = KEEP_UNUSED_SECONDS) -> list[str]:
         """Keys that nothing has referred to for that long."""
         before = time.time_ns() - int(keep_seconds * 1e9)

@@ -10,11 +10,11 @@ from pathlib import Path
 @contextlib.contextmanager
 def limits(seconds: float, memory_bytes: int) -> Iterator[None]:
     """End the process when the time is over, and refuse it memory beyond the limit (MemoryError)."""
+    # This alarm needs no interpreter lock, so a decoder that never returns does not stop it.
+    faulthandler.dump_traceback_later(seconds, exit=True)
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     # Private memory alone: address space is taken by the gigabyte without being used.
     resource.setrlimit(resource.RLIMIT_DATA, (_private_bytes() + memory_bytes, hard))
-    # This alarm needs no interpreter lock, so a decoder that never returns does not stop it.
-    faulthandler.dump_traceback_later(seconds, exit=True)
     try:
         yield
     finally:

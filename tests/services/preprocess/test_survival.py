@@ -1,0 +1,147 @@
+"""Actors and services that die, clips that take too much, data that goes away."""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+from ltxtrain.v1.work_pb2 import State
+
+from services.preprocess.cache import Cache
+from services.runtime.cluster import Cluster
+from services.runtime.objects import StoreAddress
+from tests.clips import numbered, write_clip
+from tests.services.ingest.running import Ingest
+from tests.services.preprocess.running import Ended, Preprocess, serving, settings
+from tests.services.preprocess.workers import all_gone, appeared, kill_next
+
+Serving = Callable[..., AbstractAsyncContextManager[Preprocess]]
+
+ACTORS = ("ClipFitter", "PromptEncoderActor", "ClipEncoderActor")
+
+
+@pytest.fixture
+def fresh(
+    tmp_path: Path, object_store: StoreAddress, ray_cluster: Cluster, ingest: Ingest, tiny_model: Path
+) -> Serving:
+    """A service that has made nothing yet; started again, it has the state of its last start."""
+    return lambda **more: serving(tmp_path / "state", object_store, ray_cluster, ingest, tiny_model, **more)
+
+
+@pytest.fixture(scope="session")
+async def four(preprocess: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A dataset of four clips with captions."""
+    folder = tmp_path_factory.mktemp("four")
+    entries: dict[str, bytes | Path | str] = {}
+    for index in range(4):
+        name = f"{index}.mp4"
+        entries[name] = write_clip(folder / name, numbered(9, clip=index))
+        entries[f"{index}.txt"] = f"card {index % 2}"
+    return await preprocess.dataset(entries)
+
+
+def contents(ended: Ended) -> list[tuple[str, str, str]]:
+    return [(sample.caption, sample.latents.sha256, sample.prompt.sha256) for sample in ended.samples]
+
+
+NINE = {"training": {"frameCount": 9}, "conditioningFrames": 1}
+
+
+async def test_a_killed_actor_costs_a_retry_and_changes_no_byte(
+    preprocess: Preprocess, fresh: Serving, four: str
+) -> None:
+    undisturbed = await preprocess.run(four, settings(**NINE))
+    assert undisturbed.state == "SUCCEEDED", undisturbed.training_set.lifecycle.error
+    async with fresh() as other:
+        kills = [asyncio.create_task(kill_next(actor)) for actor in ACTORS]
+        disturbed = await other.run(four, settings(**NINE))
+        await asyncio.gather(*kills)
+    assert disturbed.state == "SUCCEEDED", disturbed.training_set.lifecycle.error
+    # Nothing was found: the other service has a cache of its own.
+    assert disturbed.training_set.report.cache_misses == 6
+    assert contents(disturbed) == contents(undisturbed)
+    assert disturbed.lines == undisturbed.lines
+
+
+async def test_three_kills_skip_the_clip(fresh: Serving, four: str, preprocess: Preprocess, tmp_path: Path) -> None:
+    alone = await preprocess.dataset({"a.mp4": write_clip(tmp_path / "a.mp4", numbered(60, size=(1280, 720)))})
+    async with fresh() as other:
+        running = asyncio.create_task(other.run(alone, settings(fitOnly=True, training={"frameCount": 57})))
+        killed: set[int] = set()
+        while len(killed) < 3:
+            killed.add(await kill_next("ClipFitter", killed))
+        ended = await running
+    assert ended.reason == "NO_USABLE_CLIPS"
+    assert ended.reasons("a.mp4") == ["ACTOR_KILLED"]
+    assert "three times" in ended.lines[0].description
+
+
+@pytest.mark.parametrize(
+    ("limit", "text"), [({"clip_seconds": 0.001}, "longer than"), ({"clip_memory_bytes": 2**21}, "more memory")]
+)
+async def test_a_clip_that_takes_too_much_is_skipped(
+    limit: dict[str, float], text: str, fresh: Serving, four: str
+) -> None:
+    async with fresh(**limit) as other:
+        ended = await other.run(four, settings(fitOnly=True, **NINE))
+    assert ended.reason == "NO_USABLE_CLIPS"
+    assert [ended.reasons(f"{index}.mp4") for index in range(4)] == [["ACTOR_KILLED"]] * 4
+    assert all(text in line.description for line in ended.lines)
+
+
+async def test_what_a_clip_did_to_a_worker_is_not_remembered(fresh: Serving, four: str) -> None:
+    async with fresh(clip_memory_bytes=2**21) as other:
+        assert (await other.run(four, settings(fitOnly=True, **NINE))).state == "FAILED"
+    async with fresh() as other:
+        assert (await other.run(four, settings(fitOnly=True, **NINE))).state == "SUCCEEDED"
+
+
+async def test_an_interrupted_set_goes_on_where_it_was(fresh: Serving, four: str) -> None:
+    async with fresh() as first:
+        made = await first.client.create_training_set(four, settings(fitOnly=True, **NINE))
+    async with fresh() as second:
+        ended = await second.end(made.name)
+    assert ended.state == "SUCCEEDED"
+    assert len(ended.samples) == len(ended.lines) == 4
+    told = [event.report_line for event in ended.events if event.WhichOneof("detail") == "report_line"]
+    assert told == ended.lines
+
+
+async def test_a_dataset_deleted_while_it_is_read_is_named(
+    preprocess: Preprocess, ingest: Ingest, tmp_path: Path
+) -> None:
+    name = await preprocess.dataset({"a.mp4": write_clip(tmp_path / "a.mp4", numbered(9)), "a.txt": "soon gone"})
+    made = await preprocess.client.create_training_set(name, settings(**NINE))
+    async for _, event in preprocess.client.watch_training_set(made.name):
+        if event.WhichOneof("detail") == "progress":
+            break
+    await ingest.client.delete_dataset(name)
+    ended = await preprocess.end(made.name)
+    assert (ended.state, ended.reason) == ("FAILED", "RESOURCE_NOT_FOUND")
+    assert ended.message == f"{name} does not exist."
+
+
+async def test_no_actor_outlives_a_cancelled_set(preprocess: Preprocess, four: str) -> None:
+    made = await preprocess.client.create_training_set(four, settings(triggerPhrase="cancelled", **NINE))
+    async with asyncio.timeout(60):
+        await appeared("PromptEncoderActor")
+        await preprocess.client.cancel_training_set(made.name)
+        ended = await preprocess.end(made.name)
+        for actor in ACTORS:
+            await all_gone(actor)
+    assert ended.training_set.lifecycle.state == State.STATE_CANCELLED
+
+
+async def test_sweeping_deletes_what_no_set_needs(preprocess: Preprocess, four: str) -> None:
+    objects = preprocess.runtime.objects
+    unclaimed = await objects.put_content("preprocess", b"stored and never recorded", "text/plain")
+    one = await preprocess.run(four, settings(fitOnly=True, **NINE))
+    two = await preprocess.run(four, settings(fitOnly=True, **NINE))
+    assert one.samples[0].clip_preview == two.samples[0].clip_preview
+    await preprocess.client.delete_training_set(one.training_set.name)
+    await Cache(preprocess.runtime.blobs, objects).sweep(keep_seconds=0)
+    assert not await objects.exists(unclaimed.key)
+    assert not await objects.exists(one.training_set.contact_sheet.key)
+    for blob in (two.training_set.contact_sheet, *(sample.clip_preview for sample in two.samples)):
+        assert await objects.exists(blob.key)
