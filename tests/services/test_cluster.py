@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import ray
 
-from services.local.ray_head import MAX_FOLDER_BYTES, RayHead, short_folder
+from services.local.ray_head import MAX_FOLDER_BYTES, short_folder
 from services.runtime import cluster as module
 from services.runtime.cluster import ActorGroup, ActorKilled, Cluster, WorkerLost
 from services.runtime.objects import ObjectMissing
@@ -263,43 +263,46 @@ def test_addresses_that_cannot_work_say_why(address: str, says: str) -> None:
     assert any(word in done.stdout for word in says.split("|")), done.stdout
 
 
-async def test_the_loss_of_the_head_is_noticed_and_the_process_can_end(tmp_path: Path) -> None:
-    code = (
-        "import asyncio, sys\n"
-        "from services.runtime import cluster\n"
-        "cluster.PROBE_SECONDS, cluster.PROBE_TIMEOUT_SECONDS = 0.2, 1.0\n"
-        "attached = cluster.Cluster.attach(sys.argv[1], '')\n"
-        "print('attached', flush=True)\n"
-        "asyncio.run(attached.watch())\n"
-        "print('lost', flush=True)\n"
-        "sys.exit(3)\n"
-    )
-    with RayHead(tmp_path, num_cpus=1) as head:
-        environ = os.environ | head.environ()
-        driver = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", code, head.address, env=environ, stdout=asyncio.subprocess.PIPE
-        )
-        assert driver.stdout is not None
-        assert await driver.stdout.readline() == b"attached\n"
-        head.stop()
-        assert await driver.stdout.readline() == b"lost\n"
-        assert await driver.wait() == 3
+OWNER = """
+import sys, time
+from pathlib import Path
+from services.local.ray_head import RayHead
+head = RayHead(Path(sys.argv[1]), num_cpus=1).start()
+print(head.pid, head.address, head.token, flush=True)
+time.sleep(600)
+"""
+DRIVER = """
+import asyncio, sys
+from services.runtime import cluster
+cluster.PROBE_SECONDS, cluster.PROBE_TIMEOUT_SECONDS = 0.2, 1.0
+attached = cluster.Cluster.attach(sys.argv[1], "")
+print("attached", flush=True)
+asyncio.run(attached.watch())
+print("lost", flush=True)
+sys.exit(3)
+"""
 
 
-async def test_a_head_leaves_nothing_behind_when_its_owner_is_killed(tmp_path: Path) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from services.local.ray_head import RayHead\n"
-        "print(RayHead(Path(sys.argv[1]), num_cpus=1).start().pid, flush=True); time.sleep(600)"
+async def started(code: str, *arguments: str, **environ: str) -> tuple[asyncio.subprocess.Process, list[str]]:
+    """A Python program, and the words of its first line."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, *arguments, env=os.environ | environ, stdout=asyncio.subprocess.PIPE
     )
-    owner = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, str(tmp_path), stdout=asyncio.subprocess.PIPE
-    )
-    assert owner.stdout is not None
-    session = int(await owner.stdout.readline())
-    assert len(processes_of(session)) > 3
+    assert process.stdout is not None
+    return process, (await process.stdout.readline()).decode().split()
+
+
+async def test_a_head_ends_with_its_owner_and_its_drivers_notice_and_can_end(tmp_path: Path) -> None:
+    owner, (pid, address, token) = await started(OWNER, str(tmp_path))
+    driver, words = await started(DRIVER, address, RAY_AUTH_TOKEN=token)
+    assert words == ["attached"]
+    assert len(processes_of(int(pid))) > 3
     owner.kill()
     await owner.wait()
-    await until(lambda: not processes_of(session))
+    await until(lambda: not processes_of(int(pid)))
+    assert driver.stdout is not None
+    assert await driver.stdout.readline() == b"lost\n"
+    assert await driver.wait() == 3
 
 
 def processes_of(session: int) -> list[int]:
