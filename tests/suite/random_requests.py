@@ -120,7 +120,7 @@ class RandomRequests:
         return self._random.random() < share
 
     def _fill(self, message: Message, wildness: float) -> None:
-        oneofs = [oneof for oneof in message.DESCRIPTOR.oneofs if len(oneof.fields) > 1]
+        oneofs: list[Any] = [oneof for oneof in message.DESCRIPTOR.oneofs if len(oneof.fields) > 1]
         chosen = {self._random.choice(oneof.fields).name for oneof in oneofs}
         exclusive = {field.name for oneof in oneofs for field in oneof.fields}
         for field in message.DESCRIPTOR.fields:
@@ -135,7 +135,7 @@ class RandomRequests:
             else:
                 setattr(message, field.name, self._value(field, wildness))
 
-    def _fill_list(self, items: Any, field: FieldDescriptor, wildness: float) -> None:
+    def _fill_list(self, items: Any, field: Any, wildness: float) -> None:
         for _ in range(
             self._random.choice((0, 1, 2, 3, 120)) if self._chance(wildness) else self._random.randint(0, 2)
         ):
@@ -144,7 +144,7 @@ class RandomRequests:
             else:
                 items.append(self._value(field, wildness))
 
-    def _value(self, field: FieldDescriptor, wildness: float) -> Any:
+    def _value(self, field: Any, wildness: float) -> Any:
         wild = self._chance(wildness)
         if field.enum_type is not None:
             known = [value.number for value in field.enum_type.values]
@@ -162,7 +162,7 @@ class RandomRequests:
             return self._random.choice((*INTEGERS, INT64, ~INT64)) if wild else self._random.randint(0, 20)
         return self._random.choice(INTEGERS) if wild else self._random.randint(0, 20)
 
-    def _text(self, field: FieldDescriptor, wild: bool) -> str:
+    def _text(self, field: Any, wild: bool) -> str:
         if field.name in ("name", "parent"):
             return self._resource(COLLECTION_OF[field.file.name], wild)
         if field.name in TEXTS_OF:

@@ -73,7 +73,7 @@ def test_splitting_is_a_threshold_or_nothing() -> None:
 
 @pytest.mark.parametrize(("normalize", "preserve_pitch"), [(True, True), (True, False), (False, True)])
 def test_audio_settings_count_with_audio_alone(normalize: bool, preserve_pitch: bool) -> None:
-    chosen = {"audio_normalize": normalize, "audio_preserve_pitch": preserve_pitch}
+    chosen: dict[str, Any] = {"audio_normalize": normalize, "audio_preserve_pitch": preserve_pitch}
     assert asked(with_audio=True, **chosen).audio == AudioSettings(normalize=normalize, preserve_pitch=preserve_pitch)
     assert not asked(**chosen).HasField("audio")
 
