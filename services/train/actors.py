@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from services.runtime.objects import Objects, StoreAddress
+from services.runtime.telemetry import resumed_trace
 from services.train.artifacts import StoredFile, object_key
 from trainer.plan import JobPlan, MadeFile
 
@@ -34,6 +35,8 @@ class TrainTask:
     plan: JobPlan
     files: dict[str, Remote]
     worker_count: int
+    # The trace that the work belongs to, across processes.
+    trace: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,10 @@ class TrainActor:
         work_dir = Path(tempfile.mkdtemp(prefix="ltxtrain-"))
         try:
             plan = self._fetched(task, work_dir)
-            with join(self._rank, task.worker_count, meeting_point, device) as worker:
+            with (
+                resumed_trace(task.trace, "train"),
+                join(self._rank, task.worker_count, meeting_point, device) as worker,
+            ):
                 for report in run_job(plan, device=device, worker=worker):
                     if self._rank == 0:
                         yield self._stored(task.job, report)

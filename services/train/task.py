@@ -11,6 +11,7 @@ from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
 from ltxtrain.v1.train_pb2 import BasePrecision, Job, Optimizer, Schedule
 
 from services.runtime.addresses import shown
+from services.runtime.telemetry import current_trace
 from services.train.actors import Remote, TrainTask
 from services.train.artifacts import latest_checkpoint
 from services.train.spec import ASPECT_NAMES, RESOLUTION_NAMES, billable_units
@@ -79,7 +80,7 @@ def train_task(
         metrics=files.add(checkpoint["METRICS"].blob, ".parquet") if "METRICS" in checkpoint else None,
         earlier_previews=_earlier_previews(found, checkpoint, files) if checkpoint else (),
     )
-    return TrainTask(job=job.name, plan=plan, files=files.remote, worker_count=worker_count)
+    return TrainTask(job=job.name, plan=plan, files=files.remote, worker_count=worker_count, trace=current_trace())
 
 
 def train_settings(job: Job) -> TrainSettings:
