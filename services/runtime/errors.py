@@ -14,6 +14,7 @@ ApiError
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -231,9 +232,20 @@ class Upstream(ApiError):
         super().__init__(status.message)
         self._status = status
         self.code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+        self.reason = _reason_of(status)
 
     def status(self) -> status_pb2.Status:
         return self._status
+
+
+def _reason_of(status: status_pb2.Status) -> "ErrorReason":
+    """The reason that a status carries, or UNSPECIFIED."""
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Unpack(info):
+            found = ErrorReason.DESCRIPTOR.values_by_name.get(f"ERROR_REASON_{info.reason}")
+            return cast("ErrorReason", found.number) if found else ErrorReason.ERROR_REASON_UNSPECIFIED
+    return ErrorReason.ERROR_REASON_UNSPECIFIED
 
 
 def reason_name(reason: "ErrorReason") -> str:

@@ -62,12 +62,16 @@ class Estimator:
         if isinstance(report, Preflight):
             if report.peak_memory_bytes:
                 self._seen.peak_bytes, self._seen.peak_tokens = report.peak_memory_bytes, report.tokens
+                self._keep()
             return
         if report.step % WARM_STEPS or not report.tokens_per_second:
             return
         seconds = 1 / report.tokens_per_second
         self._seen.seconds_per_token_low = min(self._seen.seconds_per_token_low or seconds, seconds)
         self._seen.seconds_per_token_high = max(self._seen.seconds_per_token_high, seconds)
+        self._keep()
+
+    def _keep(self) -> None:
         self._path.write_text(json.dumps(asdict(self._seen)))
 
     async def estimate(self, spec: ExtendPrefixSpec, options: JobOptions, owner: str) -> EstimateJobResponse:

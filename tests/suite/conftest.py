@@ -17,8 +17,8 @@ from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.preprocess import PreprocessClient
 from ltxtrain_client.sheet import parse_sheet
 from ltxtrain_client.train import TrainClient
-from services.local.demo_data import make_demo_clips, make_validation_clip
 
+from services.local.demo_data import make_demo_clips, make_validation_clip
 from services.local.up import SERVICES, Suite
 
 SHEET: dict[str, Any] = {
