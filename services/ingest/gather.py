@@ -53,6 +53,11 @@ class Gathered:
     # Path and why, of clips that cannot be used; images are apart.
     skipped: list[tuple[str, "ReportReason", str]] = field(default_factory=list)
     images: list[tuple[str, str]] = field(default_factory=list)
+    caption_count: int = 0
+
+    @property
+    def looked_at(self) -> int:
+        return len(self.clips) + len(self.skipped) + len(self.images)
 
     def keep(self, candidate: Candidate, found: Clip, *, reused: bool) -> ReportLine:
         """The clip and its line."""
@@ -60,6 +65,7 @@ class Gathered:
         clip.MergeFrom(found)
         clip.blob.CopyFrom(candidate.blob)
         self.clips[candidate.index] = clip
+        self.caption_count += bool(clip.caption)
         reasons = [*candidate.reasons, *measured.warnings(clip)]
         text = measured.summary(clip)
         if candidate.duplicate_of:

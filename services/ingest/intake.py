@@ -20,7 +20,6 @@ class Intake:
         self._report = report
         self._gathered = gathered
         self._total = total
-        self._done = 0
         # By key of the content.
         self._first: dict[str, tuple[int, str]] = {}
         self._settled: dict[str, Clip | Verdict] = {}
@@ -67,8 +66,7 @@ class Intake:
             item = self._gathered.keep(candidate, found, reused=reused)
         else:
             item = self._gathered.drop(candidate, found)
-        self._done += 1
         self._report.clip_count = len(self._gathered.clips)
-        self._report.caption_count = sum(bool(clip.caption) for clip in self._gathered.clips.values())
+        self._report.caption_count = self._gathered.caption_count
         await self._report.add(item)
-        await self._report.progress(self._done, self._total)
+        await self._report.progress(self._gathered.looked_at, self._total)

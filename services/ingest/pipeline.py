@@ -16,7 +16,7 @@ from services.ingest.clips import ClipStore
 from services.ingest.directory import ArchiveRefused, Entry, check_directory, read_directory, unreadable
 from services.ingest.gather import Arrived, Gathered
 from services.ingest.intake import Intake
-from services.ingest.plan import Plan, make_plan, not_examined, refusal_lines
+from services.ingest.plan import Plan, make_plan, no_videos, not_examined, refusal_lines
 from services.ingest.probing import Probing
 from services.ingest.report import Report, line
 from services.ingest.sources import Sources
@@ -90,6 +90,8 @@ class IngestWorkflow:
             plan = await asyncio.to_thread(make_plan, entries)
             for item in plan.lines:
                 await report.add(item)
+            if not plan.clips:
+                raise no_videos(entries)
             await self._take_clips(archive, plan, folder, report, gathered)
             gathered.check(every=False)
         except ApiError as error:
@@ -129,6 +131,7 @@ class IngestWorkflow:
         ):
             async for candidate, verdict in verdicts:
                 await intake.settle(candidate, verdict)
+        await report.progress(gathered.looked_at, total)
 
     async def _fetch(self, url: str, target: Path, report: Report) -> None:
         """Fetch to `target`, which appears whole or not at all; one that an earlier attempt left is taken as it is."""

@@ -46,14 +46,12 @@ class Plan:
 
 
 def make_plan(entries: Sequence[Entry]) -> Plan:
-    """Raises ArchiveRefused (IMAGE_NOT_ALLOWED, NO_VIDEOS)."""
+    """Raises ArchiveRefused (IMAGE_NOT_ALLOWED). The plan may have no clips."""
     last = {entry.path: entry for entry in entries}
     kept = sorted(last.values(), key=lambda entry: entry.path)
     _refuse_images(kept)
     pairing = pair(kept)
     videos = [entry for entry in kept if entry.kind is Kind.VIDEO]
-    if not videos:
-        raise _no_videos(kept)
     files = Counter(entry.path for entry in pairing.captions.values())
     superseded = {entry.path for entry in entries if last[entry.path] is not entry}
     clips = [
@@ -101,7 +99,8 @@ def images_refused(images: Sequence[tuple[str, str]]) -> ArchiveRefused:
     return ArchiveRefused(ErrorReason.ERROR_REASON_IMAGE_NOT_ALLOWED, text, entries=images, line_reason=reason)
 
 
-def _no_videos(entries: Sequence[Entry]) -> ArchiveRefused:
+def no_videos(entries: Sequence[Entry]) -> ArchiveRefused:
+    """What to raise for an archive whose plan has no clips."""
     nested = [entry.path for entry in entries if entry.kind is Kind.ARCHIVE]
     others = [entry.path for entry in entries if entry.kind is Kind.OTHER_VIDEO]
     if nested:

@@ -37,7 +37,7 @@ def line(
 
 
 class Report:
-    """Writes lines and progress of one attempt; what an earlier attempt wrote already is not told again."""
+    """Writes lines and progress of one run; what an earlier run wrote already is not told again."""
 
     def __init__(
         self, datasets: Store[Dataset], name: str, attempt: int, known: Sequence[tuple[str, ReportLine]]
@@ -58,11 +58,10 @@ class Report:
 
     @classmethod
     async def open(cls, datasets: Store[Dataset], name: str, attempt: int) -> "Report":
-        known = await datasets.named_children(name, COLLECTION, ReportLine) if attempt > 1 else []
-        return cls(datasets, name, attempt, known)
+        return cls(datasets, name, attempt, await datasets.named_children(name, COLLECTION, ReportLine))
 
     async def add(self, item: ReportLine) -> None:
-        """A line of this attempt; several lines may have one path."""
+        """A line of this run; several lines may have one path."""
         key = f"{item.path}//{self._keys[item.path]}" if item.path in self._keys else item.path
         self._keys[item.path] += 1
         self._outcomes[item.outcome] += 1
@@ -83,7 +82,7 @@ class Report:
         await self._advance(Progress(fetched_bytes=completed_bytes, fetch_total_bytes=total_bytes))
 
     async def close(self) -> None:
-        """Write what is pending, and forget the lines of files that an earlier attempt saw and this one did not."""
+        """Write what is pending, and forget the lines of files that an earlier run saw and this one did not."""
         await self._flush(stale=list(self._known))
 
     async def _advance(self, progress: Progress) -> None:

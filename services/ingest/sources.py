@@ -14,7 +14,7 @@ from services.ingest.fetch import Fetched, Fetcher
 from services.ingest.uploads import Uploads
 from services.runtime.addresses import UPLOAD, shown
 from services.runtime.errors import FailedPrecondition
-from services.runtime.objects import ObjectMissing, ObjectStore
+from services.runtime.objects import ObjectMissing, ObjectStore, ObjectStoreUnavailable
 from services.runtime.settings import Settings
 
 
@@ -59,6 +59,9 @@ class Sources:
         try:
             found = await objects.stat(key)
         except ValueError:
+            found = None
+        except ObjectStoreUnavailable:
+            await self._objects.ping()  # raises the same, unless it is the one bucket that refuses us
             found = None
         if found is None:
             text = f"{shown(url)} could not be fetched: there is no such object, or it may not be read."

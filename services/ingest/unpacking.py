@@ -63,7 +63,7 @@ class Unpacking:
             description = f"{entry.size} bytes; a caption has {MAX_CAPTION_BYTES} at most"
         else:
             try:
-                text, repair = decode_caption(await asyncio.to_thread(self._archive.read, entry))
+                text, repair = decode_caption(await self._in_thread(lambda: self._archive.read(entry)))
                 repairs += [repair] if repair else []
             except (EntryCorrupt, NotText) as error:
                 outcome, reasons = Outcome.OUTCOME_IGNORED, [ReportReason.REPORT_REASON_ENTRY_CORRUPT]

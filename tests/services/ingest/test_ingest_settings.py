@@ -44,10 +44,11 @@ async def test_listed_buckets_and_no_others(
     sets = ObjectStore(replace(object_store, bucket="sets"))
     await sets.ensure_bucket()
     await sets.put_file("mine/clips.zip", FOLDER / "zip" / "z_plain.zip", "application/zip")
-    buckets = ("sets", object_store.bucket)
+    buckets = ("sets", "absent", object_store.bucket)
     async with serving(tmp_path, object_store, ray_cluster, hostile, fetch_buckets=buckets) as ingest:
         assert len((await ingest.run(archive_url="s3://sets/mine/clips.zip")).clips) == 3
         assert (await ingest.run(archive_url="s3://sets/none.zip")).reason == "DOWNLOAD_REFUSED"
+        assert (await ingest.run(archive_url="s3://absent/clips.zip")).reason == "DOWNLOAD_REFUSED"
         for url in ("s3://other/clips.zip", f"s3://{object_store.bucket}/ingest/sha256/0"):
             with pytest.raises(CallError) as refused:
                 await ingest.client.create_dataset(archive_url=url)
