@@ -28,3 +28,13 @@ LINES: dict[str, set[str]] = {
 }
 # Decided by Preprocess, which knows the job's parameters: for Ingest these clips are as good as others.
 NOT_OURS = {"audio_missing", "too_short", "validation_too_short"}
+PREPROCESS_ERRORS: dict[str, set[str]] = {
+    "audio_missing": {"AUDIO_TRACK_MISSING"},
+    "too_short": {"ALL_CLIPS_TOO_SHORT"},
+    "validation_too_short": {"VALIDATION_CLIP_TOO_SHORT"},
+}
+PREPROCESS_LINES: dict[str, set[str]] = {
+    "audio_missing": {"AUDIO_TRACK_MISSING"},
+    "too_short": {"CLIP_TOO_SHORT"},
+    "validation_too_short": {"VALIDATION_CLIP_TOO_SHORT"},
+}
