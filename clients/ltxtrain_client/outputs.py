@@ -17,6 +17,11 @@ RESULTS = {
 PAGES = (Artifact.KIND_METRICS, Artifact.KIND_JOB_PAGE, Artifact.KIND_CONTACT_SHEET)
 
 
+def is_final(artifact: Artifact) -> bool:
+    """Not one of those that a checkpoint keeps for going on."""
+    return not (artifact.kind == Artifact.KIND_METRICS and artifact.HasField("step"))
+
+
 def result_files(job: Job) -> dict[str, str]:
     """File name → artifact name of a job's results; empty before it has any."""
     return {file: name for field, file in RESULTS.items() if (name := getattr(job.output, field))}
