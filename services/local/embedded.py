@@ -15,6 +15,7 @@ import platform
 import secrets
 import socket
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -132,9 +133,7 @@ class EmbeddedStore:
     def stop(self) -> None:
         if self._child is not None:
             self._child.stop(GRACE_SECONDS)
-        for port in self._ports.values():
-            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
-                left.unlink(missing_ok=True)
+        remove_sockets(self._ports)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -156,6 +155,13 @@ class EmbeddedStore:
         command = [str(program), "-logtostderr=true", "mini", folder, *OPTIONS, *ports]
         log_path = self._folder / "store.log"
         return Child("The object store", command, environ=environ, log_path=log_path, cwd=self._folder).start()
+
+
+def remove_sockets(ports: Mapping[str, int]) -> None:
+    """What a store that was killed leaves beside its folder."""
+    for port in ports.values():
+        for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+            left.unlink(missing_ok=True)
 
 
 def weed_program() -> Path:

@@ -80,7 +80,10 @@ class RayHead:
         if self._num_cpus is not None:
             options.append(f"--num-cpus={self._num_cpus}")
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("LTXTRAIN_", "RAY_"))}
-        environ |= self.environ() | WORKERS | {"RAY_START_HOOK": f"{__name__}.trim"}
+        # An actor that is killed leaves its temporary files; they go with the head.
+        temporary = self._folder / "tmp"
+        temporary.mkdir()
+        environ |= self.environ() | WORKERS | {"RAY_START_HOOK": f"{__name__}.trim", "TMPDIR": str(temporary)}
         self._child = Child(
             "Ray",
             [*command, *options],

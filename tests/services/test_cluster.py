@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -300,6 +301,7 @@ async def test_a_head_ends_with_its_owner_and_its_drivers_notice_and_can_end(tmp
     owner.kill()
     await owner.wait()
     await until(lambda: not processes_of(int(pid)))
+    shutil.rmtree(short_folder(tmp_path / "ray"))
     assert driver.stdout is not None
     assert await driver.stdout.readline() == b"lost\n"
     assert await driver.wait() == 3

@@ -108,6 +108,8 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         store = int(process.stdout.readline())
         process.kill()
     eventually(lambda: not Path(f"/proc/{store}").exists() or "Z" in Path(f"/proc/{store}/stat").read_text().split()[2])
+    chosen = json.loads((tmp_path / "store" / "ports.json").read_text())
+    embedded.remove_sockets(chosen | {"admin.port.grpc": chosen["admin.port"] + embedded.ADMIN_OFFSET})
 
 
 def test_a_changed_program_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
