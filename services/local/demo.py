@@ -90,6 +90,7 @@ async def _summarize(suite: Suite, out: Path) -> None:
         job = await anext(aiter(train.list_jobs()))
         lines = [line async for line in ingest.list_dataset_report(job.dataset)]
         lines += [line async for line in preprocess.list_training_set_report(job.training_set)]
+        dataset = await ingest.get_dataset(job.dataset)
         report = (await preprocess.get_training_set(job.training_set)).report
     outcomes = Counter(Outcome.Name(line.outcome).removeprefix("OUTCOME_").lower() for line in lines)
     _say("What became of the files: " + ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())))
@@ -97,9 +98,13 @@ async def _summarize(suite: Suite, out: Path) -> None:
         if line.outcome in (Outcome.OUTCOME_SKIPPED, Outcome.OUTCOME_IGNORED):
             reasons = ", ".join(ReportReason.Name(reason).removeprefix("REPORT_REASON_") for reason in line.reasons)
             print(f"  {line.path}: {reasons} {line.description}".rstrip())
-    if report.cache_misses == 0:
-        _say(f"Nothing was encoded again: all {report.cache_hits} samples and prompts were found in the cache.")
+    if dataset.reused_count == dataset.clip_count and report.cache_misses == 0:
+        _say(
+            f"Nothing was done again: all {dataset.reused_count} clips were stored and probed before, "
+            f"all {report.cache_hits} samples and prompts were encoded before."
+        )
     else:
+        _say(f"Probed {dataset.clip_count - dataset.reused_count} clips, knew {dataset.reused_count} before.")
         _say(f"Encoded {report.cache_misses} samples and prompts, found {report.cache_hits} in the cache.")
     _say(f"Made, in {out}:")
     for path in sorted(out.iterdir()):
