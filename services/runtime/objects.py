@@ -50,7 +50,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 CHUNK_BYTES = 2**20
-PART_BYTES = 16 * 2**20
+PART_BYTES, MAX_PARTS = 8 * 2**20, 10_000  # about six parts are in memory at once
 PARALLEL_PARTS = 3
 THREADS = 8
 # A store that is started again refuses connections for a second or two and may fail for some more: this waits 16 s.
@@ -192,7 +192,7 @@ class Objects:
                 size,
                 content_type=content_type,
                 metadata={"sha256": sha256},
-                part_size=PART_BYTES,
+                part_size=max(PART_BYTES, -(-size // MAX_PARTS)),
                 num_parallel_uploads=PARALLEL_PARTS,
             )
         if reader.digest.hexdigest() != sha256:
