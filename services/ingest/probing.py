@@ -15,6 +15,8 @@ from services.runtime.work import Retryable
 
 # More would wait for the unpacking of one archive.
 MAX_ACTORS = 16
+# An actor whose end this process does not see to any more ends by itself, that much after its time.
+GRACE_SECONDS = 5.0
 
 
 class Probing:
@@ -45,7 +47,7 @@ class Probing:
     def _make_actor(self) -> Any:
         settings = self._runtime.settings
         address = self._runtime.objects.objects.address
-        return Prober.remote(address, settings.clip_seconds, settings.clip_memory_bytes)  # type: ignore[attr-defined]
+        return Prober.remote(address, settings.clip_seconds + GRACE_SECONDS, settings.clip_memory_bytes)  # type: ignore[attr-defined]
 
     async def _probe(self, actor: Any, candidate: Candidate) -> Verdict:
         blob, cluster = candidate.blob, self._runtime.cluster

@@ -1,5 +1,6 @@
 """The service by its RPCs: sources, reports, cancel, delete, what is shared and what is found again."""
 
+import asyncio
 import hashlib
 import time
 import uuid
@@ -15,7 +16,9 @@ from ltxtrain_client.errors import CallError
 from services.runtime.blobs import KEEP_UNUSED_SECONDS
 from tests.cases_table import FOLDER
 from tests.clips import numbered, write_clip, write_zip
+from tests.processes import find, kill
 from tests.services.ingest import web
+from tests.services.ingest.process import PROBER
 from tests.services.ingest.running import Ingest, Outcome
 from tests.services.ingest.zips import archive_bytes, build
 
@@ -266,6 +269,20 @@ async def test_reports_are_paged_by_count_and_by_bytes(ingest: Ingest, tmp_path:
     assert len(ended.lines) == len({item.path for item in ended.lines}) == 3000
     pages = [item async for item in ingest.client.list_dataset_report(ended.dataset.name, page_size=500)]
     assert pages == ended.lines
+
+
+async def test_a_killed_actor_costs_a_retry(ingest: Ingest, tmp_path: Path) -> None:
+    # Bytes of its own, for what was probed once is not probed again.
+    large = (MEDIA / "ram4k.mp4").read_bytes() + b"\0\0\0\x0cfreekill"
+    sent = await ingest.client.upload(write_zip(tmp_path / "clips.zip", {"large.mp4": large}))
+    dataset = await ingest.client.create_dataset(upload=sent.name)
+    async with asyncio.timeout(60):
+        while not (probers := find(PROBER)):  # noqa: ASYNC110 (another process is waited for)
+            await asyncio.sleep(0.02)
+    kill(probers[0])
+    ended = await ingest.end(dataset.name)
+    assert (ended.state, len(ended.clips)) == ("SUCCEEDED", 1)
+    assert probers[0] not in find(PROBER)
 
 
 async def test_progress_comes_at_most_once_a_second(ingest: Ingest, clips: dict[str, bytes], tmp_path: Path) -> None:
