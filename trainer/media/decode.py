@@ -1,6 +1,6 @@
 """The frames of a clip in the order and at the times of a player, one by one."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -37,7 +37,7 @@ class DecodedFrame:
 
 
 class VideoReader:
-    """Iterates over the frames of a container's video, once. Memory: what the decoder holds, and one frame.
+    """Iterates over the frames of a container's video, once, and is closed after. Memory: the decoder's, and one frame.
 
     Nothing is guessed from headers: edit lists, reordering and missing time stamps are as decoding shows them. A clip
     that is damaged ends before the damage, and `damage` says how; one without a single frame raises Undecodable.
@@ -67,10 +67,16 @@ class VideoReader:
         if missing:
             self.damage = f"The file is cut off, {missing} bytes are missing at its end."
         self._last_pts: int | None = None
-        self._frames = self._timed()
+        self._timeline = self._timed()
+        self._frames: Iterator[DecodedFrame] = self._timeline
 
     def __iter__(self) -> Iterator[DecodedFrame]:
         return self._frames
+
+    def close(self) -> None:
+        """Lets go of the decoder's frames, which the iteration and this object would keep each other alive with."""
+        self._timeline.close()
+        self._frames = iter(())
 
     def first(self) -> DecodedFrame:
         """The first frame, which stays in the iteration."""
@@ -90,7 +96,7 @@ class VideoReader:
                 return float(rate)
         return None
 
-    def _timed(self) -> Iterator[DecodedFrame]:
+    def _timed(self) -> Generator[DecodedFrame]:
         interval = 1 / (self.nominal_rate or USUAL_RATE)
         held: VideoFrame | None = None
         start = shift = last_gap = 0.0

@@ -1,6 +1,6 @@
 """Parts of one open clip, in order, as frames and sound."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -74,7 +74,8 @@ class ClipFitter:
         self._settings = settings
         self._geometry = settings.geometry
         with ExitStack() as stack:
-            self._reader = VideoReader(stack.enter_context(open_clip(path)), threads=threads)
+            container = stack.enter_context(open_clip(path))
+            self._reader = stack.enter_context(closing(VideoReader(container, threads=threads)))
             self._reader.first()
             # Sound is read from a second handle: how far pictures are ahead of it in the file does not matter then.
             self._sound = AudioReader(stack.enter_context(open_clip(path))) if settings.with_audio else None

@@ -1,5 +1,6 @@
 """What a clip is, found by decoding all of it."""
 
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +50,9 @@ def probe(path: Path, *, threads: int = 0) -> Probe:
 
     Raises Undecodable, NoVideoTrack or StillImage. threads: of the decoder; 0 is one for each processor.
     """
-    with open_clip(path) as container:
-        reader = VideoReader(container, threads=threads, deinterlace=False)
+    with ExitStack() as stack:
+        container = stack.enter_context(open_clip(path))
+        reader = stack.enter_context(closing(VideoReader(container, threads=threads, deinterlace=False)))
         picture = reader.first().picture
         times = []
         for frame in reader:

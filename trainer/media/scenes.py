@@ -6,6 +6,7 @@ before. Fades and dissolves are no cuts: they stay inside a scene.
 
 from collections import deque
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain, product, repeat
 from pathlib import Path
@@ -98,8 +99,7 @@ def _scene(first: _Seen, last: _Seen) -> Scene:
 
 
 def _watch(path: Path, threads: int) -> Iterator[_Seen]:
-    with open_clip(path) as container:
-        reader = VideoReader(container, threads=threads, deinterlace=False)
+    with open_clip(path) as container, closing(VideoReader(container, threads=threads, deinterlace=False)) as reader:
         reader.first()
         before: Thumbnail | None = None
         reformatter = VideoReformatter()

@@ -1,11 +1,13 @@
 """The faulty and odd clips that people send, as the manifest says."""
 
+import gc
 import subprocess
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
+from av.video.frame import VideoFrame
 
 from tests import cards
 from tests.cases_table import CLIP_ERRORS, FOLDER, cases, media
@@ -238,3 +240,27 @@ def test_memory_is_bounded_by_the_frames_kept() -> None:
     done = subprocess.run([sys.executable, "-c", code, str(media(case))], capture_output=True, text=True, check=True)
     # 300 frames of 4K are 7500 MB as RGB, the 89 that are kept 38 MB.
     assert int(done.stdout) < 600
+
+
+@pytest.mark.parametrize("name", ["ctl_av.mp4", "itff.mp4", "scenes.mp4"])
+def test_frames_are_let_go_without_a_garbage_collection(name: str) -> None:
+    path = FOLDER / "media" / name
+    geometry = Geometry(width=64, height=64, frame_count=33, frame_rate=FRAME_RATE)
+    settings = FitSettings(
+        geometry=geometry, auto_scale=False, with_audio=False, normalize_audio=True, preserve_pitch=True
+    )
+    gc.collect()
+    gc.disable()
+    try:
+        before = frames_alive()
+        fit_clip(path, settings)
+        probe(path)
+        find_scenes(path)
+        # PyAV ties a frame to itself when its side data are read, which is done once a clip.
+        assert frames_alive() - before <= 3
+    finally:
+        gc.enable()
+
+
+def frames_alive() -> int:
+    return sum(isinstance(thing, VideoFrame) for thing in gc.get_objects())
