@@ -120,12 +120,15 @@ class Suite:
         for service in self.services.values():
             service.check()
 
-    def start_service(self, name: str) -> Child:
-        """Start one service; it is started again when it ends, but not when its settings are wrong."""
+    def start_service(self, name: str, environ: Mapping[str, str] | None = None) -> Child:
+        """Start one service; it is started again when it ends, but not when its settings are wrong.
+
+        environ: settings of this service alone, beside those of the suite.
+        """
         state, logs = self.state_dir / name, self.state_dir / "logs"
         state.mkdir(exist_ok=True)
         logs.mkdir(exist_ok=True)
-        environ = self._environ | self._common_settings()
+        environ = self._environ | self._common_settings() | dict(environ or {})
         environ |= {"LTXTRAIN_BIND": self.address(name), "LTXTRAIN_STATE_DIR": str(state)}
         self.services[name] = Child(
             f"The service {name}",

@@ -96,8 +96,7 @@ class TrainActor:
                     if self._rank == 0:
                         yield self._stored(task.job, report)
         except TrainerError as error:
-            values = {name: value for name, value in vars(error).items() if isinstance(value, int | float | str)}
-            yield Failed(error=type(error).__name__, text=str(error), values=values)
+            yield _failed(error)
         finally:
             shutil.rmtree(work_dir, ignore_errors=True)
 
@@ -122,6 +121,34 @@ class TrainActor:
             stored.append(StoredFile(file=named, key=blob.key, size_bytes=blob.size_bytes, sha256=blob.sha256))
             file.path.unlink()
         return Stored(dataclasses.replace(report, files=()), tuple(stored))
+
+
+@ray.remote
+class AuditActor:
+    """Says whether a stored LoRA is sound; needs no GPU."""
+
+    def __init__(self, store: StoreAddress) -> None:
+        self._objects = Objects(store)
+
+    def audit(self, lora: Remote, model: str, revision: str | None, with_audio: bool) -> Failed | None:
+        """None for one that passed."""
+        from trainer.audit import audit_lora
+        from trainer.errors import TrainerError
+        from trainer.model import resolve_model
+
+        with tempfile.TemporaryDirectory(prefix="ltxtrain-") as folder:
+            path = Path(folder) / "lora.safetensors"
+            self._objects.get_file(lora.key, path, sha256=lora.sha256)
+            try:
+                audit_lora(path, resolve_model(model, revision, ("transformer",)), with_audio=with_audio)
+            except TrainerError as error:
+                return _failed(error)
+        return None
+
+
+def _failed(error: Exception) -> Failed:
+    values = {name: value for name, value in vars(error).items() if isinstance(value, int | float | str)}
+    return Failed(error=type(error).__name__, text=str(error), values=values)
 
 
 def _replace_paths(value: Any, folder: Path) -> Any:

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from typing import Any
 
 from ltxtrain.v1.artifact_pb2 import Artifact
@@ -19,7 +19,7 @@ from services.train import artifacts as jobs_artifacts
 from services.train.actors import Failed, Stored, TrainActor, TrainTask
 from services.train.artifacts import artifact, artifacts, latest_checkpoint, outdated, record
 from services.train.failures import trainer_failure
-from services.train.queue import GpuQueue
+from services.train.queue import GpuQueue, Place
 from services.train.reports import StepEvents, preview_metrics, preview_progress
 from services.train.spec import billable_units
 from services.train.task import Prepared, train_task
@@ -44,11 +44,14 @@ class Training:
         settings = runtime.settings
         self._queue = GpuQueue(runtime.cluster.gpu_count or settings.cpu_trainers)
 
-    async def run(self, job: Job, attempt: int, prepared: Prepared) -> Callable[[Edit[Job]], None]:
+    def place(self, job: Job) -> AbstractContextManager[Place]:
+        """The job's place in the line for GPUs, to be held while it is prepared."""
+        return self._queue.place(job.name, job.lifecycle.create_time.ToNanoseconds())
+
+    async def run(self, job: Job, attempt: int, prepared: Prepared, place: Place) -> Callable[[Edit[Job]], None]:
         """Train to the end; what is returned sets the job's output in its last transaction."""
         workers = self._worker_count(job)
-        created = job.lifecycle.create_time.ToNanoseconds()
-        async with self._queue.turn(job.name, created, workers) as positions:
+        async with place.turn(workers) as positions:
             async for ahead in positions:
                 await self._waiting(job, attempt, ahead)
             async with self._jobs.edit(job.name, attempt=attempt) as edit:

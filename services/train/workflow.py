@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
-from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
@@ -12,12 +11,12 @@ from services.runtime import errors
 from services.runtime.service import Runtime
 from services.runtime.store import Edit, Store
 from services.runtime.upstream import errors_passed_on
-from services.train.artifacts import artifacts, latest_checkpoint
 from services.train.estimate import Estimator
+from services.train.give_back import last_checkpoint
 from services.train.prepare import Preparation
 from services.train.publish import publish_training_set
 from services.train.task import Prepared
-from services.train.training import Training, job_output
+from services.train.training import Training
 from services.train.upstream import Upstream
 from trainer.errors import ModelUnavailable, ModelUnsupported
 from trainer.model import ModelFolder, resolve_model
@@ -39,6 +38,12 @@ class TrainWorkflow:
 
     async def run(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
         job = await self._jobs.get(name)
+        with self._training.place(job) as place:
+            prepared = await self._prepared(job, attempt)
+            return await self._training.run(await self._jobs.get(name), attempt, prepared, place)
+
+    async def _prepared(self, job: Job, attempt: int) -> Prepared:
+        name = job.name
         owner = await self._jobs.owner(name)
         model = await self._model()
         try:
@@ -54,24 +59,15 @@ class TrainWorkflow:
             report = [line async for line in preprocess.list_training_set_report(training_set.name)]
             report += [line async for line in self._upstream.ingest(owner).list_dataset_report(job.dataset)]
         shared = await publish_training_set(self._runtime.objects, name, training_set)
-        prepared = Prepared(
+        return Prepared(
             model=model, training_set=training_set, samples=samples, report=report_rows(report), shared=shared
         )
-        return await self._training.run(job, attempt, prepared)
 
     async def give_back(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
         """Stop upstream work; the job keeps the LoRA of its last checkpoint and its previews."""
         job = await self._jobs.get(name)
         await self._preparation.cancel(job, await self._jobs.owner(name))
-        lora: list[Artifact] = [
-            item for kind, item in latest_checkpoint(await artifacts(self._jobs, name)).items() if kind == "LORA"
-        ]
-
-        def apply(edit: Edit[Job]) -> None:
-            edit.body.output.CopyFrom(job_output(lora))
-            edit.body.ClearField("queue_position")
-
-        return apply
+        return await last_checkpoint(self._runtime, self._jobs, job)
 
     async def _model(self) -> ModelFolder:
         settings = self._runtime.settings

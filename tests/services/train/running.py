@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet
 import torch
 from google.rpc import error_details_pb2
+from google.rpc.status_pb2 import Status
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
@@ -58,7 +59,8 @@ class TrainingAlone(TrainWorkflow):
 
     async def run(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
         job = await self._trainer.jobs.get(name)
-        return await self._training.run(job, attempt, self._trainer.prepared[name])
+        with self._training.place(job) as place:
+            return await self._training.run(job, attempt, self._trainer.prepared[name], place)
 
 
 @dataclass
@@ -179,10 +181,15 @@ async def running(
 
 
 def reason(job: Job) -> tuple[str, dict[str, str]]:
-    """Of the error that a job ended with: its reason and its metadata."""
+    """Of the error that a job ended with."""
     assert job.lifecycle.state == State.STATE_FAILED, job
+    return reason_of(job.lifecycle.error)
+
+
+def reason_of(status: Status) -> tuple[str, dict[str, str]]:
+    """The reason and the metadata of an error."""
     info = error_details_pb2.ErrorInfo()
-    assert job.lifecycle.error.details[0].Unpack(info)
+    assert status.details[0].Unpack(info)
     return info.reason, dict(info.metadata)
 
 

@@ -14,7 +14,7 @@ from ltxtrain.v1.work_pb2 import Stage, State
 from services.runtime.cluster import Cluster
 from services.runtime.objects import StoreAddress
 from tests import processes
-from tests.services.train.running import Trainer, reason, running, steps_of
+from tests.services.train.running import Trainer, reason, reason_of, running, steps_of
 from trainer.seeds import epoch_order
 
 STEPS = 100
@@ -128,6 +128,16 @@ async def test_a_cancelled_training_gives_back_its_last_checkpoint(trainer: Trai
     cancelled_at = [event.lifecycle.state for event in events].index(State.STATE_CANCELLING)
     assert not any(event.stage == Stage.STAGE_TRAIN for event in events[cancelled_at:])
     await processes.none_left(processes.TRAIN_ACTOR)
+
+
+async def test_an_unsound_lora_is_not_given_back(trainer: Trainer, samples: Sequence[Sample]) -> None:
+    job = await trainer.start(samples, {"checkpoint_interval": 5}, learning_rate=1.0)
+    await trainer.reached(job, 6)
+    await trainer.work.cancel(job, "me")
+    ended = await trainer.ended(job)
+    assert ended.lifecycle.state == State.STATE_CANCELLED and not ended.output.lora_file
+    warnings = [event.warning for event in await trainer.events(job) if event.HasField("warning")]
+    assert [reason_of(warning)[0] for warning in warnings] == ["AUDIT_OUT_OF_BOUNDS"]
 
 
 async def test_a_job_that_waits_is_cancelled_at_once(trainer: Trainer, samples: Sequence[Sample]) -> None:
