@@ -3,9 +3,11 @@
 What goes from a fitter to an encoder stays in Ray's object store and never passes through the service.
 """
 
+import gc
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +22,7 @@ from services.runtime.limits import limits
 from services.runtime.objects import Objects, StoreAddress, StoredBlob
 
 if TYPE_CHECKING:
-    from trainer.encode import ClipEncoder
-    from trainer.model import ModelFolder
+    from trainer.encode import ClipEncoder, PromptEncoder
 
 # The service ends a fitter that takes too long; this alarm is for one whose service is gone.
 ALARM_SECONDS = 30.0
@@ -60,7 +61,12 @@ class ModelSource:
 
     reference: str
     revision: str
-    components: Sequence[str]
+    with_audio: bool
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        shared = ("text_encoder", "tokenizer", "connectors", "vae")
+        return (*shared, "audio_vae") if self.with_audio else shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +76,13 @@ class Embedded:
     stored: StoredBlob
     tokens: int
     truncated: bool
+
+
+class Phase(StrEnum):
+    """What an encoder is there for at the moment: the text encoder and the VAEs are never in memory together."""
+
+    PROMPTS = "prompts"
+    CLIPS = "clips"
 
 
 class OutOfMemory(Exception):
@@ -119,68 +132,64 @@ class ClipFitter:
                 yield Fitted(scene=scene, stored=stored)
 
 
-class _ModelActor:
-    """What the two actors that hold a model share."""
+@ray.remote(max_restarts=0)
+class Encoder:
+    """Holds a model for as long as a training set is made: first what embeds prompts, then what encodes clips."""
 
     def __init__(self, store: StoreAddress, source: ModelSource, threads: int) -> None:
         self._objects = Objects(store)
         self._source = source
         self._threads = threads
+        self._prompts: PromptEncoder | None = None
+        self._clips: ClipEncoder | None = None
 
-    def _resolve(self) -> tuple["ModelFolder", str]:
-        """The model and the device. Raises ModelUnavailable and ModelUnsupported."""
+    def turn_to(self, phase: Phase) -> None:
+        """Load what a phase needs in place of what is held. Raises ModelUnavailable and ModelUnsupported."""
         import torch
 
+        from trainer.encode import ClipEncoder, PromptEncoder
         from trainer.model import resolve_model
 
         torch.set_num_threads(self._threads)
-        folder = resolve_model(self._source.reference, self._source.revision, self._source.components)
-        return folder, "cuda" if torch.cuda.is_available() else "cpu"
+        self._free()
+        self._folder = resolve_model(self._source.reference, self._source.revision, self._source.components)
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        if phase is Phase.PROMPTS:
+            self._prompts = PromptEncoder(self._folder, self._device)
+        else:
+            self._clips = ClipEncoder(self._folder, self._device, with_audio=self._source.with_audio)
 
-
-@ray.remote(max_restarts=0)
-class ClipEncoderActor(_ModelActor):
-    """Holds the VAE encoders for as long as a training set is made."""
-
-    def ready(self) -> None:
-        """Loads the encoders."""
-        self._encoder = self._load(tiling=False)
-
-    def encode(self, picture: Picture) -> StoredBlob:
-        """Latents of a fitted clip, in the store. Raises OutOfMemory."""
-        from trainer.errors import DeviceMemoryExhausted
-        from trainer.sample import dump_clip
-
-        try:
-            encoded = self._encoder.encode(picture.frames, picture.frame_rate, picture.audio)
-        except DeviceMemoryExhausted as error:
-            if self._encoder.vae.use_tiling:
-                raise OutOfMemory(str(error)) from None
-            self._encoder = self._load(tiling=True)
-            return self.encode(picture)
-        return self._objects.put_content(SERVICE, dump_clip(encoded), SAFETENSORS)
-
-    def _load(self, *, tiling: bool) -> "ClipEncoder":
-        from trainer.encode import ClipEncoder
-
-        folder, device = self._resolve()
-        return ClipEncoder(folder, device, with_audio="audio_vae" in self._source.components, tiling=tiling)
-
-
-@ray.remote(max_restarts=0)
-class PromptEncoderActor(_ModelActor):
-    """Holds Gemma and the connectors for as long as prompts are embedded."""
-
-    def ready(self) -> None:
-        """Loads them."""
-        from trainer.encode import PromptEncoder
-
-        self._encoder: PromptEncoder = PromptEncoder(*self._resolve())
-
-    def encode(self, prompt: str) -> Embedded:
+    def embed(self, prompt: str) -> Embedded:
         """The embedding of a prompt, in the store."""
         from trainer.sample import dump_prompt
 
-        (embedding,) = self._encoder.encode([prompt])
+        assert self._prompts is not None
+        (embedding,) = self._prompts.encode([prompt])
         stored = self._objects.put_content(SERVICE, dump_prompt(embedding), SAFETENSORS)
         return Embedded(stored=stored, tokens=embedding.token_count, truncated=embedding.truncated)
+
+    def encode(self, picture: Picture) -> StoredBlob:
+        """Latents of a fitted clip, in the store. Raises OutOfMemory."""
+        from trainer.encode import ClipEncoder
+        from trainer.errors import DeviceMemoryExhausted
+        from trainer.sample import dump_clip
+
+        assert self._clips is not None
+        try:
+            encoded = self._clips.encode(picture.frames, picture.frame_rate, picture.audio)
+        except DeviceMemoryExhausted as error:
+            if self._clips.vae.use_tiling:
+                raise OutOfMemory(str(error)) from None
+            self._free()
+            with_audio = self._source.with_audio
+            self._clips = ClipEncoder(self._folder, self._device, with_audio=with_audio, tiling=True)
+            encoded = self._clips.encode(picture.frames, picture.frame_rate, picture.audio)
+        return self._objects.put_content(SERVICE, dump_clip(encoded), SAFETENSORS)
+
+    def _free(self) -> None:
+        """Give back the memory of what is held."""
+        import torch
+
+        self._prompts = self._clips = None
+        gc.collect()
+        torch.cuda.empty_cache()

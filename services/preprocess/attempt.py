@@ -5,7 +5,7 @@ from typing import Any
 
 from ltxtrain.v1.preprocess_pb2 import PreprocessSettings, TrainingSet
 
-from services.preprocess.actors import ClipEncoderActor, ClipFitter, ModelSource, PromptEncoderActor
+from services.preprocess.actors import ClipFitter, Encoder, ModelSource
 from services.preprocess.cache import Cache
 from services.preprocess.progress import Journal
 from services.runtime.service import Runtime
@@ -35,21 +35,17 @@ class Attempt:
         """GPUs of the cluster, or as many processes on CPUs as the operator allows."""
         return self.runtime.cluster.gpu_count or self.runtime.settings.cpu_encoders
 
-    def make_clip_encoder(self) -> Any:
-        components = ("vae", "audio_vae") if self.settings.HasField("audio") else ("vae",)
-        return self._model_actor(ClipEncoderActor, components)
-
-    def make_prompt_encoder(self) -> Any:
-        return self._model_actor(PromptEncoderActor, ("text_encoder", "tokenizer", "connectors"))
+    def make_encoder(self) -> Any:
+        settings = self.runtime.settings
+        source = ModelSource(
+            reference=settings.model, revision=self.model_revision, with_audio=self.settings.HasField("audio")
+        )
+        options = self.runtime.cluster.model_options()
+        address = self.runtime.objects.objects.address
+        return Encoder.options(**options).remote(address, source, settings.torch_threads)  # type: ignore[attr-defined]
 
     def make_fitter(self) -> Any:
         settings = self.runtime.settings
         address = self.runtime.objects.objects.address
         limits = settings.clip_seconds, settings.clip_memory_bytes
         return ClipFitter.remote(address, *limits)  # type: ignore[attr-defined]
-
-    def _model_actor(self, actor: Any, components: tuple[str, ...]) -> Any:
-        settings = self.runtime.settings
-        source = ModelSource(reference=settings.model, revision=self.model_revision, components=components)
-        options = self.runtime.cluster.model_options()
-        return actor.options(**options).remote(self.runtime.objects.objects.address, source, settings.torch_threads)

@@ -160,7 +160,7 @@ class ClipMaker:
     async def _encode(self, picture: Any) -> StoredBlob:
         assert self._encoders is not None
         try:
-            stored: StoredBlob = await self._encoders.encode(picture)
+            stored: StoredBlob = await self._encoders.call("encode", picture)
         finally:
             self._slots.release()
         return stored

@@ -1,13 +1,14 @@
 """The steps of one attempt: validation clips, prompts, clips, verdict."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import replace
 
 from ltxtrain.v1.preprocess_pb2 import OnSkippedClip, TrainingSet
 from ltxtrain.v1.work_pb2 import ReportReason, Stage
 from ltxtrain_client.ingest import IngestClient
 
+from services.preprocess.actors import Phase
 from services.preprocess.attempt import Attempt
 from services.preprocess.clips import ClipMaker, Made, find_made
 from services.preprocess.encoders import Encoders
@@ -55,9 +56,10 @@ class Making:
             async with journal.writing(*stages):
                 await self._check_faults()
                 await self._settle_known()
-                if not settings.fit_only:
-                    self._results.prompts = await embed(self._attempt, self._prompts())
-                await self._make_clips()
+                async with Encoders(self._attempt.runtime.cluster, self._attempt.make_encoder) as encoders:
+                    if not settings.fit_only:
+                        self._results.prompts = await embed(self._attempt, self._prompts(), encoders)
+                    await self._make_clips(encoders)
                 await self._check_verdict()
         except ApiError:
             async with self._sets.edit(self._attempt.name, attempt=self._number) as edit:
@@ -107,7 +109,7 @@ class Making:
         prompts = [item.prompt for item in self._plan.items if item.key not in self._results.made]
         return [*prompts, self._attempt.settings.negative_prompt] if self._plan.validation else prompts
 
-    async def _make_clips(self) -> None:
+    async def _make_clips(self, encoders: Encoders) -> None:
         attempt = self._attempt
         wanted = _unique(item for item in self._plan.items if item.key not in self._results.made)
         found, known = await find_made(attempt, wanted)
@@ -116,13 +118,9 @@ class Making:
         missing = [item for item in wanted if item.key not in self._results.made]
         if not missing or self._stops_at_a_skip():
             return
-        async with AsyncExitStack() as stack:
-            encoders = None
-            if not attempt.settings.fit_only:
-                size = min(attempt.encoder_count, len(missing))
-                starting = Encoders.start(attempt.runtime.cluster, attempt.make_clip_encoder, size)
-                encoders = await stack.enter_async_context(starting)
-            making = await stack.enter_async_context(aclosing(ClipMaker(attempt, encoders, known).make(missing)))
+        if not attempt.settings.fit_only:
+            await encoders.turn_to(Phase.CLIPS, min(attempt.encoder_count, len(missing)))
+        async with aclosing(ClipMaker(attempt, encoders, known).make(missing)) as making:
             async for made in making:
                 self._accept(made)
                 if self._stops_at_a_skip():

@@ -28,6 +28,14 @@ from tests.clips import write_zip
 from tests.services.ingest.running import Ingest
 from trainer.media.video_file import LosslessClip, read_lossless
 
+# Everything that can be asked for but sound, in JSON's form.
+WHOLE = {
+    "triggerPhrase": "sks",
+    "validationPrompts": ["another card"],
+    "negativePrompt": "blurry",
+    "exportArchive": True,
+}
+
 
 @dataclass(frozen=True)
 class Ended:

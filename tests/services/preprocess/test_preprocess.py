@@ -15,94 +15,45 @@ from ltxtrain.v1.work_pb2 import Outcome, Stage, State
 from ltxtrain_client import errors
 
 from tests import cards
-from tests.clips import Sound, add_burst, numbered, tones, write_clip
-from tests.services.preprocess.running import Ended, Preprocess, settings
+from tests.clips import Sound, numbered, tones, write_clip
+from tests.services.preprocess.running import WHOLE, Ended, Preprocess, settings
 from trainer.sample import load_clip, load_prompt
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Clips by their name: some with sound, some too short, one with a cut."""
-    folder = tmp_path_factory.mktemp("made")
-    heard = Sound(waves=add_burst(tones(2.0), 0.5))
-    return {
-        "plain": write_clip(folder / "plain.mp4", numbered(20, clip=1)),
-        "longer": write_clip(folder / "longer.mp4", numbered(30, clip=2)),
-        "heard": write_clip(folder / "heard.mp4", numbered(30, clip=3), sound=heard),
-        "short": write_clip(folder / "short.mp4", numbered(12, clip=4)),
-        "tiny": write_clip(folder / "tiny.mp4", numbered(3, clip=5)),
-        "opening": write_clip(folder / "opening.mp4", numbered(24, clip=6)),
-    }
-
-
-@pytest.fixture(scope="session")
-async def dataset(preprocess: Preprocess, made: dict[str, Path]) -> str:
-    return await preprocess.dataset(
-        {
-            "a/clip.mp4": made["plain"],
-            "a/clip.txt": "a card that counts",
-            "b/clip.mp4": made["longer"],
-            "b/clip.txt": "sks a card that counts",
-            "c/again.mp4": made["plain"],
-            "d/short.mp4": made["short"],
-        }
-    )
-
-
-@pytest.fixture(scope="session")
-async def validation(preprocess: Preprocess, made: dict[str, Path]) -> str:
-    return await preprocess.videos(made["opening"])
-
-
-WHOLE = {
-    "triggerPhrase": "sks",
-    "validationPrompts": ["another card"],
-    "negativePrompt": "blurry",
-    "exportArchive": True,
-}
-
-
-@pytest.fixture(scope="session")
-async def whole(preprocess: Preprocess, dataset: str, validation: str) -> Ended:
-    """Encoded with everything that can be asked for but sound."""
-    ended = await preprocess.run(dataset, settings(**WHOLE), validation)
-    assert ended.state == "SUCCEEDED", ended.training_set.lifecycle.error
-    return ended
 
 
 async def test_samples_are_named_and_ordered_by_their_clips(whole: Ended) -> None:
     assert [sample.name.removeprefix(f"{whole.training_set.name}/") for sample in whole.samples] == [
-        f"samples/{index:06}" for index in range(4)
+        f"samples/{index:06}" for index in range(5)
     ]
-    assert [line.path for line in whole.lines[:4]] == ["a/clip.mp4", "b/clip.mp4", "c/again.mp4", "d/short.mp4"]
+    paths = ["a/clip.mp4", "b/clip.mp4", "c/again.mp4", "c/heard.mp4", "d/short.mp4"]
+    assert [line.path for line in whole.lines[:5]] == paths
     clips = [sample.clip.rpartition("/")[0] for sample in whole.samples]
-    assert clips == [f"{whole.training_set.dataset}/clips"] * 3 + [f"{whole.training_set.validation_dataset}/clips"]
-    assert [sample.HasField("validation_index") for sample in whole.samples] == [False] * 3 + [True]
+    assert clips == [f"{whole.training_set.dataset}/clips"] * 4 + [f"{whole.training_set.validation_dataset}/clips"]
+    assert [sample.HasField("validation_index") for sample in whole.samples] == [False] * 4 + [True]
 
 
 async def test_latents_have_the_shape_of_the_settings(preprocess: Preprocess, whole: Ended) -> None:
-    for sample in whole.samples[:3]:
+    for sample in whole.samples[:4]:
         encoded = load_clip(await preprocess.fetch(sample.latents))
         assert tuple(encoded.video.shape) == (128, 3, 9, 16)
         assert encoded.audio is None
         assert (encoded.frame_count, encoded.frame_rate) == (sample.frame_count, sample.frame_rate) == (17, 24.0)
-    prefix = whole.samples[3]
+    prefix = whole.samples[4]
     assert tuple(load_clip(await preprocess.fetch(prefix.latents)).video.shape) == (128, 2, 9, 16)
     assert (prefix.frame_count, prefix.frame_rate, prefix.validation_index) == (9, 24.0, 0)
 
 
 async def test_kept_clips_show_the_frames_that_were_encoded(preprocess: Preprocess, whole: Ended) -> None:
-    for sample, clip, count in zip((whole.samples[0], whole.samples[1]), (1, 2), (17, 17), strict=True):
+    for sample, clip in zip(whole.samples, (1, 2, 1, 3), strict=False):
         kept = await preprocess.fetch_clip(sample.clip_preview)
-        assert [cards.number(picture) for picture in kept.frames] == [clip * 512 + index for index in range(count)]
-    opening = await preprocess.fetch_clip(whole.samples[3].prefix_frames)
+        assert [cards.number(picture) for picture in kept.frames] == [clip * 512 + index for index in range(17)]
+    opening = await preprocess.fetch_clip(whole.samples[4].prefix_frames)
     assert [cards.number(picture) for picture in opening.frames] == [6 * 512 + index for index in range(9)]
-    assert not whole.samples[3].HasField("clip_preview")
+    assert not whole.samples[4].HasField("clip_preview")
 
 
 async def test_the_trigger_phrase_is_put_in_front_once(whole: Ended) -> None:
     captions = [sample.caption for sample in whole.samples]
-    assert captions == ["sks a card that counts", "sks a card that counts", "sks", "another card"]
+    assert captions == ["sks a card that counts", "sks a card that counts", "sks", "sks", "another card"]
     assert whole.samples[0].prompt == whole.samples[1].prompt != whole.samples[2].prompt
     assert whole.reasons(whole.lines[-1].path) == ["TRIGGER_MISSING"]
 
@@ -117,16 +68,12 @@ async def test_prompts_are_embedded_with_the_negative_one(preprocess: Preprocess
 async def test_the_report_has_a_line_with_numbers_for_every_clip(whole: Ended) -> None:
     report = whole.training_set.report
     counts = (report.clips, report.samples, report.skipped, report.split_clips, report.scenes)
-    assert counts == (4, 3, 1, 0, 0)
-    first, second, again, short, _ = whole.lines
+    assert counts == (5, 4, 1, 0, 0)
+    first, second, again, _, short, _ = whole.lines
     assert (first.outcome, whole.reasons("a/clip.mp4")) == (Outcome.OUTCOME_KEPT_CHANGED, ["FRAMES_UNUSED"])
     numbers = first.numbers
-    assert (numbers.source_frame_rate, numbers.used_frame_rate, numbers.unused_frames, numbers.stretch) == (
-        24,
-        24,
-        3,
-        1,
-    )
+    assert numbers.source_frame_rate == numbers.used_frame_rate == 24
+    assert (numbers.unused_frames, numbers.stretch) == (3, 1)
     assert (numbers.width, numbers.height, numbers.duration_seconds) == (256, 144, pytest.approx(20 / 24))
     assert numbers.crop_loss_percent == pytest.approx(0, abs=0.01)
     assert (numbers.caption, numbers.caption_tokens) == ("sks a card that counts", 23)
@@ -143,7 +90,7 @@ async def test_watchers_hear_every_line_and_progress_once_a_second(whole: Ended)
     assert lines == whole.lines
     for stage in (Stage.STAGE_PREPROCESS, Stage.STAGE_ENCODE):
         told = [event for event in whole.events if event.WhichOneof("detail") == "progress" and event.stage == stage]
-        assert told[0].progress.total == 5
+        assert told[0].progress.total == 6
         gaps = [b.time.ToNanoseconds() - a.time.ToNanoseconds() for a, b in itertools.pairwise(told)]
         assert all(gap > 0.95e9 for gap in gaps)
     assert whole.events[-1].lifecycle.state == State.STATE_SUCCEEDED
@@ -151,17 +98,17 @@ async def test_watchers_hear_every_line_and_progress_once_a_second(whole: Ended)
 
 async def test_the_contact_sheet_is_one_page(preprocess: Preprocess, whole: Ended) -> None:
     page = (await preprocess.fetch(whole.training_set.contact_sheet)).decode()
-    assert page.count("data:image/jpeg") == 4 * 3
+    assert page.count("data:image/jpeg") == 4 * 4
     assert "sks a card that counts" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
 
 
 async def test_the_archive_holds_what_the_model_is_given(preprocess: Preprocess, whole: Ended) -> None:
     archive = zipfile.ZipFile(io.BytesIO(await preprocess.fetch(whole.training_set.archive)))
-    assert Counter(Path(name).suffix for name in archive.namelist()) == {".mkv": 4, ".txt": 4, ".json": 2}
+    assert Counter(Path(name).suffix for name in archive.namelist()) == {".mkv": 5, ".txt": 5, ".json": 2}
     assert archive.read("samples/000000.txt").decode() == "sks a card that counts"
     assert archive.read("samples/000000.mkv") == await preprocess.fetch(whole.samples[0].clip_preview)
-    assert archive.read("samples/000003.mkv") == await preprocess.fetch(whole.samples[3].prefix_frames)
+    assert archive.read("samples/000004.mkv") == await preprocess.fetch(whole.samples[4].prefix_frames)
     assert json.loads(archive.read("report.json")) == [MessageToDict(line) for line in whole.lines]
     manifest = json.loads(archive.read("manifest.json"))
     assert [item["clip"] for item in manifest["samples"]] == [sample.clip for sample in whole.samples]
@@ -173,8 +120,8 @@ async def test_a_second_run_encodes_nothing(
 ) -> None:
     again = await preprocess.run(dataset, settings(**WHOLE), validation)
     report = again.training_set.report
-    # Three samples and the opening; two captions, the prompt and the negative prompt.
-    assert (report.cache_hits, report.cache_misses) == (8, 0)
+    # Four samples and the opening; two captions, the prompt and the negative prompt.
+    assert (report.cache_hits, report.cache_misses) == (9, 0)
     assert [sample.latents for sample in again.samples] == [sample.latents for sample in whole.samples]
     assert again.training_set.archive.sha256 != ""
     assert again.lines == whole.lines
@@ -185,7 +132,7 @@ async def test_one_clip_more_costs_one_clip(preprocess: Preprocess, whole: Ended
         {
             "a/clip.mp4": made["plain"],
             "b/clip.mp4": made["longer"],
-            "c/clip.mp4": made["heard"],
+            "c/clip.mp4": made["opening"],
         }
     )
     ended = await preprocess.run(more, settings(triggerPhrase="sks", exportArchive=True))

@@ -13,12 +13,12 @@ from services.runtime.cluster import Cluster
 from services.runtime.objects import StoreAddress
 from tests.clips import numbered, write_clip
 from tests.services.ingest.running import Ingest
-from tests.services.preprocess.running import Ended, Preprocess, serving, settings
+from tests.services.preprocess.running import WHOLE, Ended, Preprocess, serving, settings
 from tests.services.preprocess.workers import all_gone, appeared, kill_next
 
 Serving = Callable[..., AbstractAsyncContextManager[Preprocess]]
 
-ACTORS = ("ClipFitter", "PromptEncoderActor", "ClipEncoderActor")
+ACTORS = ("ClipFitter", "Encoder")
 
 
 @pytest.fixture
@@ -49,19 +49,41 @@ NINE = {"training": {"frameCount": 9}, "conditioningFrames": 1}
 
 
 async def test_a_killed_actor_costs_a_retry_and_changes_no_byte(
-    preprocess: Preprocess, fresh: Serving, four: str
+    fresh: Serving, whole: Ended, dataset: str, validation: str
 ) -> None:
-    undisturbed = await preprocess.run(four, settings(**NINE))
-    assert undisturbed.state == "SUCCEEDED", undisturbed.training_set.lifecycle.error
     async with fresh() as other:
         kills = [asyncio.create_task(kill_next(actor)) for actor in ACTORS]
-        disturbed = await other.run(four, settings(**NINE))
+        disturbed = await other.run(dataset, settings(**WHOLE), validation)
         await asyncio.gather(*kills)
     assert disturbed.state == "SUCCEEDED", disturbed.training_set.lifecycle.error
-    # Nothing was found: the other service has a cache of its own.
-    assert disturbed.training_set.report.cache_misses == 6
+    # Nothing was found but the second of two equal clips: this service has a cache of its own.
+    report = disturbed.training_set.report
+    assert (report.cache_hits, report.cache_misses) == (1, 8)
+    assert contents(disturbed) == contents(whole)
+    assert disturbed.lines == whole.lines
+
+
+@pytest.mark.soak
+async def test_ten_kills_of_each_actor_change_no_byte(preprocess: Preprocess, fresh: Serving, tmp_path: Path) -> None:
+    entries: dict[str, bytes | Path | str] = {}
+    for index in range(40):
+        name = f"{index:02}.mp4"
+        entries[name] = write_clip(tmp_path / name, numbered(9, clip=index))
+        entries[f"{index:02}.txt"] = f"card {index}"
+    many = await preprocess.dataset(entries)
+    undisturbed = await preprocess.run(many, settings(**NINE))
+    async with fresh() as other:
+        kills = [asyncio.create_task(kill_ten(actor)) for actor in ACTORS]
+        disturbed = await other.run(many, settings(**NINE))
+    assert all(kill.done() for kill in kills)
+    assert len(disturbed.samples) == 40
     assert contents(disturbed) == contents(undisturbed)
-    assert disturbed.lines == undisturbed.lines
+
+
+async def kill_ten(name: str) -> None:
+    killed: set[int] = set()
+    while len(killed) < 10:
+        killed.add(await kill_next(name, killed))
 
 
 async def test_three_kills_skip_the_clip(fresh: Serving, four: str, preprocess: Preprocess, tmp_path: Path) -> None:
@@ -125,7 +147,7 @@ async def test_a_dataset_deleted_while_it_is_read_is_named(
 async def test_no_actor_outlives_a_cancelled_set(preprocess: Preprocess, four: str) -> None:
     made = await preprocess.client.create_training_set(four, settings(triggerPhrase="cancelled", **NINE))
     async with asyncio.timeout(60):
-        await appeared("PromptEncoderActor")
+        await appeared("Encoder")
         await preprocess.client.cancel_training_set(made.name)
         ended = await preprocess.end(made.name)
         for actor in ACTORS:
