@@ -13,6 +13,7 @@ import aiohttp
 from ltxtrain.v1.error_pb2 import ErrorReason
 
 from services.ingest.dial import Lookup, Refused, dial, system_lookup
+from services.ingest.disk import is_full
 from services.runtime.addresses import shown
 from services.runtime.errors import ApiError, FailedPrecondition, Unavailable
 from services.runtime.settings import Settings
@@ -52,6 +53,8 @@ class _Part:
     validator: str = ""
 
     def restart(self) -> None:
+        if not self.size:
+            return
         self.file.seek(0)
         self.file.truncate()
         self.size, self.validator = 0, ""
@@ -74,7 +77,7 @@ class Fetcher:
         """Write what the URL returns to `target`.
 
         Raises FailedPrecondition (DOWNLOAD_REFUSED, ARCHIVE_TOO_LARGE, DOWNLOAD_TRUNCATED) and Unavailable
-        (DOWNLOAD_FAILED). No text holds the query of the URL or a byte of the body.
+        (DOWNLOAD_FAILED), and OSError when the disk is full. No text holds the query of the URL or a byte of the body.
         """
         deadline = asyncio.get_running_loop().time() + self._seconds
         with target.open("wb") as file:
@@ -90,6 +93,8 @@ class Fetcher:
                 except aiohttp.InvalidURL:
                     raise self._refused(url, "this is not a URL that can be dialled.") from None
                 except (_Broken, aiohttp.ClientError, TimeoutError, OSError) as error:
+                    if is_full(error):
+                        raise
                     broken = error if isinstance(error, _Broken) else _broken(url, error)
                 failures = 1 if part.size > most else failures + 1
                 most = max(most, part.size)

@@ -14,6 +14,7 @@ from services.ingest import sniff
 from services.ingest.archive import Archive, hash_file
 from services.ingest.clips import ClipStore
 from services.ingest.directory import ArchiveRefused, Entry, check_directory, read_directory, unreadable
+from services.ingest.disk import retried_when_full
 from services.ingest.gather import Arrived, Gathered
 from services.ingest.intake import Intake
 from services.ingest.plan import Plan, make_plan, no_videos, not_examined, refusal_lines
@@ -50,11 +51,12 @@ class IngestWorkflow:
         folder = self._folder(name)
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            if dataset.WhichOneof("source") == "videos":
-                await self._take_videos(list(dataset.videos.urls), folder, report, gathered)
-            else:
-                url = f"upload:{dataset.upload}" if dataset.upload else dataset.archive_url
-                await self._take_archive(url, folder, report, gathered)
+            with retried_when_full(folder):
+                if dataset.WhichOneof("source") == "videos":
+                    await self._take_videos(list(dataset.videos.urls), folder, report, gathered)
+                else:
+                    url = f"upload:{dataset.upload}" if dataset.upload else dataset.archive_url
+                    await self._take_archive(url, folder, report, gathered)
         except ApiError:
             await report.close()
             await self._clear(name)

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import random
 import socket
@@ -9,9 +10,11 @@ import pytest
 from ltxtrain.v1.error_pb2 import ErrorReason
 
 from services.ingest.dial import Gate, Refused
+from services.ingest.disk import retried_when_full
 from services.ingest.fetch import Fetched, Fetcher
 from services.runtime.errors import ApiError, FailedPrecondition, reason_name
 from services.runtime.settings import Settings
+from services.runtime.work import Retryable
 from tests.services.ingest import web
 from tests.services.ingest.web import Web
 
@@ -261,3 +264,17 @@ async def test_an_unknown_content_encoding_is_refused(server: Web, tmp_path: Pat
     error = await refused(fetcher(server), server.url("/a"), tmp_path / "a")
     assert isinstance(error, FailedPrecondition)
     assert "'br'" in str(error)
+
+
+async def test_a_full_disk_is_not_the_hosts_fault(server: Web) -> None:
+    server.handlers["/a"] = web.plain(BODY)
+    with pytest.raises(OSError) as full:
+        await fetch(fetcher(server), server.url("/a"), Path("/dev/full"))
+    assert full.value.errno == errno.ENOSPC
+
+
+def test_a_full_disk_is_waited_for() -> None:
+    with pytest.raises(Retryable), retried_when_full(Path("/scratch")):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(FileNotFoundError), retried_when_full(Path("/scratch")):
+        Path("/nowhere/at/all").read_bytes()
