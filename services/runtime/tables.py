@@ -2,6 +2,7 @@
 
 import asyncio
 import fcntl
+import time
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -96,6 +97,8 @@ blob_ref = Table(
 
 # pg_advisory_lock's key: the ASCII codes of "ltxt".
 ADVISORY_LOCK = 0x6C747874
+# The server lets go of a process's lock some time after the process has ended.
+LOCK_SECONDS = 3.0
 TAKEN = "Another process uses this database. Stop it, or give this service its own LTXTRAIN_DATABASE_URL."
 SQLITE_OUTAGES = frozenset(
     {
@@ -256,9 +259,12 @@ def _lock_file(path: Path) -> IO[str]:
 async def _lock_server(engine: AsyncEngine) -> AsyncConnection:
     connection = await engine.connect()
     await connection.execution_options(isolation_level="AUTOCOMMIT")
-    if not await connection.scalar(text(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})")):
-        await connection.close()
-        raise SettingsError(TAKEN)
+    deadline = time.monotonic() + LOCK_SECONDS
+    while not await connection.scalar(text(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})")):
+        if time.monotonic() > deadline:
+            await connection.close()
+            raise SettingsError(TAKEN)
+        await asyncio.sleep(0.1)
     return connection
 
 
