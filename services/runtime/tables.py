@@ -2,8 +2,8 @@
 
 import asyncio
 import fcntl
-import time
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
