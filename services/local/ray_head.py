@@ -36,11 +36,12 @@ class RayHead:
         state_dir: Path,
         *,
         num_cpus: int | None = None,
+        num_gpus: int | None = None,
         object_store_bytes: int | None = None,
         token: str | None = None,
     ) -> None:
         self._state = state_dir.resolve() / "ray"
-        self._num_cpus = num_cpus
+        self._counts = {"num-cpus": num_cpus, "num-gpus": num_gpus}
         self._object_store_bytes = object_store_bytes or default_object_store_bytes()
         self._folder = short_folder(self._state)
         self._child: Child | None = None
@@ -77,8 +78,8 @@ class RayHead:
             "--no-monitor",
             "--disable-usage-stats",
         ]
-        if self._num_cpus is not None:
-            options.append(f"--num-cpus={self._num_cpus}")
+        # What is not named is counted by Ray.
+        options += [f"--{name}={count}" for name, count in self._counts.items() if count is not None]
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("LTXTRAIN_", "RAY_"))}
         # An actor that is killed leaves its temporary files; they go with the head.
         temporary = self._folder / "tmp"

@@ -45,8 +45,9 @@ class Suite:
     """A running suite, whose state is kept in one folder; `async with Suite(folder) as suite`.
 
     model: a folder or a repo id; None: the default one. ports: of the services; 0 is some free one, the same at every
-    start. environ: settings of the services beside those of this process. Where either has LTXTRAIN_S3_ENDPOINT or
-    LTXTRAIN_RAY_ADDRESS, that is used in place of an own object store or an own Ray.
+    start. num_cpus, num_gpus: of the own Ray; None: what there is. environ: settings of the services beside those of
+    this process. Where either has LTXTRAIN_S3_ENDPOINT or LTXTRAIN_RAY_ADDRESS, that is used in place of an own object
+    store or an own Ray.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Suite:
         model: str | None = None,
         ports: Mapping[str, int] | None = None,
         num_cpus: int | None = None,
+        num_gpus: int | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.state_dir = state_dir.resolve()
@@ -65,7 +67,7 @@ class Suite:
         self._ports = {**SERVICES, **(ports or {})}
         self._lock: IO[str] | None = None
         self.store = EmbeddedStore(self.state_dir)
-        self.ray = RayHead(self.state_dir, num_cpus=num_cpus)
+        self.ray = RayHead(self.state_dir, num_cpus=num_cpus, num_gpus=num_gpus)
         self._has_store = "LTXTRAIN_S3_ENDPOINT" not in self._environ
         self._has_ray = not self._environ.keys() & {"LTXTRAIN_RAY_ADDRESS", "RAY_ADDRESS"}
         self.services: dict[str, Child] = {}

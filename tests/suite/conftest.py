@@ -4,6 +4,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ async def suite(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> A
 
 @pytest.fixture(scope="session")
 async def clients(suite: Suite) -> AsyncIterator[Clients]:
+    async with connected(suite) as clients:
+        yield clients
+
+
+@asynccontextmanager
+async def connected(suite: Suite) -> AsyncIterator[Clients]:
     async with (
         connect(suite.train_address) as train,
         connect(suite.ingest_address) as ingest,
@@ -76,6 +83,26 @@ def clips_zip(made: Path) -> Path:
 @pytest.fixture(scope="session")
 def opening(made: Path) -> Path:
     return make_validation_clip(made)
+
+
+@pytest.fixture(scope="session")
+async def ingested(clients: Clients, clips_zip: Path) -> str:
+    """The name of a dataset of the demo's clips."""
+    upload = await clients.ingest.upload(clips_zip)
+    dataset = await clients.ingest.create_dataset(upload=upload.name)
+    async for _ in clients.ingest.watch_dataset(dataset.name):
+        pass
+    return dataset.name
+
+
+@pytest.fixture(scope="session")
+async def undisturbed(clients: Clients, ingested: str) -> str:
+    """The name of a job that nothing happened to: what others are compared with."""
+    from tests.suite.trainings import COMPARED, start
+
+    job = await start(clients, ingested, COMPARED)
+    await finished(clients, job)
+    return job
 
 
 async def submit(

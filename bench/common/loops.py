@@ -1,0 +1,228 @@
+"""The two sides of the comparison as processes: the product's loop, and the least that a loop can do."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.loading import load_transformer
+from trainer.loop import Step, prepare, train
+from trainer.lora import adapter, add_lora
+from trainer.losses import training_draw
+from trainer.model import resolve_model
+from trainer.optim import BETAS, EPSILON, WEIGHT_DECAY, learning_rate
+from trainer.precision import Precision
+from trainer.prefix import pack_video, video_prefix_tokens
+from trainer.sample import EncodedClip, PromptEmbedding
+from trainer.samples import Samples
+from trainer.seeds import sample_at
+from trainer.settings import TrainSettings
+from trainer.velocity import VelocityModel
+
+FRAME_RATE = 24.0
+PROMPT_TOKENS = 128
+SAMPLES = 3
+# More than any measurement asks for.
+STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Latent frames, height and width of each clip, and clips a step."""
+
+    latents: tuple[int, int, int]
+    batch: int
+
+    @property
+    def tokens(self) -> int:
+        frames, height, width = self.latents
+        return frames * height * width
+
+    @classmethod
+    def parse(cls, text: str) -> "Shape":
+        frames, height, width, batch = map(int, text.split("x"))
+        return cls((frames, height, width), batch)
+
+    def __str__(self) -> str:
+        return "x".join(map(str, (*self.latents, self.batch)))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Seconds a step of some steps, and the loss of the last."""
+
+    seconds: float
+    loss: float
+
+
+class Worker:
+    """A process of bench/train.py that does so many steps each time it is asked."""
+
+    def __init__(self, script: str, way: str, model: Path, shape: Shape) -> None:
+        command = [sys.executable, script, "--way", way, "--shape", str(shape), "--model", str(model)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def steps(self, count: int) -> Block:
+        assert self._process.stdin is not None
+        print(count, file=self._process.stdin, flush=True)
+        return Block(**json.loads(self._read()))
+
+    def stop(self) -> float:
+        """Ends the process; its peak memory in MB."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        peak = float(self._read())
+        self._process.wait()
+        return peak
+
+    def _read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+
+def serve(blocks: Callable[[int], Block]) -> None:
+    """Does as many steps as each line says; at the end, says how much memory it took."""
+    for line in sys.stdin:
+        print(json.dumps(vars(blocks(int(line)))), flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+
+
+def product(model: Path, shape: Shape) -> Callable[[int], Block]:
+    transformer, settings = _transformer(model, shape), _settings(shape)
+    reports = train(transformer, _samples(shape), settings, identity={})
+
+    def block(count: int) -> Block:
+        started = time.perf_counter()
+        for _ in range(count):
+            report = next(reports)
+            assert isinstance(report, Step)
+        return Block((time.perf_counter() - started) / count, report.loss)
+
+    return block
+
+
+def bare(model: Path, shape: Shape) -> Callable[[int], Block]:
+    transformer, settings = _transformer(model, shape), _settings(shape)
+    prepare(transformer, settings)
+    parameters = list(adapter(transformer).values())
+    optimizer = torch.optim.AdamW(parameters, betas=BETAS, eps=EPSILON, weight_decay=WEIGHT_DECAY, fused=True)
+    gates = _Gates(transformer)
+    batches = _batches(transformer, shape, settings)
+    step = 0
+
+    def block(count: int) -> Block:
+        nonlocal step
+        prepared = [next(batches) for _ in range(count)]
+        rates = [learning_rate(settings, step + number + 1) for number in range(count)]
+        step += count
+        started = time.perf_counter()
+        for batch, rate in zip(prepared, rates, strict=True):
+            total = 0.0
+            for inputs, target in batch:
+                gates.level = inputs["sigma"]
+                velocity, _ = transformer(**inputs)
+                loss = (velocity[:, -target.shape[1] :] - target).square().mean()
+                (loss / shape.batch).backward()
+                total += loss.item()
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=False)
+        return Block((time.perf_counter() - started) / count, total / shape.batch)
+
+    return block
+
+
+class _Gates:
+    """What the published model gives the gates between modalities, set once instead of for each call."""
+
+    def __init__(self, transformer: Any) -> None:
+        self.level = torch.zeros(1)
+        for gate in (transformer.av_cross_attn_video_a2v_gate, transformer.av_cross_attn_audio_v2a_gate):
+            gate.register_forward_pre_hook(lambda module, inputs: (self.level, *inputs[1:]))
+
+
+def _batches(transformer: Any, shape: Shape, settings: TrainSettings) -> Iterator[list[tuple[dict[str, Any], Tensor]]]:
+    """The transformer's inputs and what it should say of the tokens that are not prefix, of every clip of each step."""
+    model, samples = VelocityModel(transformer), _samples(shape)
+    prefix = video_prefix_tokens(settings.conditioning_frames, shape.latents)
+    for step in range(1, settings.steps + 1):
+        batch = []
+        for index in range(shape.batch):
+            position = (step - 1) * shape.batch + index
+            clip, prompt = samples[sample_at(settings.seed, position, SAMPLES)]
+            draw = training_draw(clip, settings.seed, step, index).video
+            clean = pack_video(clip.video).float()[None]
+            level = draw.level.clone()
+            noised = (1 - level) * clean + level * draw.noise
+            noised[:, :prefix] = clean[:, :prefix]
+            timesteps = level.expand(1, clean.shape[1]).clone()
+            timesteps[:, :prefix] = 0
+            inputs = {
+                "hidden_states": noised,
+                "audio_hidden_states": torch.zeros(1, 1, transformer.config.audio_in_channels),
+                "encoder_hidden_states": prompt.video.float()[None],
+                "audio_encoder_hidden_states": torch.zeros(1, 1, transformer.config.audio_cross_attention_dim),
+                "timestep": timesteps * 1000,
+                "audio_timestep": level[:, None] * 1000,
+                "sigma": level * 1000,
+                "audio_sigma": level * 1000,
+                "video_coords": model.video_positions(shape.latents, FRAME_RATE, 1),
+                "audio_coords": model.audio_positions(1, 1),
+                "isolate_modalities": True,
+                "use_cross_timestep": False,
+                "return_dict": False,
+            }
+            batch.append((inputs, (draw.noise - clean)[:, prefix:]))
+        yield batch
+
+
+def _transformer(model: Path, shape: Shape) -> Any:
+    torch.set_num_threads(1)
+    settings = _settings(shape)
+    transformer = load_transformer(resolve_model(str(model)), torch.device("cpu"), Precision.FP32)
+    add_lora(transformer, rank=settings.rank, with_audio=False, seed=settings.seed)
+    return transformer
+
+
+def _settings(shape: Shape) -> TrainSettings:
+    return TrainSettings(
+        rank=32,
+        steps=STEPS,
+        learning_rate=2e-4,
+        conditioning_frames=9,
+        with_audio=False,
+        batch_size=shape.batch,
+        checkpoint_interval=STEPS,
+    )
+
+
+def _samples(shape: Shape) -> Samples:
+    draw = torch.Generator().manual_seed(0)
+    return [
+        (
+            EncodedClip(
+                video=torch.randn(128, *shape.latents, generator=draw).bfloat16(),
+                audio=None,
+                frame_rate=FRAME_RATE,
+                frame_count=8 * shape.latents[0] - 7,
+            ),
+            PromptEmbedding(
+                video=torch.randn(PROMPT_TOKENS, 64, generator=draw).bfloat16(),
+                audio=torch.randn(PROMPT_TOKENS, 32, generator=draw).bfloat16(),
+                token_count=3,
+                truncated=False,
+            ),
+        )
+        for _ in range(SAMPLES)
+    ]
+
+
+WAYS = {"product": product, "bare": bare}
