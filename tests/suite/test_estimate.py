@@ -13,6 +13,9 @@ from services.train.estimate import PUBLISHED
 from tests.suite.conftest import SHEET, Clients
 from tests.suite.trainings import COMPARED, metrics
 
+# Minutes long on two cores.
+pytestmark = pytest.mark.soak
+
 # 17 frames of 512 x 288: 3 latent frames of 16 x 9.
 TOKENS = 3 * 16 * 9
 STEPS = 100

@@ -12,6 +12,9 @@ from tests import processes
 from tests.suite.conftest import Clients, files_of, finished, follow, submit
 from tests.suite.trainings import COMPARED, assert_each_step_once, lora, reached, start
 
+# Minutes long on two cores.
+pytestmark = pytest.mark.soak
+
 STEPS = 100
 SOAK_STEPS = 200
 SOAK_KILLS = 20

@@ -14,6 +14,9 @@ from tests import processes
 from tests.suite.conftest import Clients, connected, finished, follow
 from tests.suite.trainings import lora, reached, start
 
+# Minutes long on two cores.
+pytestmark = pytest.mark.soak
+
 LIMIT = 4
 SOAK_JOBS = 20
 

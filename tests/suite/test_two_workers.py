@@ -11,6 +11,9 @@ from tests import processes
 from tests.suite.conftest import Clients
 from tests.suite.trainings import COMPARED, assert_each_step_once, loss_on_fixed_noise, reached, start
 
+# Minutes long on two cores.
+pytestmark = pytest.mark.soak
+
 
 @pytest.fixture
 async def two_trainers(suite: Suite, undisturbed: str) -> AsyncIterator[None]:
