@@ -9,10 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import IO, Self
 
 from services.ingest.directory import Entry
-from services.ingest.inflate import PIECE_BYTES, EntryCorrupt, inflate
+from services.ingest.inflate import PIECE_BYTES, STORED, EntryCorrupt, inflate
 
 LOCAL_HEADER_BYTES = 30
 
@@ -23,18 +23,20 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Unpacked:
-    """An entry's bytes on disk."""
+    """An entry's bytes on disk: a file of their own, or a span of the archive where they are as they are."""
 
     path: Path
     size: int
     # Lowercase hex.
     sha256: str
+    offset: int = 0
 
 
 class Archive:
     """A zip on disk. `stop` ends an unpacking in another thread with Stopped."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("rb")
         self._size = path.stat().st_size
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="sha256")
@@ -51,43 +53,42 @@ class Archive:
         self._stopped.set()
 
     def unpack(self, entry: Entry, target: Path) -> Unpacked:
-        """Write the entry to `target`. Raises EntryCorrupt and Stopped; `target` is then absent."""
-        digest = hashlib.sha256()
-        # The digest of a piece is taken beside the checksum and the write of the next one.
-        hashing: Future[None] | None = None
-        size = 0
+        """Check and hash the entry, and write it to `target` unless it is stored as it is.
+
+        Raises EntryCorrupt and Stopped; `target` is then absent.
+        """
+        if entry.method == STORED:
+            size, sha256 = self._copy(entry, None)
+            return Unpacked(self._path, size, sha256, self._data_offset(entry))
         try:
             with target.open("wb") as file:
-                for piece in self._pieces(entry):
-                    if self._stopped.is_set():
-                        raise Stopped
-                    if hashing is not None:
-                        hashing.result()
-                    hashing = self._hasher.submit(digest.update, piece)
-                    file.write(piece)
-                    size += len(piece)
-                if hashing is not None:
-                    hashing.result()
+                size, sha256 = self._copy(entry, file)
         except (EntryCorrupt, Stopped):
             target.unlink()
             raise
-        return Unpacked(target, size, digest.hexdigest())
+        return Unpacked(target, size, sha256)
 
     def read(self, entry: Entry) -> bytes:
         """A small entry whole. Raises EntryCorrupt."""
         return b"".join(self._pieces(entry))
 
-    def head(self, entry: Entry, count: int) -> bytes:
-        """The first bytes of an entry, fewer where it is shorter or damaged."""
-        head = b""
-        try:
-            for piece in inflate(entry.method, self._raw(entry, limit=4 * count)):
-                head += piece[: count - len(head)]
-                if len(head) >= count:
-                    break
-        except EntryCorrupt:
-            pass
-        return head
+    def _copy(self, entry: Entry, file: IO[bytes] | None) -> tuple[int, str]:
+        digest = hashlib.sha256()
+        # The digest of a piece is taken beside the checksum and the write of the next one.
+        hashing: Future[None] | None = None
+        size = 0
+        for piece in self._pieces(entry):
+            if self._stopped.is_set():
+                raise Stopped
+            if hashing is not None:
+                hashing.result()
+            hashing = self._hasher.submit(digest.update, piece)
+            if file is not None:
+                file.write(piece)
+            size += len(piece)
+        if hashing is not None:
+            hashing.result()
+        return size, digest.hexdigest()
 
     def _pieces(self, entry: Entry) -> Iterator[bytes]:
         """What the entry unpacks to, as the directory announces it. Raises EntryCorrupt."""
@@ -104,25 +105,27 @@ class Archive:
         if crc != entry.crc:
             raise EntryCorrupt("its checksum does not match")
 
-    def _raw(self, entry: Entry, limit: int | None = None) -> Iterator[bytes]:
+    def _raw(self, entry: Entry) -> Iterator[bytes]:
+        position = self._data_offset(entry)
+        end = position + entry.compressed_size
+        if end > self._size:
+            raise EntryCorrupt("it reaches beyond the end of the archive")
+        while position < end:
+            self._file.seek(position)
+            piece = self._file.read(min(end - position, PIECE_BYTES))
+            if not piece:
+                raise EntryCorrupt("the archive ends inside of it")
+            position += len(piece)
+            yield piece
+
+    def _data_offset(self, entry: Entry) -> int:
+        """Where the entry's bytes begin, after its local header. Raises EntryCorrupt."""
         self._file.seek(entry.offset)
         header = self._file.read(LOCAL_HEADER_BYTES)
         if len(header) < LOCAL_HEADER_BYTES or not header.startswith(b"PK\3\4"):
             raise EntryCorrupt("the directory points to where it is not")
-        position = entry.offset + LOCAL_HEADER_BYTES + sum(struct.unpack("<HH", header[26:30]))
-        left = entry.compressed_size
-        if position + left > self._size:
-            raise EntryCorrupt("it reaches beyond the end of the archive")
-        if limit is not None:
-            left = min(left, max(limit, 1024))
-        while left > 0:
-            self._file.seek(position)
-            piece = self._file.read(min(left, PIECE_BYTES))
-            if not piece:
-                raise EntryCorrupt("the archive ends inside of it")
-            position += len(piece)
-            left -= len(piece)
-            yield piece
+        name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
+        return int(entry.offset + LOCAL_HEADER_BYTES + name_bytes + extra_bytes)
 
 
 def hash_file(path: Path) -> Unpacked:

@@ -40,7 +40,8 @@ class ClipStore:
         async with self._locked(blob.key):
             body = await self._blobs.find(blob.key, dataset)
             if body is None or not await self._objects.exists(blob.key):
-                await self._objects.put_file(blob.key, file.path, blob.content_type, sha256=file.sha256)
+                span = (file.offset, file.size)
+                await self._objects.put_span(blob.key, file.path, span, blob.content_type, sha256=file.sha256)
                 await self._blobs.add(blob.key, blob.size_bytes, body or b"", dataset)
         known = Clip.FromString(body or b"")
         if known.name != PROBE_VERSION:

@@ -1,6 +1,7 @@
 """sha256 of what passes by."""
 
 import hashlib
+from pathlib import Path
 from typing import IO
 
 
@@ -15,3 +16,9 @@ class HashingReader:
         data = self._data.read(size)
         self.digest.update(data)
         return data
+
+
+def file_sha256(path: Path) -> str:
+    """Lowercase hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

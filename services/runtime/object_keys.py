@@ -1,6 +1,7 @@
 """Names of objects in the store: what every S3 store takes, and what each part of the suite may delete."""
 
 import re
+from urllib.parse import quote
 
 MAX_SEGMENT_BYTES = 255
 MAX_KEY_BYTES = 1024
@@ -10,6 +11,12 @@ JOB_PREFIX = re.compile(r"jobs/[^/]+/")
 def content_key(service: str, sha256: str) -> str:
     """The key of a blob that is named by its bytes. Each service sweeps its own."""
     return f"{service}/sha256/{sha256}"
+
+
+def attachment(filename: str) -> str:
+    """The Content-Disposition with which browsers save a download under this name."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "_", filename)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(filename, safe='')}"
 
 
 def checked_key(key: str) -> str:

@@ -10,22 +10,20 @@ import functools
 import hashlib
 import io
 import os
-import re
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar
-from urllib.parse import quote
 
 import urllib3
 from minio import Minio
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error
 
-from services.runtime.hashing import HashingReader
-from services.runtime.object_keys import checked_job_prefix, checked_key, content_key
+from services.runtime.hashing import HashingReader, file_sha256
+from services.runtime.object_keys import attachment, checked_job_prefix, checked_key, content_key
 from services.runtime.object_types import (
     ListedBlob,
     ObjectCorrupt,
@@ -51,8 +49,7 @@ R = TypeVar("R")
 
 CHUNK_BYTES = 2**20
 PART_BYTES, MAX_PARTS = 8 * 2**20, 10_000  # about six parts are in memory at once
-PARALLEL_PARTS = 3
-THREADS = 8
+PARALLEL_PARTS, THREADS = 3, 8
 # A store that is started again refuses connections for a second or two and may fail for some more: this waits 16 s.
 RETRY = urllib3.Retry(total=8, backoff_factor=0.1, backoff_max=5.0, status_forcelist=(500, 502, 503, 504))
 TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
@@ -99,11 +96,14 @@ class Objects:
 
     def put_file(self, key: str, path: Path, content_type: str, *, sha256: str | None = None) -> StoredBlob:
         """Put a file of any size, in parts. `sha256` saves a reading of it; raises ObjectCorrupt when it is wrong."""
+        whole = (0, path.stat().st_size)
+        return self.put_span(key, path, whole, content_type, sha256=sha256 or file_sha256(path))
+
+    def put_span(self, key: str, path: Path, span: tuple[int, int], content_type: str, *, sha256: str) -> StoredBlob:
+        """As put_file, for a span of the file: its offset and its size."""
         with path.open("rb") as file:
-            if sha256 is None:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-                file.seek(0)
-            return self._put(key, file, os.fstat(file.fileno()).st_size, content_type, sha256)
+            file.seek(span[0])
+            return self._put(key, file, span[1], content_type, sha256)
 
     def put_content(self, service: str, source: bytes | Path, content_type: str) -> StoredBlob:
         """Put a blob under the key of its bytes; nothing is sent when it is there already."""
@@ -154,8 +154,7 @@ class Objects:
         """A URL that anybody may GET the object by; with a filename, browsers save it under that name. Offline."""
         headers: dict[str, str | list[str] | tuple[str]] = {}
         if filename is not None:
-            plain, exact = re.sub(r"[^A-Za-z0-9._-]", "_", filename), quote(filename, safe="")
-            headers["response-content-disposition"] = f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
+            headers["response-content-disposition"] = attachment(filename)
         return self._signer.presigned_get_object(self._bucket, checked_key(key), expires, response_headers=headers)
 
     def presign_put(self, key: str, expires: timedelta) -> str:
@@ -264,6 +263,7 @@ class ObjectStore:
     ping = _in_thread(Objects.ping)
     put_bytes = _in_thread(Objects.put_bytes)
     put_file = _in_thread(Objects.put_file)
+    put_span = _in_thread(Objects.put_span)
     put_content = _in_thread(Objects.put_content)
     get_bytes = _in_thread(Objects.get_bytes)
     get_file = _in_thread(Objects.get_file)
