@@ -4,6 +4,7 @@ import hashlib
 import struct
 import threading
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from services.ingest.directory import Entry
 from services.ingest.inflate import PIECE_BYTES, STORED, EntryCorrupt, inflate
 
 LOCAL_HEADER_BYTES = 30
+PIECES_AHEAD = 2
 
 
 class Stopped(Exception):
@@ -74,20 +76,20 @@ class Archive:
 
     def _copy(self, entry: Entry, file: IO[bytes] | None) -> tuple[int, str]:
         digest = hashlib.sha256()
-        # The digest of a piece is taken beside the checksum and the write of the next one.
-        hashing: Future[None] | None = None
+        # The digest of a piece is taken beside the checksum and the write of the next ones.
+        hashing: deque[Future[None]] = deque()
         size = 0
         for piece in self._pieces(entry):
             if self._stopped.is_set():
                 raise Stopped
-            if hashing is not None:
-                hashing.result()
-            hashing = self._hasher.submit(digest.update, piece)
+            if len(hashing) >= PIECES_AHEAD:
+                hashing.popleft().result()
+            hashing.append(self._hasher.submit(digest.update, piece))
             if file is not None:
                 file.write(piece)
             size += len(piece)
-        if hashing is not None:
-            hashing.result()
+        for last in hashing:
+            last.result()
         return size, digest.hexdigest()
 
     def _pieces(self, entry: Entry) -> Iterator[bytes]:

@@ -21,7 +21,7 @@ METHODS = {
     XZ: "XZ",
 }
 # Small enough to stay in a processor's cache between checksum, digest and write.
-PIECE_BYTES = 1 << 18
+PIECE_BYTES = 1 << 19
 # Deflate64 may copy 64 KiB for two bytes of input and its decoder has no output limit: it is fed by the hundred.
 DEFLATE64_FEED_BYTES = 256
 MAX_WINDOW_BYTES = 64 << 20
