@@ -6,11 +6,13 @@ of LTX 2.3 documents. Loading is strict: a name too many or too few is an error,
 
 from collections.abc import Iterator
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from trainer.errors import ModelUnavailable, ModelUnsupported
 from trainer.model_files import tensor_sizes
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ORIGINAL_COMPONENTS = ("transformer", "connectors")
 
@@ -79,7 +81,7 @@ def check_original(file: Path) -> None:
         raise ModelUnsupported(f"{file} holds no text connectors ({TEXT_PROJECTION}…).")
 
 
-def original_tensors(file: Path, component: str) -> Iterator[tuple[str, Tensor]]:
+def original_tensors(file: Path, component: str) -> "Iterator[tuple[str, Tensor]]":
     """The tensors of one component under their diffusers names, each backed by the file until it is copied."""
     from safetensors import safe_open
 

@@ -14,11 +14,12 @@ from services.preprocess.clips import ClipMaker, Made, find_made
 from services.preprocess.encoders import Encoders
 from services.preprocess.pieces import Piece
 from services.preprocess.plan import Item, Plan
-from services.preprocess.prompts import embed
+from services.preprocess.prompts import Prompts, embed
 from services.preprocess.publish import publish
 from services.preprocess.report import rejected_line
 from services.preprocess.samples import Results
 from services.preprocess.source import Source, skipped_at_ingest
+from services.preprocess.tokens import count_tokens
 from services.preprocess.verdict import Faults, all_too_short, clip_skipped, nothing_left
 from services.runtime.errors import ApiError
 from services.runtime.store import Edit, Store
@@ -54,11 +55,13 @@ class Making:
         stages = [Stage.STAGE_PREPROCESS, *([] if settings.fit_only else [Stage.STAGE_ENCODE])]
         try:
             async with journal.writing(*stages):
-                await self._check_faults()
+                prefixes = await self._check_faults()
                 await self._settle_known()
                 async with Encoders(self._attempt.runtime.cluster, self._attempt.make_encoder) as encoders:
-                    if not settings.fit_only:
-                        self._results.prompts = await embed(self._attempt, self._prompts(), encoders)
+                    self._results.prompts = await self._embed(encoders)
+                    if settings.fit_only:
+                        for made in prefixes:
+                            self._accept(made)
                     await self._make_clips(encoders)
                 await self._check_verdict()
         except ApiError:
@@ -67,8 +70,8 @@ class Making:
             raise
         return await publish(self._attempt, self._sets, self._number, self._results)
 
-    async def _check_faults(self) -> None:
-        """Raises every fault that makes the data as a whole unfit (D12, P18), before anything is encoded."""
+    async def _check_faults(self) -> Sequence[Made]:
+        """Validation clips, fitted. Raises every fault that makes the data as a whole unfit (D12, P18) at once."""
         faults = Faults(without_audio=self._plan.without_audio)
         prefixes = [replace(item, pieces=frozenset({Piece.PREFIX})) for item in self._plan.validation]
         clips = {clip.name for clip in faults.without_audio}
@@ -84,10 +87,7 @@ class Making:
             if scene.skipped:
                 faults.unusable.append((item.clip, scene))
         if (error := faults.error()) is None:
-            if self._attempt.settings.fit_only:
-                for one in made.values():
-                    self._accept(one)
-            return
+            return list(made.values())
         for item in self._plan.items:
             if item.clip.name in clips:
                 line = rejected_line(item.clip, ReportReason.REPORT_REASON_AUDIO_TRACK_MISSING, "no audio track")
@@ -105,9 +105,15 @@ class Making:
         if self._stops_at_a_skip() or all(item.outcome is not None for item in self._plan.training):
             await self._check_verdict()
 
-    def _prompts(self) -> list[str]:
-        prompts = [item.prompt for item in self._plan.items if item.key not in self._results.made]
-        return [*prompts, self._attempt.settings.negative_prompt] if self._plan.validation else prompts
+    async def _embed(self, encoders: Encoders) -> Prompts:
+        """Captions and prompts, before any clip; with fit_only they are counted alone."""
+        settings = self._attempt.settings
+        prompts = [item.prompt for item in self._plan.items if item.outcome is None]
+        if settings.fit_only:
+            return await count_tokens(self._attempt.runtime.settings, prompts)
+        if self._plan.validation:
+            prompts.append(settings.negative_prompt)
+        return await embed(self._attempt, prompts, encoders)
 
     async def _make_clips(self, encoders: Encoders) -> None:
         attempt = self._attempt

@@ -1,6 +1,7 @@
 """The datasets that a training set is made of, read from Ingest and watched while they are read."""
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 
 from ltxtrain.v1.ingest_pb2 import Clip
@@ -10,6 +11,7 @@ from ltxtrain_client.ingest import IngestClient
 
 from services.runtime.errors import NotFound, NotReady, Upstream
 from services.runtime.upstream import errors_passed_on, passing_errors_on
+from services.runtime.work import Retryable
 
 PAGE = 500
 # How often Ingest is asked whether the datasets still exist.
@@ -65,7 +67,8 @@ async def keep_alive(ingest: IngestClient, training_set: TrainingSet) -> None:
     """Runs until a dataset is deleted, then raises NotFound."""
     while True:
         await asyncio.sleep(ALIVE_SECONDS)
-        await check_alive(ingest, training_set)
+        with contextlib.suppress(Retryable):  # an Ingest that starts anew has deleted nothing
+            await check_alive(ingest, training_set)
 
 
 async def _clips(ingest: IngestClient, dataset: str) -> list[Clip]:

@@ -82,13 +82,16 @@ def _referred() -> ColumnElement[bool]:
 
 async def refer(connection: AsyncConnection, resource: str, keys: Sequence[str]) -> None:
     """Add references inside the caller's transaction."""
-    for key in dict.fromkeys(keys):
-        known = select(tables.blob_ref.c.key).where(
-            tables.blob_ref.c.key == key, tables.blob_ref.c.resource == resource
+    unique = list(dict.fromkeys(keys))
+    for start in range(0, len(unique), PAGE):
+        some = unique[start : start + PAGE]
+        held = select(tables.blob_ref.c.key).where(
+            tables.blob_ref.c.key.in_(some), tables.blob_ref.c.resource == resource
         )
-        if await connection.scalar(known) is None:
-            await connection.execute(insert(tables.blob_ref).values(key=key, resource=resource))
-        await connection.execute(update(tables.blob).where(tables.blob.c.key == key).values(used=time.time_ns()))
+        known = set(await connection.scalars(held))
+        if fresh := [{"key": key, "resource": resource} for key in some if key not in known]:
+            await connection.execute(insert(tables.blob_ref), fresh)
+        await connection.execute(update(tables.blob).where(tables.blob.c.key.in_(some)).values(used=time.time_ns()))
 
 
 async def release(connection: AsyncConnection, resource: str) -> None:

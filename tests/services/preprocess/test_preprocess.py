@@ -237,6 +237,8 @@ async def test_fit_only_keeps_lossless_clips_and_loads_no_model(
     kept = await preprocess.fetch_clip(ended.samples[0].clip_preview)
     assert [cards.number(picture) for picture in kept.frames] == [512 + index for index in range(17)]
     assert not any(event.stage == Stage.STAGE_ENCODE for event in ended.events)
+    # The tokenizer alone tells the length of a caption.
+    assert ended.lines[0].numbers.caption_tokens == len("a card that counts") + 1
 
 
 async def test_another_revision_of_the_model_is_refused(preprocess: Preprocess, dataset: str) -> None:

@@ -1,6 +1,7 @@
 """Actors and services that die, clips that take too much, data that goes away."""
 
 import asyncio
+import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -68,21 +69,24 @@ async def test_ten_kills_of_each_actor_change_no_byte(preprocess: Preprocess, fr
     entries: dict[str, bytes | Path | str] = {}
     for index in range(40):
         name = f"{index:02}.mp4"
-        entries[name] = write_clip(tmp_path / name, numbered(9, clip=index))
+        entries[name] = write_clip(tmp_path / name, numbered(17, clip=index))
         entries[f"{index:02}.txt"] = f"card {index}"
     many = await preprocess.dataset(entries)
-    undisturbed = await preprocess.run(many, settings(**NINE))
+    undisturbed = await preprocess.run(many, settings())
     async with fresh() as other:
-        kills = [asyncio.create_task(kill_ten(actor)) for actor in ACTORS]
-        disturbed = await other.run(many, settings(**NINE))
-    assert all(kill.done() for kill in kills)
+        killing = asyncio.gather(kill_ten("ClipFitter", 5.0), kill_ten("Encoder", 25.0))
+        disturbed = await other.run(many, settings())
+        assert killing.done(), "the set was made before every kill had come"
     assert len(disturbed.samples) == 40
     assert contents(disturbed) == contents(undisturbed)
 
 
-async def kill_ten(name: str) -> None:
+async def kill_ten(name: str, within_seconds: float) -> None:
+    """Kills ten actors of a class, each at some time of its life: while it starts, loads or works."""
+    moments = random.Random(name)
     killed: set[int] = set()
     while len(killed) < 10:
+        await asyncio.sleep(moments.uniform(0, within_seconds))
         killed.add(await kill_next(name, killed))
 
 

@@ -1,0 +1,57 @@
+"""What is said about settings under which more clips would fit."""
+
+from ltxtrain.v1.ingest_pb2 import Clip, ClipProbe
+from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
+
+from services.preprocess.outcome import Outcome, Scene
+from services.preprocess.suggest import suggestions
+
+
+def clip(frames: int, *skipped: tuple[str, int]) -> tuple[Clip, Outcome]:
+    """A clip of 24 frames a second that ended in scenes (reason, frames); a reason of "" was kept."""
+    scenes = tuple(Scene(skipped=reason, source_frames=count) for reason, count in skipped)
+    probe = ClipProbe(duration_seconds=frames / 24)
+    return Clip(frame_count=frames, frame_rate=24, probe=probe), Outcome(scenes=scenes)
+
+
+def chosen(**changes: object) -> PreprocessSettings:
+    geometry = Geometry(frame_count=89, frame_rate=24)
+    return PreprocessSettings(training=geometry, conditioning_frames=9, **changes)  # type: ignore[arg-type]
+
+
+def test_nothing_is_suggested_when_all_clips_fit() -> None:
+    assert suggestions([clip(97, ("", 97))], chosen()) == []
+
+
+def test_short_clips_name_the_count_that_saves_some_and_the_one_that_saves_all() -> None:
+    clips = [clip(61, ("CLIP_TOO_SHORT", 61)), clip(30, ("CLIP_TOO_SHORT", 30)), clip(97, ("", 97))]
+    assert suggestions(clips, chosen()) == [
+        "With number_of_frames = 57, 1 more clip would fit.",
+        "With number_of_frames = 25, 2 more clips would fit.",
+        "With auto_scale_input, 2 more clips would fit.",
+    ]
+
+
+def test_a_count_that_the_prefix_covers_is_none() -> None:
+    assert suggestions([clip(12, ("CLIP_TOO_SHORT", 12))], chosen()) == []
+
+
+def test_scaling_helps_to_four_times_the_duration_and_no_further() -> None:
+    clips = [clip(23, ("CLIP_TOO_SHORT", 23)), clip(22, ("CLIP_TOO_SHORT", 22))]
+    assert "With auto_scale_input, 1 more clip would fit." in suggestions(clips, chosen())
+
+
+def test_with_scaling_a_clip_counts_four_times_its_frames() -> None:
+    scaled = chosen(auto_scale_input=True)
+    assert suggestions([clip(20, ("CLIP_TOO_SHORT", 20))], scaled) == [
+        "With number_of_frames = 73, 1 more clip would fit."
+    ]
+
+
+def test_a_clip_whose_scenes_are_all_too_short_fits_whole() -> None:
+    clips = [clip(120, ("SCENE_TOO_SHORT", 60), ("SCENE_TOO_SHORT", 60))]
+    assert suggestions(clips, chosen())[-1] == "Without split_input_into_scenes, 1 more clip would fit."
+
+
+def test_what_cannot_be_decoded_is_no_matter_of_settings() -> None:
+    assert suggestions([clip(97, ("UNDECODABLE", 97))], chosen()) == []
