@@ -4,10 +4,12 @@ import asyncio
 import io
 import itertools
 import json
+import wave
 import zipfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from google.protobuf.json_format import MessageToDict
 from ltxtrain.v1.preprocess_pb2 import PreprocessSettings
@@ -17,6 +19,7 @@ from ltxtrain_client import errors
 from tests import cards
 from tests.clips import Sound, numbered, tones, write_clip
 from tests.services.preprocess.running import WHOLE, Ended, Preprocess, settings
+from tests.sounds import burst_seconds
 from trainer.sample import load_clip, load_prompt
 
 
@@ -142,18 +145,20 @@ async def test_one_clip_more_costs_one_clip(preprocess: Preprocess, whole: Ended
     assert [sample.latents for sample in ended.samples[:2]] == [sample.latents for sample in whole.samples[:2]]
 
 
-async def test_sound_is_encoded_beside_the_frames(preprocess: Preprocess, made: dict[str, Path]) -> None:
+async def test_sound_is_kept_shown_and_told(preprocess: Preprocess, made: dict[str, Path]) -> None:
     name = await preprocess.dataset({"heard.mp4": made["heard"]})
-    audio = {"normalize": True, "preservePitch": True}
-    ended = await preprocess.run(name, settings(audio=audio, exportArchive=True))
-    (sample,) = ended.samples
-    encoded = load_clip(await preprocess.fetch(sample.latents))
-    assert encoded.audio is not None and tuple(encoded.audio.shape) == (round(17 / 24 * 25), 128)
-    (line,) = ended.lines
-    assert line.numbers.audio.sample_rate == 48_000 and line.numbers.audio.channels == 2
-    archive = zipfile.ZipFile(io.BytesIO(await preprocess.fetch(ended.training_set.archive)))
-    assert "samples/000000.wav" in archive.namelist()
+    ended = await preprocess.run(name, fit_only(audio={"normalize": True}, exportArchive=True))
+    (sample,), (line,) = ended.samples, ended.lines
+    kept = (await preprocess.fetch_clip(sample.clip_preview)).audio
+    assert kept is not None and kept.shape == (2, round(17 / 24 * 16_000))
+    assert burst_seconds(kept) == pytest.approx(0.5, abs=0.002)
+    assert (line.numbers.audio.sample_rate, line.numbers.audio.channels) == (48_000, 2)
     assert "<path" in (await preprocess.fetch(ended.training_set.contact_sheet)).decode()  # the waveform
+    archive = zipfile.ZipFile(io.BytesIO(await preprocess.fetch(ended.training_set.archive)))
+    with wave.open(io.BytesIO(archive.read("samples/000000.wav"))) as sound:
+        assert (sound.getnchannels(), sound.getframerate(), sound.getnframes()) == (2, 16_000, kept.shape[1])
+        samples = np.frombuffer(sound.readframes(kept.shape[1]), "<i2").reshape(-1, 2).T / 32767
+    assert np.abs(samples - kept).max() < 1e-4
 
 
 def fit_only(**changes: object) -> PreprocessSettings:
