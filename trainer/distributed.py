@@ -9,6 +9,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from trainer.errors import PeerLost
+
 # Longer than any pause of the first worker: it samples previews and writes checkpoints while the others wait.
 TIMEOUT = timedelta(hours=2)
 
@@ -28,25 +30,41 @@ class Worker:
         return range(self.rank * size, (self.rank + 1) * size)
 
     def sum(self, tensor: Tensor) -> None:
-        """The sum over all workers, in place; the same bits on each."""
+        """The sum over all workers, in place; the same bits on each. Raises PeerLost."""
         if self.count > 1:
-            torch.distributed.all_reduce(tensor)
+            with _together():
+                torch.distributed.all_reduce(tensor)
 
 
 @contextmanager
 def join(rank: int, count: int, address: str, device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Worker]:
-    """A worker among count, found through the first one's free `host:port`; by NCCL on GPUs, by Gloo on CPUs."""
+    """A worker among count, found through the first one's free `host:port`; by NCCL on GPUs, by Gloo on CPUs.
+
+    Raises PeerLost.
+    """
     if count == 1:
         yield Worker()
         return
-    torch.distributed.init_process_group(
-        backend="nccl" if device.type == "cuda" else "gloo",
-        init_method=f"tcp://{address}",
-        rank=rank,
-        world_size=count,
-        timeout=timeout,
-    )
+    with _together():
+        torch.distributed.init_process_group(
+            backend="nccl" if device.type == "cuda" else "gloo",
+            init_method=f"tcp://{address}",
+            rank=rank,
+            world_size=count,
+            timeout=timeout,
+        )
     try:
         yield Worker(rank, count)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around what all workers do together: none of the libraries beneath has an error of its own for a lost peer."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise PeerLost(f"another worker of the training does not answer: {str(error).splitlines()[0]}") from error

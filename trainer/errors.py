@@ -109,3 +109,7 @@ class AuditFailed(TrainerError):
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
         self.reason = reason
+
+
+class PeerLost(TrainerError):
+    """Another worker of the same training does not answer any more; start all of them again from the checkpoint."""

@@ -2,17 +2,16 @@
 
 import json
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.common.worker import Block, Shape
 from trainer.loading import load_transformer
 from trainer.loop import Step, prepare, train
 from trainer.lora import adapter, add_lora
@@ -32,60 +31,6 @@ PROMPT_TOKENS = 128
 SAMPLES = 3
 # More than any measurement asks for.
 STEPS = 10_000
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Latent frames, height and width of each clip, and clips a step."""
-
-    latents: tuple[int, int, int]
-    batch: int
-
-    @property
-    def tokens(self) -> int:
-        frames, height, width = self.latents
-        return frames * height * width
-
-    @classmethod
-    def parse(cls, text: str) -> "Shape":
-        frames, height, width, batch = map(int, text.split("x"))
-        return cls((frames, height, width), batch)
-
-    def __str__(self) -> str:
-        return "x".join(map(str, (*self.latents, self.batch)))
-
-
-@dataclass(frozen=True)
-class Block:
-    """Seconds a step of some steps, and the loss of the last."""
-
-    seconds: float
-    loss: float
-
-
-class Worker:
-    """A process of bench/train.py that does so many steps each time it is asked."""
-
-    def __init__(self, script: str, way: str, model: Path, shape: Shape) -> None:
-        command = [sys.executable, script, "--way", way, "--shape", str(shape), "--model", str(model)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def steps(self, count: int) -> Block:
-        assert self._process.stdin is not None
-        print(count, file=self._process.stdin, flush=True)
-        return Block(**json.loads(self._read()))
-
-    def stop(self) -> float:
-        """Ends the process; its peak memory in MB."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        peak = float(self._read())
-        self._process.wait()
-        return peak
-
-    def _read(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
 
 
 def serve(blocks: Callable[[int], Block]) -> None:
@@ -134,7 +79,7 @@ def bare(model: Path, shape: Shape) -> Callable[[int], Block]:
                 total += loss.item()
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
-            optimizer.zero_grad(set_to_none=False)
+            optimizer.zero_grad()
         return Block((time.perf_counter() - started) / count, total / shape.batch)
 
     return block
@@ -223,6 +168,3 @@ def _samples(shape: Shape) -> Samples:
         )
         for _ in range(SAMPLES)
     ]
-
-
-WAYS = {"product": product, "bare": bare}

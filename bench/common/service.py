@@ -15,43 +15,34 @@ from ltxtrain_client.channel import connect
 from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.train import TrainClient
 
-from bench.common.loops import Shape, Worker
+from bench.common.worker import Shape, Worker
 from services.local.demo_data import make_validation_clip
-from services.local.up import SERVICES, Suite
+from services.local.up import Suite
 from tests import processes
 
 # 17 frames at low 16:9, four clips a step.
 CLIPS = Shape(latents=(3, 9, 16), batch=4)
 FRAMES = 17
-CHECKPOINT_INTERVAL = 50
 # Of the job, which is cancelled when everything is measured.
 STEPS = 2_000
 # Between two pauses of the job; the bare loop runs in the pauses.
-STEPS_BETWEEN, BARE_STEPS = 5, 2
+STEPS_BETWEEN, BARE_STEPS = 5, 1
 
 
-async def measure_service(folder: Path, model: Path, script: str, *, quick: bool) -> dict[str, float]:
+async def measure_service(suite: Suite, folder: Path, model: Path, *, quick: bool) -> dict[str, float]:
     """The keys that are about a job in the suite; prints their table."""
-    environ = {"LTXTRAIN_TORCH_THREADS": "1"}
-    bare = Worker(script, "bare", model, CLIPS)
-    async with (
-        Suite(
-            folder / "suite", model=str(model), ports=dict.fromkeys(SERVICES, 0), num_cpus=2, environ=environ
-        ) as suite,
-        connect(suite.ingest_address) as ingest,
-        connect(suite.train_address) as channel,
-    ):
+    interval, checkpoints, kills = (20, 1, 1) if quick else (50, 3, 3)
+    bare = Worker("bare", model, CLIPS)
+    async with connect(suite.ingest_address) as ingest, connect(suite.train_address) as channel:
         upload = await IngestClient(ingest).upload(make_archive(folder))
         train = TrainClient(channel)
-        options = JobOptions(batch_size=CLIPS.batch, checkpoint_interval=CHECKPOINT_INTERVAL, preview_interval=0)
+        options = JobOptions(batch_size=CLIPS.batch, checkpoint_interval=interval, preview_interval=0)
         job = (await train.submit(spec(upload.url), options)).name
-        service, limit = await alternate(train, job, bare, steps=CHECKPOINT_INTERVAL * (1 if quick else 3))
-        resumed = [await resume_seconds(train, job) for _ in range(1 if quick else 3)]
+        service, limit = await alternate(train, job, bare, steps=interval * checkpoints)
+        resumed = [await resume_seconds(train, job) for _ in range(kills)]
         await train.cancel_job(job)
-        async for _ in train.watch_job(job):
-            pass
     bare.stop()
-    print(f"{CLIPS.batch} clips of {CLIPS.tokens} tokens a step, a checkpoint every {CHECKPOINT_INTERVAL} steps")
+    print(f"{CLIPS.batch} clips of {CLIPS.tokens} tokens a step, a checkpoint every {interval} steps, one torch thread")
     print(f"  service  {service:7.4f} s a step")
     print(f"  bare     {limit:7.4f} s a step")
     print(f"  on again after kill -9: {', '.join(f'{seconds:.1f}' for seconds in resumed)} s")
@@ -81,7 +72,7 @@ def make_archive(folder: Path) -> Path:
 async def alternate(train: TrainClient, job: str, bare: Worker, steps: int) -> tuple[float, float]:
     """Seconds a step of the job and of the bare loop, which runs while the job's actor is stopped now and then.
 
-    Means, since every checkpoint counts: so many steps have one for each CHECKPOINT_INTERVAL.
+    Means, since every checkpoint counts.
     """
     bare.steps(1)
     limits: list[float] = []
@@ -117,7 +108,7 @@ async def resume_seconds(train: TrainClient, job: str) -> float:
         # What the one before had done may still be on its way.
         if set(processes.find(processes.TRAIN_ACTOR)) - {actor}:
             return at - killed
-    raise AssertionError("the job ended")
+    raise AssertionError("steps_done does not end")
 
 
 async def steps_done(train: TrainClient, job: str, after: int) -> AsyncIterator[tuple[int, float]]:
@@ -125,3 +116,4 @@ async def steps_done(train: TrainClient, job: str, after: int) -> AsyncIterator[
     async for _, event in train.watch_job(job, after):
         if event.stage == Stage.STAGE_TRAIN and event.HasField("progress"):
             yield event.progress.completed, event.time.ToNanoseconds() / 1e9
+    raise RuntimeError(f"{job} ended: {(await train.get_job(job)).lifecycle.error}")

@@ -250,29 +250,26 @@ class ActorGroup:
         return await self._cluster.value(getattr(self._actors[rank], method).remote(*arguments))
 
     async def stream(self, method: str, *arguments: Any) -> AsyncGenerator[Any, None]:
-        """The values of the first actor's call; the others run the same. The loss of any one is WorkerLost."""
+        """What the call yields in every actor, as it comes; ends with the last. The loss of one is WorkerLost."""
         calls = [getattr(actor, method).options(num_returns="streaming").remote(*arguments) for actor in self._actors]
-        others = asyncio.gather(*(self._drain(call) for call in calls[1:]))
-        async with contextlib.aclosing(self._cluster.stream(calls[0])) as first:
-            following: asyncio.Future[Any] = asyncio.ensure_future(anext(first))
-            try:
-                while True:
-                    await asyncio.wait({following, others}, return_when=asyncio.FIRST_COMPLETED)
-                    if others.done():
-                        others.result()
+        streams = [self._cluster.stream(call) for call in calls]
+        following = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
+        try:
+            while following:
+                done, _ = await asyncio.wait(following, return_when=asyncio.FIRST_COMPLETED)
+                for future in done:
+                    stream = following.pop(future)
                     try:
-                        yield await following
+                        yield future.result()
                     except StopAsyncIteration:
-                        return
-                    following = asyncio.ensure_future(anext(first))
-            finally:
-                following.cancel()
-                others.cancel()
-                await asyncio.gather(following, others, return_exceptions=True)
-
-    async def _drain(self, call: Any) -> None:
-        async for _ in self._cluster.stream(call):
-            pass
+                        continue
+                    following[asyncio.ensure_future(anext(stream))] = stream
+        finally:
+            for future in following:
+                future.cancel()
+            await asyncio.gather(*following, return_exceptions=True)
+            for stream in streams:
+                await stream.aclose()
 
 
 def _resources() -> dict[str, float]:

@@ -135,10 +135,14 @@ class _Recorder:
         name = self._job.name
         logged = await self._jobs.cursor(name, METRICS_CURSOR)
         steps = StepEvents(self._job.effective_spec.number_of_steps, logged)
+        lost = "the training ended without a word"
         async with aclosing(reports) as stream:
             async for report in stream:
                 files = [artifact(name, stored) for stored in report.files] if isinstance(report, Stored) else []
                 match report.report if isinstance(report, Stored) else report:
+                    case Failed(error="PeerLost", text=text):
+                        # The peer itself knows better what happened, if it still can say so.
+                        lost = text
                     case Failed() as failure:
                         raise trainer_failure(failure, await artifacts(self._jobs, name))
                     case Loaded() as loaded:
@@ -161,7 +165,7 @@ class _Recorder:
                         await self._append([_warning(text)], steps.logged)
                     case Finished():
                         return self._outcome([*files, *self._shared])
-        raise WorkerLost("the training ended without a word")
+        raise WorkerLost(lost)
 
     _last_slow = 0.0
 

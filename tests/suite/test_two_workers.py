@@ -29,7 +29,7 @@ async def restart(suite: Suite, environ: dict[str, str]) -> None:
     await suite.wait_ready("train")
 
 
-async def test_two_workers_of_which_one_is_killed_train_what_one_trains(
+async def test_two_workers_train_what_one_trains_though_each_is_killed(
     suite: Suite,
     clients: Clients,
     ingested: str,
@@ -39,10 +39,12 @@ async def test_two_workers_of_which_one_is_killed_train_what_one_trains(
     tmp_path: Path,
 ) -> None:
     job = await start(clients, ingested, COMPARED | {"gpu_count": 2})
-    await reached(clients, job, 30)
-    actors = processes.find(processes.TRAIN_ACTOR)
-    assert len(actors) == 2
-    processes.kill(actors[1])
+    for step, rank in ((25, 1), (60, 0)):
+        await reached(clients, job, step)
+        actors = processes.find(processes.TRAIN_ACTOR)
+        assert len(actors) == 2
+        processes.kill(actors[rank])
+        await processes.gone(actors[rank])
     alone, both = [await loss_on_fixed_noise(suite, clients, tiny_model, name, tmp_path) for name in (undisturbed, job)]
     untrained = await loss_on_fixed_noise(suite, clients, tiny_model, job, tmp_path, with_lora=False)
     assert both == pytest.approx(alone, rel=1e-4)

@@ -46,6 +46,7 @@ SHEET: dict[str, Any] = {
     "training_data_url": "https://example.com/clips.zip",
 }
 LATENTS = (128, 3, 2, 2)
+AUDIO_LATENTS = 18
 PROMPT_TOKENS = 16
 
 
@@ -126,15 +127,21 @@ class Trainer:
         await self.runtime.objects.get_file(blob.key, path, sha256=blob.sha256)
         return pyarrow.parquet.read_table(path).to_pylist()  # type: ignore[no-any-return]
 
-    async def samples(self, count: int, *, broken: int | None = None) -> list[Sample]:
-        """Stored samples; the one at `broken` holds what is not a number."""
-        return [await self._sample(number, number == broken) for number in range(count)]
+    async def samples(self, count: int, *, broken: int | None = None, silent: int | None = None) -> list[Sample]:
+        """Stored samples; the one at `broken` holds what is not a number, all but the one at `silent` have sound."""
+        return [
+            await self._sample(number, number == broken, silent is not None and number != silent)
+            for number in range(count)
+        ]
 
-    async def _sample(self, number: int, broken: bool) -> Sample:
+    async def _sample(self, number: int, broken: bool, sounds: bool) -> Sample:
         draw = torch.Generator().manual_seed(number)
         video = torch.randn(LATENTS, generator=draw)
         clip = EncodedClip(
-            video=(video * float("nan") if broken else video).bfloat16(), audio=None, frame_rate=24.0, frame_count=17
+            video=(video * float("nan") if broken else video).bfloat16(),
+            audio=torch.randn(AUDIO_LATENTS, 128, generator=draw).bfloat16() if sounds else None,
+            frame_rate=24.0,
+            frame_count=17,
         )
         prompt = PromptEmbedding(
             video=torch.randn(PROMPT_TOKENS, 64, generator=draw).bfloat16(),

@@ -159,3 +159,15 @@ async def test_a_job_that_waits_is_cancelled_at_once(trainer: Trainer, samples: 
 async def test_more_gpus_than_there_are_is_said_at_once(trainer: Trainer, samples: Sequence[Sample]) -> None:
     job = await trainer.start(samples, {"batch_size": 4, "gpu_count": 4})
     assert reason(await trainer.ended(job)) == ("RESOURCE_NOT_READY", {"gpuCount": "4", "available": "1"})
+
+
+async def test_what_one_of_two_workers_cannot_do_ends_the_job(
+    tiny_model: Path, object_store: StoreAddress, ray_cluster: Cluster, tmp_path: Path
+) -> None:
+    async with running(tmp_path, tiny_model, object_store, ray_cluster, cpu_trainers=2) as trainer:
+        # The second clip of the first step: the second worker's.
+        silent = epoch_order(42, 0, 3)[1]
+        samples = await trainer.samples(3, silent=silent)
+        job = await trainer.start(samples, {"batch_size": 2, "gpu_count": 2}, with_audio=True)
+        ended = await trainer.ended(job)
+        assert reason(ended)[0] == "RESOURCE_NOT_READY" and f"Sample {silent} " in ended.lifecycle.error.message
