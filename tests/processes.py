@@ -24,9 +24,16 @@ def descendants(pid: int | None = None) -> list[int]:
     return found
 
 
-def find(title: str) -> list[int]:
-    """Descendants whose command line begins with a title."""
-    return [pid for pid in descendants() if _title(pid).startswith(title)]
+def title(pid: int) -> str:
+    """The command line, or what the process calls itself; empty when it has ended."""
+    with suppress(OSError):
+        return (_PROC / str(pid) / "cmdline").read_text(errors="replace")
+    return ""
+
+
+def find(beginning: str) -> list[int]:
+    """Descendants whose title begins so."""
+    return [pid for pid in descendants() if title(pid).startswith(beginning)]
 
 
 def kill(pid: int) -> None:
@@ -50,9 +57,9 @@ async def gone(pid: int) -> None:
         os.close(handle)
 
 
-async def none_left(title: str) -> None:
-    """Return when every process of a title has ended."""
-    for pid in find(title):
+async def none_left(beginning: str) -> None:
+    """Return when every process of `find` has ended."""
+    for pid in find(beginning):
         await gone(pid)
 
 
@@ -67,9 +74,3 @@ def _stat(pid: int) -> list[str]:
     with suppress(OSError):
         return (_PROC / str(pid) / "stat").read_text().rpartition(") ")[2].split()
     return []
-
-
-def _title(pid: int) -> str:
-    with suppress(OSError):
-        return (_PROC / str(pid) / "cmdline").read_text(errors="replace")
-    return ""
