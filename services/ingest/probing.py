@@ -10,6 +10,7 @@ from services.ingest.gather import Candidate
 from services.ingest.names import suffix_of
 from services.runtime.cluster import ActorKilled, kill
 from services.runtime.objects import ObjectCorrupt, ObjectMissing
+from services.runtime.pool import map_bounded
 from services.runtime.service import Runtime
 from services.runtime.work import Retryable
 
@@ -31,7 +32,7 @@ class Probing:
         """What decoding each candidate found, as it comes. Raises ObjectStoreUnavailable, Retryable, ClusterLost."""
         cluster = self._runtime.cluster
         size = min(cluster.cpu_count, MAX_ACTORS)
-        found = cluster.map_bounded(self._make_actor, candidates, self._probe, size=size)
+        found = map_bounded(cluster, self._make_actor, candidates, self._probe, size=size)
         async with aclosing(found) as results:
             async for candidate, result in results:
                 if isinstance(result, ActorKilled):

@@ -98,9 +98,6 @@ class ClipFitter:
         self._seconds = seconds
         self._memory_bytes = memory_bytes
 
-    def ready(self) -> None:
-        """Answers when the actor has its CPU."""
-
     def fit(self, order: FitOrder) -> Iterator[Picture | Fitted | None]:
         """For each scene its picture, if it is to be encoded (LATENTS), and then what became of it."""
         with tempfile.TemporaryDirectory(prefix="ltxtrain-fit-") as scratch:

@@ -1,7 +1,8 @@
 """Clips to samples: fitted on CPUs, encoded where the model is, with a bounded number of pictures in between."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import itertools
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,33 +13,24 @@ from services.preprocess.actors import FitOrder, Fitted, OutOfMemory
 from services.preprocess.attempt import Attempt
 from services.preprocess.cache import Entry, as_blob
 from services.preprocess.encoders import Encoders
-from services.preprocess.keys import piece_key
+from services.preprocess.made import Made, item_files, item_key
 from services.preprocess.outcome import Outcome, Scene
 from services.preprocess.pieces import Piece
 from services.preprocess.plan import Item
 from services.preprocess.verdict import GpuOutOfMemory
 from services.runtime.cluster import ActorKilled, kill
 from services.runtime.objects import ObjectCorrupt, ObjectMissing, StoredBlob
+from services.runtime.pool import map_bounded
 from services.runtime.work import Retryable
 
-# Share of Ray's object store that pictures on their way may take.
-IN_FLIGHT_SHARE = 0.3
+# Share of Ray's object store that pictures on their way may take; where it is nearly full, Ray writes them to disk.
+IN_FLIGHT_SHARE = 0.5
 # Pictures that wait for one encoder; more would not make it faster.
 WAITING = 2
 # What a fitter may run ahead: the picture and the outcome of one scene.
 AHEAD = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Made:
-    """What a clip came to, and the files of its scenes."""
-
-    item: Item
-    outcome: Outcome
-    files: Mapping[tuple[int, Piece], Entry] = field(default_factory=dict)
-    # Samples that were there already, and those that were made.
-    hits: int = 0
-    misses: int = 0
+# Pictures of one fitter: that which waits for its place, and the next scene's.
+OF_A_FITTER = 2
 
 
 class ClipGone(Exception):
@@ -57,29 +49,6 @@ class _Fitting:
     encodings: dict[int, "asyncio.Task[StoredBlob]"] = field(default_factory=dict)
 
 
-async def find_made(attempt: Attempt, items: Sequence[Item]) -> tuple[list[Made], dict[str, Entry]]:
-    """Items of which everything is there already, and whatever is there of the others, by its key."""
-    outcomes = await attempt.cache.find([item.key for item in items], attempt.name)
-    known = {item.key: Outcome.load(outcomes[item.key].facts) for item in items if item.key in outcomes}
-    wanted = {
-        _key(attempt, item, scene, piece)
-        for item in items
-        if item.key in known
-        for scene in known[item.key].kept
-        for piece in item.pieces
-    }
-    found = await attempt.cache.find(sorted(wanted), attempt.name)
-    whole = []
-    for item in items:
-        if item.key not in known:
-            continue
-        outcome = known[item.key]
-        files = _files(attempt, item, outcome, found)
-        if files is not None:
-            whole.append(Made(item=item, outcome=outcome, files=files, hits=len(outcome.kept)))
-    return whole, found
-
-
 class ClipMaker:
     """Makes items that are not there yet; each key once."""
 
@@ -89,7 +58,10 @@ class ClipMaker:
         self._encoders = encoders
         self._known = known
         self._fittings: dict[str, _Fitting] = {}
-        self._size, slots = _widths(attempt)
+        training = attempt.settings.training
+        picture_bytes = training.width * training.height * 3 * training.frame_count
+        room = int(self._cluster.object_store_bytes * IN_FLIGHT_SHARE) // picture_bytes
+        self._size, slots = widths(room, self._cluster.cpu_count, attempt.encoder_count)
         self._slots = asyncio.Semaphore(slots)
 
     async def make(self, items: Sequence[Item]) -> AsyncGenerator[Made, None]:
@@ -99,19 +71,17 @@ class ClipMaker:
         """
         size = min(self._size, len(items))
         finishing: set[asyncio.Task[Made]] = set()
-        fitted = self._cluster.map_bounded(self._attempt.make_fitter, items, self._fit, size=size)
+        fitted = map_bounded(self._cluster, self._attempt.make_fitter, items, self._fit, size=size)
         try:
             async with aclosing(fitted) as results:
                 async for item, result in results:
-                    task = asyncio.create_task(self._finish(item, result))
-                    finishing.add(task)
-                    for done in [task for task in finishing if task.done()]:
-                        finishing.remove(done)
-                        yield done.result()
+                    finishing.add(asyncio.create_task(self._finish(item, result)))
+                    for made in _taken(finishing):
+                        yield made
             while finishing:
-                ended, finishing = await asyncio.wait(finishing, return_when=asyncio.FIRST_COMPLETED)
-                for task in ended:
-                    yield task.result()
+                await asyncio.wait(finishing, return_when=asyncio.FIRST_COMPLETED)
+                for made in _taken(finishing):
+                    yield made
         finally:
             encodings = [task for fitting in self._fittings.values() for task in fitting.encodings.values()]
             tasks: list[asyncio.Task[Any]] = [*finishing, *encodings]
@@ -121,7 +91,6 @@ class ClipMaker:
 
     async def _fit(self, actor: Any, item: Item) -> Outcome:
         """What became of all scenes; pictures are handed to encoders as they come."""
-        await self._cluster.value(actor.ready.remote())
         fitting = self._fittings.setdefault(item.key, _Fitting())
         order = FitOrder(
             task=item.task,
@@ -131,8 +100,8 @@ class ClipMaker:
         streaming = actor.fit.options(num_returns="streaming", _generator_backpressure_num_objects=AHEAD)
         references = aiter(streaming.remote(order))
         limit = self._attempt.runtime.settings.clip_seconds
-        index = 0
-        while True:
+        # Nothing is left to wait for after the only scene of a clip that is not split.
+        for index in itertools.count() if item.task.split else range(1):
             try:
                 async with asyncio.timeout(limit):
                     picture = await anext(references, None)
@@ -148,12 +117,11 @@ class ClipMaker:
             if index not in fitting.scenes:
                 fitting.scenes[index] = fitted
                 await self._hand_over(item, index, fitting, picture)
-            index += 1
         return Outcome(scenes=tuple(fitting.scenes[index].scene for index in sorted(fitting.scenes)))
 
     async def _hand_over(self, item: Item, scene: int, fitting: _Fitting, picture: Any) -> None:
         wanted = Piece.LATENTS in item.pieces and not fitting.scenes[scene].scene.skipped
-        if wanted and _key(self._attempt, item, scene, Piece.LATENTS) not in self._known:
+        if wanted and item_key(self._attempt, item, scene, Piece.LATENTS) not in self._known:
             await self._slots.acquire()
             fitting.encodings[scene] = asyncio.create_task(self._encode(picture))
 
@@ -169,20 +137,20 @@ class ClipMaker:
         """What an item came to, recorded when all of its scenes are encoded."""
         self._attempt.journal.reach(Stage.STAGE_PREPROCESS, item.position)
         fitting = self._fittings.get(item.key, _Fitting())
+        encoded: dict[int, StoredBlob] = {}
         try:
-            encoded = {scene: await task for scene, task in fitting.encodings.items()}
+            stored = await asyncio.gather(*fitting.encodings.values())
+            encoded = dict(zip(fitting.encodings, stored, strict=True))
         except ActorKilled as error:
             result = error
         except OutOfMemory as error:
             raise GpuOutOfMemory(str(error)) from error
-        finally:
-            self._fittings.pop(item.key, None)
         outcome = _outcome(item, result)
         entries = {}
         if not outcome.killed:
             entries = self._entries(item, outcome, fitting, encoded)
             await self._attempt.cache.keep(entries, self._attempt.name)
-        files = _files(self._attempt, item, outcome, {**self._known, **entries})
+        files = item_files(self._attempt, item, outcome, {**self._known, **entries})
         assert files is not None
         misses = len(outcome.kept) if item.main is not Piece.LATENTS else len(fitting.encodings)
         return Made(item=item, outcome=outcome, files=files, hits=len(outcome.kept) - misses, misses=misses)
@@ -196,37 +164,23 @@ class ClipMaker:
             if index in encoded:
                 stored[Piece.LATENTS] = encoded[index]
             for piece, blob in stored.items():
-                entries[_key(self._attempt, item, index, piece)] = Entry(as_blob(blob))
+                entries[item_key(self._attempt, item, index, piece)] = Entry(as_blob(blob))
         # Last: it says that the rest is there.
         entries[item.key] = Entry(facts=outcome.dump())
         return entries
 
 
-def _widths(attempt: Attempt) -> tuple[int, int]:
-    """How many fitters, and how many pictures between them and the encoders, so that all fit in the share."""
-    training = attempt.settings.training
-    picture_bytes = training.width * training.height * 3 * training.frame_count
-    cluster = attempt.runtime.cluster
-    room = max(2, int(cluster.object_store_bytes * IN_FLIGHT_SHARE) // picture_bytes)
-    fitters = min(cluster.cpu_count, room - 1)
-    return fitters, max(1, min(WAITING * attempt.encoder_count, room - fitters))
+def widths(room: int, cpus: int, encoders: int) -> tuple[int, int]:
+    """How many fitters, and how many pictures may wait for the encoders or be encoded, with room for so many in all."""
+    fitters = max(1, min(cpus, (room - 1) // OF_A_FITTER))
+    return fitters, max(1, min(WAITING * encoders, room - OF_A_FITTER * fitters))
 
 
-def _key(attempt: Attempt, item: Item, scene: int, piece: Piece) -> str:
-    if piece is Piece.SHEET:
-        # It shows the frames on both sides of the end of the prefix.
-        return piece_key(item.key, scene, f"{piece} {attempt.settings.conditioning_frames}")
-    return piece_key(item.key, scene, piece, attempt.model_revision if piece is Piece.LATENTS else "")
-
-
-def _files(
-    attempt: Attempt, item: Item, outcome: Outcome, found: Mapping[str, Entry]
-) -> dict[tuple[int, Piece], Entry] | None:
-    """The files of all kept scenes, or None when one is not there."""
-    keys = {(scene, piece): _key(attempt, item, scene, piece) for scene in outcome.kept for piece in item.pieces}
-    if any(key not in found for key in keys.values()):
-        return None
-    return {place: found[key] for place, key in keys.items()}
+def _taken(tasks: set[asyncio.Task[Made]]) -> Iterator[Made]:
+    """Results of the tasks that have ended, which are taken out of the set."""
+    for task in [task for task in tasks if task.done()]:
+        tasks.remove(task)
+        yield task.result()
 
 
 def _outcome(item: Item, result: Outcome | Exception) -> Outcome:

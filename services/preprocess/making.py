@@ -10,8 +10,9 @@ from ltxtrain_client.ingest import IngestClient
 
 from services.preprocess.actors import Phase
 from services.preprocess.attempt import Attempt
-from services.preprocess.clips import ClipMaker, Made, find_made
+from services.preprocess.clips import ClipMaker
 from services.preprocess.encoders import Encoders
+from services.preprocess.made import Made, find_made
 from services.preprocess.pieces import Piece
 from services.preprocess.plan import Item, Plan
 from services.preprocess.prompts import Prompts, embed

@@ -7,7 +7,7 @@ from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.preprocess_pb2 import PreprocessReport, PreprocessSettings, Sample
 from ltxtrain.v1.work_pb2 import ReportLine
 
-from services.preprocess.clips import Made
+from services.preprocess.made import Made
 from services.preprocess.pieces import Piece
 from services.preprocess.plan import Item, Plan
 from services.preprocess.prompts import Prompts

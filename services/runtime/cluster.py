@@ -6,16 +6,7 @@ Nothing holds a CPU or a GPU while it waits: actors live in pools made for one p
 import asyncio
 import contextlib
 import logging
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Iterable,
-    Iterator,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -24,7 +15,6 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from services.runtime.reach import ask, wait_for_listener
-from services.runtime.sharing import Shared
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +27,6 @@ PROBE_TIMEOUT_SECONDS = 5.0
 ATTACH_SECONDS = 30.0
 ATTEMPTS = 3
 
-I = TypeVar("I")  # noqa: E741 (an item)
 R = TypeVar("R")
 
 
@@ -150,67 +139,6 @@ class Cluster:
         finally:
             lost.cancel()
             future.cancel()
-
-    async def map_bounded(
-        self,
-        make_actor: Callable[[], Any],
-        items: Iterable[I] | AsyncIterable[I],
-        call: Callable[[Any, I], Awaitable[R]],
-        *,
-        size: int,
-        attempts: int = ATTEMPTS,
-    ) -> AsyncGenerator[tuple[I, R | Exception], None]:
-        """Each item with what `call(actor, item)` gave or raised, as they come, on `size` actors.
-
-        No more than `size` items are under way or unread. An actor that dies costs its item a retry on a new one; an
-        item that has killed `attempts` comes with ActorKilled. Closing the iterator kills the actors. Raises
-        ClusterLost, and what `items` and `make_actor` raise.
-        """
-        queue: asyncio.Queue[tuple[I, R | Exception] | BaseException | None] = asyncio.Queue(maxsize=1)
-        source = Shared(items)
-
-        async def worker() -> None:
-            actor: Any = None
-            try:
-                async for item in source:
-                    for remaining in reversed(range(attempts)):
-                        actor = actor or make_actor()
-                        try:
-                            await queue.put((item, await call(actor, item)))
-                            break
-                        except WorkerLost as error:
-                            kill(actor)
-                            actor = None
-                            if not remaining:
-                                await queue.put((item, ActorKilled(str(error))))
-                        except ClusterLost:
-                            raise
-                        except Exception as error:
-                            await queue.put((item, error))
-                            break
-            finally:
-                if actor is not None:
-                    kill(actor)
-
-        async def all_workers() -> None:
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(size):
-                        group.create_task(worker())
-            except* Exception as errors:
-                await queue.put(errors.exceptions[0])
-            else:
-                await queue.put(None)
-
-        running = asyncio.create_task(all_workers())
-        try:
-            while (got := await queue.get()) is not None:
-                if isinstance(got, BaseException):
-                    raise got
-                yield got
-        finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
 
 
 class ActorGroup:

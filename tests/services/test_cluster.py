@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 import ray
+from ltxtrain.v1.error_pb2 import ErrorReason
 
 from services.local.ray_head import MAX_FOLDER_BYTES, short_folder
 from services.runtime import cluster as module
-from services.runtime.cluster import ActorGroup, ActorKilled, Cluster, WorkerLost
+from services.runtime.cluster import ActorGroup, ActorKilled, Cluster, WorkerLost, kill
+from services.runtime.errors import Unavailable
 from services.runtime.objects import ObjectMissing
+from services.runtime.pool import STARTS, map_bounded
 from services.runtime.reach import ask, wait_for_listener
 
 POLL_SECONDS = 0.02
@@ -119,7 +122,7 @@ async def test_every_item_comes_back_once_from_few_actors(ray_cluster: Cluster, 
     async def call(actor: Any, number: int) -> int:
         return int(await ray_cluster.value(actor.square.remote(number)))
 
-    async with aclosing(ray_cluster.map_bounded(make_actor, range(50), call, size=2)) as results:
+    async with aclosing(map_bounded(ray_cluster, make_actor, range(50), call, size=2)) as results:
         found = dict([result async for result in results])
     assert found == {number: number * number for number in range(50)}
     assert len(made) == 2
@@ -138,7 +141,7 @@ async def test_no_more_items_are_taken_than_are_worked_on(ray_cluster: Cluster, 
         return int(await ray_cluster.value(actor.square.remote(number)))
 
     other = worker_class.remote()
-    async with aclosing(ray_cluster.map_bounded(worker_class.remote, items(), call, size=2)) as results:
+    async with aclosing(map_bounded(ray_cluster, worker_class.remote, items(), call, size=2)) as results:
         await anext(results)
         # All that may go on without a reader goes on.
         for number in range(50):
@@ -152,7 +155,7 @@ async def test_errors_are_results_and_an_item_that_kills_is_told(ray_cluster: Cl
         return await ray_cluster.value(reference)
 
     items = ["a", "kills", "b"]
-    async with aclosing(ray_cluster.map_bounded(worker_class.remote, items, call, size=1, attempts=2)) as results:
+    async with aclosing(map_bounded(ray_cluster, worker_class.remote, items, call, size=1, attempts=2)) as results:
         found = dict([result async for result in results])
     assert {item: type(error) for item, error in found.items()} == {
         "a": ObjectMissing,
@@ -167,8 +170,52 @@ async def test_an_actor_that_dies_costs_a_retry(ray_cluster: Cluster, worker_cla
         return await ray_cluster.value(actor.die_once.remote(mark))
 
     mark = tmp_path / "mark"
-    async with aclosing(ray_cluster.map_bounded(worker_class.remote, [mark], call, size=1)) as results:
+    async with aclosing(map_bounded(ray_cluster, worker_class.remote, [mark], call, size=1)) as results:
         assert [result async for result in results] == [(mark, "second try")]
+
+
+async def test_an_actor_that_dies_with_nothing_to_do_costs_no_item_a_retry(
+    ray_cluster: Cluster, worker_class: Any
+) -> None:
+    made: list[Any] = []
+
+    def make_actor() -> Any:
+        made.append(worker_class.remote())
+        if len(made) in (1, 2):
+            kill(made[-1])
+        return made[-1]
+
+    async def call(actor: Any, number: int) -> int:
+        squared = int(await ray_cluster.value(actor.square.remote(number)))
+        if number == 1:
+            kill(actor)
+        return squared
+
+    found = map_bounded(ray_cluster, make_actor, [1, 2], call, size=1, attempts=1)
+    async with aclosing(found) as results:
+        assert [result async for result in results] == [(1, 1), (2, 4)]
+    assert len(made) == 4
+
+
+async def test_actors_that_never_live_end_the_map_and_no_item_is_to_blame(
+    ray_cluster: Cluster, worker_class: Any
+) -> None:
+    made: list[Any] = []
+
+    def make_actor() -> Any:
+        made.append(worker_class.remote())
+        kill(made[-1])
+        return made[-1]
+
+    async def call(actor: Any, number: int) -> None:
+        raise AssertionError
+
+    with pytest.raises(Unavailable, match="before they had anything to do") as raised:
+        async with aclosing(map_bounded(ray_cluster, make_actor, [1], call, size=1)) as results:
+            async for _ in results:
+                pass
+    assert raised.value.reason == ErrorReason.ERROR_REASON_WORKER_LOST
+    assert len(made) == STARTS
 
 
 async def test_a_source_that_fails_ends_the_map(ray_cluster: Cluster, worker_class: Any) -> None:
@@ -180,7 +227,7 @@ async def test_a_source_that_fails_ends_the_map(ray_cluster: Cluster, worker_cla
         return int(await ray_cluster.value(actor.square.remote(number)))
 
     with pytest.raises(LookupError, match="no more clips"):
-        async with aclosing(ray_cluster.map_bounded(worker_class.remote, items(), call, size=2)) as results:
+        async with aclosing(map_bounded(ray_cluster, worker_class.remote, items(), call, size=2)) as results:
             async for _ in results:
                 pass
 
@@ -192,7 +239,7 @@ async def test_closing_a_map_ends_its_actors(ray_cluster: Cluster, worker_class:
         return await ray_cluster.value(actor.hang.remote(mark))
 
     async def run() -> None:
-        async with aclosing(ray_cluster.map_bounded(worker_class.remote, marks, call, size=2)) as results:
+        async with aclosing(map_bounded(ray_cluster, worker_class.remote, marks, call, size=2)) as results:
             async for _ in results:
                 pass
 

@@ -96,7 +96,7 @@ async def test_three_kills_skip_the_clip(fresh: Serving, four: str, preprocess: 
         running = asyncio.create_task(other.run(alone, settings(fitOnly=True, training={"frameCount": 57})))
         killed: set[int] = set()
         while len(killed) < 3:
-            killed.add(await kill_next("ClipFitter", killed))
+            killed.add(await kill_next("ClipFitter.fit", killed))
         ended = await running
     assert ended.reason == "NO_USABLE_CLIPS"
     assert ended.reasons("a.mp4") == ["ACTOR_KILLED"]
