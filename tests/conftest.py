@@ -12,6 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from services.runtime.cluster import Cluster
     from services.runtime.objects import StoreAddress
+    from tests.services.runtime.postgres import Postgres
 
 # Ray reads these when it is imported, whichever test module does so first.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -44,6 +45,17 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator["StoreAdd
 
     with EmbeddedStore(tmp_path_factory.mktemp("store")) as store:
         yield store.address
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["Postgres"]:
+    """A running PostgreSQL of the tests' own; skips where it is not installed, except in CI."""
+    from tests.services.runtime.postgres import program, running_postgres
+
+    if program("initdb") is None and os.environ.get("CI") != "true":
+        pytest.skip("PostgreSQL is not installed")
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

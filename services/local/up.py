@@ -45,9 +45,9 @@ class Suite:
     """A running suite, whose state is kept in one folder; `async with Suite(folder) as suite`.
 
     model: a folder or a repo id; None: the default one. ports: of the services; 0 is some free one, the same at every
-    start. num_cpus, num_gpus: of the own Ray; None: what there is. environ: settings of the services beside those of
-    this process. Where either has LTXTRAIN_S3_ENDPOINT or LTXTRAIN_RAY_ADDRESS, that is used in place of an own object
-    store or an own Ray.
+    start. num_cpus, num_gpus: of the own Ray; None: what there is. databases: the services' SQLAlchemy URLs; None:
+    SQLite files in the folder. environ: settings of the services beside those of this process. Where either has
+    LTXTRAIN_S3_ENDPOINT or LTXTRAIN_RAY_ADDRESS, that is used in place of an own object store or an own Ray.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class Suite:
         ports: Mapping[str, int] | None = None,
         num_cpus: int | None = None,
         num_gpus: int | None = None,
+        databases: Mapping[str, str] | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         self.state_dir = state_dir.resolve()
@@ -65,6 +66,7 @@ class Suite:
         if model is not None:
             self._environ["LTXTRAIN_MODEL"] = str(Path(model).resolve()) if Path(model).exists() else model
         self._ports = {**SERVICES, **(ports or {})}
+        self._databases = {**(databases or {})}
         self._lock: IO[str] | None = None
         self.store = EmbeddedStore(self.state_dir)
         self.ray = RayHead(self.state_dir, num_cpus=num_cpus, num_gpus=num_gpus)
@@ -132,6 +134,8 @@ class Suite:
         logs.mkdir(exist_ok=True)
         environ = self._environ | self._common_settings() | dict(environ or {})
         environ |= {"LTXTRAIN_BIND": self.address(name), "LTXTRAIN_STATE_DIR": str(state)}
+        if name in self._databases:
+            environ["LTXTRAIN_DATABASE_URL"] = self._databases[name]
         self.services[name] = Child(
             f"The service {name}",
             [sys.executable, "-m", f"services.{name}"],

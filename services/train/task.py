@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
-from google.protobuf import json_format
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
 from ltxtrain.v1.train_pb2 import BasePrecision, Job, Optimizer, Schedule
+from ltxtrain_client.plain import plain
 
 from services.runtime.addresses import shown
 from services.runtime.telemetry import current_trace
@@ -103,15 +103,9 @@ def train_settings(job: Job) -> TrainSettings:
     )
 
 
-def spec_json(job: Job) -> dict[str, object]:
+def spec_json(job: Job) -> dict[str, Any]:
     """The resolved spec in the sheet's own words, its URLs without what may be secret in them."""
-    spec = json_format.MessageToDict(
-        job.effective_spec, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    for name in ("resolution", "validation_resolution"):
-        spec[name] = RESOLUTION_NAMES[getattr(job.effective_spec, name)]
-    for name in ("aspect_ratio", "validation_aspect_ratio"):
-        spec[name] = ASPECT_NAMES[getattr(job.effective_spec, name)]
+    spec = plain(job.effective_spec)
     if "training_data_url" in spec:
         spec["training_data_url"] = shown(spec["training_data_url"])
     for entry in spec["validation"]:
@@ -120,14 +114,14 @@ def spec_json(job: Job) -> dict[str, object]:
 
 
 def manifest(job: Job, training_set: TrainingSet) -> dict[str, object]:
-    """Where the data came from, and the options; versions and device are added where the training runs."""
+    """Where the data came from, and the options as a sheet has them; the actor adds versions and device."""
     return {
         "job": job.name,
         "dataset": job.dataset,
         "validation_dataset": job.validation_dataset,
         "training_set": training_set.name,
-        "preprocess_report": json_format.MessageToDict(training_set.report, preserving_proto_field_name=True),
-        "options": json_format.MessageToDict(job.options, preserving_proto_field_name=True),
+        "preprocess_report": plain(training_set.report),
+        "options": plain(job.options),
     }
 
 

@@ -21,6 +21,7 @@ from ltxtrain_client.train import TrainClient
 
 from services.local.demo_data import make_demo_clips, make_validation_clip
 from services.local.up import SERVICES, Suite
+from tests.services.runtime.postgres import Postgres
 
 SHEET: dict[str, Any] = {
     "trigger_phrase": "drifting shapes",
@@ -36,6 +37,9 @@ SHEET: dict[str, Any] = {
     "validation_aspect_ratio": "16:9",
 }
 
+SETTINGS = {"LTXTRAIN_REFLECTION": "true", "LTXTRAIN_TORCH_THREADS": "1"}
+FREE_PORTS = dict.fromkeys(SERVICES, 0)
+
 
 @dataclass(frozen=True)
 class Clients:
@@ -44,12 +48,18 @@ class Clients:
     preprocess: PreprocessClient
 
 
-@pytest.fixture(scope="session")
-async def suite(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> AsyncIterator[Suite]:
-    environ = {"LTXTRAIN_REFLECTION": "true", "LTXTRAIN_TORCH_THREADS": "1"}
-    state = tmp_path_factory.mktemp("suite")
+@pytest.fixture(scope="session", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)])
+async def suite(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> AsyncIterator[Suite]:
+    databases = new_databases(request.getfixturevalue("postgres")) if request.param == "postgresql" else None
     async with Suite(
-        state, model=str(tiny_model), ports=dict.fromkeys(SERVICES, 0), num_cpus=2, environ=environ
+        tmp_path_factory.mktemp("suite"),
+        model=str(tiny_model),
+        ports=FREE_PORTS,
+        num_cpus=2,
+        databases=databases,
+        environ=SETTINGS,
     ) as running:
         yield running
 
@@ -88,11 +98,7 @@ def opening(made: Path) -> Path:
 @pytest.fixture(scope="session")
 async def ingested(clients: Clients, clips_zip: Path) -> str:
     """The name of a dataset of the demo's clips."""
-    upload = await clients.ingest.upload(clips_zip)
-    dataset = await clients.ingest.create_dataset(upload=upload.name)
-    async for _ in clients.ingest.watch_dataset(dataset.name):
-        pass
-    return dataset.name
+    return await ingest(clients, clips_zip)
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +109,20 @@ async def undisturbed(clients: Clients, ingested: str) -> str:
     job = await start(clients, ingested, COMPARED)
     await finished(clients, job)
     return job
+
+
+def new_databases(postgres: Postgres) -> dict[str, str]:
+    """An empty one for each service."""
+    return {name: postgres.new_database() for name in SERVICES}
+
+
+async def ingest(clients: Clients, archive: Path) -> str:
+    """The name of a dataset of the archive's clips, once it has ended."""
+    upload = await clients.ingest.upload(archive)
+    dataset = await clients.ingest.create_dataset(upload=upload.name)
+    async for _ in clients.ingest.watch_dataset(dataset.name):
+        pass
+    return dataset.name
 
 
 async def submit(

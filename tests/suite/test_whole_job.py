@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import av
@@ -10,16 +11,52 @@ import pytest
 import torch
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Outcome, ReportReason, Stage, State
+from ltxtrain_client.sheet import parse_sheet
 from safetensors import safe_open
 
 from services.local.up import Suite
-from tests.suite.conftest import SHEET, Clients, files_of, finished, follow, sha256_of, submit
+from tests.services.runtime.postgres import Postgres
+from tests.suite.conftest import (
+    FREE_PORTS,
+    SETTINGS,
+    SHEET,
+    Clients,
+    connected,
+    files_of,
+    finished,
+    follow,
+    ingest,
+    new_databases,
+    sha256_of,
+    submit,
+)
 from trainer.loading import load_transformer
 from trainer.lora import VIDEO_MODULES
 from trainer.model import resolve_model
 from trainer.precision import Precision
+
+
+@pytest.fixture
+async def on_postgresql(suite: Suite, postgres: Postgres, tiny_model: Path, tmp_path: Path) -> AsyncIterator[Suite]:
+    """Three more services, on PostgreSQL, with a bucket of their own and the Ray of the suite."""
+    store = suite.store.address
+    environ = {
+        **SETTINGS,
+        **suite.ray.environ(),
+        "LTXTRAIN_RAY_ADDRESS": suite.ray.address,
+        "LTXTRAIN_RAY_TOKEN": suite.ray.token,
+        "LTXTRAIN_S3_ENDPOINT": store.endpoint,
+        "LTXTRAIN_S3_ACCESS_KEY": store.access_key,
+        "LTXTRAIN_S3_SECRET_KEY": store.secret_key,
+        "LTXTRAIN_S3_BUCKET": "on-postgresql",
+    }
+    async with Suite(
+        tmp_path, model=str(tiny_model), ports=FREE_PORTS, databases=new_databases(postgres), environ=environ
+    ) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -118,14 +155,26 @@ async def test_the_loss_on_fixed_noise_falls(
     assert loss() < before
 
 
-async def test_plain_stubs_cut_and_resume_without_a_gap(suite: Suite, job: Job) -> None:
-    async with grpc.aio.insecure_channel(suite.train_address) as channel:
+async def test_plain_stubs_cut_and_resume_without_a_gap(
+    clients: Clients, on_postgresql: Suite, job: Job, clips_zip: Path, tmp_path: Path
+) -> None:
+    """On PostgreSQL, of a job on a dataset that is there: it gives the LoRA of the job above."""
+    async with connected(on_postgresql) as there:
+        spec = ExtendPrefixSpec.FromString(job.spec.SerializeToString())
+        spec.ClearField("validation")
+        spec.dataset = await ingest(there, clips_zip)
+        name = await watched_in_pieces(on_postgresql.train_address, spec)
+        made = await there.train.get_job(name)
+        second = await there.train.download(made.output.lora_file, tmp_path / "second.safetensors")
+    first = await clients.train.download(job.output.lora_file, tmp_path / "first.safetensors")
+    assert sha256_of(first) == sha256_of(second)
+
+
+async def watched_in_pieces(address: str, spec: ExtendPrefixSpec) -> str:
+    """The name of a job that succeeds though its watch is cut three times, without a gap."""
+    async with grpc.aio.insecure_channel(address) as channel:
         stub = train_pb2_grpc.TrainServiceStub(channel)
-        created = await stub.CreateJob(
-            train_pb2.CreateJobRequest(
-                request_id=str(uuid.uuid4()), spec=job.spec.__class__(**{**_spec_fields(job), "dataset": job.dataset})
-            )
-        )
+        created = await stub.CreateJob(train_pb2.CreateJobRequest(request_id=str(uuid.uuid4()), spec=spec))
         sequences: list[int] = []
         terminal = False
         cuts = 0
@@ -145,20 +194,19 @@ async def test_plain_stubs_cut_and_resume_without_a_gap(suite: Suite, job: Job) 
                     call.cancel()
                     break
         answer = await stub.GetJob(train_pb2.GetJobRequest(name=created.job.name))
-        assert cuts == 3
-        assert sequences == list(range(1, answer.job.lifecycle.last_sequence + 1))
-        assert answer.job.lifecycle.state == State.STATE_SUCCEEDED
+    assert cuts == 3
+    assert sequences == list(range(1, answer.job.lifecycle.last_sequence + 1))
+    assert answer.job.lifecycle.state == State.STATE_SUCCEEDED
+    return str(answer.job.name)
 
 
-def _spec_fields(job: Job) -> dict[str, object]:
-    skipped = {"training_data_url", "dataset", "validation"}
-    return {field.name: value for field, value in job.spec.ListFields() if field.name not in skipped}
-
-
-async def test_a_second_run_encodes_nothing_and_gives_the_same_lora(
-    clients: Clients, job: Job, clips_zip: Path, opening: Path, tmp_path: Path
-) -> None:
-    again = await finished(clients, (await submit(clients, clips_zip, validation=opening)).name)
+async def test_a_second_run_encodes_nothing_and_gives_the_same_lora(clients: Clients, job: Job, tmp_path: Path) -> None:
+    """It is asked for by what the first left in its config file."""
+    config = await clients.train.download(job.output.config_file, tmp_path / "config.json")
+    content = json.loads(config.read_text())
+    sheet = parse_sheet(json.dumps(content["spec"] | {"options": content["manifest"]["options"]}), [])
+    again = await finished(clients, (await clients.train.submit(sheet.spec, sheet.options)).name)
+    assert (again.effective_spec, again.options) == (job.effective_spec, job.options)
     report = (await clients.preprocess.get_training_set(again.training_set)).report
     assert report.cache_misses == 0 and report.cache_hits > 0
     first = await clients.train.download(job.output.lora_file, tmp_path / "first.safetensors")

@@ -1,5 +1,4 @@
-import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -8,22 +7,13 @@ from ltxtrain.v1.train_pb2 import Job
 from services.runtime.events import EventLog
 from services.runtime.store import Store
 from services.runtime.tables import Database
-from tests.services.runtime.postgres import Postgres, program, running_postgres
+from tests.services.runtime.postgres import Postgres
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A module that names its BACKENDS has every test with a database run on each of them."""
     if "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", getattr(metafunc.module, "BACKENDS", ("sqlite",)), indirect=True)
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """Skips where PostgreSQL is not installed, except in CI."""
-    if program("initdb") is None and os.environ.get("CI") != "true":
-        pytest.skip("PostgreSQL is not installed")
-    with running_postgres() as server:
-        yield server
 
 
 @pytest.fixture
