@@ -167,26 +167,32 @@ class Encoder:
 
     def encode(self, picture: Picture) -> StoredBlob:
         """Latents of a fitted clip, in the store. Raises OutOfMemory."""
-        from trainer.encode import ClipEncoder
         from trainer.errors import DeviceMemoryExhausted
         from trainer.sample import dump_clip
 
         assert self._clips is not None
-        try:
-            encoded = self._clips.encode(picture.frames, picture.frame_rate, picture.audio)
-        except DeviceMemoryExhausted as error:
-            if self._clips.vae.use_tiling:
-                raise OutOfMemory(str(error)) from None
-            self._free()
-            with_audio = self._source.with_audio
-            self._clips = ClipEncoder(self._folder, self._device, with_audio=with_audio, tiling=True)
-            encoded = self._clips.encode(picture.frames, picture.frame_rate, picture.audio)
+        encoded = None
+        while encoded is None:
+            try:
+                encoded = self._clips.encode(picture.frames, picture.frame_rate, picture.audio)
+            except DeviceMemoryExhausted as error:
+                if self._clips.vae.use_tiling:
+                    raise OutOfMemory(str(error)) from None
+                self._clips.vae.enable_tiling()
+            # Not in the handler: until it is left, the error holds what had been computed.
+            if encoded is None:
+                give_back_memory()
         return self._objects.put_content(SERVICE, dump_clip(encoded), SAFETENSORS)
 
     def _free(self) -> None:
         """Give back the memory of what is held."""
-        import torch
-
         self._prompts = self._clips = None
-        gc.collect()
-        torch.cuda.empty_cache()
+        give_back_memory()
+
+
+def give_back_memory() -> None:
+    """To the device: what nobody refers to any more."""
+    import torch
+
+    gc.collect()
+    torch.cuda.empty_cache()

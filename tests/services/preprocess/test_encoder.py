@@ -1,0 +1,70 @@
+"""What an encoder holds in memory, and what it does when memory ends; in this process, for a GPU's end is pretended."""
+
+import gc
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import trainer.encode
+from services.preprocess.actors import Encoder, ModelSource, OutOfMemory, Phase, Picture
+from services.runtime.objects import Objects, StoreAddress
+from trainer.model import resolve_model
+from trainer.sample import load_clip
+
+
+@pytest.fixture
+def encoder(object_store: StoreAddress, tiny_model: Path) -> Any:
+    """The class behind the actor."""
+    folder = resolve_model(str(tiny_model))
+    source = ModelSource(reference=str(tiny_model), revision=folder.revision, with_audio=False)
+    return Encoder.__ray_metadata__.modified_class(object_store, source, 2)  # type: ignore[attr-defined]
+
+
+def held(but: Collection[int] = ()) -> dict[int, str]:
+    """Models and their parts in memory, by their id."""
+    gc.collect()
+    modules = (one for one in gc.get_objects() if issubclass(type(one), torch.nn.Module))
+    return {id(one): type(one).__name__ for one in modules if id(one) not in but}
+
+
+def test_gemma_and_the_vae_are_never_in_memory_together(encoder: Any) -> None:
+    before = held()
+    encoder.turn_to(Phase.PROMPTS)
+    with_prompts = " ".join(held(but=before).values())
+    assert "Gemma" in with_prompts and "Autoencoder" not in with_prompts
+    encoder.turn_to(Phase.CLIPS)
+    with_clips = " ".join(held(but=before).values())
+    assert "Autoencoder" in with_clips and "Gemma" not in with_clips
+
+
+@pytest.mark.parametrize("tiles_fit", [True, False])
+def test_what_does_not_fit_is_encoded_in_tiles(
+    tiles_fit: bool, encoder: Any, object_store: StoreAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+    real = trainer.encode.encode_video
+
+    def encode_video(vae: Any, frames: Any) -> torch.Tensor:
+        tried.append(vae.use_tiling)
+        if vae.use_tiling and tiles_fit:
+            return real(vae, frames)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.encode, "encode_video", encode_video)
+    picture = Picture(frames=np.zeros((9, 64, 64, 3), np.uint8), audio=None, frame_rate=24.0)
+    encoder.turn_to(Phase.CLIPS)
+    if tiles_fit:
+        stored = encoder.encode(picture)
+        data = Objects(object_store).get_bytes(stored.key, sha256=stored.sha256)
+        assert tuple(load_clip(data).video.shape) == (128, 2, 2, 2)
+        # What did not fit once is not tried again.
+        assert encoder.encode(picture) == stored
+        assert tried == [False, True, True]
+    else:
+        with pytest.raises(OutOfMemory, match=r"64x64\. Take a smaller resolution"):
+            encoder.encode(picture)
+        assert tried == [False, True]
