@@ -55,8 +55,8 @@ async def test_three_jobs_at_once_run_in_order_though_the_service_is_stopped(
         events = [await second.events(job) for job in jobs]
         spans = [trained_when(seen) for seen in events]
         assert all(ended < begun for (_, ended), (begun, _) in itertools.pairwise(spans)), spans
-        # The one that trains is not in line any more.
-        assert positions(events[2])[0] == 1 and positions(events[2])[-1] == 0
+        # The one that trains is in line no more.
+        assert max(positions(events[2])) >= 1 and positions(events[2])[-1] == 0
         loras = [await second.lora(job) for job in jobs]
     assert loras[0] == loras[2] != loras[1]
 
