@@ -45,14 +45,18 @@ class ClipEncoder:
         *,
         with_audio: bool,
         dtype: torch.dtype | None = None,
-        tiling: bool = False,
     ) -> None:
-        """`tiling` encodes pictures above 512 pixels in overlapping parts: less memory, slightly other latents."""
         dtype = dtype or compute_dtype(device)
         self.vae = load_video_vae(folder, device, dtype)
-        if tiling:
-            self.vae.enable_tiling()
         self.audio_vae = load_audio_vae(folder, device, dtype) if with_audio else None
+
+    @property
+    def tiling(self) -> bool:
+        return bool(self.vae.use_tiling)
+
+    def use_tiling(self) -> None:
+        """From now on encode pictures above 512 pixels in overlapping parts: less memory, slightly other latents."""
+        self.vae.enable_tiling()
 
     def encode(
         self, frames: NDArray[np.uint8], frame_rate: float, audio: NDArray[np.float32] | None = None
@@ -66,7 +70,7 @@ class ClipEncoder:
         try:
             video = encode_video(self.vae, frames)
         except torch.OutOfMemoryError as error:
-            remedy = "Take a smaller resolution" if self.vae.use_tiling else "Encode with tiling"
+            remedy = "Take a smaller resolution" if self.tiling else "Encode with tiling"
             raise DeviceMemoryExhausted(
                 f"{self.vae.device} has no memory left to encode {frame_count} frames of "
                 f"{frames.shape[2]}x{frames.shape[1]}. {remedy} or free the device."

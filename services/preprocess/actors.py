@@ -176,9 +176,9 @@ class Encoder:
             try:
                 encoded = self._clips.encode(picture.frames, picture.frame_rate, picture.audio)
             except DeviceMemoryExhausted as error:
-                if self._clips.vae.use_tiling:
+                if self._clips.tiling:
                     raise OutOfMemory(str(error)) from None
-                self._clips.vae.enable_tiling()
+                self._clips.use_tiling()
             # Not in the handler: until it is left, the error holds what had been computed.
             if encoded is None:
                 give_back_memory()

@@ -11,7 +11,7 @@ from ltxtrain_client.errors import ResourceExhausted
 
 from services.local.up import SERVICES, Suite
 from tests import processes
-from tests.suite.conftest import Clients, connected, finished, follow
+from tests.suite.conftest import Clients, connected, finished, follow, ingest
 from tests.suite.trainings import lora, reached, start
 
 # Minutes long on two cores.
@@ -44,11 +44,7 @@ async def queue_clients(one_gpu: Suite) -> AsyncIterator[Clients]:
 
 @pytest.fixture(scope="module")
 async def dataset(queue_clients: Clients, clips_zip: Path) -> str:
-    upload = await queue_clients.ingest.upload(clips_zip)
-    dataset = await queue_clients.ingest.create_dataset(upload=upload.name)
-    async for _ in queue_clients.ingest.watch_dataset(dataset.name):
-        pass
-    return dataset.name
+    return await ingest(queue_clients, clips_zip)
 
 
 async def kill_train(suite: Suite) -> None:

@@ -20,15 +20,6 @@ WATCHERS = 20
 Watch = Callable[[], AsyncIterator[tuple[int, Event]]]
 
 
-@pytest.fixture(scope="module")
-async def dataset(clients: Clients, clips_zip: Path) -> str:
-    upload = await clients.ingest.upload(clips_zip)
-    made = await clients.ingest.create_dataset(upload=upload.name)
-    async for _ in clients.ingest.watch_dataset(made.name):
-        pass
-    return made.name
-
-
 def settings() -> PreprocessSettings:
     geometry = Geometry(width=512, height=288, frame_count=17, frame_rate=24)
     return PreprocessSettings(training=geometry, validation=geometry, conditioning_frames=9, fit_only=True)
@@ -57,8 +48,8 @@ async def test_ingest_is_killed_under_its_watchers(suite: Suite, clients: Client
     assert all(sequences == list(range(1, ended.lifecycle.last_sequence + 1)) for sequences in seen)
 
 
-async def test_preprocess_is_killed_under_its_watchers(suite: Suite, clients: Clients, dataset: str) -> None:
-    made = await clients.preprocess.create_training_set(dataset, settings())
+async def test_preprocess_is_killed_under_its_watchers(suite: Suite, clients: Clients, ingested: str) -> None:
+    made = await clients.preprocess.create_training_set(ingested, settings())
     seen = await killed_while_watched(suite, "preprocess", lambda: clients.preprocess.watch_training_set(made.name), 2)
     ended = await clients.preprocess.get_training_set(made.name)
     assert ended.lifecycle.state == State.STATE_SUCCEEDED and ended.report.samples == 4

@@ -1,6 +1,7 @@
 """One job from a zip of clips to a LoRA that diffusers loads, through the front door and through plain stubs."""
 
 import json
+import re
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import av
 import grpc.aio
 import pytest
-import torch
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
@@ -33,10 +33,8 @@ from tests.suite.conftest import (
     sha256_of,
     submit,
 )
-from trainer.loading import load_transformer
+from tests.suite.trainings import loss_on_fixed_noise
 from trainer.lora import VIDEO_MODULES
-from trainer.model import resolve_model
-from trainer.precision import Precision
 
 
 @pytest.fixture
@@ -93,8 +91,6 @@ async def test_the_lora_holds_video_modules_alone(clients: Clients, job: Job, tm
     with safe_open(path, framework="pt") as file:
         keys = list(file.keys())
         assert file.metadata()["trigger_phrase"] == "drifting shapes"
-    import re
-
     pattern = rf"diffusion_model\.{VIDEO_MODULES}\.lora_[AB]\.weight"
     assert keys and all(re.fullmatch(pattern, key) for key in keys)
 
@@ -124,35 +120,11 @@ async def test_config_and_reel_are_what_they_say(clients: Clients, job: Job, tmp
 async def test_the_loss_on_fixed_noise_falls(
     clients: Clients, job: Job, tiny_model: Path, suite: Suite, tmp_path: Path
 ) -> None:
-    from diffusers import LTX2ConditionPipeline
-
-    from services.runtime.objects import Objects
-    from trainer.losses import clip_loss, fixed_draw
-    from trainer.sample import load_clip, load_prompt
-    from trainer.velocity import VelocityModel
-
-    objects = Objects(suite.store.address)
-    samples = [item async for item in clients.preprocess.list_samples(job.training_set)]
-    trained = [item for item in samples if not item.HasField("validation_index")]
-    transformer = load_transformer(resolve_model(str(tiny_model)), "cpu", Precision.FP32)
-
-    def loss() -> float:
-        total = 0.0
-        with torch.no_grad():
-            for number, sample in enumerate(trained):
-                clip = load_clip(objects.get_bytes(sample.latents.key))
-                prompt = load_prompt(objects.get_bytes(sample.prompt.key))
-                for level in (0.25, 0.5, 0.75):
-                    draw = fixed_draw(clip, level, number)
-                    total += clip_loss(VelocityModel(transformer), clip, prompt, draw, 9).total.item()
-        return total
-
-    before = loss()
-    path = await clients.train.download(job.output.lora_file, tmp_path / "lora.safetensors")
-    LTX2ConditionPipeline.load_lora_into_transformer(
-        LTX2ConditionPipeline.lora_state_dict(str(path)), transformer, adapter_name="default"
-    )
-    assert loss() < before
+    before, after = [
+        await loss_on_fixed_noise(suite, clients, tiny_model, job.name, tmp_path, with_lora=with_lora)
+        for with_lora in (False, True)
+    ]
+    assert after < before
 
 
 async def test_plain_stubs_cut_and_resume_without_a_gap(

@@ -117,7 +117,9 @@ def test_frames_that_do_not_fit_are_refused(encoder: ClipEncoder, shape: tuple[i
 
 def test_tiling_changes_no_shape_and_little_else(folder: ModelFolder, encoder: ClipEncoder) -> None:
     wide = frames(9, 32, 544)
-    tiled = ClipEncoder(folder, "cpu", with_audio=False, tiling=True).encode(wide, 24).video.float()
+    in_tiles = ClipEncoder(folder, "cpu", with_audio=False)
+    in_tiles.use_tiling()
+    tiled = in_tiles.encode(wide, 24).video.float()
     whole = encode_video(encoder.vae, wide)
     assert tiled.shape == whole.shape
     assert not torch.equal(tiled, whole.bfloat16().float())
