@@ -4,6 +4,7 @@ import contextlib
 import json
 import random
 import socket
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +12,10 @@ HOST = "127.0.0.1"
 # Below what Linux gives to outgoing connections (from 32768) and above Ray's workers (to 19999), so that a port is
 # still free when its program is started again.
 RANGE = range(20_000, 32_000)
+
+# Ports of this process's programs, by the file that remembers them: one that is chosen is not listened on at once.
+_owners: dict[int, Path] = {}
+_choosing = threading.Lock()
 
 
 def is_free(port: int) -> bool:
@@ -27,19 +32,25 @@ def is_free(port: int) -> bool:
 def remembered_ports(path: Path, names: Sequence[str], offsets: Mapping[str, int] | None = None) -> dict[str, int]:
     """A free port for each name: those of the last time where they are free still. They are kept in the file.
 
-    Where a name has an offset, the port that much above its own is free too.
+    Where a name has an offset, the port that much above its own is free too. No two files of this process get one port.
     """
+    with _choosing:
+        return _chosen(path.resolve(), names, offsets or {})
+
+
+def _chosen(path: Path, names: Sequence[str], offsets: Mapping[str, int]) -> dict[str, int]:
     old: dict[str, int] = {}
     with contextlib.suppress(FileNotFoundError, ValueError):
         old = json.loads(path.read_text())
     ports: dict[str, int] = {}
-    allowed = set(RANGE)
+    allowed = {port for port in RANGE if _owners.get(port, path) == path}
     for name in names:
-        offset = (offsets or {}).get(name, 0)
+        offset = offsets.get(name, 0)
         pairs = ({port, port + offset} for port in _candidates(old.get(name, 0)))
         pair = next(pair for pair in pairs if pair <= allowed and all(map(is_free, pair)))
         ports[name] = min(pair)
         allowed -= pair
+        _owners.update(dict.fromkeys(pair, path))
     path.write_text(json.dumps(ports))
     return ports
 

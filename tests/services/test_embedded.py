@@ -169,3 +169,15 @@ def test_ports_are_remembered_while_they_are_free(tmp_path: Path) -> None:
     assert pair["a"] + 10_000 in RANGE
     path.write_text("not json")
     assert set(remembered_ports(path, ["a"])) == {"a"}
+
+
+def test_no_two_programs_of_a_process_get_one_port(tmp_path: Path) -> None:
+    """Nothing listens on them yet, so that both would be told that they are free."""
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    first = remembered_ports(one, ["a"])
+    other.write_text(json.dumps({"b": first["a"]}))
+    assert remembered_ports(other, ["b"])["b"] != first["a"]
+    assert remembered_ports(one, ["a"]) == first
+    pair = remembered_ports(one, ["a"], {"a": 10_000})
+    other.write_text(json.dumps({"b": pair["a"] + 10_000}))
+    assert remembered_ports(other, ["b"])["b"] != pair["a"] + 10_000
