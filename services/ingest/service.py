@@ -1,10 +1,9 @@
 """IngestService: the RPCs. What a dataset is made of is in `pipeline`."""
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc.aio
-from google.protobuf.message import Message
 from ltxtrain.v1 import ingest_pb2, ingest_pb2_grpc
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import Clip, Dataset, Upload
@@ -20,17 +19,13 @@ from services.ingest.uploads import Uploads, uploads_of
 from services.runtime.addresses import check_url
 from services.runtime.auth import caller
 from services.runtime.errors import InvalidSpec, Violation
-from services.runtime.paging import page_size, request_digest
+from services.runtime.paging import request_digest
 from services.runtime.rpc import Watches, check_request_id, new_name, visible_owner
 from services.runtime.service import Runtime
 from services.runtime.store import Store
 from services.runtime.work import WorkRunner
 
-C = TypeVar("C", bound=Message)
-
 MAX_VIDEOS = 100
-# Well below the limit of a message: captions and paths may be long.
-MAX_PAGE_BYTES = 2 << 20
 
 
 class IngestService(ingest_pb2_grpc.IngestServiceServicer):
@@ -108,13 +103,17 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         return ingest_pb2.DeleteDatasetResponse()
 
     async def ListClips(self, request: ingest_pb2.ListClipsRequest, context: Any) -> ingest_pb2.ListClipsResponse:
-        clips, token = await self._children(request, CLIPS, Clip)
+        await self._datasets.get(request.parent, visible_owner())
+        clips, token = await self._datasets.children(request.parent, CLIPS, Clip, request.page_size, request.page_token)
         return ingest_pb2.ListClipsResponse(clips=clips, next_page_token=token)
 
     async def ListDatasetReport(
         self, request: ingest_pb2.ListDatasetReportRequest, context: Any
     ) -> ingest_pb2.ListDatasetReportResponse:
-        lines, token = await self._children(request, COLLECTION, ReportLine)
+        await self._datasets.get(request.parent, visible_owner())
+        lines, token = await self._datasets.children(
+            request.parent, COLLECTION, ReportLine, request.page_size, request.page_token
+        )
         return ingest_pb2.ListDatasetReportResponse(lines=lines, next_page_token=token)
 
     async def WatchDataset(
@@ -124,21 +123,6 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         response = ingest_pb2.WatchDatasetResponse
         async for item in self._watches.responses(request.name, request.after_sequence, response):
             yield item
-
-    async def _children(
-        self,
-        request: ingest_pb2.ListClipsRequest | ingest_pb2.ListDatasetReportRequest,
-        collection: str,
-        kind: type[C],
-    ) -> tuple[list[C], str]:
-        """A page that fits into a message: fewer than asked for where they are long."""
-        await self._datasets.get(request.parent, visible_owner())
-        size = page_size(request.page_size)
-        while True:
-            found, token = await self._datasets.children(request.parent, collection, kind, size, request.page_token)
-            if size == 1 or sum(item.ByteSize() for item in found) <= MAX_PAGE_BYTES:
-                return found, token
-            size = max(1, size // 4)
 
     def _violations(self, request: ingest_pb2.CreateDatasetRequest) -> list[Violation]:
         urls: Sequence[tuple[str, str]] = ()

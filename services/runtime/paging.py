@@ -9,6 +9,8 @@ from services.runtime.errors import PageTokenInvalid
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 500
+# Of the resources of a page, when they are more than one. A message has 4 MiB at most.
+MAX_PAGE_BYTES = 2**20 * 3 // 4
 
 
 def page_size(size: int) -> int:

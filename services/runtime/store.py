@@ -16,7 +16,7 @@ from services.runtime import blobs, tables
 from services.runtime.children import put_children
 from services.runtime.errors import NotFound, NotReady, RequestIdReused
 from services.runtime.events import TERMINAL, EventLog
-from services.runtime.paging import make_token, page_size, read_token
+from services.runtime.paging import MAX_PAGE_BYTES, make_token, page_size, read_token
 
 
 class Resource(Protocol):
@@ -30,6 +30,7 @@ class Resource(Protocol):
 
 M = TypeVar("M", bound=Resource)
 C = TypeVar("C", bound=Message)
+AnyRow = tuple[object, ...]
 
 
 class StaleAttempt(Exception):
@@ -258,21 +259,26 @@ class Store(Generic[M]):
             await blobs.release(connection, name)
         self.log.forget(name)
 
-    async def _rows(
-        self, query: "Select[tuple[object, ...]]", size: int
-    ) -> tuple[Sequence[Row[tuple[object, ...]]], bool]:
+    async def _rows(self, query: "Select[AnyRow]", size: int) -> tuple[list[Row[AnyRow]], bool]:
+        """A page that fits into a message: fewer rows than asked for where they are long."""
         size = page_size(size)
-        async with self._database.read() as connection:
-            rows = (await connection.execute(query.limit(size + 1))).all()
-        return rows[:size], len(rows) > size
+        rows: list[Row[AnyRow]] = []
+        page_bytes = 0
+        async with self._database.read() as connection, connection.stream(query.limit(size + 1)) as found:
+            async for row in found:
+                page_bytes += len(row.body)
+                if rows and (len(rows) == size or page_bytes > MAX_PAGE_BYTES):
+                    return rows, True
+                rows.append(row)
+        return rows, False
 
     def _of_kind(self) -> list[ColumnElement[bool]]:
         return [tables.resource.c.name.startswith(f"{self.kind}/")]
 
-    def _named(self, name: str) -> "Select[tuple[object, ...]]":
+    def _named(self, name: str) -> "Select[AnyRow]":
         return select(tables.resource).where(tables.resource.c.name == name)
 
-    def _parse(self, row: Row[tuple[object, ...]]) -> M:
+    def _parse(self, row: Row[AnyRow]) -> M:
         return cast(M, self._message.FromString(row.body))
 
 

@@ -14,7 +14,8 @@ from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
 from ltxtrain.v1.work_pb2 import Event, State
 
 from services.local.up import Suite
-from tests.suite.conftest import Clients, finished, submit
+from tests.clips import numbered, write_clip, write_zip
+from tests.suite.conftest import Clients, finished, ingest, submit
 
 WATCHERS = 20
 Watch = Callable[[], AsyncIterator[tuple[int, Event]]]
@@ -82,3 +83,28 @@ async def test_a_deadline_ends_the_watch_and_not_the_job(suite: Suite, clients: 
     ended = await clients.train.get_job(job.name)
     assert ended.billable_units == 0
     assert (await clients.train.cancel_job(job.name)).lifecycle == ended.lifecycle
+
+
+@pytest.mark.parametrize("count", [8, pytest.param(50, marks=pytest.mark.soak)])
+async def test_datasets_are_made_while_streams_are_open(
+    suite: Suite, clients: Clients, clips_zip: Path, tmp_path: Path, count: int
+) -> None:
+    """A fork in a process that serves gRPC would hang, sooner or later: each service starts its helpers otherwise."""
+    eight = asyncio.Semaphore(8)
+
+    async def make(number: int) -> None:
+        # Bytes of its own, for what was probed once is not probed again.
+        clip = write_clip(tmp_path / f"{count}-{number}.mp4", numbered(9, clip=number, first=count))
+        archive = write_zip(tmp_path / f"{count}-{number}.zip", {clip.name: clip})
+        async with eight, asyncio.timeout(60):
+            name = await ingest(clients, archive)
+        assert (await clients.ingest.get_dataset(name)).clip_count == 1
+
+    job = await submit(clients, clips_zip, number_of_steps=2000)
+    watchers = [asyncio.create_task(watched(lambda: clients.train.watch_job(job.name))) for _ in range(8)]
+    await asyncio.gather(*(make(number) for number in range(count)))
+    assert not any(watcher.done() for watcher in watchers)
+    await clients.train.cancel_job(job.name)
+    assert len({tuple(sequences) for sequences in await asyncio.gather(*watchers)}) == 1
+    logs = {path.name: path.read_text() for path in (suite.state_dir / "logs").iterdir()}
+    assert logs and not {name for name, text in logs.items() if "fork" in text}

@@ -11,9 +11,10 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain_client import TrainClient
 
-from services.runtime.server import MAX_MESSAGE_BYTES, Server, stop_event
+from services.runtime.server import MAX_MESSAGE_BYTES, OPTIONS, Server, stop_event
 from services.runtime.settings import Settings, SettingsError
 from services.runtime.tables import Database
 from services.runtime.upstream import connect_service, passing_errors_on
@@ -103,6 +104,30 @@ async def test_a_message_above_the_limit_is_refused(front: Front) -> None:
         await stub.create(spec={"trigger_phrase": "x" * MAX_MESSAGE_BYTES})
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await stub.list(page_size=1)
+
+
+# The short form has everything ten times as fast; gRPC sends no two pings within a second.
+@pytest.mark.parametrize("speed", [10, pytest.param(1, marks=[pytest.mark.soak, pytest.mark.timeout(600)])])
+async def test_pings_on_a_quiet_stream_are_borne(
+    database: Database, speed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC's servers allow one ping in five minutes, and end a connection that has three more."""
+    faster = [(name, value // speed if "ping_interval" in name else value) for name, value in OPTIONS]
+    monkeypatch.setattr("services.runtime.server.OPTIONS", faster)
+    pinging = [("grpc.keepalive_time_ms", 10_000 // speed), ("grpc.http2.max_pings_without_data", 0)]
+    quiet_seconds = 360 if speed == 1 else 4
+    async with (
+        serving(database, Settings(), heartbeat_seconds=3600) as front,
+        grpc.aio.insecure_channel(front.address, options=pinging) as channel,
+    ):
+        job = await front.stub().create()
+        watch = train_pb2_grpc.TrainServiceStub(channel).WatchJob(train_pb2.WatchJobRequest(name=job.name))
+        assert (await watch.read()).sequence == 1
+        news = asyncio.create_task(watch.read())
+        # What comes within this time is the end of the stream.
+        assert await asyncio.wait({news}, timeout=quiet_seconds) == (set(), {news})
+        await front.book.finish(job.name)
+        assert (await news).sequence == 2
 
 
 async def test_a_caller_has_so_many_watches_and_no_more(front: Front) -> None:

@@ -1,13 +1,13 @@
 from pathlib import Path
 
 import pytest
-from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.train_pb2 import CreateJobRequest, Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
 
 from services.runtime.blobs import Blobs
 from services.runtime.errors import NotFound, NotReady, PageTokenInvalid, RequestIdReused
-from services.runtime.paging import request_digest
+from services.runtime.paging import MAX_PAGE_BYTES, request_digest
 from services.runtime.settings import SettingsError
 from services.runtime.store import StaleAttempt, Store
 from services.runtime.tables import Database
@@ -62,6 +62,29 @@ async def test_pages_hold_everything_once_newest_first(jobs: Store[Job]) -> None
         if not token:
             break
     assert names == [f"jobs/{number:03}" for number in reversed(range(7))]
+
+
+async def test_pages_of_long_resources_fit_into_messages(jobs: Store[Job]) -> None:
+    text = "x" * (MAX_PAGE_BYTES * 2 // 5)
+    for number in range(5):
+        job = Job(name=f"jobs/{number:03}")
+        job.spec.trigger_phrase = text
+        await jobs.create(job, owner="ann", request_id="", digest=b"")
+    async with jobs.edit("jobs/000") as edit:
+        for number in range(5):
+            edit.put_child("artifacts", str(number), Artifact(name=str(number), blob=Blob(key=text)))
+        edit.put_child("artifacts", "5", Artifact(name="5", blob=Blob(key=3 * text)))
+    pages: list[list[str]] = []
+    token = ""
+    while token or not pages:
+        listed, token = await jobs.page("ann", 500, token)
+        pages.append([job.name for job in listed])
+    assert pages == [["jobs/004", "jobs/003"], ["jobs/002", "jobs/001"], ["jobs/000"]]
+    pages.clear()
+    while token or not pages:
+        children, token = await jobs.children("jobs/000", "artifacts", Artifact, 500, token)
+        pages.append([child.name for child in children])
+    assert pages == [["0", "1"], ["2", "3"], ["4"], ["5"]]
 
 
 async def test_a_page_token_belongs_to_its_arguments(jobs: Store[Job]) -> None:
