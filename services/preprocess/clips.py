@@ -141,8 +141,8 @@ class ClipMaker:
         try:
             stored = await asyncio.gather(*fitting.encodings.values())
             encoded = dict(zip(fitting.encodings, stored, strict=True))
-        except ActorKilled as error:
-            result = error
+        except ActorKilled:
+            result = _killed(item, "encoding it ended its worker three times")
         except OutOfMemory as error:
             raise GpuOutOfMemory(str(error)) from error
         outcome = _outcome(item, result)
@@ -188,7 +188,7 @@ def _outcome(item: Item, result: Outcome | Exception) -> Outcome:
         case Outcome():
             return result
         case ActorKilled():
-            return _killed(item, "decoding or encoding it ended its worker three times")
+            return _killed(item, "decoding it ended its worker three times")
         case ObjectMissing():
             raise ClipGone(item.clip.name)
         case ObjectCorrupt():

@@ -7,15 +7,17 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
-from ltxtrain.v1.work_pb2 import State
+from ltxtrain.v1.work_pb2 import Stage, State
 
-from services.preprocess.cache import Cache
+from services.preprocess.cache import ENTRIES, Cache
+from services.preprocess.keys import prompt_key
 from services.runtime.cluster import Cluster
 from services.runtime.objects import StoreAddress
 from tests.clips import numbered, write_clip
 from tests.services.ingest.running import Ingest
 from tests.services.preprocess.running import WHOLE, Ended, Preprocess, serving, settings
 from tests.services.preprocess.workers import all_gone, appeared, kill_next
+from trainer.model import resolve_model
 
 Serving = Callable[..., AbstractAsyncContextManager[Preprocess]]
 
@@ -74,20 +76,42 @@ async def test_ten_kills_of_each_actor_change_no_byte(preprocess: Preprocess, fr
     many = await preprocess.dataset(entries)
     undisturbed = await preprocess.run(many, settings())
     async with fresh() as other:
-        killing = asyncio.gather(kill_ten("ClipFitter", 5.0), kill_ten("Encoder", 25.0))
-        disturbed = await other.run(many, settings())
+        name = (await other.client.create_training_set(many, settings())).name
+        captions = [sample.caption for sample in undisturbed.samples]
+        killing = asyncio.gather(kill_encoders(other, name, captions), kill_fitters())
+        disturbed = await other.end(name)
         assert killing.done(), "the set was made before every kill had come"
-    assert len(disturbed.samples) == 40
+        await killing
+    assert [line.description for line in disturbed.lines] == [line.description for line in undisturbed.lines]
     assert contents(disturbed) == contents(undisturbed)
 
 
-async def kill_ten(name: str, within_seconds: float) -> None:
-    """Kills ten actors of a class, each at some time of its life: while it starts, loads or works."""
-    moments = random.Random(name)
+async def kill_encoders(service: Preprocess, name: str, captions: list[str]) -> None:
+    """Ten that embed captions, and ten that encode clips; what is made between the kills is what they are spread by."""
+    killed: set[int] = set()
+    revision = resolve_model(service.runtime.settings.model).revision
+    keys = [ENTRIES + prompt_key(caption, revision) for caption in captions]
+    while len(killed) < 10:
+        # Nobody is told when a caption is recorded.
+        await asyncio.sleep(0.02)
+        if len(await service.runtime.blobs.unknown(keys)) < len(keys) - 3 * len(killed):
+            killed.add(await kill_next("Encoder", killed))
+    async for _, event in service.client.watch_training_set(name):
+        if event.stage == Stage.STAGE_ENCODE and event.progress.completed > 3 * (len(killed) - 10):
+            # One that is at work, and the next while it loads.
+            killed.add(await kill_next("Encoder", killed))
+            killed.add(await kill_next("Encoder", killed))
+        if len(killed) == 20:
+            return
+
+
+async def kill_fitters() -> None:
+    """Ten, each at some time of its life: while it starts, fits or waits."""
+    moments = random.Random(0)
     killed: set[int] = set()
     while len(killed) < 10:
-        await asyncio.sleep(moments.uniform(0, within_seconds))
-        killed.add(await kill_next(name, killed))
+        killed.add(await kill_next("ClipFitter", killed))
+        await asyncio.sleep(moments.uniform(0, 10))
 
 
 async def test_three_kills_skip_the_clip(fresh: Serving, four: str, preprocess: Preprocess, tmp_path: Path) -> None:
