@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import ray
 
 from services.runtime.limits import limits
 from services.runtime.objects import Objects, StoreAddress
+from services.runtime.telemetry import resumed_trace
 from trainer.errors import ClipError, NoVideoTrack, StillImage
 from trainer.media.probe import Probe, probe
 
@@ -46,10 +48,11 @@ class Verdict:
 class Prober:
     """A hostile clip ends this process at worst: by its memory limit, or by its alarm."""
 
-    def __init__(self, store: StoreAddress, seconds: float, memory_bytes: int) -> None:
+    def __init__(self, store: StoreAddress, seconds: float, memory_bytes: int, trace: Mapping[str, str]) -> None:
         self._objects = Objects(store)
         self._seconds = seconds
         self._memory_bytes = memory_bytes
+        self._trace = trace
         self._folder = tempfile.TemporaryDirectory(prefix="ltxtrain-probe-")
         self._path = Path(self._folder.name) / "clip"
 
@@ -61,7 +64,7 @@ class Prober:
 
     def probe(self) -> Verdict:
         """Decode the clip that was loaded."""
-        with limits(self._seconds, self._memory_bytes):
+        with resumed_trace(self._trace, "probe"), limits(self._seconds, self._memory_bytes):
             return look(self._path)
 
 

@@ -12,6 +12,7 @@ from services.runtime.cluster import ActorKilled, kill
 from services.runtime.objects import ObjectCorrupt, ObjectMissing
 from services.runtime.pool import map_bounded
 from services.runtime.service import Runtime
+from services.runtime.telemetry import current_trace
 from services.runtime.work import Retryable
 
 # More would wait for the unpacking of one archive.
@@ -48,7 +49,8 @@ class Probing:
     def _make_actor(self) -> Any:
         settings = self._runtime.settings
         address = self._runtime.objects.objects.address
-        return Prober.remote(address, settings.clip_seconds + GRACE_SECONDS, settings.clip_memory_bytes)  # type: ignore[attr-defined]
+        limits = settings.clip_seconds + GRACE_SECONDS, settings.clip_memory_bytes
+        return Prober.remote(address, *limits, current_trace())  # type: ignore[attr-defined]
 
     async def _probe(self, actor: Any, candidate: Candidate) -> Verdict:
         blob, cluster = candidate.blob, self._runtime.cluster

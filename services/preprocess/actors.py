@@ -5,7 +5,7 @@ What goes from a fitter to an encoder stays in Ray's object store and never pass
 
 import gc
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -20,9 +20,11 @@ from services.preprocess.outcome import Scene
 from services.preprocess.pieces import SAFETENSORS, SERVICE, Piece, store_lossless, store_sheet
 from services.runtime.limits import limits
 from services.runtime.objects import Objects, StoreAddress, StoredBlob
+from services.runtime.telemetry import resumed_trace
 
 if TYPE_CHECKING:
     from trainer.encode import ClipEncoder, PromptEncoder
+    from trainer.sample import EncodedClip
 
 # The service ends a fitter that takes too long; this alarm is for one whose service is gone.
 ALARM_SECONDS = 30.0
@@ -93,14 +95,15 @@ class OutOfMemory(Exception):
 class ClipFitter:
     """Fits one clip after another, with one thread."""
 
-    def __init__(self, store: StoreAddress, seconds: float, memory_bytes: int) -> None:
+    def __init__(self, store: StoreAddress, seconds: float, memory_bytes: int, trace: Mapping[str, str]) -> None:
         self._objects = Objects(store)
         self._seconds = seconds
         self._memory_bytes = memory_bytes
+        self._trace = trace
 
     def fit(self, order: FitOrder) -> Iterator[Picture | Fitted | None]:
         """For each scene its picture, if it is to be encoded (LATENTS), and then what became of it."""
-        with tempfile.TemporaryDirectory(prefix="ltxtrain-fit-") as scratch:
+        with resumed_trace(self._trace, "fit"), tempfile.TemporaryDirectory(prefix="ltxtrain-fit-") as scratch:
             folder = Path(scratch)
             path = folder / "clip"
             self._objects.get_file(order.task.key, path, sha256=order.task.sha256)
@@ -133,10 +136,11 @@ class ClipFitter:
 class Encoder:
     """Holds a model for as long as a training set is made: first what embeds prompts, then what encodes clips."""
 
-    def __init__(self, store: StoreAddress, source: ModelSource, threads: int) -> None:
+    def __init__(self, store: StoreAddress, source: ModelSource, threads: int, trace: Mapping[str, str]) -> None:
         self._objects = Objects(store)
         self._source = source
         self._threads = threads
+        self._trace = trace
         self._prompts: PromptEncoder | None = None
         self._clips: ClipEncoder | None = None
 
@@ -161,28 +165,32 @@ class Encoder:
         from trainer.sample import dump_prompt
 
         assert self._prompts is not None
-        (embedding,) = self._prompts.encode([prompt])
-        stored = self._objects.put_content(SERVICE, dump_prompt(embedding), SAFETENSORS)
+        with resumed_trace(self._trace, "embed"):
+            (embedding,) = self._prompts.encode([prompt])
+            stored = self._objects.put_content(SERVICE, dump_prompt(embedding), SAFETENSORS)
         return Embedded(stored=stored, tokens=embedding.token_count, truncated=embedding.truncated)
 
     def encode(self, picture: Picture) -> StoredBlob:
         """Latents of a fitted clip, in the store. Raises OutOfMemory."""
-        from trainer.errors import DeviceMemoryExhausted
         from trainer.sample import dump_clip
 
+        with resumed_trace(self._trace, "encode"):
+            return self._objects.put_content(SERVICE, dump_clip(self._encoded(picture)), SAFETENSORS)
+
+    def _encoded(self, picture: Picture) -> "EncodedClip":
+        """Latents, in tiles when the device has no memory for the whole."""
+        from trainer.errors import DeviceMemoryExhausted
+
         assert self._clips is not None
-        encoded = None
-        while encoded is None:
+        while True:
             try:
-                encoded = self._clips.encode(picture.frames, picture.frame_rate, picture.audio)
+                return self._clips.encode(picture.frames, picture.frame_rate, picture.audio)
             except DeviceMemoryExhausted as error:
                 if self._clips.tiling:
                     raise OutOfMemory(str(error)) from None
                 self._clips.use_tiling()
             # Not in the handler: until it is left, the error holds what had been computed.
-            if encoded is None:
-                give_back_memory()
-        return self._objects.put_content(SERVICE, dump_clip(encoded), SAFETENSORS)
+            give_back_memory()
 
     def _free(self) -> None:
         """Give back the memory of what is held."""

@@ -9,6 +9,7 @@ from services.preprocess.actors import ClipFitter, Encoder, ModelSource
 from services.preprocess.cache import Cache
 from services.preprocess.progress import Journal
 from services.runtime.service import Runtime
+from services.runtime.telemetry import current_trace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,11 @@ class Attempt:
         )
         options = self.runtime.cluster.model_options()
         address = self.runtime.objects.objects.address
-        return Encoder.options(**options).remote(address, source, settings.torch_threads)  # type: ignore[attr-defined]
+        arguments = address, source, settings.torch_threads, current_trace()
+        return Encoder.options(**options).remote(*arguments)  # type: ignore[attr-defined]
 
     def make_fitter(self) -> Any:
         settings = self.runtime.settings
         address = self.runtime.objects.objects.address
         limits = settings.clip_seconds, settings.clip_memory_bytes
-        return ClipFitter.remote(address, *limits)  # type: ignore[attr-defined]
+        return ClipFitter.remote(address, *limits, current_trace())  # type: ignore[attr-defined]

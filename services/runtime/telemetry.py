@@ -101,8 +101,11 @@ def current_trace() -> dict[str, str]:
 
 
 @contextmanager
-def resumed_trace(carrier: Mapping[str, str], name: str) -> Iterator[None]:
-    """The rest of a unit of work in another process: its log lines and spans belong to the same trace."""
+def resumed_trace(carrier: Mapping[str, str], name: str, *, flush: bool = False) -> Iterator[None]:
+    """A part of a unit of work in another process: its log lines and spans belong to the same trace.
+
+    flush: for the last part in its process, spans are sent before the block ends.
+    """
     fields = {key: value for key, value in carrier.items() if key in FIELDS}
-    with bound(**fields), tracing.resumed(carrier, name):
+    with bound(**fields), tracing.resumed(carrier, name, flush=flush):
         yield

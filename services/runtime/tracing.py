@@ -35,13 +35,16 @@ ENDPOINT = "ltxtrain-otlp-endpoint"
 # What is sent to a collector that does not answer is given up after so long.
 SEND_SECONDS = 2
 FLUSH_MILLISECONDS = 2_000
+SENT_TOGETHER = 512
 
 _provider: "TracerProvider | None" = None
 _endpoint = ""
 
 
-def start_tracing(endpoint: str, service: str, processor: "SpanProcessor | None" = None) -> None:
-    """Send spans to an OTLP endpoint (http://host:4318), or to `processor`. Nothing without either.
+def start_tracing(
+    endpoint: str, service: str, processor: "SpanProcessor | None" = None, *, together: int = SENT_TOGETHER
+) -> None:
+    """Send spans to an OTLP endpoint (http://host:4318), so many together, or to `processor`. Nothing without either.
 
     Raises SettingsError when the extra is not installed.
     """
@@ -52,7 +55,10 @@ def start_tracing(endpoint: str, service: str, processor: "SpanProcessor | None"
         raise SettingsError("LTXTRAIN_OTLP_ENDPOINT is set: pip install 'ltxtrain[telemetry]', or unset it.")
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
     url = f"{endpoint.rstrip('/')}/v1/traces"
-    provider.add_span_processor(processor or BatchSpanProcessor(OTLPSpanExporter(url, timeout=SEND_SECONDS)))
+    if processor is None:
+        exporter = OTLPSpanExporter(url, timeout=SEND_SECONDS)
+        processor = BatchSpanProcessor(exporter, max_export_batch_size=together)
+    provider.add_span_processor(processor)
     _provider, _endpoint = provider, endpoint
 
 
@@ -128,12 +134,13 @@ def carried() -> dict[str, str]:
 
 
 @contextmanager
-def resumed(carrier: Mapping[str, str], name: str) -> Iterator[None]:
-    """A span `name` in the trace that `carried` told of, in whatever process; its spans are sent when it ends."""
+def resumed(carrier: Mapping[str, str], name: str, *, flush: bool) -> Iterator[None]:
+    """A span `name` in the trace that `carried` told of, in whatever process; flush: spans are sent before it ends."""
     if "traceparent" not in carrier or not INSTALLED:
         yield
         return
-    start_tracing(carrier.get(ENDPOINT, ""), "ltxtrain-worker")
+    # A worker is ended without a word: it sends each span at once.
+    start_tracing(carrier.get(ENDPOINT, ""), "ltxtrain-worker", together=1)
     if _provider is None:
         yield
         return
@@ -142,4 +149,5 @@ def resumed(carrier: Mapping[str, str], name: str) -> Iterator[None]:
         with _provider.get_tracer(__name__).start_as_current_span(name, context=parent, record_exception=False):
             yield
     finally:
-        _provider.force_flush(FLUSH_MILLISECONDS)
+        if flush:
+            _provider.force_flush(FLUSH_MILLISECONDS)

@@ -83,18 +83,24 @@ class TrainActor:
         from trainer.distributed import join
         from trainer.errors import TrainerError
         from trainer.job import run_job
+        from trainer.plan import Finished
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         work_dir = Path(tempfile.mkdtemp(prefix="ltxtrain-"))
         try:
             plan = self._fetched(task, work_dir)
             with (
-                resumed_trace(task.trace, "train"),
+                resumed_trace(task.trace, "train", flush=True),
                 join(self._rank, task.worker_count, meeting_point, device) as worker,
             ):
                 for report in run_job(plan, device=device, worker=worker):
                     if self._rank == 0:
-                        yield self._stored(task.job, report)
+                        last = self._stored(task.job, report)
+                        if not isinstance(report, Finished):
+                            yield last
+            # Whoever gets the last report ends this process: before it, the trace and the peers are left in order.
+            if self._rank == 0:
+                yield last
         except TrainerError as error:
             yield _failed(error)
         finally:

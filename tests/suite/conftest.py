@@ -3,7 +3,7 @@
 import hashlib
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from ltxtrain_client.train import TrainClient
 
 from services.local.demo_data import make_demo_clips, make_validation_clip
 from services.local.up import SERVICES, Suite
+from tests.services.runtime.collector import Collector, collecting
 from tests.services.runtime.postgres import Postgres
 
 SHEET: dict[str, Any] = {
@@ -48,9 +49,16 @@ class Clients:
     preprocess: PreprocessClient
 
 
+@pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    """Takes the spans of the suite."""
+    with collecting() as running:
+        yield running
+
+
 @pytest.fixture(scope="session", params=["sqlite", pytest.param("postgresql", marks=pytest.mark.soak)])
 async def suite(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, collector: Collector
 ) -> AsyncIterator[Suite]:
     databases = new_databases(request.getfixturevalue("postgres")) if request.param == "postgresql" else None
     async with Suite(
@@ -59,7 +67,7 @@ async def suite(
         ports=FREE_PORTS,
         num_cpus=2,
         databases=databases,
-        environ=SETTINGS,
+        environ=SETTINGS | {"LTXTRAIN_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "500"},
     ) as running:
         yield running
 

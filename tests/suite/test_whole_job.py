@@ -1,5 +1,6 @@
 """One job from a zip of clips to a LoRA that diffusers loads, through the front door and through plain stubs."""
 
+import asyncio
 import json
 import re
 import uuid
@@ -18,6 +19,7 @@ from ltxtrain_client.sheet import parse_sheet
 from safetensors import safe_open
 
 from services.local.up import Suite
+from tests.services.runtime.collector import Collector
 from tests.services.runtime.postgres import Postgres
 from tests.suite.conftest import (
     FREE_PORTS,
@@ -84,6 +86,24 @@ async def test_events_are_dense_and_end_with_the_end(clients: Clients, job: Job)
     assert {Stage.STAGE_INGEST, Stage.STAGE_PREPROCESS, Stage.STAGE_TRAIN, Stage.STAGE_PREVIEW} <= stages
     steps = [event.train_metrics.step for _, event in events if event.HasField("train_metrics")]
     assert steps == sorted(set(steps)) and steps[-1] == 100
+
+
+async def test_what_services_and_workers_do_for_a_job_is_one_trace(job: Job, collector: Collector) -> None:
+    expected = {
+        ("probe", "work datasets"),
+        ("fit", "work trainingSets"),
+        ("embed", "work trainingSets"),
+        ("encode", "work trainingSets"),
+        ("train", "work jobs"),
+    }
+
+    def arrived() -> bool:
+        names = {span.span_id: span.name for span in collector.spans()}
+        return expected <= {(span.name, names.get(span.parent_span_id)) for span in collector.spans()}
+
+    await asyncio.to_thread(collector.wait_for, arrived)
+    services = {f"ltxtrain.v1.{name}Service" for name in ("Train", "Ingest", "Preprocess")}
+    assert services | {"ltxtrain-worker"} in collector.services().values()
 
 
 async def test_the_lora_holds_video_modules_alone(clients: Clients, job: Job, tmp_path: Path) -> None:

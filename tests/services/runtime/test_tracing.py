@@ -3,9 +3,7 @@ import json
 import logging
 import subprocess
 import sys
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import grpc
@@ -15,7 +13,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain_client import TrainClient
 from ltxtrain_client.channel import Channel
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -28,6 +25,7 @@ from services.runtime.tables import Database
 from services.runtime.telemetry import JsonLines, bound, current_trace, resumed_trace
 from services.runtime.upstream import connect_service
 from services.runtime.work import WorkRunner
+from tests.services.runtime.collector import collecting
 from tests.services.runtime.front import Front, info_of, serving
 
 log = logging.getLogger(__name__)
@@ -204,66 +202,29 @@ def test_what_is_bound_goes_with_the_work_and_no_further(lines: Callable[[], lis
     assert (elsewhere["resource"], elsewhere["trace_id"]) == ("jobs/1", inside["trace_id"])
 
 
-class Collector(HTTPServer):
-    """Takes spans as an OpenTelemetry collector does."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[tuple[str, ExportTraceServiceRequest]] = []
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        assert isinstance(self.server, Collector)
-        self.server.requests.append((self.path, ExportTraceServiceRequest.FromString(body)))
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    server = Collector()
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
 # What an actor does with the carrier among its arguments.
 WORKER = """
 import json, logging, sys
 from services.runtime.telemetry import log_to_stderr, resumed_trace
 log_to_stderr("INFO")
-with resumed_trace(json.loads(sys.argv[1]), "train"):
+with resumed_trace(json.loads(sys.argv[1]), "train", flush=True):
     logging.getLogger("worker").info("at work")
 """
 
 
-def test_the_trace_goes_on_in_the_process_of_a_worker(collector: Collector) -> None:
-    tracing.start_tracing(f"http://127.0.0.1:{collector.server_port}", "train")
-    try:
-        with bound(resource="jobs/1"), tracing.span("work jobs"):
-            carrier = json.dumps(current_trace())
-            command = [sys.executable, "-c", WORKER, carrier]
-            worker = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    finally:
-        tracing.stop_tracing()
+def test_the_trace_goes_on_in_the_process_of_a_worker() -> None:
+    with collecting() as collector:
+        tracing.start_tracing(collector.endpoint, "train")
+        try:
+            with bound(resource="jobs/1"), tracing.span("work jobs"):
+                carrier = json.dumps(current_trace())
+                command = [sys.executable, "-c", WORKER, carrier]
+                worker = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        finally:
+            tracing.stop_tracing()
     line = json.loads(worker.stderr.splitlines()[-1])
-    resources = [resource for _, request in collector.requests for resource in request.resource_spans]
-    found = {span.name: span for resource in resources for scope in resource.scope_spans for span in scope.spans}
-    services = {
-        item.value.string_value for r in resources for item in r.resource.attributes if item.key == "service.name"
-    }
-    assert {path for path, _ in collector.requests} == {"/v1/traces"}
-    assert services == {"train", "ltxtrain-worker"}
-    assert found["train"].trace_id == found["work jobs"].trace_id
+    found = {span.name: span for span in collector.spans()}
+    assert collector.services() == {found["work jobs"].trace_id: {"train", "ltxtrain-worker"}}
     assert found["train"].parent_span_id == found["work jobs"].span_id
     assert (line["message"], line["resource"]) == ("at work", "jobs/1")
     assert line["trace_id"] == found["train"].trace_id.hex()
