@@ -40,21 +40,23 @@ from trainer.lora import VIDEO_MODULES
 
 
 @pytest.fixture
-async def on_postgresql(suite: Suite, postgres: Postgres, tiny_model: Path, tmp_path: Path) -> AsyncIterator[Suite]:
-    """Three more services, on PostgreSQL, with a bucket of their own and the Ray of the suite."""
+async def elsewhere(suite: Suite, postgres: Postgres, tiny_model: Path, tmp_path: Path) -> AsyncIterator[Suite]:
+    """Three more services, on PostgreSQL, with a bucket of their own and a Ray of one CPU."""
     store = suite.store.address
     environ = {
         **SETTINGS,
-        **suite.ray.environ(),
-        "LTXTRAIN_RAY_ADDRESS": suite.ray.address,
-        "LTXTRAIN_RAY_TOKEN": suite.ray.token,
         "LTXTRAIN_S3_ENDPOINT": store.endpoint,
         "LTXTRAIN_S3_ACCESS_KEY": store.access_key,
         "LTXTRAIN_S3_SECRET_KEY": store.secret_key,
         "LTXTRAIN_S3_BUCKET": "on-postgresql",
     }
     async with Suite(
-        tmp_path, model=str(tiny_model), ports=FREE_PORTS, databases=new_databases(postgres), environ=environ
+        tmp_path,
+        model=str(tiny_model),
+        ports=FREE_PORTS,
+        num_cpus=1,
+        databases=new_databases(postgres),
+        environ=environ,
     ) as running:
         yield running
 
@@ -148,14 +150,14 @@ async def test_the_loss_on_fixed_noise_falls(
 
 
 async def test_plain_stubs_cut_and_resume_without_a_gap(
-    clients: Clients, on_postgresql: Suite, job: Job, clips_zip: Path, tmp_path: Path
+    clients: Clients, elsewhere: Suite, job: Job, clips_zip: Path, tmp_path: Path
 ) -> None:
-    """On PostgreSQL, of a job on a dataset that is there: it gives the LoRA of the job above."""
-    async with connected(on_postgresql) as there:
+    """On PostgreSQL and one CPU, of a job on a dataset that is there: it gives the LoRA of the job above."""
+    async with connected(elsewhere) as there:
         spec = ExtendPrefixSpec.FromString(job.spec.SerializeToString())
         spec.ClearField("validation")
         spec.dataset = await ingest(there, clips_zip)
-        name = await watched_in_pieces(on_postgresql.train_address, spec)
+        name = await watched_in_pieces(elsewhere.train_address, spec)
         made = await there.train.get_job(name)
         second = await there.train.download(made.output.lora_file, tmp_path / "second.safetensors")
     first = await clients.train.download(job.output.lora_file, tmp_path / "first.safetensors")
