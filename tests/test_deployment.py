@@ -17,13 +17,20 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("ingest", "preprocess", "train")
 
 
+VARIABLES = {f"LTXTRAIN_{field.name.upper()}" for field in dataclasses.fields(Settings)}
+VARIABLES |= {f"{variable}_FILE" for variable in VARIABLES}
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_every_setting_exists(name: str) -> None:
-    known = {f"LTXTRAIN_{field.name.upper()}" for field in dataclasses.fields(Settings)}
-    known |= {f"{variable}_FILE" for variable in known}
     given = {variable for variable in SERVICES[name]["environment"] if variable.startswith("LTXTRAIN_")}
-    assert given <= known
+    assert given <= VARIABLES
     assert {"LTXTRAIN_BIND", "LTXTRAIN_TOKENS_FILE", "LTXTRAIN_DATABASE_URL_FILE"} <= given
+
+
+def test_the_readme_names_settings_that_exist() -> None:
+    named = set(re.findall(r"LTXTRAIN_[A-Z0-9_]+", (ROOT / "README.md").read_text()))
+    assert named - {"LTXTRAIN_"} <= VARIABLES
 
 
 def test_every_secret_is_declared_and_made(tmp_path: Path) -> None:
