@@ -72,9 +72,9 @@ def _remedy(transformer: Any, settings: TrainSettings) -> str:
     if not settings.gradient_checkpointing:
         return "turn gradient checkpointing on"
     if type(base) is torch.nn.Parameter and base.element_size() > 1:
-        return "hold the base model in INT8"
+        return "set base_precision to int8"
     if settings.optimizer == "adamw":
-        return "choose AdamW with 8-bit moments"
+        return "set optimizer to adamw_8bit"
     if settings.rank > 8:
-        return f"lower the rank to {settings.rank // 2}"
-    return "lower the resolution or the number of frames"
+        return f"set rank to {settings.rank // 2}"
+    return "lower resolution or number_of_frames"

@@ -33,7 +33,7 @@ def test_a_prefix_that_covers_the_clip_is_found_before_step_1():
     ("change", "remedy"),
     [
         ({"gradient_checkpointing": False}, "gradient checkpointing"),
-        ({"gradient_checkpointing": True}, "INT8"),
+        ({"gradient_checkpointing": True}, "base_precision to int8"),
     ],
 )
 def test_too_little_memory_names_the_setting_to_change(monkeypatch, change, remedy):

@@ -156,6 +156,31 @@ async def test_a_job_that_waits_is_cancelled_at_once(trainer: Trainer, samples: 
     await trainer.ended(ahead)
 
 
+# Done by every worker that finds it when it starts: no device here runs out of memory.
+EXHAUSTED = """
+import torch
+from trainer.velocity import VelocityModel
+
+def exhausted(*arguments, **options):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+VelocityModel.__call__ = exhausted
+"""
+
+
+async def test_a_device_with_too_little_memory_ends_the_job_before_step_1(
+    trainer: Trainer, samples: Sequence[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(EXHAUSTED)
+    options = trainer.runtime.cluster.model_options() | {"runtime_env": {"env_vars": {"PYTHONPATH": str(tmp_path)}}}
+    monkeypatch.setattr(Cluster, "model_options", lambda cluster: options)
+    job = await trainer.start(samples)
+    ended = await trainer.ended(job)
+    assert reason(ended)[0] == "GPU_OUT_OF_MEMORY" and "base_precision" in ended.lifecycle.error.message
+    assert ended.billable_units == 0
+    assert not any(event.HasField("train_metrics") for event in await trainer.events(job))
+
+
 async def test_more_gpus_than_there_are_is_said_at_once(trainer: Trainer, samples: Sequence[Sample]) -> None:
     job = await trainer.start(samples, {"batch_size": 4, "gpu_count": 4})
     assert reason(await trainer.ended(job)) == ("RESOURCE_NOT_READY", {"gpuCount": "4", "available": "1"})
