@@ -77,10 +77,11 @@ async def test_previews_change_no_byte_of_the_lora(
     assert with_previews == await lora(clients, undisturbed, tmp_path)
 
 
-async def test_a_cancelled_job_stops_and_keeps_its_last_checkpoint(
-    clients: Clients, ingested: str, tmp_path: Path
+async def test_a_cancelled_job_stops_and_keeps_its_last_checkpoint_and_previews(
+    clients: Clients, clips_zip: Path, opening: Path, tmp_path: Path
 ) -> None:
-    job = await start(clients, ingested, COMPARED)
+    options = COMPARED | {"preview_interval": 20}
+    job = (await submit(clients, clips_zip, validation=opening, options=options)).name
     await reached(clients, job, 23)
     told = await clients.train.cancel_job(job)
     assert told.lifecycle.state in (State.STATE_CANCELLING, State.STATE_CANCELLED)
@@ -93,7 +94,10 @@ async def test_a_cancelled_job_stops_and_keeps_its_last_checkpoint(
     files = await files_of(clients, job)
     kept = ended.output.lora_file.rpartition("/")[2]
     assert files[kept].step == ended.checkpoint_step == 20
-    assert (await clients.train.download(ended.output.lora_file, tmp_path / "lora.safetensors")).stat().st_size > 0
+    previews = [item for item in files.values() if item.kind == Artifact.KIND_VALIDATION_VIDEO]
+    assert {item.step for item in previews} == {20}
+    for name in (ended.output.lora_file, *(item.name for item in previews)):
+        assert (await clients.train.download(name, tmp_path / name.rpartition("/")[2])).stat().st_size > 0
     again = await clients.train.cancel_job(job)
     assert again == ended
 
