@@ -98,17 +98,17 @@ class ClipMaker:
             conditioning_frames=self._attempt.settings.conditioning_frames,
         )
         streaming = actor.fit.options(num_returns="streaming", _generator_backpressure_num_objects=AHEAD)
-        references = aiter(streaming.remote(order))
+        references = streaming.remote(order)
         limit = self._attempt.runtime.settings.clip_seconds
         # Nothing is left to wait for after the only scene of a clip that is not split.
         for index in itertools.count() if item.task.split else range(1):
             try:
                 async with asyncio.timeout(limit):
-                    picture = await anext(references, None)
+                    picture = await self._cluster.reference(references)
                     if picture is None:
                         break
                     # Whether the actor still lived after the picture is known by what follows it.
-                    following = await anext(references, None)
+                    following = await self._cluster.reference(references)
                     fitted: Fitted = await self._cluster.value(picture if following is None else following)
             except TimeoutError:
                 # Trying again would take as long; the next clip finds the actor dead and gets another.

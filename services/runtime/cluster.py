@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from services.runtime.reach import ask, wait_for_listener
+from services.runtime.reach import ask, in_thread, wait_for_listener
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,14 @@ class Cluster:
         """What a call gives. Raises WorkerLost, ClusterLost, and the call's own exception."""
         with _translated():
             return await self._or_lost(asyncio.wrap_future(reference.future()))
+
+    async def reference(self, references: Any) -> Any:
+        """The next reference of a streaming call, None after the last. Raises as `value`.
+
+        The value stays where it is: Ray's own `anext` would fetch it to this node.
+        """
+        with _translated():
+            return await self._or_lost(in_thread(lambda: next(references, None)))
 
     async def stream(self, references: Any) -> AsyncGenerator[Any, None]:
         """The values of a streaming call. Raises as `value`."""

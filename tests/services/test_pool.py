@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ltxtrain.v1.error_pb2 import ErrorReason
 
-from services.runtime.cluster import ActorKilled, Cluster, kill
+from services.runtime.cluster import ActorKilled, Cluster, WorkerLost, kill
 from services.runtime.errors import Unavailable
 from services.runtime.objects import ObjectMissing
 from services.runtime.pool import STARTS, map_bounded
@@ -98,6 +98,10 @@ async def test_an_actor_that_dies_with_nothing_to_do_costs_no_item_a_retry(
         squared = int(await ray_cluster.value(actor.square.remote(number)))
         if number == 1:
             kill(actor)
+            # It may answer for some time yet.
+            with pytest.raises(WorkerLost):
+                while True:
+                    await ray_cluster.value(actor.square.remote(number))
         return squared
 
     found = map_bounded(ray_cluster, make_actor, [1, 2], call, size=1, attempts=1)
