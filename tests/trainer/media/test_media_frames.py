@@ -181,7 +181,7 @@ def test_slowing_down_stops_at_four_times(tmp_path: Path) -> None:
         fit_clip(path, settings(48, auto_scale=True, frames=57))
 
 
-@pytest.mark.parametrize("rate", [Fraction(24), Fraction(25), NTSC, Fraction(60)])
+@pytest.mark.parametrize("rate", [Fraction(8), Fraction(24), Fraction(25), NTSC, Fraction(30), Fraction(60)])
 def test_a_prefix_is_the_first_frames_at_its_rate(tmp_path: Path, rate: Fraction) -> None:
     geometry = Geometry(width=SIDE, height=SIDE, frame_count=89, frame_rate=24)
     path = write_clip(tmp_path / "prefix.mp4", numbered(45, size=(128, 96)), Video(rate=rate))
