@@ -83,6 +83,7 @@ class Publication:
             facts=self._facts(),
             warnings=self.warnings,
             entries=self._entries(),
+            with_audio=plan.settings.with_audio,
             curves={name: series for name in COLUMNS if (series := self.records.series(name))},
             measured=self.records.previews,
             audit=_audit_rows(self.audit),

@@ -135,6 +135,13 @@ def test_an_empty_job_has_a_page():
     assert "Loss over steps: no values yet." in html
 
 
+def test_a_silent_job_says_nothing_of_sound():
+    entry = ValidationEntry(prompt="", given_share=0.5, base_mp4=None, previews=[])
+    silent = render_job_page(JobPage(title="", state="SUCCEEDED", facts={}, entries=[entry]))
+    heard = render_job_page(JobPage(title="", state="SUCCEEDED", facts={}, entries=[entry], with_audio=True))
+    assert "sound is heard" in heard and "sound is heard" not in silent
+
+
 @needs_browser
 def test_a_browser_opens_it(html, tmp_path):
     file = tmp_path / "job page.html"

@@ -67,6 +67,7 @@ class JobPage:
     facts: Mapping[str, str]
     warnings: Sequence[str] = ()
     entries: Sequence[ValidationEntry] = ()
+    with_audio: bool = False
     curves: Mapping[str, Points] = field(default_factory=dict)
     measured: Sequence[MeasuredPreview] = ()
     audit: Sequence[AuditRow] = ()
