@@ -17,7 +17,7 @@ COPY clients clients
 RUN pip install --constraint constraints.txt '.[server,quantized]'
 
 FROM python:3.11-slim-bookworm
-RUN useradd --create-home --uid 10001 ltxtrain && mkdir /state && chown ltxtrain /state
+RUN useradd --create-home --uid 10001 ltxtrain && mkdir /state /models && chown ltxtrain /state /models
 COPY --from=build /opt/ltxtrain /opt/ltxtrain
 ENV PATH=/opt/ltxtrain/bin:$PATH \
     GRPC_ENABLE_FORK_SUPPORT=0 \

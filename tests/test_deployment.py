@@ -1,7 +1,9 @@
 """compose.yaml and the image, as far as they can be checked without an engine."""
 
 import dataclasses
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,26 @@ def test_services_are_watched_and_their_images_pinned(name: str) -> None:
     assert service["restart"] == "unless-stopped"
     for port in service.get("ports", []):
         assert port.startswith("127.0.0.1:")
+
+
+def test_the_image_has_the_folders_of_its_volumes() -> None:
+    """Made and owned: a new volume takes both from the image, and belongs to root without."""
+    mounted = {volume.split(":")[1] for name in (*OURS, "ray-head") for volume in SERVICES[name]["volumes"]}
+    made = re.search(r"mkdir ([/\w ]+) && chown ltxtrain ([/\w ]+)\n", (ROOT / "Dockerfile").read_text())
+    assert made and set(made[1].split()) == set(made[2].split()) == mounted
+
+
+@pytest.mark.parametrize("role", ["head", "worker", "train"])
+def test_rays_object_store_fits_into_shared_memory(tmp_path: Path, role: str) -> None:
+    for program in ("ray", "python"):
+        (tmp_path / program).write_text('#!/bin/sh\necho "$0" "$@"\n')
+        (tmp_path / program).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_AUTH_TOKEN": "token"}
+    command = ["sh", str(ROOT / "docker/entrypoint"), role]
+    said = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+    (size,) = re.findall(r"--object-store-memory=(\d+)", said)
+    assert 0 < int(size) < shutil.disk_usage("/dev/shm").free
+    assert said.splitlines()[-1].endswith("-m services.train") == (role == "train")
 
 
 def test_volumes_are_declared() -> None:
