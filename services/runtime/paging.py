@@ -9,6 +9,8 @@ from services.runtime.errors import PageTokenInvalid
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 500
+# What a column holds.
+MAX_NUMBER = 2**63 - 1
 # Of the resources of a page, when they are more than one. A message has 4 MiB at most.
 MAX_PAGE_BYTES = 2**20 * 3 // 4
 
@@ -28,18 +30,21 @@ def request_digest(request: Message) -> bytes:
     return hashlib.sha256(copy.SerializeToString(deterministic=True)).digest()
 
 
-def make_token(position: str, arguments: str) -> str:
-    """An opaque page token that only the same arguments accept."""
+def make_token(arguments: str, number: int, name: str = "") -> str:
+    """An opaque token of the page after a row, that only the same arguments accept."""
     digest = hashlib.sha256(arguments.encode()).hexdigest()[:16]
-    return base64.urlsafe_b64encode(f"{digest}|{position}".encode()).decode()
+    return base64.urlsafe_b64encode(f"{digest}|{number}|{name}".encode()).decode()
 
 
-def read_token(token: str, arguments: str) -> str:
-    """The position of a token. Raises PageTokenInvalid."""
+def read_token(arguments: str, token: str) -> tuple[int, str]:
+    """Number and name of the row that make_token was given. Raises PageTokenInvalid."""
     try:
-        digest, position = base64.urlsafe_b64decode(token.encode()).decode().split("|", 1)
+        digest, digits, name = base64.urlsafe_b64decode(token.encode()).decode().split("|", 2)
+        number = int(digits)
     except ValueError:
-        raise PageTokenInvalid("page_token is not one that this server gave.") from None
+        number = -1
+    if not 0 <= number <= MAX_NUMBER:
+        raise PageTokenInvalid("page_token is not one that this server gave.")
     if digest != hashlib.sha256(arguments.encode()).hexdigest()[:16]:
         raise PageTokenInvalid("page_token belongs to a call with other arguments.")
-    return position
+    return number, name

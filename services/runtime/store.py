@@ -164,14 +164,14 @@ class Store(Generic[M]):
         if states:
             query = query.where(tables.resource.c.state.in_(list(states)))
         if token:
-            created, name = read_token(token, key).split("|", 1)
+            created, name = read_token(key, token)
             query = query.where(
-                (tables.resource.c.created < int(created))
-                | ((tables.resource.c.created == int(created)) & (tables.resource.c.name < name))
+                (tables.resource.c.created < created)
+                | ((tables.resource.c.created == created) & (tables.resource.c.name < name))
             )
         query = query.order_by(tables.resource.c.created.desc(), tables.resource.c.name.desc())
         rows, more = await self._rows(query, size)
-        next_token = make_token(f"{rows[-1].created}|{rows[-1].name}", key) if more else ""
+        next_token = make_token(key, rows[-1].created, rows[-1].name) if more else ""
         return [self._parse(row) for row in rows], next_token
 
     async def children(self, name: str, collection: str, kind: type[C], size: int, token: str) -> tuple[list[C], str]:
@@ -179,9 +179,9 @@ class Store(Generic[M]):
         parent = f"{name}/{collection}"
         query = select(tables.child).where(tables.child.c.parent == parent).order_by(tables.child.c.sequence)
         if token:
-            query = query.where(tables.child.c.sequence > int(read_token(token, parent)))
+            query = query.where(tables.child.c.sequence > read_token(parent, token)[0])
         rows, more = await self._rows(query, size)
-        next_token = make_token(str(rows[-1].sequence), parent) if more else ""
+        next_token = make_token(parent, rows[-1].sequence) if more else ""
         return [kind.FromString(row.body) for row in rows], next_token
 
     async def all_children(self, name: str, collection: str, kind: type[C]) -> list[C]:

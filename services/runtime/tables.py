@@ -18,11 +18,12 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    TypeDecorator,
     UniqueConstraint,
     event,
     text,
 )
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import Dialect, make_url
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -31,12 +32,23 @@ from services.runtime.settings import SettingsError
 
 metadata = MetaData()
 
+
+class Text(TypeDecorator[str]):
+    """Text as callers send it, but for NUL, which PostgreSQL cannot hold: a name with one is never known."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 # Bodies are serialized protos: the evolution of the contract is the evolution of the schema.
 resource = Table(
     "resource",
     metadata,
-    Column("name", String, primary_key=True),
-    Column("owner", String, nullable=False),
+    Column("name", Text, primary_key=True),
+    Column("owner", Text, nullable=False),
     Column("state", Integer, nullable=False),
     Column("created", BigInteger, nullable=False),  # nanoseconds since 1970
     # Counts the starts of the resource's work; a write of an older attempt is refused.
@@ -48,15 +60,15 @@ resource = Table(
 request = Table(
     "request",
     metadata,
-    Column("owner", String, primary_key=True),
-    Column("id", String, primary_key=True),
+    Column("owner", Text, primary_key=True),
+    Column("id", Text, primary_key=True),
     Column("digest", LargeBinary, nullable=False),
-    Column("resource", String, nullable=False),
+    Column("resource", Text, nullable=False),
 )
 events = Table(
     "event",
     metadata,
-    Column("resource", String, primary_key=True),
+    Column("resource", Text, primary_key=True),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("body", LargeBinary, nullable=False),
 )
@@ -64,23 +76,23 @@ events = Table(
 child = Table(
     "child",
     metadata,
-    Column("parent", String, primary_key=True),
+    Column("parent", Text, primary_key=True),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
-    Column("name", String, nullable=False),
+    Column("name", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
     UniqueConstraint("parent", "name"),
 )
 cursor = Table(
     "cursor",
     metadata,
-    Column("resource", String, primary_key=True),
-    Column("upstream", String, primary_key=True),
+    Column("resource", Text, primary_key=True),
+    Column("upstream", Text, primary_key=True),
     Column("sequence", BigInteger, nullable=False),
 )
 blob = Table(
     "blob",
     metadata,
-    Column("key", String, primary_key=True),
+    Column("key", Text, primary_key=True),
     Column("size", BigInteger, nullable=False),
     # Nanoseconds since 1970 when it was last referred to, or made.
     Column("used", BigInteger, nullable=False),
@@ -90,8 +102,8 @@ blob = Table(
 blob_ref = Table(
     "blob_ref",
     metadata,
-    Column("key", String, primary_key=True),
-    Column("resource", String, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("resource", Text, primary_key=True),
     Index("blob_ref_by_resource", "resource"),
 )
 

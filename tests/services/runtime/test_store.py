@@ -1,3 +1,4 @@
+import base64
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ from ltxtrain.v1.work_pb2 import Event, Progress, State
 
 from services.runtime.blobs import Blobs
 from services.runtime.errors import NotFound, NotReady, PageTokenInvalid, RequestIdReused
-from services.runtime.paging import MAX_PAGE_BYTES, request_digest
+from services.runtime.paging import MAX_PAGE_BYTES, make_token, request_digest
 from services.runtime.settings import SettingsError
 from services.runtime.store import StaleAttempt, Store
 from services.runtime.tables import Database
@@ -93,10 +94,26 @@ async def test_a_page_token_belongs_to_its_arguments(jobs: Store[Job]) -> None:
     _, token = await jobs.page("ann", 1, "")
     with pytest.raises(PageTokenInvalid):
         await jobs.page("ann", 1, token, [State.STATE_FAILED])
-    with pytest.raises(PageTokenInvalid):
-        await jobs.page("ann", 1, "rubbish")
+    other = make_token("jobs|ann|[]", 2**63)
+    unlike = base64.urlsafe_b64encode(base64.urlsafe_b64decode(token).replace(b"|", b"|x", 1)).decode()
+    for forged in ("rubbish", other, unlike, "ä", "AA=="):
+        with pytest.raises(PageTokenInvalid):
+            await jobs.page("ann", 1, forged)
     with pytest.raises(PageTokenInvalid):
         await jobs.page("ann", -1, "")
+
+
+async def test_a_name_with_what_no_database_keeps_is_unknown(jobs: Store[Job]) -> None:
+    for name in ("jobs/\0", "jobs/1\0", "\0"):
+        with pytest.raises(NotFound):
+            await jobs.get(name)
+        with pytest.raises(NotFound):
+            await jobs.delete(name)
+        with pytest.raises(NotFound):
+            async with jobs.edit(name):
+                pass
+        assert await jobs.children(name, "artifacts", Artifact, 1, "") == ([], "")
+        assert await jobs.child("jobs/1", "artifacts", name, Artifact) is None
 
 
 async def test_lists_can_be_limited_to_states(jobs: Store[Job]) -> None:
