@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from services.ingest.directory import Entry
 from services.ingest.names import Kind
 
-# A caption of 64 KiB is far beyond what a text encoder reads.
-MAX_CAPTION_BYTES = 64 << 10
 _BREAKS = re.compile(r"\s*[\r\n\v\f\x1c-\x1e\x85\u2028\u2029]+\s*")
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff]")
 _BOMS = (

@@ -8,12 +8,13 @@ from typing import TypeVar
 from ltxtrain.v1.work_pb2 import Outcome, ReportReason
 
 from services.ingest.archive import Archive
-from services.ingest.captions import MAX_CAPTION_BYTES, NotText, decode_caption
+from services.ingest.captions import NotText, decode_caption
 from services.ingest.directory import Entry
 from services.ingest.gather import Arrived, Gathered
 from services.ingest.inflate import EntryCorrupt
 from services.ingest.plan import Plan, PlannedClip
 from services.ingest.report import Report, line
+from services.runtime.texts import MAX_TEXT_BYTES
 
 T = TypeVar("T")
 
@@ -58,9 +59,9 @@ class Unpacking:
     async def _read_caption(self, entry: Entry, shared: bool) -> str:
         text, outcome, reasons, description = "", Outcome.OUTCOME_KEPT, [], ""
         repairs = [self._plan.pairing.repaired[entry.path]] if entry.path in self._plan.pairing.repaired else []
-        if entry.size > MAX_CAPTION_BYTES:
+        if entry.size > MAX_TEXT_BYTES:
             outcome, reasons = Outcome.OUTCOME_IGNORED, [ReportReason.REPORT_REASON_IGNORED_FILE]
-            description = f"{entry.size} bytes; a caption has {MAX_CAPTION_BYTES} at most"
+            description = f"{entry.size} bytes; a text has {MAX_TEXT_BYTES} at most"
         else:
             try:
                 text, repair = decode_caption(await self._in_thread(lambda: self._archive.read(entry)))

@@ -4,6 +4,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, OnSkippedClip
 
 from services.runtime.errors import Violation
+from services.runtime.texts import excess
 from trainer.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 
 MAX_SIDE = 4096
@@ -23,6 +24,9 @@ def check_request(request: CreateTrainingSetRequest) -> list[Violation]:
     if request.validation_dataset:
         violations += _check_geometry("settings.validation", settings.validation)
     violations += _check_prefix(request)
+    texts = {"trigger_phrase": settings.trigger_phrase, "negative_prompt": settings.negative_prompt}
+    texts |= {f"validation_prompts[{index}]": prompt for index, prompt in enumerate(settings.validation_prompts)}
+    violations += [_out_of_range(f"settings.{name}", found) for name, text in texts.items() if (found := excess(text))]
     if settings.HasField("split_above_seconds") and not settings.split_above_seconds > 0:
         violations.append(_out_of_range("settings.split_above_seconds", "It must be above 0."))
     if settings.on_skipped_clip not in OnSkippedClip.values():

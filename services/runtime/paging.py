@@ -11,7 +11,7 @@ DEFAULT_PAGE = 50
 MAX_PAGE = 500
 # What a column holds.
 MAX_NUMBER = 2**63 - 1
-# Of the resources of a page, when they are more than one. A message has 4 MiB at most.
+# Of the resources of a page, when they are more than one. Clients take messages of 4 MiB.
 MAX_PAGE_BYTES = 2**20 * 3 // 4
 
 

@@ -17,7 +17,8 @@ from services.runtime.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
-MAX_MESSAGE_BYTES = 4 * 2**20
+# An answer repeats what was asked for, twice at most, and has to stay below the 4 MiB that clients take.
+MAX_REQUEST_BYTES = 2**20
 MAX_CONNECTION_AGE_SECONDS = 30 * 60.0
 OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
@@ -25,7 +26,7 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
     # Below any client's keepalive, else its pings are answered with ENHANCE_YOUR_CALM.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     # Of one connection; watches of one caller are counted beside it.
     ("grpc.max_concurrent_streams", 2_000),
     ("grpc.so_reuseport", 0),

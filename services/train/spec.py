@@ -15,6 +15,7 @@ from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
 from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer, Schedule
 
 from services.runtime.errors import Violation
+from services.runtime.texts import MAX_TEXT_BYTES, excess
 from trainer.geometry import snap_frames
 from trainer.prompts import NEGATIVE_PROMPT
 
@@ -81,22 +82,35 @@ class Named:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Free:
-    """A flag or a text: anything goes."""
+class Flag:
+    """True or false."""
 
     name: str
-    default: bool | str
+    default: bool
     rule: str = ""
 
-    def check(self, value: object) -> None:
+    def check(self, value: bool) -> None:
         return None
 
 
-Rule = Number | Choice | Named | Free
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Any text that is not too long."""
+
+    name: str
+    default: str
+    rule: str = f"At most {MAX_TEXT_BYTES} bytes."
+
+    def check(self, value: str) -> tuple["ErrorReason", str] | None:
+        found = excess(value)
+        return None if found is None else (ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, found)
+
+
+Rule = Number | Choice | Named | Flag | Text
 
 # Numbers are the public sheet's (conformance P1..P25).
 SPEC: tuple[Rule, ...] = (
-    Free(name="trigger_phrase", default=""),
+    Text(name="trigger_phrase", default=""),
     Choice(name="rank", default=32, allowed=(8, 16, 32, 64, 128)),
     Number(name="number_of_steps", default=2000, minimum=100, maximum=20000),
     Number(name="learning_rate", default=0.0002, minimum=0, maximum=1, above=True),
@@ -105,19 +119,19 @@ SPEC: tuple[Rule, ...] = (
     Number(name="frame_rate", default=24, minimum=8, maximum=60),
     Named(name="resolution", default=Resolution.RESOLUTION_MEDIUM, kind=Resolution),
     Named(name="aspect_ratio", default=AspectRatio.ASPECT_RATIO_1_1, kind=AspectRatio),
-    Free(name="auto_scale_input", default=False),
-    Free(name="split_input_into_scenes", default=True),
+    Flag(name="auto_scale_input", default=False),
+    Flag(name="split_input_into_scenes", default=True),
     Number(name="split_input_duration_threshold", default=30.0, minimum=1.0, maximum=60.0),
-    Free(name="with_audio", default=False),
-    Free(name="audio_normalize", default=True),
-    Free(name="audio_preserve_pitch", default=True),
-    Free(name="validation_negative_prompt", default=NEGATIVE_PROMPT),
+    Flag(name="with_audio", default=False),
+    Flag(name="audio_normalize", default=True),
+    Flag(name="audio_preserve_pitch", default=True),
+    Text(name="validation_negative_prompt", default=NEGATIVE_PROMPT),
     Number(name="validation_number_of_frames", default=89, minimum=9, maximum=121, snapped=True),
     Number(name="validation_frame_rate", default=24, minimum=8, maximum=60),
     Named(name="validation_resolution", default=Resolution.RESOLUTION_HIGH, kind=Resolution),
     Named(name="validation_aspect_ratio", default=AspectRatio.ASPECT_RATIO_1_1, kind=AspectRatio),
     Number(name="stg_scale", default=1.0, minimum=0.0, maximum=3.0),
-    Free(name="debug_dataset", default=False),
+    Flag(name="debug_dataset", default=False),
 )
 
 OPTIONS: tuple[Rule, ...] = (
@@ -192,6 +206,9 @@ def _check_sources(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None
         check("spec.training_data_url", spec.training_data_url, "Name a .zip of videos, or a dataset ingested earlier.")
     for index, entry in enumerate(spec.validation):
         check(f"spec.validation[{index}].video_url", entry.video_url, "Name a video whose opening is continued.")
+        if (found := excess(entry.prompt)) is not None:
+            reason = ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE
+            violations.append(Violation(f"spec.validation[{index}].prompt", reason, found))
     if len(spec.validation) > MAX_VALIDATION_INPUTS:
         text = f"{len(spec.validation)} entries, at most {MAX_VALIDATION_INPUTS} are allowed."
         violations.append(Violation("spec.validation", ErrorReason.ERROR_REASON_TOO_MANY_VALIDATION_INPUTS, text))

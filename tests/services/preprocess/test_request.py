@@ -2,6 +2,7 @@ from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, Prepr
 
 from services.preprocess.request import check_request
 from services.runtime.errors import reason_name
+from services.runtime.texts import MAX_TEXT_BYTES
 
 
 def request(**changes: object) -> CreateTrainingSetRequest:
@@ -50,3 +51,13 @@ def test_every_fault_comes_back_at_once() -> None:
 def test_the_prefix_leaves_something_to_generate() -> None:
     made = request(conditioning_frames=17)
     assert faults(made) == {"settings.conditioning_frames": "PREFIX_COVERS_CLIP"}
+
+
+def test_texts_have_a_limit() -> None:
+    long = "x" * (MAX_TEXT_BYTES + 1)
+    assert faults(request(trigger_phrase=long, negative_prompt=long, validation_prompts=["short", long])) == {
+        "settings.trigger_phrase": "FIELD_OUT_OF_RANGE",
+        "settings.negative_prompt": "FIELD_OUT_OF_RANGE",
+        "settings.validation_prompts[1]": "FIELD_OUT_OF_RANGE",
+    }
+    assert faults(request(trigger_phrase=long[1:])) == {}

@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain_client import TrainClient
 
-from services.runtime.server import MAX_MESSAGE_BYTES, OPTIONS, Server, stop_event
+from services.runtime.server import MAX_REQUEST_BYTES, OPTIONS, Server, stop_event
 from services.runtime.settings import Settings, SettingsError
 from services.runtime.tables import Database
 from services.runtime.upstream import connect_service, passing_errors_on
@@ -98,10 +98,10 @@ async def test_an_address_open_to_everybody_is_refused() -> None:
 
 async def test_a_message_above_the_limit_is_refused(front: Front) -> None:
     stub = front.stub()
-    below = {"trigger_phrase": "x" * (MAX_MESSAGE_BYTES - 1000)}
+    below = {"trigger_phrase": "x" * (MAX_REQUEST_BYTES - 1000)}
     assert (await stub.create(spec=below)).name
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.create(spec={"trigger_phrase": "x" * MAX_MESSAGE_BYTES})
+        await stub.create(spec={"trigger_phrase": "x" * MAX_REQUEST_BYTES})
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await stub.list(page_size=1)
 

@@ -8,7 +8,19 @@ from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolut
 from ltxtrain.v1.train_pb2 import JobOptions
 
 from services.runtime.errors import InvalidSpec, reason_name
-from services.train.spec import OPTIONS, SPEC, Choice, Free, Named, Number, billable_units, resolve, resolve_options
+from services.runtime.texts import MAX_TEXT_BYTES
+from services.train.spec import (
+    OPTIONS,
+    SPEC,
+    Choice,
+    Flag,
+    Named,
+    Number,
+    Text,
+    billable_units,
+    resolve,
+    resolve_options,
+)
 
 PROTOS = Path(__file__).parents[3] / "protos/ltxtrain/v1"
 URL = "https://example.com/clips.zip"
@@ -110,6 +122,15 @@ def test_the_prefix_leaves_something_to_generate(fields: dict[str, object], cove
     assert violations(spec(**fields)) == expected
 
 
+def test_texts_have_a_limit() -> None:
+    at_most, above = "ä" * (MAX_TEXT_BYTES // 2), "ä" * (MAX_TEXT_BYTES // 2) + "x"
+    for text, found in ((at_most, {}), (above, "FIELD_OUT_OF_RANGE")):
+        for name in ("trigger_phrase", "validation_negative_prompt"):
+            assert violations(spec(**{name: text})) == (found and {f"spec.{name}": found})
+        entries = [ValidationInput(prompt="", video_url=URL), ValidationInput(prompt=text, video_url=URL)]
+        assert violations(spec(validation=entries)) == (found and {"spec.validation[1].prompt": found})
+
+
 def test_sources_are_checked() -> None:
     given = ExtendPrefixSpec(validation=[ValidationInput(video_url=URL), ValidationInput(), ValidationInput()])
     assert violations(given) == {
@@ -190,8 +211,10 @@ def test_the_contracts_comments_say_what_the_table_says(file: str, message: str,
             continue
         if isinstance(rule, Named):
             default = NAMES[rule.kind][rule.default - 1] if rule.kind in NAMES else None
-        elif isinstance(rule, Free):
-            default = '""' if rule.default == "" else str(rule.default).lower()
+        elif isinstance(rule, Text):
+            default = f'"{rule.default}"'
+        elif isinstance(rule, Flag):
+            default = str(rule.default).lower()
         else:
             default = str(rule.default)
         if default is not None:
@@ -205,7 +228,7 @@ def readme_rows() -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.parametrize("rule", [*SPEC, *OPTIONS], ids=lambda rule: rule.name)
-def test_the_readmes_tables_say_what_the_table_says(rule: Number | Choice | Named | Free) -> None:
+def test_the_readmes_tables_say_what_the_table_says(rule: Number | Choice | Named | Flag | Text) -> None:
     default, allowed = readme_rows()[rule.name]
     if isinstance(rule, Number) and rule.name not in {"seed", "learning_rate"}:
         assert f"{rule.minimum}..{rule.maximum}" in allowed
@@ -213,5 +236,7 @@ def test_the_readmes_tables_say_what_the_table_says(rule: Number | Choice | Name
         assert rule.rule in allowed
     if isinstance(rule, Number | Choice) and rule.name != "preview_interval":
         assert default == str(rule.default)
-    if isinstance(rule, Free) and rule.name != "validation_negative_prompt":
-        assert default == ('""' if rule.default == "" else str(rule.default).lower())
+    if isinstance(rule, Flag):
+        assert default == str(rule.default).lower()
+    if isinstance(rule, Text):
+        assert str(MAX_TEXT_BYTES) in allowed
