@@ -11,7 +11,7 @@ import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.extend_prefix_pb2 import Resolution
 from ltxtrain.v1.train_pb2 import Job
-from ltxtrain.v1.work_pb2 import Lifecycle, Outcome, ReportLine, ReportReason, State
+from ltxtrain.v1.work_pb2 import Lifecycle, Outcome, Progress, ReportLine, ReportReason, Stage, State
 from ltxtrain_client.cli import app
 from typer.testing import CliRunner
 
@@ -196,6 +196,26 @@ async def test_jobs_as_a_table_and_as_json(far: FarSide, ltxtrain: Ltxtrain) -> 
     ]
     done = await ltxtrain("jobs", "--state", "running", "--json", "--limit", 1)
     assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == ["jobs/0"]
+
+
+async def test_jobs_say_how_far_they_are_and_why_they_failed(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    """A job that has succeeded is in no stage, whatever its last progress counted."""
+    running, done, failed = (
+        Lifecycle(state=state) for state in (State.STATE_RUNNING, State.STATE_SUCCEEDED, State.STATE_FAILED)
+    )
+    failed.error.CopyFrom(status(grpc.StatusCode.FAILED_PRECONDITION, "no videos", "NO_VIDEOS"))
+    counted = Progress(completed=100, total=100)
+    far.jobs["jobs/0"] = Job(name="jobs/0", lifecycle=running, stage=Stage.STAGE_TRAIN, progress=counted)
+    far.jobs["jobs/1"] = Job(name="jobs/1", lifecycle=done, stage=Stage.STAGE_PUBLISH, progress=counted)
+    far.jobs["jobs/2"] = Job(name="jobs/2", lifecycle=failed, stage=Stage.STAGE_INGEST)
+    lines = (await ltxtrain("jobs")).stdout.splitlines()
+    assert [line.split() for line in lines] == [
+        ["JOB", "STATE", "STAGE", "CREATED", "REASON"],
+        ["jobs/0", "running", "train", "100/100", "steps"],
+        ["jobs/1", "succeeded"],
+        ["jobs/2", "failed", "ingest", "NO_VIDEOS"],
+    ]
+    assert "publish" not in (await ltxtrain("job", "1")).stdout
 
 
 async def test_a_job_is_shown_with_its_sheet(far: FarSide, ltxtrain: Ltxtrain) -> None:

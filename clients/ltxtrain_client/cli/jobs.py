@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from ltxtrain.v1.train_pb2 import Job
-from ltxtrain.v1.work_pb2 import State
+from ltxtrain.v1.work_pb2 import Stage, State
 
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.resources import cancel_resource, delete_resource, job_name, resource_name
@@ -21,6 +21,12 @@ from ltxtrain_client.sheet import format_sheet
 from ltxtrain_client.words import words
 
 STATES = tuple(words(State.DESCRIPTOR))
+_UNITS = {
+    Stage.STAGE_INGEST: "clips",
+    Stage.STAGE_PREPROCESS: "clips",
+    Stage.STAGE_ENCODE: "clips",
+    Stage.STAGE_TRAIN: "steps",
+}
 Name = Annotated[str, typer.Argument(help="jobs/ID (or the ID alone), datasets/ID or trainingSets/ID.")]
 
 
@@ -48,10 +54,16 @@ def jobs(
             print_json(plain(item))
         return
     rows = [
-        (item.name, state_word(item.lifecycle.state), _where(item), time_text(item.lifecycle.create_time))
+        (
+            item.name,
+            state_word(item.lifecycle.state),
+            _where(item),
+            time_text(item.lifecycle.create_time),
+            from_status(item.lifecycle.error).reason if item.lifecycle.HasField("error") else "",
+        )
         for item in found
     ]
-    print_table(("JOB", "STATE", "STAGE", "CREATED"), rows)
+    print_table(("JOB", "STATE", "STAGE", "CREATED", "REASON"), rows)
 
 
 async def _list(settings: ClientSettings, states: Sequence[str], limit: int) -> list[Job]:
@@ -134,7 +146,9 @@ def delete(
 
 
 def _where(item: Job) -> str:
-    if not item.stage:
+    """The stage that is under way, or in which the job ended early, and how far it is."""
+    if not item.stage or item.lifecycle.state == State.STATE_SUCCEEDED:
         return ""
     at = measure(item.stage, item.progress).text if item.HasField("progress") else ""
-    return f"{stage_word(item.stage)} {at}".strip()
+    unit = _UNITS.get(item.stage, "") if item.progress.total else ""
+    return " ".join(filter(None, (stage_word(item.stage), at, unit)))
