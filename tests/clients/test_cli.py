@@ -235,10 +235,19 @@ async def test_cancel_and_delete(far: FarSide, ltxtrain: Ltxtrain) -> None:
     assert far.jobs == {}
 
 
+@pytest.mark.parametrize("answer", ["n\n", "y\n", ""])
+async def test_nothing_is_deleted_unasked(far: FarSide, ltxtrain: Ltxtrain, answer: str) -> None:
+    add_job(far)
+    assert "Add --yes" in (await ltxtrain("delete", "1", code=2, stdin=answer)).stderr
+    assert far.calls == []
+    done = await ltxtrain("delete", "1", "--yes", "--json")
+    assert json.loads(done.stdout) == {"deleted": JOB} and far.jobs == {}
+
+
 async def test_deleting_what_still_runs_is_refused(far: FarSide, ltxtrain: Ltxtrain) -> None:
     add_job(far, State.STATE_RUNNING)
     far.fail("DeleteJob", status(grpc.StatusCode.FAILED_PRECONDITION, "it runs", "RESOURCE_NOT_READY"))
-    assert "RESOURCE_NOT_READY" in (await ltxtrain("delete", "1", code=5)).stderr
+    assert "RESOURCE_NOT_READY" in (await ltxtrain("delete", "1", "--yes", code=5)).stderr
 
 
 async def test_fetch_brings_results_and_pages(

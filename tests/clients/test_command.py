@@ -111,6 +111,18 @@ async def test_ctrl_c_on_a_terminal_asks(far: FarSide, answer: str, code: int, c
     assert [request.after_sequence for request in far.requests("WatchJob")][1:] == ([] if code == 130 else [2])
 
 
+@pytest.mark.parametrize(("answer", "code", "left"), [("n", 1, [JOB]), ("", 1, [JOB]), ("y", 0, [])])
+async def test_deleting_asks_on_a_terminal(far: FarSide, answer: str, code: int, left: list[str]) -> None:
+    far.jobs[JOB] = Job(name=JOB)
+    with Terminal() as terminal:
+        streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.slave)
+        process = await asyncio.create_subprocess_exec(*COMMAND, "delete", JOB, env=environ(far), **streams)
+        await terminal.shows("for good?")
+        terminal.type(f"{answer}\n")
+        assert await process.wait() == code
+    assert list(far.jobs) == left
+
+
 async def test_a_service_that_stays_away_ends_the_command_not_the_job(far: FarSide) -> None:
     far.events = progress_events(6)
     process = await asyncio.create_subprocess_exec(

@@ -10,7 +10,7 @@ from ltxtrain.v1.work_pb2 import Stage, State
 
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.resources import cancel_resource, delete_resource, job_name, resource_name
-from ltxtrain_client.cli.session import Json, open_suite, run, settings_of
+from ltxtrain_client.cli.session import Exit, Json, fail, open_suite, run, settings_of
 from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.lines import describe_error, measure, stage_word, state_word
@@ -130,19 +130,28 @@ def cancel(context: typer.Context, name: Name, json_lines: Json = False) -> None
 def delete(
     context: typer.Context,
     name: Name,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; needed where nobody can be asked.")] = False,
+    json_lines: Json = False,
 ) -> None:
     """Delete work that has ended, with all that it left in the object store."""
     full_name = resource_name(name)
-    if not yes and sys.stdin.isatty():
-        typer.confirm(f"Delete {full_name} and its files for good?", abort=True)
+    if not yes and not sys.stdin.isatty():
+        raise fail(
+            Exit.INVALID, f"{full_name} is not deleted: nobody can be asked where stdin is no terminal. Add --yes."
+        )
+    if not yes:
+        # Asked on stderr: stdout has the JSON alone.
+        typer.confirm(f"Delete {full_name} and its files for good?", abort=True, err=True)
 
     async def work() -> None:
         async with open_suite(settings_of(context)) as suite:
             await delete_resource(suite, full_name)
 
     run(work())
-    print(f"{full_name} deleted")
+    if json_lines:
+        print_json({"deleted": full_name})
+    else:
+        print(f"{full_name} deleted")
 
 
 def _where(item: Job) -> str:
