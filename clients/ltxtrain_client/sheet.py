@@ -38,14 +38,14 @@ class Sheet:
     options: JobOptions
 
 
-def parse_sheet(source: str | Mapping[str, Any], settings: Sequence[str] = ()) -> Sheet:
-    """A sheet from JSON text or a parsed object, changed by `settings` of the form key=value.
+def parse_sheet(source: str | bytes | Mapping[str, Any], settings: Sequence[str] = ()) -> Sheet:
+    """A sheet from JSON (text, or bytes as a file holds them) or a parsed object, changed by `settings` key=value.
 
     A key may be a path, as in "options.seed" or "validation[0].prompt". null means: not given.
     Raises SheetInvalid with every unknown key, wrong type and wrong word at once.
     """
     problems: list[Problem] = []
-    document = _load(source, problems) if isinstance(source, str) else deepcopy(dict(source))
+    document = _load(source, problems) if isinstance(source, str | bytes) else deepcopy(dict(source))
     for setting in settings:
         _set(document, setting, problems)
     options = document.pop(OPTIONS, None)
@@ -66,21 +66,30 @@ def format_sheet(spec: ExtendPrefixSpec, options: JobOptions | None = None) -> d
     return document
 
 
-def _load(text: str, problems: list[Problem]) -> dict[str, Any]:
+def _load(source: str | bytes, problems: list[Problem]) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         problems.extend(Problem(key, "is given twice") for key in sorted(set(keys)) if keys.count(key) > 1)
         return dict(pairs)
 
     try:
+        text = source if isinstance(source, str) else source.decode(json.detect_encoding(source)).lstrip("\ufeff")
+        if not text.strip():
+            raise _not_a_sheet("it is empty; {} is a sheet with every default")
         document = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise SheetInvalid(
-            [Problem("", f"not JSON: {error.msg} in line {error.lineno}, column {error.colno}")]
-        ) from None
+        raise _not_a_sheet(f"{error.msg} in line {error.lineno}, column {error.colno}") from None
+    except UnicodeDecodeError:
+        raise _not_a_sheet("it is no text (UTF-8 is expected)") from None
+    except (ValueError, RecursionError):  # digits or brackets beyond what Python's parser takes
+        raise _not_a_sheet("it holds a number with thousands of digits, or nests too deeply") from None
     if not isinstance(document, dict):
-        raise SheetInvalid([Problem("", f"a sheet is a JSON object, this is {_kind(document)}")])
+        raise _not_a_sheet(f"a sheet is a JSON object, this is {_kind(document)}")
     return document
+
+
+def _not_a_sheet(text: str) -> SheetInvalid:
+    return SheetInvalid([Problem("", text)])
 
 
 def _set(document: dict[str, Any], setting: str, problems: list[Problem]) -> None:
@@ -136,7 +145,7 @@ def _typed(keys: Sequence[str | int], text: str) -> Any:
         return text
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -146,7 +155,7 @@ def _fill(message: Message, document: Any, path: str, problems: list[Problem]) -
         return
     fields: Mapping[str, Any] = message.DESCRIPTOR.fields_by_name
     for key, value in document.items():
-        place = f"{path}.{key}" if path else str(key)
+        place = f"{path}.{key}" if path else str(key) or '""'
         field = fields.get(key)
         if field is None:
             problems.append(Problem(place, _unknown(str(key), fields, message)))
@@ -175,9 +184,9 @@ def _value(field: FieldDescriptor, value: Any, path: str, problems: list[Problem
             return both[value]
         expected = f"must be one of {', '.join(json.dumps(name) for name in known)}"
     elif field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
-        if isinstance(value, str):
+        if isinstance(value, str) and _encodable(value):
             return value
-        expected = "must be text"
+        expected = "must be text in Unicode" if isinstance(value, str) else "must be text"
     elif field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
         if isinstance(value, bool):
             return value
@@ -202,11 +211,32 @@ def _finite(value: float) -> bool:
         return False
 
 
+def _encodable(value: str) -> bool:
+    """Whether there are no halves of a surrogate pair, which JSON's escapes and undecodable arguments can bring."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _unknown(key: str, fields: Mapping[str, Any], message: Message) -> str:
-    if isinstance(message, ExtendPrefixSpec) and key in JobOptions.DESCRIPTOR.fields_by_name:
+    options = JobOptions.DESCRIPTOR.fields_by_name
+    if not isinstance(message, ExtendPrefixSpec):
+        near = _nearest(key, [*fields])
+    elif key in options:
         return f'belongs into "{OPTIONS}"'
-    near = difflib.get_close_matches(key, fields, n=1)
-    return f"is not known; did you mean {near[0]}?" if near else "is not known"
+    else:
+        near = _nearest(key, [*fields, OPTIONS]) or _nearest(key, [f"{OPTIONS}.{name}" for name in options])
+    return f"is not known; did you mean {near}?" if near else "is not known"
+
+
+def _nearest(key: str, names: Sequence[str]) -> str | None:
+    """The shortest name that the key begins, else the most alike one; a path goes by its last part."""
+    by_part = {name.rpartition(".")[2]: name for name in names}
+    begun = sorted((part for part in by_part if len(key) > 2 and part.startswith(key)), key=len)
+    near = begun or difflib.get_close_matches(key, by_part, n=1)
+    return by_part[near[0]] if near else None
 
 
 def _kind(value: Any) -> str:

@@ -26,7 +26,7 @@ class Ltxtrain:
     def __init__(self, far: FarSide) -> None:
         self._environ = {f"LTXTRAIN_{name}": far.address for name in ("TRAIN", "INGEST", "PREPROCESS")}
 
-    async def __call__(self, *arguments: object, code: int = 0, stdin: str | None = None) -> Any:
+    async def __call__(self, *arguments: object, code: int = 0, stdin: str | bytes | None = None) -> Any:
         runner = CliRunner(env=self._environ)
         done = await asyncio.to_thread(runner.invoke, app, [str(argument) for argument in arguments], input=stdin)
         assert done.exit_code == code, done.output

@@ -55,7 +55,7 @@ WHOLE: dict[str, Any] = {
 }
 
 
-def problems(source: str | dict[str, Any], *settings: str) -> dict[str, str]:
+def problems(source: str | bytes | dict[str, Any], *settings: str) -> dict[str, str]:
     with pytest.raises(SheetInvalid) as raised:
         parse_sheet(source, settings)
     return {problem.path: problem.description for problem in raised.value.problems}
@@ -157,9 +157,30 @@ def test_one_source_of_training_data() -> None:
     assert problems(given) == {"dataset": "cannot be given together with training_data_url"}
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"x"'])
-def test_what_is_no_json_object_is_said_so(text: str) -> None:
-    assert list(problems(text)) == [""]
+@pytest.mark.parametrize(
+    "source",
+    ["", " \n", "{", "[]", "3", "null", '"x"', "[" * 10**5, "1" * 5000, b"", b"PK\x03\x04\xff", b"{\xe4}", b"\0\1"],
+)
+def test_what_is_no_json_object_is_said_so(source: str | bytes) -> None:
+    assert list(problems(source)) == [""]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_sheet_in_any_encoding_of_json(encoding: str) -> None:
+    assert parse_sheet('{"trigger_phrase": "ä"}'.encode(encoding)).spec.trigger_phrase == "ä"
+
+
+def test_half_a_character_is_no_text() -> None:
+    assert problems('{"trigger_phrase": "\\ud800"}') == {"trigger_phrase": 'must be text in Unicode, not "\ud800"'}
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [("option.seed", "options"), ("optons.seed", "options"), ("sed", "options.seed"), ("valid", "validation")],
+)
+def test_what_may_be_meant_is_among_all_names(key: str, near: str) -> None:
+    (description,) = problems({}, f"{key}=3").values()
+    assert description == f"is not known; did you mean {near}?"
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "1" + "0" * 400])

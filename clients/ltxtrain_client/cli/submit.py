@@ -1,6 +1,5 @@
 """From a sheet and local files to a running job."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,29 +9,22 @@ from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job
 
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.follow import PATIENCE_SECONDS, Patience, follow_to_end
-from ltxtrain_client.cli.session import Json, Suite, open_suite, run, settings_of
+from ltxtrain_client.cli.session import Exit, Json, Suite, fail, open_suite, run, settings_of
+from ltxtrain_client.cli.sheet_file import Settings, SheetFile, read_sheet
 from ltxtrain_client.cli.show import indented
 from ltxtrain_client.errors import InvalidArgument, Problem, SheetInvalid
 from ltxtrain_client.lines import duration_text, size_text
 from ltxtrain_client.plain import plain
 from ltxtrain_client.progress import View, make_view, print_json
-from ltxtrain_client.sheet import Sheet, format_sheet, parse_sheet
+from ltxtrain_client.sheet import Sheet, format_sheet
 
 # Stands for a file that is not uploaded yet while the rest of the spec is checked.
 PENDING_UPLOAD = "upload:uploads/" + "0" * 32
 
-SheetFile = Annotated[Path, typer.Argument(help="The parameter sheet as JSON; - reads it from stdin.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Change the sheet: rank=64, options.seed=7, validation[0].prompt=…"
-    ),
-]
-
 
 def submit(
     context: typer.Context,
-    sheet: SheetFile,
+    sheet: SheetFile = None,
     data: Annotated[
         Path | None, typer.Option(help="Upload this zip as the training data.", exists=True, dir_okay=False)
     ] = None,
@@ -51,6 +43,8 @@ def submit(
     json_lines: Json = False,
 ) -> None:
     """Start a job from a parameter sheet."""
+    if sheet is None and data is None and not settings:
+        raise fail(Exit.INVALID, "Give a sheet, training data, or both: ltxtrain submit job.json --data clips.zip")
     client = settings_of(context)
     view = make_view(json_lines=json_lines)
     filled = run(_read(sheet, settings or [], data, validation or []))
@@ -68,7 +62,9 @@ def submit(
         )
 
 
-def estimate(context: typer.Context, sheet: SheetFile, settings: Settings = None, json_lines: Json = False) -> None:
+def estimate(
+    context: typer.Context, sheet: SheetFile = None, settings: Settings = None, json_lines: Json = False
+) -> None:
     """What a job would take in time, memory and money; starts nothing."""
     filled = run(_read(sheet, settings or [], None, []))
     answer = run(_estimate(settings_of(context), filled))
@@ -78,10 +74,9 @@ def estimate(context: typer.Context, sheet: SheetFile, settings: Settings = None
         print("\n".join(_estimate_lines(answer)))
 
 
-async def _read(path: Path, settings: Sequence[str], data: Path | None, validation: Sequence[Path]) -> Sheet:
+async def _read(path: Path | None, settings: Sequence[str], data: Path | None, validation: Sequence[Path]) -> Sheet:
     """The sheet, with PENDING_UPLOAD wherever a local file will be. Raises SheetInvalid."""
-    text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8-sig")
-    sheet = parse_sheet(text, settings)
+    sheet = read_sheet(path, settings)
     if data is not None:
         if sheet.spec.dataset:
             raise SheetInvalid([Problem("dataset", "cannot be given together with --data")])

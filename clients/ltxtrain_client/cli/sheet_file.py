@@ -1,0 +1,57 @@
+"""The sheet that a command was given: a file, stdin, or none at all."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ltxtrain_client.cli.session import Exit, fail
+from ltxtrain_client.errors import SheetInvalid
+from ltxtrain_client.sheet import Sheet, parse_sheet
+
+ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv")
+STDIN = Path("-")
+
+SheetFile = Annotated[
+    Path | None,
+    typer.Argument(help="The parameter sheet as JSON; - reads it from stdin. Without one, all is default or --set."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change the sheet: rank=64, options.seed=7, validation[0].prompt=…"
+    ),
+]
+
+
+def read_sheet(path: Path | None, settings: Sequence[str]) -> Sheet:
+    """The sheet with its settings. Ends the command when there is no JSON object; raises SheetInvalid for its parts."""
+    if path is None:
+        return parse_sheet({}, settings)
+    name = "What stdin gave" if path == STDIN else str(path)
+    content = _content(path, name)
+    try:
+        return parse_sheet(content, settings)
+    except SheetInvalid as error:
+        first = error.problems[0]
+        if first.path:
+            raise
+        # Without a place in the sheet it is none.
+        raise fail(Exit.INVALID, f"{name} is not a JSON sheet: {first.description}") from None
+
+
+def _content(path: Path, name: str) -> bytes:
+    try:
+        content = sys.stdin.buffer.read() if path == STDIN else path.read_bytes()
+    except IsADirectoryError:
+        raise fail(Exit.INVALID, f"{name} is a folder; the sheet is a JSON file") from None
+    except OSError as error:
+        raise fail(Exit.INVALID, f"{name} cannot be read: {error.strerror}") from None
+    if content.startswith(ZIP_STARTS):
+        raise fail(Exit.INVALID, f"{name} is not a JSON sheet; give the zip with --data")
+    if path.suffix.lower() in VIDEO_SUFFIXES:
+        raise fail(Exit.INVALID, f"{name} is not a JSON sheet; give an opening clip with --validation")
+    return content
