@@ -51,13 +51,15 @@ class Journal:
         """Writes while the block runs, and what is left when it ends, however it ends."""
         end = asyncio.Event()
         ticks = asyncio.create_task(self._tick(stages, end))
+        untold: Sequence[Stage] = ()
         try:
             yield
+            untold = stages
         finally:
             # Not cancelled: a write that is under way has to end.
             end.set()
             await ticks
-            await self._write((), every=True)
+            await self._write(untold, every=True)
 
     async def _tick(self, stages: Sequence["Stage"], end: asyncio.Event) -> None:
         while not end.is_set():

@@ -9,9 +9,13 @@ from ltxtrain.v1.work_pb2 import ClipNumbers, Outcome, ReportLine, ReportReason,
 
 from services.preprocess.outcome import Outcome as ClipOutcome
 from services.preprocess.outcome import Scene
+from trainer.geometry import snap_frames
+from trainer.media.pick import MAX_STRETCH
 
 # A clip's own rate may differ so much from frame_rate before it is worth a word (conformance P11).
 RATE_TOLERANCE = 0.01
+# Of the picture, lost to the bucket's shape.
+WORTH_A_WORD_PERCENT = 5
 CHANGES = frozenset(
     {
         ReportReason.REPORT_REASON_FRAMES_UNUSED,
@@ -90,7 +94,8 @@ def _scene_line(
     if split and scene.start_frame:
         line.numbers.scene_cuts.append(_cut(scene))
     if scene.skipped:
-        line.outcome, line.description = Outcome.OUTCOME_SKIPPED, place + scene.description
+        line.outcome = Outcome.OUTCOME_SKIPPED
+        line.description = place + scene.description + _would_fit(scene, settings)
         line.reasons.append(scene.reason)
         _add_length(line, scene)
         return line
@@ -125,9 +130,21 @@ def _what_was_done(clip: Clip, scene: Scene, settings: PreprocessSettings) -> st
         parts.append(f"slowed down {scene.stretch:.2f} times")
     if scene.unused_frames:
         parts.append(f"{scene.unused_frames} frames unused")
+    if scene.crop_loss_percent >= WORTH_A_WORD_PERCENT:
+        parts.append(f"cropped to {100 - scene.crop_loss_percent:.0f} % of its picture")
     if _rate_differs(clip, settings):
-        parts.append(f"the clip's own rate, where {settings.training.frame_rate} was asked for")
+        asked = settings.training.frame_rate
+        parts.append(f"the clip's own rate, where {asked:g} was asked for: auto_scale_input resamples")
     return ", ".join(parts)
+
+
+def _would_fit(scene: Scene, settings: PreprocessSettings) -> str:
+    """Of one that is too short: with how many frames it would not be."""
+    if scene.have_frames is None:
+        return ""
+    length = snap_frames(int(scene.have_frames * (MAX_STRETCH if settings.auto_scale_input else 1)))
+    prefix = settings.conditioning_frames
+    return f"; would fit at {length}" if length > prefix else f"; too short to go on after a prefix of {prefix}"
 
 
 def _kept(reasons: Sequence["ReportReason"]) -> "Outcome":

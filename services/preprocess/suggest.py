@@ -7,9 +7,7 @@ from ltxtrain.v1.preprocess_pb2 import PreprocessSettings
 
 from services.preprocess.outcome import Outcome
 from trainer.geometry import snap_frames
-
-# A clip is slowed down no more than this (conformance P11).
-MAX_STRETCH = 4.0
+from trainer.media.pick import MAX_STRETCH
 
 
 def suggestions(clips: Sequence[tuple[Clip, Outcome]], settings: PreprocessSettings) -> list[str]:

@@ -50,7 +50,7 @@ class Faults:
         if self.without_audio:
             has = "has" if len(self.without_audio) == 1 else "have"
             text = f"with_audio needs an audio track in every clip; {_paths(self.without_audio)} {has} none."
-            sentences.insert(0, text)
+            sentences.insert(0, f"{text} Take them out, or turn with_audio off.")
         counts = {"withoutAudio": len(self.without_audio), "validation": len(self.unusable), "count": len(violations)}
         error = FailedPrecondition(self._reason(), " ".join(sentences), metadata=counts)
         error.details.append(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from trainer.errors import ClipTooShort
-from trainer.geometry import TEMPORAL_COMPRESSION, Geometry, snap_frames
+from trainer.geometry import Geometry
 
 MAX_STRETCH = 4.0
 # Time stamps are rounded and jitter; a frame that is due this share of a frame later is due now.
@@ -62,7 +62,7 @@ def plan(geometry: Geometry, auto_scale: bool, length: Length | None) -> Pick:
     needed = geometry.frame_count
     if not auto_scale:
         if length and length.frame_count < needed:
-            text = f"{length.frame_count} frames, {needed} needed; {_would_fit(length.frame_count)}"
+            text = f"{length.frame_count} frames, {needed} needed"
             raise ClipTooShort(text, frame_count=length.frame_count, needed_frames=needed)
         return Pick(needed)
     available = frames_at(geometry.frame_rate, length.seconds) if length else needed
@@ -71,7 +71,7 @@ def plan(geometry: Geometry, auto_scale: bool, length: Length | None) -> Pick:
     if available * MAX_STRETCH < needed:
         text = (
             f"{available} frames at {geometry.frame_rate:g} fps, {needed} needed, and no clip is slowed down more than "
-            f"{MAX_STRETCH:g} times; {_would_fit(int(available * MAX_STRETCH))}"
+            f"{MAX_STRETCH:g} times"
         )
         raise ClipTooShort(text, frame_count=available, needed_frames=needed)
     return Pick(needed, geometry.frame_rate, needed / available, planned=True)
@@ -93,8 +93,3 @@ def plan_prefix(geometry: Geometry, length: Length | None = None) -> Pick:
 def frames_at(frame_rate: float, seconds: float) -> int:
     """Frames of so many seconds at a constant rate; the last one counts when half of it is there."""
     return max(int(seconds * frame_rate + 0.5 + 1e-6), 1)
-
-
-def _would_fit(frame_count: int) -> str:
-    length = snap_frames(frame_count)
-    return f"would fit at {length}" if length > TEMPORAL_COMPRESSION else "too short for any length"

@@ -83,7 +83,7 @@ async def test_the_report_has_a_line_with_numbers_for_every_clip(whole: Ended) -
     assert second.numbers.unused_frames == 13
     assert again.numbers.duplicate_of == "a/clip.mp4" and "CAPTION_MISSING" in whole.reasons("c/again.mp4")
     assert short.outcome == Outcome.OUTCOME_SKIPPED
-    assert short.description == "12 frames, 17 needed; would fit at 9"
+    assert short.description == "12 frames, 17 needed; too short to go on after a prefix of 9"
     assert (short.frame_count, short.needed_frames) == (12, 17)
     assert list(report.suggestions) == ["With auto_scale_input, 1 more clip would fit."]
 
@@ -94,7 +94,9 @@ async def test_watchers_hear_every_line_and_progress_once_a_second(whole: Ended)
     for stage in (Stage.STAGE_PREPROCESS, Stage.STAGE_ENCODE):
         told = [event for event in whole.events if event.WhichOneof("detail") == "progress" and event.stage == stage]
         assert told[0].progress.total == 6
-        gaps = [b.time.ToNanoseconds() - a.time.ToNanoseconds() for a, b in itertools.pairwise(told)]
+        assert told[-1].progress.completed == 6
+        # The last comes with the end.
+        gaps = [b.time.ToNanoseconds() - a.time.ToNanoseconds() for a, b in itertools.pairwise(told[:-1])]
         assert all(gap > 0.95e9 for gap in gaps)
     assert whole.events[-1].lifecycle.state == State.STATE_SUCCEEDED
 

@@ -155,7 +155,7 @@ def test_refused_clips_raise_their_reason(case: dict[str, Any]) -> None:
 
 
 def test_too_short_clips_say_by_how_much() -> None:
-    with pytest.raises(CLIP_ERRORS["too_short"], match=r"^88 frames, 89 needed; would fit at 81$") as raised:
+    with pytest.raises(CLIP_ERRORS["too_short"], match=r"^88 frames, 89 needed$") as raised:
         fit(next(case for case in MEDIA if case["id"] == "short88"))
     assert (raised.value.frame_count, raised.value.needed_frames) == (88, 89)
 
@@ -171,7 +171,7 @@ def test_auto_scale_takes_clips_that_are_too_short_as_they_are(case: dict[str, A
 
 
 def test_auto_scale_makes_no_clip_of_a_still() -> None:
-    with pytest.raises(CLIP_ERRORS["too_short"], match="too short for any length"):
+    with pytest.raises(CLIP_ERRORS["too_short"], match="no clip is slowed down more than 4 times"):
         fit(next(case for case in MEDIA if case["id"] == "one_frame"), auto_scale=True)
 
 
