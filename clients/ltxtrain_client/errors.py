@@ -4,6 +4,7 @@ LtxtrainError
 ├── SettingsInvalid           an address, token or certificate of this client is unusable
 ├── SheetInvalid              a sheet's JSON does not have the sheet's form; raised before anything is sent
 ├── TransferFailed            an upload or download did not end with the right bytes
+├── OutputMissing             an artifact was asked for by the empty name of an output that a job does not have
 └── CallError                 a service answered with an error, or did not answer
     ├── InvalidArgument       the request is wrong; `violations` has every wrong field
     ├── FailedPrecondition    the data, or the state of a resource, does not allow it; `subjects` names them
@@ -65,6 +66,10 @@ class TransferFailed(LtxtrainError):
     """An upload or a download failed for good; what arrived is kept where a later try can go on from it."""
 
 
+class OutputMissing(LtxtrainError):
+    """An artifact was asked for by an empty name, as JobOutput has it for what a job did not make."""
+
+
 @dataclass(frozen=True)
 class Violation:
     """One wrong field: its path in the request, an ErrorReason name, and a sentence."""
@@ -113,8 +118,17 @@ class CallError(LtxtrainError):
         self.subjects = details.subjects
         self.retry_after_seconds = details.retry_after_seconds
 
+    @property
+    def message(self) -> str:
+        """The service's sentence alone; never empty."""
+        return self.status.message or f"{self.code.name} without a word"
+
     def __str__(self) -> str:
-        return self.args[0] or f"{self.code.name} without a word"
+        """The sentence, then each field and each subject on a line."""
+        lines = [self.message]
+        lines += [f"  {item.field}: {item.description} ({item.reason})" for item in self.violations]
+        lines += [f"  {item.subject}: {item.description}" for item in self.subjects]
+        return "\n".join(lines)
 
     def __reduce__(self) -> tuple[type["CallError"], tuple[status_pb2.Status]]:
         return type(self), (self.status,)

@@ -32,7 +32,7 @@ def plain_error(error: CallError) -> dict[str, Any]:
     return {
         "code": error.code.name,
         "reason": error.reason,
-        "message": str(error),
+        "message": error.message,
         "metadata": dict(error.metadata),
         "violations": [vars(violation) for violation in error.violations],
         "subjects": [vars(subject) for subject in error.subjects],

@@ -25,6 +25,7 @@ from ltxtrain.v1.work_pb2 import Event, State
 
 from ltxtrain_client.calls import Client, new_request_id
 from ltxtrain_client.channel import Channel
+from ltxtrain_client.errors import OutputMissing
 from ltxtrain_client.transfer import FileDigest, Transfer, get_file
 from ltxtrain_client.watch import STEADY, Pace, watch
 
@@ -91,13 +92,22 @@ class TrainClient(Client):
         return self._pages(self._stub.ListArtifacts, request, lambda response: response.artifacts)
 
     async def get_artifact(self, name: str) -> GetArtifactResponse:
-        """One artifact with a URL that serves its bytes for 15 minutes."""
+        """One artifact with a URL that serves its bytes for 15 minutes.
+
+        Raises OutputMissing for an empty name, as Job.output has it for what was not made.
+        """
+        if not name:
+            raise OutputMissing(
+                "The job has no such output: it failed or was cancelled, still runs, or was not asked for it. "
+                "Look at job.lifecycle (state and error)."
+            )
         return await self._call(self._stub.GetArtifact, GetArtifactRequest(name=name))
 
     async def download(self, artifact: str, path: Path) -> Path:
         """Download an artifact to `path`, which appears whole and checked by sha256, or not at all.
 
-        Called again after an interruption it goes on where it was. Raises TransferFailed.
+        Called again after an interruption it goes on where it was. Raises TransferFailed, and OutputMissing for an
+        empty name.
         """
         async for _ in self.download_steps(artifact, path):
             pass

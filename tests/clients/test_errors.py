@@ -58,6 +58,12 @@ async def test_a_wrong_spec_brings_every_violation(far: FarSide, train: TrainCli
         Violation("spec.rank", "FIELD_NOT_ALLOWED", "rank is one of 8, 16, 32, 64, 128"),
         Violation("spec.validation[1].video_url", "FIELD_REQUIRED", "a clip is needed"),
     )
+    assert str(error).splitlines() == [
+        "2 fields are wrong",
+        "  spec.rank: rank is one of 8, 16, 32, 64, 128 (FIELD_NOT_ALLOWED)",
+        "  spec.validation[1].video_url: a clip is needed (FIELD_REQUIRED)",
+    ]
+    assert error.message == "2 fields are wrong"
 
 
 async def test_many_violations_fit_into_trailing_metadata(far: FarSide, train: TrainClient) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain_client import IngestClient, TrainClient, TransferFailed, transfer
+from ltxtrain.v1.train_pb2 import Job
+from ltxtrain_client import IngestClient, OutputMissing, TrainClient, TransferFailed, transfer
 
 from tests.clients.far_side import FarSide, Fault, ObjectHost
 
@@ -216,3 +217,9 @@ async def test_a_file_that_vanishes_fails_without_the_secret(ingest: IngestClien
 async def test_a_file_that_is_not_there_is_an_os_error(ingest: IngestClient, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         await ingest.upload(tmp_path / "nowhere.zip")
+
+
+async def test_the_empty_name_of_what_a_job_did_not_make(far: FarSide, train: TrainClient, tmp_path: Path) -> None:
+    with pytest.raises(OutputMissing, match="failed or was cancelled"):
+        await train.download(Job().output.lora_file, tmp_path / "lora.safetensors")
+    assert far.calls == [] and list(tmp_path.iterdir()) == []
