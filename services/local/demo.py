@@ -14,7 +14,8 @@ from ltxtrain_client.preprocess import PreprocessClient
 from ltxtrain_client.train import TrainClient
 
 from services.local.demo_data import make_demo_clips, make_validation_clip
-from services.local.up import SERVICES, Suite
+from services.local.model import DEMO_MODEL
+from services.local.up import SERVICES, Suite, run_to_end
 
 SHEET = {
     "trigger_phrase": "drifting shapes",
@@ -36,12 +37,12 @@ RESULTS = ("lora.safetensors", "config.json", "reel.mp4")
 
 def run(out: Path, state_dir: Path) -> int:
     """Returns the exit status: 0 when the job succeeded and its results lie in `out`."""
-    return asyncio.run(_run(out.resolve(), state_dir.resolve()))
+    return run_to_end(_run(out.resolve(), state_dir.resolve()))
 
 
 async def _run(out: Path, state_dir: Path) -> int:
-    made = state_dir / "demo"
-    model = made / "model"
+    model = state_dir / DEMO_MODEL
+    made = model.parent
     made.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     _say("A small dataset and a tiny LTX 2.3 with random weights, made when absent …")
@@ -54,17 +55,24 @@ async def _run(out: Path, state_dir: Path) -> int:
     sheet.write_text(json.dumps(SHEET, indent=2) + "\n")
     _say("The suite: object store, Ray, Ingest, Preprocess, Train …")
     async with Suite(state_dir, model=str(model), ports=dict.fromkeys(SERVICES, 0)) as suite:
-        command = [str(Path(sysconfig.get_path("scripts")) / "ltxtrain"), "submit", str(sheet)]
-        command += ["--data", str(clips), "--validation", str(opening), "--watch", "--out", str(out)]
-        _say(f"One job, as a person starts it:\n  ltxtrain {' '.join(command[1:])}")
-        status = await _command(command, suite)
-        if status == 0:
-            await _summarize(suite, out)
-        _say("The suite goes down …")
+        try:
+            status = await _one_job(suite, sheet, clips, opening, out)
+        finally:
+            _say("The suite goes down …")
     missing = [name for name in RESULTS if not (out / name).exists()]
     if status == 0 and missing:
         _say(f"Missing: {', '.join(missing)}")
         return 1
+    return status
+
+
+async def _one_job(suite: Suite, sheet: Path, clips: Path, opening: Path, out: Path) -> int:
+    command = [str(Path(sysconfig.get_path("scripts")) / "ltxtrain"), "submit", str(sheet)]
+    command += ["--data", str(clips), "--validation", str(opening), "--watch", "--out", str(out)]
+    _say(f"One job, as a person starts it:\n  ltxtrain {' '.join(command[1:])}")
+    status = await _command(command, suite)
+    if status == 0:
+        await _summarize(suite, out)
     return status
 
 
@@ -75,7 +83,11 @@ async def _command(command: list[str], suite: Suite) -> int:
         "LTXTRAIN_PREPROCESS": suite.preprocess_address,
     }
     process = await asyncio.create_subprocess_exec(*command, env=environ)
-    return await process.wait()
+    try:
+        return await process.wait()
+    finally:
+        if process.returncode is None:
+            process.kill()
 
 
 async def _summarize(suite: Suite, out: Path) -> None:

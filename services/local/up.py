@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from ltxtrain_client.channel import connect, read_settings
 
 from services.local.child import Child, ChildFailed
 from services.local.embedded import EmbeddedStore, StoreRefused
+from services.local.model import LOCK, chosen_model, missing, way_to_a_tiny_one
 from services.local.ports import HOST, is_free, remembered_ports
 from services.local.ray_head import RayHead
 
@@ -65,6 +66,7 @@ class Suite:
         self._environ = {**os.environ, **(environ or {})}
         if model is not None:
             self._environ["LTXTRAIN_MODEL"] = str(Path(model).resolve()) if Path(model).exists() else model
+        self.model = chosen_model(self._environ)
         self._ports = {**SERVICES, **(ports or {})}
         self._databases = {**(databases or {})}
         self._lock: IO[str] | None = None
@@ -98,7 +100,7 @@ class Suite:
     async def __aenter__(self) -> Self:
         """Return when the three services say SERVING. Raises SuiteRefused, and leaves nothing running then."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.state_dir)
+        self._lock = _lock(self.state_dir, self.model)
         try:
             self._choose_ports()
             await self._start()
@@ -212,14 +214,19 @@ async def _in_thread(call: Callable[[], R]) -> R:
         raise
 
 
-def _lock(state_dir: Path) -> IO[str]:
-    """Held for as long as the file is open. Raises SuiteRefused when another suite holds it."""
-    file = (state_dir / "up.lock").open("a")
+def _lock(state_dir: Path, model: str) -> IO[str]:
+    """Held for as long as the file is open; it tells the model. Raises SuiteRefused when another suite holds it."""
+    file = (state_dir / LOCK).open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise SuiteRefused(f"Another suite runs on {state_dir}. Stop it, or name another folder.") from None
+        raise SuiteRefused(
+            f"Another suite runs on {state_dir}. Stop it, or name another folder (--state-dir DIR)."
+        ) from None
+    file.truncate(0)
+    file.write(model)
+    file.flush()
     return file
 
 
@@ -227,8 +234,14 @@ async def up(state_dir: Path, *, model: str | None = None) -> None:
     """Run a suite until SIGINT or SIGTERM. Raises SuiteRefused, and ChildFailed when a part ends for good."""
     task = asyncio.current_task()
     assert task is not None
+
+    def stop() -> None:
+        if not task.cancelling():
+            print("Stopping …", flush=True)
+        task.cancel()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        asyncio.get_running_loop().add_signal_handler(number, stop)
     ports = {name: _port(os.environ.get(f"LTXTRAIN_{name.upper()}"), port) for name, port in SERVICES.items()}
     print("Starting the object store, Ray and the services …", flush=True)
     suite = Suite(state_dir, model=model, ports=ports)
@@ -236,10 +249,20 @@ async def up(state_dir: Path, *, model: str | None = None) -> None:
         async with suite:
             for name in reversed(suite.services):
                 print(f"{name:<11}{suite.address(name)}")
+            for line in await _in_thread(lambda: _model_lines(suite)):
+                print(line)
             print(f"State and logs are in {suite.state_dir}. Ctrl-C stops the suite.", flush=True)
             while True:
                 suite.check()
                 await asyncio.sleep(1.0)
+
+
+def _model_lines(suite: Suite) -> list[str]:
+    """The model that jobs are trained with; where it is not here, why, and what to do for a try."""
+    lines = [f"model      {suite.model}"]
+    if lack := missing(suite.model, os.environ.get("LTXTRAIN_MODEL_REVISION")):
+        lines += [f"           {lack}", f"           to try things out: {way_to_a_tiny_one(suite.state_dir)}"]
+    return lines
 
 
 def _port(address: str | None, default: int) -> int:
@@ -249,10 +272,16 @@ def _port(address: str | None, default: int) -> int:
 
 def run(state_dir: Path, model: str | None = None) -> int:
     """`ltxtrain up`: returns the exit status."""
+    return run_to_end(up(state_dir, model=model))
+
+
+def run_to_end(work: Coroutine[Any, Any, int | None]) -> int:
+    """The exit status of work that runs a suite: 1 when it cannot run, which is told on stderr; 130 interrupted."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        asyncio.run(up(state_dir, model=model))
-    except (SuiteRefused, ChildFailed) as error:
+        return asyncio.run(work) or 0
+    except (SuiteRefused, ChildFailed, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    return 0
+    except KeyboardInterrupt:
+        return 130

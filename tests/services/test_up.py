@@ -14,7 +14,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ltxtrain_client.channel import connect
 
 from services.local.child import Child, ChildFailed
-from services.local.up import SERVICES, Suite, SuiteRefused
+from services.local.demo import run as run_demo
+from services.local.model import running_model
+from services.local.up import SERVICES, Suite, SuiteRefused, _lock
+from services.local.up import run as run_up
 from services.runtime.cluster import Cluster
 from services.runtime.objects import StoreAddress
 
@@ -73,19 +76,43 @@ async def test_up_serves_until_it_is_interrupted_and_leaves_nothing(
 ) -> None:
     process, state = running
     assert process.stdout is not None
-    told = dict([(await process.stdout.readline()).decode().split(maxsplit=1) for _ in range(4)])
-    assert list(told) == ["Starting", "train", "preprocess", "ingest"]
+    told = dict([(await process.stdout.readline()).decode().split(maxsplit=1) for _ in range(5)])
+    assert list(told) == ["Starting", "train", "preprocess", "ingest", "model"]
+    assert told["model"].strip() == running_model(state)
     for name in SERVICES:
         assert await serving(told[name].strip())
     with pytest.raises(SuiteRefused, match="Another suite runs"):
         await Suite(state, ports=FREE).__aenter__()
     made = descendants(process.pid)
     assert len(made) >= 10
+    while (line := await process.stdout.readline()) and not line.startswith(b"State and logs"):
+        pass
     process.send_signal(signal.SIGINT)
+    assert await process.stdout.readline() == "Stopping …\n".encode()
     assert await process.wait() == 0
+    assert running_model(state) == ""
     assert not [pid for pid in made if Path(f"/proc/{pid}").exists()]
     # Restarts find what was there.
     assert {path.name for path in state.iterdir()} >= {"ingest", "preprocess", "train", "store", "ray"}
+
+
+@pytest.mark.parametrize("command", ["up", "demo"])
+def test_a_state_in_use_is_refused_in_one_line(command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "demo" / "model"
+    model.mkdir(parents=True)
+    (model / "model_index.json").touch()
+    with _lock(tmp_path, str(model)):
+        assert running_model(tmp_path) == str(model)
+        status = run_demo(tmp_path / "out", tmp_path) if command == "demo" else run_up(tmp_path)
+        assert status == 1
+    (told,) = capfd.readouterr().err.splitlines()
+    assert told.startswith("Another suite runs on") and "--state-dir DIR" in told
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert run_demo(tmp_path / "out", tmp_path / "file" / "state") == run_up(tmp_path / "file" / "state") == 1
+    assert all("Not a directory" in line for line in capfd.readouterr().err.splitlines())
 
 
 async def test_a_service_that_dies_is_started_again(shared: dict[str, str], tmp_path: Path) -> None:
