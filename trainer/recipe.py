@@ -190,8 +190,10 @@ from diffusers.pipelines.ltx2 import LTX2VideoCondition
 from diffusers.utils import encode_video
 
 LORA = "lora.safetensors"
-OPENING = "opening.mp4"  # at $frame_rate frames a second, as the LoRA was trained
-PROMPT = $prompt
+# Its first frames are continued, at $frame_rate frames a second as the LoRA was trained. To go on from the end of a
+# longer clip, cut its last CONDITIONING_FRAMES frames out first.
+OPENING = "opening.mp4"
+PROMPT = $prompt  # say what happens next
 CONDITIONING_FRAMES = $conditioning_frames
 
 with av.open(OPENING) as video:
