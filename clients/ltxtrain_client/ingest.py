@@ -55,15 +55,15 @@ class IngestClient(Client):
         super().__init__(channel)
         self._stub = IngestServiceStub(channel.aio)
 
-    async def create_upload(self, size_bytes: int, sha256: str) -> CreateUploadResponse:
-        """A URL that takes a file of this size and digest (lowercase hex) by PUT."""
-        request = CreateUploadRequest(size_bytes=size_bytes, sha256=sha256)
+    async def create_upload(self, size_bytes: int, sha256: str, file_name: str = "") -> CreateUploadResponse:
+        """A URL that takes a file of this size and digest (lowercase hex) by PUT; reports call a video by its name."""
+        request = CreateUploadRequest(size_bytes=size_bytes, sha256=sha256, file_name=file_name)
         return await self._call(self._stub.CreateUpload, request)
 
     async def prepare_upload(self, path: Path) -> Upload:
         """Hash a file and have the store expect it. Raises OSError for one that cannot be read."""
         digest = await digest_file(path)
-        created = await self.create_upload(digest.size_bytes, digest.sha256)
+        created = await self.create_upload(digest.size_bytes, digest.sha256, path.name)
         return Upload(created.upload, path, digest.size_bytes, created.put_url)
 
     async def upload(self, path: Path) -> Upload:

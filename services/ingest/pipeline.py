@@ -108,17 +108,18 @@ class IngestWorkflow:
     async def _take_videos(self, urls: Sequence[str], folder: Path, report: Report, gathered: Gathered) -> None:
         # All are fetched before the first is probed: an actor that waits for a slow host would hold a CPU.
         files = [folder / f"video-{index}" for index in range(len(urls))]
+        paths = [await self._sources.shown(url) for url in urls]
         for index, (url, file) in enumerate(zip(urls, files, strict=True)):
             try:
                 await self._fetch(url, file, report)
                 _refuse_page(url, file)
             except ApiError as error:
                 reasons = [ReportReason.REPORT_REASON_NOT_EXAMINED]
-                await report.add(line(shown(url), Outcome.OUTCOME_REJECTED, reasons, str(error)))
-                for other in (*urls[:index], *urls[index + 1 :]):
-                    await report.add(not_examined(shown(other)))
+                await report.add(line(paths[index], Outcome.OUTCOME_REJECTED, reasons, str(error)))
+                for other in (*paths[:index], *paths[index + 1 :]):
+                    await report.add(not_examined(other))
                 raise
-        await self._gather(_arrived(urls, files), len(urls), report, gathered)
+        await self._gather(_arrived(paths, files), len(urls), report, gathered)
         # A position in the list means something to the caller: none may be missing.
         gathered.check(every=True)
 
@@ -160,10 +161,10 @@ class IngestWorkflow:
         await asyncio.to_thread(shutil.rmtree, self._folder(name), ignore_errors=True)
 
 
-async def _arrived(urls: Sequence[str], files: Sequence[Path]) -> AsyncGenerator[Arrived, None]:
-    for index, (url, file) in enumerate(zip(urls, files, strict=True)):
+async def _arrived(paths: Sequence[str], files: Sequence[Path]) -> AsyncGenerator[Arrived, None]:
+    for index, (path, file) in enumerate(zip(paths, files, strict=True)):
         unpacked = await asyncio.to_thread(hash_file, file)
-        yield Arrived(index=index, path=shown(url), file=unpacked)
+        yield Arrived(index=index, path=path, file=unpacked)
         file.unlink()
 
 

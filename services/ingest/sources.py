@@ -44,6 +44,11 @@ class Sources:
             async for step in steps:
                 yield step
 
+    async def shown(self, url: str) -> str:
+        """What reports and errors call a source. Raises NotFound for an upload that is not there."""
+        upload = UPLOAD.fullmatch(url)
+        return await self._uploads.shown(upload[1]) if upload else shown(url)
+
     async def _read_upload(self, name: str, target: Path) -> AsyncGenerator[Fetched, None]:
         key = await self._uploads.arrived(name)
         digest = hashlib.sha256()

@@ -9,6 +9,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import CreateUploadRequest, CreateUploadResponse, Dataset, Upload
 from ltxtrain.v1.work_pb2 import State
 
+from services.ingest.names import printable
 from services.runtime.addresses import UPLOAD
 from services.runtime.errors import FailedPrecondition, InvalidSpec, Violation
 from services.runtime.objects import ObjectStore
@@ -18,6 +19,7 @@ from services.runtime.store import Store
 # One PUT of S3 holds no more.
 MAX_UPLOAD_BYTES = 5 << 30
 PUT_SECONDS = 3600
+MAX_FILE_NAME = 255
 # An upload that no unfinished dataset reads is kept for this long.
 KEEP_SECONDS = 24 * 3600
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -34,7 +36,10 @@ class Uploads:
         """Raises InvalidSpec."""
         if violations := _violations(request):
             raise InvalidSpec(violations)
-        upload = Upload(name=new_name("uploads"), size_bytes=request.size_bytes, sha256=request.sha256)
+        file_name = printable(re.split(r"[/\\]", request.file_name)[-1])[:MAX_FILE_NAME]
+        upload = Upload(
+            name=new_name("uploads"), size_bytes=request.size_bytes, sha256=request.sha256, file_name=file_name
+        )
         await self._store.create(upload, owner=owner, request_id="", digest=b"")
         url = await self._objects.presign_put(_key(upload.name), timedelta(seconds=PUT_SECONDS))
         expires = Timestamp()
@@ -44,6 +49,11 @@ class Uploads:
     async def check(self, name: str, owner: str | None) -> None:
         """Raises NotFound for an upload that the caller does not have."""
         await self._store.get(name, owner)
+
+    async def shown(self, name: str) -> str:
+        """What a report calls the video: the upload, and the file that it was. Raises NotFound."""
+        upload = await self._store.get(name)
+        return f"upload:{name}/{upload.file_name}" if upload.file_name else f"upload:{name}"
 
     async def arrived(self, name: str) -> str:
         """Key of the object that was PUT. Raises FailedPrecondition (UPLOAD_MISMATCH) when it has another size."""

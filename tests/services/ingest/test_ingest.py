@@ -197,7 +197,7 @@ async def test_loose_videos_keep_their_places(ingest: Ingest, clips: dict[str, b
     ended = await ingest.run(videos=urls)
     assert ended.state == "SUCCEEDED"
     assert [clip.name.rpartition("/")[2] for clip in ended.clips] == ["0", "1", "2"]
-    assert [clip.path for clip in ended.clips] == [ingest.web.url("/v/b"), urls[1], urls[2]]
+    assert [clip.path for clip in ended.clips] == [ingest.web.url("/v/b"), f"{urls[1]}/up.mp4", urls[2]]
     assert [clip.blob.sha256 for clip in ended.clips][::2] == [
         hashlib.sha256(clips[key]).hexdigest() for key in ("b", "a")
     ]
@@ -222,7 +222,7 @@ async def test_an_upload_that_is_not_what_was_announced(ingest: Ingest, clips: d
         (len(data) + 1, digest, data),
         (len(data), "0" * 64, data),
     ):
-        created = await ingest.client.create_upload(size, sha256)
+        created = await ingest.client.create_upload(size, sha256, "folder\\clips.zip")
         if body is not None:
             async with aiohttp.ClientSession() as session, session.put(created.put_url, data=body) as response:
                 assert response.status == 200
