@@ -22,13 +22,16 @@ LtxtrainError
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
+if TYPE_CHECKING:
+    from ltxtrain_client.sheet import Sheet
 
 DOMAIN = "ltxtrain.v1"
 
@@ -55,10 +58,14 @@ class Problem:
 
 
 class SheetInvalid(LtxtrainError):
-    """A sheet's JSON does not have the sheet's form; `problems` has every fault, not only the first."""
+    """A sheet's JSON does not have the sheet's form; `problems` has every fault, not only the first.
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
+    `sheet` is what could be read beside them; None when there was no JSON object at all.
+    """
+
+    def __init__(self, problems: Sequence[Problem], sheet: "Sheet | None" = None) -> None:
         self.problems = tuple(problems)
+        self.sheet = sheet
         super().__init__("; ".join(str(problem) for problem in problems))
 
 
@@ -239,6 +246,27 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> CallError:
         return from_status(rpc_status.from_call(error) or bare)  # type: ignore[arg-type]
     except ValueError:  # a proxy changed the code or the text, so the two halves no longer agree
         return from_status(bare)
+
+
+def with_violations(error: InvalidArgument, violations: Sequence[Violation]) -> InvalidArgument:
+    """The same error about these fields."""
+    status = status_pb2.Status()
+    status.CopyFrom(error.status)
+    if violations:
+        status.message = f"{len(violations)} field{'s are' if len(violations) > 1 else ' is'} wrong."
+    others = [detail for detail in status.details if not detail.Is(error_details_pb2.BadRequest.DESCRIPTOR)]
+    listing = error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(
+                field=item.field, reason=item.reason, description=item.description
+            )
+            for item in violations
+        ]
+    )
+    del status.details[:]
+    status.details.extend(others)
+    status.details.add().Pack(listing)
+    return InvalidArgument(status)
 
 
 def _details(status: status_pb2.Status) -> Details:

@@ -54,7 +54,7 @@ def parse_sheet(source: str | bytes | Mapping[str, Any], settings: Sequence[str]
     if options is not None:
         _fill(sheet.options, options, OPTIONS, problems)
     if problems:
-        raise SheetInvalid(problems)
+        raise SheetInvalid(problems, sheet)
     return sheet
 
 

@@ -1,25 +1,25 @@
 """From a sheet and local files to a running job."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job
 
 from ltxtrain_client.channel import ClientSettings
+from ltxtrain_client.cli.faults import joined, with_hints, without_faults_of
 from ltxtrain_client.cli.follow import PATIENCE_SECONDS, Patience, follow_to_end
-from ltxtrain_client.cli.session import Exit, Json, Suite, fail, open_suite, run, settings_of
+from ltxtrain_client.cli.session import Exit, Json, fail, open_suite, run, settings_of
 from ltxtrain_client.cli.sheet_file import Settings, SheetFile, read_sheet
 from ltxtrain_client.cli.show import indented
-from ltxtrain_client.errors import InvalidArgument, Problem, SheetInvalid
+from ltxtrain_client.cli.uploads import LocalFiles, stand_in
+from ltxtrain_client.errors import CallError, InvalidArgument, SheetInvalid
 from ltxtrain_client.lines import duration_text, size_text
 from ltxtrain_client.plain import plain
 from ltxtrain_client.progress import View, make_view, print_json
 from ltxtrain_client.sheet import Sheet, format_sheet
-
-# Stands for a file that is not uploaded yet while the rest of the spec is checked.
-PENDING_UPLOAD = "upload:uploads/" + "0" * 32
 
 
 def submit(
@@ -47,11 +47,12 @@ def submit(
         raise fail(Exit.INVALID, "Give a sheet, training data, or both: ltxtrain submit job.json --data clips.zip")
     client = settings_of(context)
     view = make_view(json_lines=json_lines)
-    filled = run(_read(sheet, settings or [], data, validation or []))
+    files = LocalFiles(data, tuple(validation or ()))
+    filled = run(_read(client, sheet, settings or [], files.announce))
     if validate_only:
         _show_checked(run(_validate(client, filled)), json_lines)
         return
-    job = run(_submit(client, filled, data, validation or [], request_id, view))
+    job = run(_submit(client, filled, files, request_id, view))
     if json_lines:
         print_json({"job": plain(job)})
     else:
@@ -65,73 +66,58 @@ def submit(
 def estimate(
     context: typer.Context, sheet: SheetFile = None, settings: Settings = None, json_lines: Json = False
 ) -> None:
-    """What a job would take in time, memory and money; starts nothing."""
-    filled = run(_read(sheet, settings or [], None, []))
-    answer = run(_estimate(settings_of(context), filled))
+    """What a job would take in time, memory and money; starts nothing, and needs no data."""
+    client = settings_of(context)
+    filled = run(_read(client, sheet, settings or [], stand_in))
+    answer = run(_estimate(client, filled))
     if json_lines:
         print_json(plain(answer))
     else:
         print("\n".join(_estimate_lines(answer)))
 
 
-async def _read(path: Path | None, settings: Sequence[str], data: Path | None, validation: Sequence[Path]) -> Sheet:
-    """The sheet, with PENDING_UPLOAD wherever a local file will be. Raises SheetInvalid."""
-    sheet = read_sheet(path, settings)
-    if data is not None:
-        if sheet.spec.dataset:
-            raise SheetInvalid([Problem("dataset", "cannot be given together with --data")])
-        sheet.spec.training_data_url = PENDING_UPLOAD
-    for index, _ in enumerate(validation):
-        if index == len(sheet.spec.validation):
-            sheet.spec.validation.add()
-        sheet.spec.validation[index].video_url = PENDING_UPLOAD
-    return sheet
+async def _read(
+    client: ClientSettings,
+    path: Path | None,
+    settings: Sequence[str],
+    stand_for_files: Callable[[ExtendPrefixSpec], None],
+) -> Sheet:
+    """The sheet, with what stands for files. Raises SheetInvalid, then with what the service finds wrong, too."""
+    try:
+        sheet = read_sheet(path, settings)
+        stand_for_files(sheet.spec)
+        return sheet
+    except SheetInvalid as error:
+        if error.sheet is None:
+            raise
+        try:
+            stand_for_files(error.sheet.spec)
+            await _validate(client, error.sheet)
+        except InvalidArgument as more:
+            raise joined(error, more) from None
+        except (CallError, SheetInvalid):
+            raise error from None
+        raise
 
 
 async def _validate(client: ClientSettings, sheet: Sheet) -> Job:
     async with open_suite(client) as suite:
-        return await suite.train.validate(sheet.spec, sheet.options)
+        return await with_hints(suite.train.validate(sheet.spec, sheet.options))
 
 
-async def _submit(
-    client: ClientSettings,
-    sheet: Sheet,
-    data: Path | None,
-    validation: Sequence[Path],
-    request_id: str | None,
-    view: View,
-) -> Job:
+async def _submit(client: ClientSettings, sheet: Sheet, files: LocalFiles, request_id: str | None, view: View) -> Job:
     async with open_suite(client) as suite:
-        if data is not None or validation:
-            await _check_before_upload(suite, sheet)
+        if files.fields:
+            # Before gigabytes are sent in vain.
+            await without_faults_of(files.fields, suite.train.validate(sheet.spec, sheet.options))
             with view:
-                if data is not None:
-                    sheet.spec.training_data_url = await _upload(suite, data, view)
-                for entry, path in zip(sheet.spec.validation, validation, strict=False):
-                    entry.video_url = await _upload(suite, path, view)
-        return await suite.train.submit(sheet.spec, sheet.options, request_id=request_id)
-
-
-async def _check_before_upload(suite: Suite, sheet: Sheet) -> None:
-    """Raises InvalidArgument for what is wrong beside the files, before gigabytes are sent in vain."""
-    try:
-        await suite.train.validate(sheet.spec, sheet.options)
-    except InvalidArgument as error:
-        fields = [violation.field for violation in error.violations]
-        if not fields or not all(field.endswith(("training_data_url", "video_url")) for field in fields):
-            raise
-
-
-async def _upload(suite: Suite, path: Path, view: View) -> str:
-    upload = await suite.ingest.prepare_upload(path)
-    async for step in upload.send():
-        view.show_transfer(path.name, step)
-    return upload.url
+                await files.upload(suite, sheet.spec, view)
+        return await with_hints(suite.train.submit(sheet.spec, sheet.options, request_id=request_id))
 
 
 async def _estimate(client: ClientSettings, sheet: Sheet) -> EstimateJobResponse:
     async with open_suite(client) as suite:
-        return await suite.train.estimate(sheet.spec, sheet.options)
+        return await with_hints(suite.train.estimate(sheet.spec, sheet.options))
 
 
 def _show_checked(job: Job, json_lines: bool) -> None:
