@@ -49,7 +49,7 @@ def main() -> None:
         serve(WAYS[arguments.way], arguments.clip)
         return
     with tempfile.TemporaryDirectory() as folder:
-        keys = measure_media(Path(folder), rounds=5 if arguments.quick else 13)
+        keys = measure_media(Path(folder), rounds=3 if arguments.quick else 13)
         keys |= measure_rerun(Path(folder), rounds=1 if arguments.quick else 3)
     print(json.dumps({key: round(value, 3) for key, value in keys.items()}))
 
