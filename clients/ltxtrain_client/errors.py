@@ -20,9 +20,11 @@ LtxtrainError
     └── InternalError         a bug in the server, or anything not named above
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import unquote
 
 import grpc
 import grpc.aio
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 DOMAIN = "ltxtrain.v1"
 
 _M = TypeVar("_M", bound=Message)
+_ADDRESS = re.compile(r"ipv[46]:(\S+?): ")
 
 
 class LtxtrainError(Exception):
@@ -240,7 +243,10 @@ def from_status(status: status_pb2.Status) -> CallError:
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> CallError:
     """The exception for a call that failed, with the details that travelled in its trailing metadata."""
-    bare = status_pb2.Status(code=error.code().value[0], message=error.details() or "")
+    text = error.details() or ""
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        text = _no_answer(text)
+    bare = status_pb2.Status(code=error.code().value[0], message=text)
     try:
         # Typed for the synchronous Call; it reads no more than code, details and trailing metadata.
         return from_status(rpc_status.from_call(error) or bare)  # type: ignore[arg-type]
@@ -248,25 +254,12 @@ def from_rpc_error(error: grpc.aio.AioRpcError) -> CallError:
         return from_status(bare)
 
 
-def with_violations(error: InvalidArgument, violations: Sequence[Violation]) -> InvalidArgument:
-    """The same error about these fields."""
-    status = status_pb2.Status()
-    status.CopyFrom(error.status)
-    if violations:
-        status.message = f"{len(violations)} field{'s are' if len(violations) > 1 else ' is'} wrong."
-    others = [detail for detail in status.details if not detail.Is(error_details_pb2.BadRequest.DESCRIPTOR)]
-    listing = error_details_pb2.BadRequest(
-        field_violations=[
-            error_details_pb2.BadRequest.FieldViolation(
-                field=item.field, reason=item.reason, description=item.description
-            )
-            for item in violations
-        ]
-    )
-    del status.details[:]
-    status.details.extend(others)
-    status.details.add().Pack(listing)
-    return InvalidArgument(status)
+def _no_answer(text: str) -> str:
+    """A sentence for gRPC's own text, e.g. "… ipv4:127.0.0.1:7003: Failed to connect …: Connection refused (111)"."""
+    found = _ADDRESS.search(text)
+    at = f" at {unquote(found[1])}" if found else ""
+    cause = re.sub(r" \(\d+\)$", "", text.rpartition(": ")[2]).rstrip(".")
+    return f"The service{at} does not answer" + (f" ({cause})." if cause else ".")
 
 
 def _details(status: status_pb2.Status) -> Details:

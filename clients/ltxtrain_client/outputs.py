@@ -5,14 +5,8 @@ from pathlib import PurePosixPath
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
 
-# Fields of JobOutput and the files they become.
-RESULTS = {
-    "lora_file": "lora.safetensors",
-    "config_file": "config.json",
-    "video": "reel.mp4",
-    "debug_dataset": "debug_dataset.zip",
-    "lora_video_only_file": "lora_video_only.safetensors",
-}
+# Fields of JobOutput, each an artifact's name.
+RESULTS = ("lora_file", "config_file", "video", "debug_dataset", "lora_video_only_file")
 # Artifacts that go with the results.
 PAGES = (Artifact.KIND_METRICS, Artifact.KIND_JOB_PAGE, Artifact.KIND_CONTACT_SHEET)
 
@@ -24,11 +18,16 @@ def is_final(artifact: Artifact) -> bool:
 
 def result_files(job: Job) -> dict[str, str]:
     """File name → artifact name of a job's results; empty before it has any."""
-    return {file: name for field, file in RESULTS.items() if (name := getattr(job.output, field))}
+    names = (getattr(job.output, field) for field in RESULTS)
+    return {_last_part(name): name for name in names if name}
 
 
 def file_name(artifact: Artifact) -> str:
     """The file name that an artifact's resource name ends in."""
-    name = PurePosixPath(artifact.name).name
+    return _last_part(artifact.name)
+
+
+def _last_part(resource_name: str) -> str:
+    name = PurePosixPath(resource_name).name
     # The name is the server's; the folder that it is written to is ours.
     return name if name not in ("", ".", "..") else "artifact"

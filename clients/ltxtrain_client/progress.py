@@ -1,7 +1,11 @@
 """What a person or a script sees of work under way: bars on a terminal, lines elsewhere, JSON lines for scripts."""
 
 import json
+import os
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Protocol, Self, TextIO
 
 from ltxtrain.v1.work_pb2 import Event, Stage, TrainMetrics
@@ -26,6 +30,8 @@ class View(Protocol):
     def show(self, sequence: int, event: Event) -> None: ...
 
     def show_transfer(self, label: str, step: Transfer) -> None: ...
+
+    def show_files(self, paths: Sequence[Path]) -> None: ...
 
 
 def make_view(*, json_lines: bool, out: TextIO | None = None) -> View:
@@ -56,6 +62,9 @@ class JsonView:
         if step.completed_bytes >= step.total_bytes:
             print_json({"transfer": label, "size_bytes": step.total_bytes}, self._out)
 
+    def show_files(self, paths: Sequence[Path]) -> None:
+        print_json({"files": [str(path) for path in paths]}, self._out)
+
 
 class PlainView:
     """A line for each thing worth one; progress now and then."""
@@ -84,6 +93,9 @@ class PlainView:
         if step.completed_bytes >= step.total_bytes:
             self._print(f"{label}: {size_text(step.total_bytes)}")
 
+    def show_files(self, paths: Sequence[Path]) -> None:
+        self._print(files_text(paths))
+
     def _due(self, event: Event) -> bool:
         now, before = event.time.seconds + event.time.nanos / 1e9, self._shown.get(event.stage)
         at = measure(event.stage, event.progress)
@@ -94,7 +106,7 @@ class PlainView:
         return True
 
     def _print(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        print_line(text, self._out)
 
 
 class BarView:
@@ -136,6 +148,9 @@ class BarView:
         text = f"{size_text(step.completed_bytes)}/{size_text(step.total_bytes)}"
         self._bar(label, label, Measure(step.completed_bytes, step.total_bytes, text))
 
+    def show_files(self, paths: Sequence[Path]) -> None:
+        self._console.print(files_text(paths), markup=False, highlight=False, soft_wrap=True)
+
     def _bar(self, key: int | str, label: str, at: Measure) -> None:
         note = ", ".join(self._notes.of(key))
         if key not in self._tasks:
@@ -167,6 +182,32 @@ class _Notes:
         return notes
 
 
+def files_text(paths: Sequence[Path]) -> str:
+    """The files that were downloaded, one a line."""
+    return "\n".join(["downloaded", *(f"  {path}" for path in paths)])
+
+
+class OutputClosed(SystemExit):
+    """Nobody reads the output any more, as in `ltxtrain jobs | head -1`: ends the process without a word.
+
+    The status is the one that a shell gives to whom SIGPIPE ended.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(141)
+        # What is still buffered would fail again at exit.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_line(text: str, out: TextIO | None = None) -> None:
+    """One line, at once. Raises OutputClosed."""
+    try:
+        print(text, file=out or sys.stdout, flush=True)
+    except BrokenPipeError:
+        raise OutputClosed from None
+
+
 def print_json(document: Any, out: TextIO | None = None) -> None:
-    """One line of JSON."""
-    print(json.dumps(document, ensure_ascii=False), file=out or sys.stdout, flush=True)
+    """One line of JSON. Raises OutputClosed."""
+    print_line(json.dumps(document, ensure_ascii=False), out)

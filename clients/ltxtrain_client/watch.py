@@ -95,9 +95,9 @@ async def watch(
         except StopAsyncIteration:
             if empty:  # OK without a word: the work has ended, and the cursor is at its end
                 return
-            lost = _unavailable("the stream ended before the work did")
+            lost = _unavailable("The stream ended before the work did.")
         except TimeoutError:
-            lost = _unavailable(f"nothing was heard for {pace.silence_seconds:.0f} s")
+            lost = _unavailable(f"Nothing was heard for {pace.silence_seconds:.0f} s.")
         except grpc.aio.AioRpcError as error:
             lost = from_rpc_error(error)
             if lost.code in FATAL:
@@ -107,9 +107,15 @@ async def watch(
         delay = pace.backoff(failures, lost.retry_after_seconds)
         if pace.patience_seconds is not None and time.monotonic() + delay - heard > pace.patience_seconds:
             raise lost
+        # Once for as long as nothing is heard.
+        level = logging.DEBUG if failures else logging.WARNING
+        log.log(level, "After event %d: %s Trying again%s.", cursor, lost.message, _for_how_long(pace))
         failures += 1
-        log.warning("watch interrupted after event %d: %s; again in %.1f s", cursor, lost, delay)
         await asyncio.sleep(delay)
+
+
+def _for_how_long(pace: Pace) -> str:
+    return "" if pace.patience_seconds is None else f", for up to {pace.patience_seconds:g} s"
 
 
 def _unavailable(text: str) -> CallError:

@@ -40,13 +40,13 @@ def environ(far: FarSide, **more: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def watching(far: FarSide, **streams: int) -> AsyncIterator[asyncio.subprocess.Process]:
+async def watching(far: FarSide, *options: str, **streams: int) -> AsyncIterator[asyncio.subprocess.Process]:
     """`ltxtrain watch` on a job whose first stream falls silent after two of six events."""
     far.jobs[JOB] = Job(name=JOB)
     far.events = progress_events(6)
     far.acts.append(Act(send=2, then=stay_silent))
     channels = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-    process = await asyncio.create_subprocess_exec(*COMMAND, "watch", JOB, env=environ(far), **channels)
+    process = await asyncio.create_subprocess_exec(*COMMAND, "watch", JOB, *options, env=environ(far), **channels)
     try:
         yield process
     finally:
@@ -96,6 +96,17 @@ async def test_ctrl_c_in_a_pipe_leaves_the_job_running(far: FarSide) -> None:
     assert far.requests("CancelJob") == []
 
 
+async def test_going_on_later_keeps_the_options(far: FarSide) -> None:
+    async with watching(far, "--out", "my results", "--patience", "60", "--json") as process:
+        assert process.stdout is not None
+        await process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, told = await process.communicate()
+    resume = json.loads(told)["resume"]
+    after = resume["after"]
+    assert resume["watch"] == f"ltxtrain watch jobs/1 --after {after} --out 'my results' --patience 60 --json"
+
+
 @pytest.mark.parametrize(("answer", "code", "cancelled"), [("c", 3, 1), ("l", 130, 0), ("", 130, 0), ("w", 0, 0)])
 async def test_ctrl_c_on_a_terminal_asks(far: FarSide, answer: str, code: int, cancelled: int) -> None:
     with Terminal() as terminal:
@@ -126,13 +137,34 @@ async def test_deleting_asks_on_a_terminal(far: FarSide, answer: str, code: int,
 async def test_a_service_that_stays_away_ends_the_command_not_the_job(far: FarSide) -> None:
     far.events = progress_events(6)
     process = await asyncio.create_subprocess_exec(
-        *(*COMMAND, "--train", "127.0.0.1:1", "watch", JOB, "--after", "4", "--patience", "0.2"),
+        *(*COMMAND, "--train", "127.0.0.1:1", "watch", JOB, "--after", "4", "--patience", "1.5"),
         env=environ(far),
         stderr=subprocess.PIPE,
     )
     _, told = await process.communicate()
     assert process.returncode == 4
-    assert b"ltxtrain watch jobs/1 --after 4" in told
+    lost, *last = told.decode().splitlines()
+    absent = "The service at 127.0.0.1:1 does not answer (Connection refused)."
+    # However many tries there were.
+    assert lost == f"After event 4: {absent} Trying again, for up to 1.5 s."
+    assert last[0] == f"{absent} (UNAVAILABLE)"
+    assert "ltxtrain up" in last[1]
+    assert last[2].startswith("What jobs/1 does is not known now")
+    assert last[2].endswith("ltxtrain --train 127.0.0.1:1 watch jobs/1 --after 4 --patience 1.5")
+
+
+@pytest.mark.parametrize("arguments", [("jobs", "--json"), ("watch", JOB, "--json"), ("watch", JOB)])
+async def test_a_reader_that_went_away_ends_the_command_quietly(far: FarSide, arguments: tuple[str, ...]) -> None:
+    far.jobs[JOB] = Job(name=JOB)
+    far.events = progress_events(6)
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, *arguments, env=environ(far), stdout=writer, stderr=subprocess.PIPE
+    )
+    os.close(writer)
+    _, told = await process.communicate()
+    assert (process.returncode, told) == (141, b"")
 
 
 def test_the_client_needs_no_server_library() -> None:

@@ -1,10 +1,12 @@
 """What a service finds wrong with a sheet, told to somebody who has a command line."""
 
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from ltxtrain_client.errors import InvalidArgument, Problem, SheetInvalid, Violation, with_violations
+from google.rpc import error_details_pb2, status_pb2
+
+from ltxtrain_client.errors import InvalidArgument, Problem, SheetInvalid, Violation
 
 T = TypeVar("T")
 
@@ -17,7 +19,7 @@ async def with_hints(call: Awaitable[T]) -> T:
     try:
         return await call
     except InvalidArgument as error:
-        raise with_violations(error, [_hinted(violation) for violation in error.violations]) from None
+        raise _about(error, [_hinted(violation) for violation in error.violations]) from None
 
 
 async def without_faults_of(filled: Collection[str], call: Awaitable[object]) -> None:
@@ -30,7 +32,7 @@ async def without_faults_of(filled: Collection[str], call: Awaitable[object]) ->
     except InvalidArgument as error:
         left = [violation for violation in error.violations if violation.field not in filled]
         if left or not error.violations:
-            raise with_violations(error, left) from None
+            raise _about(error, left) from None
 
 
 def joined(sheet: SheetInvalid, service: InvalidArgument) -> SheetInvalid:
@@ -45,6 +47,27 @@ def joined(sheet: SheetInvalid, service: InvalidArgument) -> SheetInvalid:
         if not compares and not follows:
             problems.append(Problem(path, f"{violation.description} ({violation.reason})"))
     return SheetInvalid(problems, sheet.sheet)
+
+
+def _about(error: InvalidArgument, violations: Sequence[Violation]) -> InvalidArgument:
+    """The same error about these fields."""
+    status = status_pb2.Status()
+    status.CopyFrom(error.status)
+    if violations:
+        status.message = f"{len(violations)} field{'s are' if len(violations) > 1 else ' is'} wrong."
+    others = [detail for detail in status.details if not detail.Is(error_details_pb2.BadRequest.DESCRIPTOR)]
+    listing = error_details_pb2.BadRequest(
+        field_violations=[
+            error_details_pb2.BadRequest.FieldViolation(
+                field=item.field, reason=item.reason, description=item.description
+            )
+            for item in violations
+        ]
+    )
+    del status.details[:]
+    status.details.extend(others)
+    status.details.add().Pack(listing)
+    return InvalidArgument(status)
 
 
 def _hinted(violation: Violation) -> Violation:

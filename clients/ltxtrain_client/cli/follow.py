@@ -11,9 +11,9 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Lifecycle, State
 
 from ltxtrain_client.channel import ClientSettings
-from ltxtrain_client.cli.fetch import fetch_files
+from ltxtrain_client.cli.fetch import fetch_files, left_behind, what_cancelling_left
 from ltxtrain_client.cli.resources import Resource, cancel_resource, get_resource, resource_name, watch_resource
-from ltxtrain_client.cli.session import Exit, Json, open_suite, run, run_interruptible, settings_of
+from ltxtrain_client.cli.session import Exit, Json, command_line, note, open_suite, run, run_interruptible, settings_of
 from ltxtrain_client.lines import duration_text, state_word
 from ltxtrain_client.plain import plain
 from ltxtrain_client.progress import View, make_view, print_json
@@ -67,24 +67,36 @@ def follow_to_end(
     """Show events until the work ends, then fetch a job's files into `out`. Ctrl-C asks: cancel, leave or go on."""
     cursor = Cursor(after_sequence)
     pace = Pace(patience_seconds=patience_seconds)
+    kept = [] if out is None else ["--out", out]
+    kept += [] if patience_seconds == PATIENCE_SECONDS else ["--patience", f"{patience_seconds:g}"]
+    kept += ["--json"] if json_lines else []
+
+    def say_how_to_resume(first: str) -> None:
+        again = command_line(settings, "watch", name, "--after", cursor.sequence, *kept)
+        stop = command_line(settings, "cancel", name)
+        values = {"name": name, "after": cursor.sequence, "watch": again, "cancel": stop}
+        note(f"{first}: {again}\nTo stop it: {stop}", resume=values)
+
     while True:
         try:
             ended = run_interruptible(_follow(settings, name, view, cursor, pace))
         except KeyboardInterrupt:
             choice = _asked(name)
             if choice == "leave":
-                _say_how_to_resume(name, cursor)
+                say_how_to_resume(f"{name} is not cancelled. To go on watching")
                 return Exit.INTERRUPTED
             if choice == "cancel":
                 run(_cancel(settings, name))
         except typer.Exit as error:
             if error.exit_code == Exit.UNREACHABLE:
-                _say_how_to_resume(name, cursor)
+                say_how_to_resume(
+                    f"What {name} does is not known now; it goes on when the suite is back. To watch it then"
+                )
             raise
         else:
             if out is not None and isinstance(ended, Job):
                 run(_fetch(settings, ended, out, view))
-            _summarize(ended, json_lines)
+            _summarize(settings, ended, json_lines)
             return _EXITS.get(ended.lifecycle.state, Exit.FAILED)
 
 
@@ -101,7 +113,9 @@ async def _follow(settings: ClientSettings, name: str, view: View, cursor: Curso
 async def _fetch(settings: ClientSettings, job: Job, out: Path, view: View) -> None:
     async with open_suite(settings) as suite:
         with view:
-            await fetch_files(suite.train, job, out, view)
+            if await fetch_files(suite.train, job, out, view):
+                return
+        note(f"No results to download. {await left_behind(settings, suite.train, job)}")
 
 
 async def _cancel(settings: ClientSettings, name: str) -> None:
@@ -113,7 +127,7 @@ def _asked(name: str) -> str:
     """What a person wants after Ctrl-C; without a terminal the work is left running."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return "leave"
-    print(f"\n{name} is still running.", file=sys.stderr)
+    print(f"\nWatching {name} was interrupted; it is not cancelled.", file=sys.stderr)
     try:
         answer = typer.prompt("[c]ancel it, [l]eave it running, or [w]atch on?", default="l", err=True)
     except (KeyboardInterrupt, typer.Abort):
@@ -121,21 +135,15 @@ def _asked(name: str) -> str:
     return {"c": "cancel", "w": "watch"}.get(str(answer).strip().lower()[:1], "leave")
 
 
-def _say_how_to_resume(name: str, cursor: Cursor) -> None:
-    print(
-        f"{name} runs on. To go on watching: ltxtrain watch {name} --after {cursor.sequence}\n"
-        f"To stop it: ltxtrain cancel {name}",
-        file=sys.stderr,
-    )
-
-
-def _summarize(ended: Resource, json_lines: bool) -> None:
+def _summarize(settings: ClientSettings, ended: Resource, json_lines: bool) -> None:
     if json_lines:
         print_json({"ended": plain(ended)})
         return
     text = f"{ended.name} {state_word(ended.lifecycle.state)}{_lasted(ended.lifecycle)}"
     if isinstance(ended, Job) and ended.billable_units:
         text += f", {ended.billable_units} units, {ended.price_usd:.2f} USD"
+    if isinstance(ended, Job) and ended.lifecycle.state == State.STATE_CANCELLED:
+        text += f" {what_cancelling_left(settings, ended)}"
     print(text, flush=True)
 
 

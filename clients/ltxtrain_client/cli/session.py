@@ -1,16 +1,18 @@
 """What every command shares: exit codes, connections, and errors told to a person."""
 
 import asyncio
+import shlex
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ltxtrain_client.channel import ClientSettings, connect
+from ltxtrain_client.channel import ClientSettings, connect, read_settings
 from ltxtrain_client.errors import (
     CallError,
     DeadlineExceeded,
@@ -22,7 +24,9 @@ from ltxtrain_client.errors import (
 )
 from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.lines import describe_error
+from ltxtrain_client.plain import plain_error
 from ltxtrain_client.preprocess import PreprocessClient
+from ltxtrain_client.progress import OutputClosed, print_json
 from ltxtrain_client.train import TrainClient
 
 T = TypeVar("T")
@@ -38,15 +42,26 @@ class Exit(IntEnum):
     UNREACHABLE = 4
     REFUSED = 5
     INTERRUPTED = 130
+    # OutputClosed
+    UNREAD = 141
 
 
 EXIT_CODES = (
     "Exit codes: 0 done, or the job succeeded; 1 the job failed; 2 wrong usage, sheet or spec; 3 the job was "
     "cancelled; 4 a service or the object store cannot be reached; 5 refused: no such resource, no permission, "
-    "not in this state; 130 interrupted, the job runs on."
+    "not in this state; 130 interrupted, nothing is cancelled; 141 nobody reads the output any more. With --json, "
+    'what goes wrong is a line {"error": {"exit_code": …, "code": …, "reason": …, "message": …, …}} on stderr.'
 )
 
-Json = Annotated[bool, typer.Option("--json", help="JSON lines for scripts.")]
+_json: ContextVar[bool] = ContextVar("json", default=False)
+
+
+def _remember(wanted: bool) -> bool:
+    _json.set(wanted)
+    return wanted
+
+
+Json = Annotated[bool, typer.Option("--json", help="JSON lines for scripts, errors too.", callback=_remember)]
 
 
 @dataclass(frozen=True)
@@ -82,27 +97,70 @@ def run_interruptible(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except SheetInvalid as error:
-        raise fail(Exit.INVALID, "The sheet is not usable:", *(f"  {problem}" for problem in error.problems)) from None
+        problems = [f"  {problem}" for problem in error.problems]
+        raise fail(Exit.INVALID, "The sheet is not usable:", *problems, details=_sheet_details(error)) from None
     except SettingsInvalid as error:
         raise fail(Exit.INVALID, str(error)) from None
     except TransferFailed as error:
         raise fail(Exit.UNREACHABLE, str(error)) from None
     except CallError as error:
-        raise fail(_exit_code(error), describe_error(error), *_advice(error)) from None
+        lines = (describe_error(error), *_advice(error))
+        raise fail(_exit_code(error), *lines, details=plain_error(error)) from None
+    except BrokenPipeError:
+        raise OutputClosed from None
     except OSError as error:
         raise fail(Exit.INVALID, str(error)) from None
 
 
-def fail(code: Exit, *lines: str) -> typer.Exit:
-    """Tell on stderr, and return what ends the command with this code."""
-    print(*lines, sep="\n", file=sys.stderr)
+def fail(code: Exit, *lines: str, details: Mapping[str, Any] | None = None) -> typer.Exit:
+    """Tell on stderr, and return what ends the command with this code. With --json, `details` replace the lines."""
+    if _json.get():
+        error = {"exit_code": int(code), **_NO_DETAILS, "message": "\n".join(lines), **(details or {})}
+        print_json({"error": error}, sys.stderr)
+    else:
+        print(*lines, sep="\n", file=sys.stderr)
     return typer.Exit(code)
+
+
+def note(text: str, **values: object) -> None:
+    """Tell on stderr what is no error. With --json, `values` are the line; the text is where there are none."""
+    if _json.get():
+        print_json(values or {"note": text}, sys.stderr)
+    else:
+        print(text, file=sys.stderr)
+
+
+def command_line(settings: ClientSettings, *words: object) -> str:
+    """A command for a person to type, with the addresses that the environment does not name."""
+    usual = read_settings()
+    places = [
+        word
+        for name in ("train", "ingest", "preprocess")
+        if (address := getattr(settings, name)) != getattr(usual, name)
+        for word in (f"--{name}", address)
+    ]
+    return shlex.join(["ltxtrain", *places, *map(str, words)])
 
 
 def settings_of(context: typer.Context) -> ClientSettings:
     settings = context.find_root().obj
     assert isinstance(settings, ClientSettings)
     return settings
+
+
+_NO_DETAILS: dict[str, Any] = {
+    "code": "",
+    "reason": "",
+    "message": "",
+    "metadata": {},
+    "violations": [],
+    "subjects": [],
+}
+
+
+def _sheet_details(error: SheetInvalid) -> dict[str, Any]:
+    violations = [{"field": item.path, "reason": "", "description": item.description} for item in error.problems]
+    return {"message": "The sheet is not usable.", "violations": violations}
 
 
 def _exit_code(error: CallError) -> Exit:

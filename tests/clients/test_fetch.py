@@ -1,0 +1,89 @@
+"""What fetching says of jobs that have nothing, and the names that files get."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import grpc
+import pytest
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.work_pb2 import State
+
+from tests.clients.far_side import FarSide, ObjectHost, progress_events, status
+from tests.clients.test_cli import JOB, Ltxtrain, add_job, add_results, ltxtrain
+
+__all__ = ["ltxtrain"]
+
+
+def add_file(far: FarSide, store: ObjectHost, file: str) -> str:
+    store.objects[f"/{JOB}/{file}"] = b"made"
+    return far.add_artifact(JOB, file, b"made", Artifact.KIND_LORA, hashlib.sha256(b"made").hexdigest())
+
+
+async def test_a_failed_job_tells_why(far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, tmp_path: Path) -> None:
+    job = add_job(far, State.STATE_FAILED)
+    job.lifecycle.error.CopyFrom(status(grpc.StatusCode.FAILED_PRECONDITION, "no videos", "NO_VIDEOS"))
+    for options in ([], ["--all"]):
+        done = await ltxtrain("fetch", JOB, *options, code=5)
+        assert done.stderr == f"{JOB} failed: no videos (NO_VIDEOS)\nIt left no other files either.\n"
+    add_file(far, store, "lora-000050.safetensors")
+    done = await ltxtrain("fetch", JOB, code=5)
+    assert done.stderr.splitlines()[-1] == f"It left 1 other file: ltxtrain fetch {JOB} --all"
+    await ltxtrain("fetch", JOB, "--all", "--out", tmp_path)
+    assert (tmp_path / "lora-000050.safetensors").read_bytes() == b"made"
+
+
+async def test_a_job_cancelled_too_early_tells_when_it_would_have_had_a_lora(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    add_job(far, State.STATE_CANCELLED).options.checkpoint_interval = 250
+    text = f"{JOB} was cancelled before its first checkpoint (checkpoint_interval 250)."
+    assert text in (await ltxtrain("fetch", JOB, code=5)).stderr
+    far.events = progress_events(2, State.STATE_CANCELLED)
+    done = await ltxtrain("watch", JOB, "--out", "anywhere", code=3)
+    assert "cancelled before its first checkpoint (checkpoint_interval 250)" in done.stdout
+    assert done.stderr == "No results to download. It left no other files either.\n"
+
+
+async def test_a_cancelled_job_tells_of_its_lora(
+    far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, tmp_path: Path
+) -> None:
+    add_job(far, State.STATE_CANCELLED).checkpoint_step = 50
+    assert "its checkpoint at step 50 is not sound" in (await ltxtrain("fetch", JOB, code=5)).stderr
+    far.output.lora_file = add_file(far, store, "lora-000050.safetensors")
+    far.events = progress_events(2, State.STATE_CANCELLED)
+    done = await ltxtrain("watch", JOB, code=3)
+    assert done.stdout.splitlines()[-1].endswith(
+        f"cancelled with the LoRA of its checkpoint at step 50: ltxtrain fetch {JOB}"
+    )
+    await ltxtrain("fetch", JOB, "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["lora-000050.safetensors"]
+
+
+@pytest.mark.parametrize("command", [("fetch", JOB), ("watch", JOB)])
+async def test_every_file_is_listed_under_the_artifacts_own_name(
+    far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    add_job(far)
+    far.events = progress_events(2)
+    add_results(far, store)
+    far.output.lora_video_only_file = add_file(far, store, "lora-video-only.safetensors")
+    names = ["lora.safetensors", "config.json", "lora-video-only.safetensors", "metrics.jsonl"]
+    for _ in "fetched", "there already":
+        text = (await ltxtrain(*command, "--out", tmp_path)).stdout
+        assert "\n".join(["downloaded", *(f"  {tmp_path / name}" for name in names)]) in text
+    lines = (await ltxtrain(*command, "--out", tmp_path, "--json")).stdout.splitlines()
+    assert {"files": [str(tmp_path / name) for name in names]} in map(json.loads, lines)
+    assert {path.name for path in tmp_path.iterdir()} == set(names)
+
+
+async def test_errors_in_json(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    job = add_job(far, State.STATE_FAILED)
+    job.lifecycle.error.CopyFrom(status(grpc.StatusCode.FAILED_PRECONDITION, "no videos", "NO_VIDEOS"))
+    error = json.loads((await ltxtrain("fetch", JOB, "--json", code=5)).stderr)["error"]
+    assert error["exit_code"] == 5 and "no videos" in error["message"]
+    error = json.loads((await ltxtrain("job", "nowhere", "--json", code=5)).stderr)["error"]
+    assert (error["code"], error["reason"]) == ("NOT_FOUND", "RESOURCE_NOT_FOUND")
+    error = json.loads((await ltxtrain("estimate", "--set", "rnk=3", "--json", code=2)).stderr)["error"]
+    assert error["violations"] == [
+        {"field": "rnk", "reason": "", "description": "is not known; did you mean rank?"},
+    ]
+    assert "error" not in (await ltxtrain("job", "nowhere", code=5)).stderr
