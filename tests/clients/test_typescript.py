@@ -114,8 +114,10 @@ def sheet(folder: Path, text: str = EXAMPLE) -> Path:
 def finish(far: FarSide, store: ObjectHost, content: bytes = LORA) -> None:
     """The job succeeds, and leaves a LoRA."""
     far.events = progress_events(COUNT)
-    name = far.add_artifact("jobs/1", "lora", content, Artifact.KIND_LORA, hashlib.sha256(content).hexdigest())
-    store.objects["/jobs/1/lora"] = content
+    name = far.add_artifact(
+        "jobs/1", "lora.safetensors", content, Artifact.KIND_LORA, hashlib.sha256(content).hexdigest()
+    )
+    store.objects["/jobs/1/lora.safetensors"] = content
     far.output.lora_file = name
 
 
@@ -264,6 +266,18 @@ async def test_every_wrong_field_is_told_before_anything_is_uploaded(
     assert ended.code == 2
     assert far.requests("CreateUpload") == []
     assert all(part in ended.err for part in ("INVALID_SPEC", "spec.rank: FIELD_NOT_ALLOWED", "spec.frame_rate"))
+
+
+@needs_node
+async def test_a_file_that_nobody_gives_is_missed_before_anything_is_uploaded(
+    far: FarSide, program: Path, tmp_path: Path
+) -> None:
+    wrong = violations(("spec.validation[0].video_url", "FIELD_REQUIRED", "Name a video."))
+    far.fail("CreateJob", status(grpc.StatusCode.INVALID_ARGUMENT, "1 field", "INVALID_SPEC", details=[wrong]))
+    (tmp_path / "clips.zip").write_bytes(b"zip")
+    ended = await run(program, far, "submit", sheet(tmp_path), "--data", tmp_path / "clips.zip")
+    assert ended.code == 2
+    assert far.requests("CreateUpload") == []
 
 
 @needs_node

@@ -34,7 +34,9 @@ export async function submit(suite: Suite, sheet: Sheet, files: Files = {}): Pro
   }
   if (files.data !== undefined || clips.length > 0) {
     place(PENDING_UPLOAD, () => PENDING_UPLOAD);
-    await checkBeforeUpload(suite, { spec, options });
+    const filled = new Set(clips.map((_, index) => `spec.validation[${index}].video_url`));
+    if (files.data !== undefined) filled.add("spec.training_data_url");
+    await checkBeforeUpload(suite, { spec, options }, filled);
     const data = files.data === undefined ? "" : await upload(suite, files.data);
     const names: string[] = [];
     for (const clip of clips) names.push(await upload(suite, clip));
@@ -45,27 +47,31 @@ export async function submit(suite: Suite, sheet: Sheet, files: Files = {}): Pro
   return job;
 }
 
-/** Fails for what is wrong beside the files, before gigabytes are sent in vain. */
-async function checkBeforeUpload(suite: Suite, { spec, options }: Sheet): Promise<void> {
+/** Fails for what is wrong beside the fields that the files fill, before gigabytes are sent in vain. */
+async function checkBeforeUpload(
+  suite: Suite,
+  { spec, options }: Sheet,
+  filled: ReadonlySet<string>,
+): Promise<void> {
   try {
     await suite.train.createJob({ requestId: randomUUID(), spec, options, validateOnly: true });
   } catch (error) {
     const wrong = ConnectError.from(error)
       .findDetails(BadRequestSchema)
       .flatMap(({ fieldViolations }) => fieldViolations.map(({ field }) => field));
-    if (wrong.length === 0 || !wrong.every((field) => /(training_data|video)_url$/.test(field))) throw error;
+    if (wrong.length === 0 || !wrong.every((field) => filled.has(field))) throw error;
   }
 }
 
-/** Artifact names of a job's results by the file name that each becomes; empty before it has any. */
+/** Artifact names of a job's results by the file name that each ends in; empty before it has any. */
 export function outputs(job: Job): Map<string, string> {
   const { loraFile, configFile, video, debugDataset, loraVideoOnlyFile } = job.output ?? {};
-  const named: [string, string | undefined][] = [
-    ["lora.safetensors", loraFile],
-    ["config.json", configFile],
-    ["reel.mp4", video],
-    ["debug_dataset.zip", debugDataset],
-    ["lora_video_only.safetensors", loraVideoOnlyFile],
-  ];
-  return new Map(named.filter((entry): entry is [string, string] => Boolean(entry[1])));
+  const names = [loraFile, configFile, video, debugDataset, loraVideoOnlyFile].filter((name) => name !== undefined);
+  return new Map(names.filter((name) => name !== "").map((name) => [fileName(name), name]));
+}
+
+function fileName(artifact: string): string {
+  const name = artifact.slice(artifact.lastIndexOf("/") + 1);
+  // The name is the server's; the folder that it is written to is ours.
+  return ["", ".", ".."].includes(name) ? "artifact" : name;
 }
