@@ -59,7 +59,10 @@ def resolve_model(
     from_hub = not base or not folder.is_dir()
     if from_hub:
         if base.startswith(("/", ".", "~")) or not base:
-            raise ModelUnavailable(f"There is no folder {base or 'without a name'}.")
+            raise ModelUnavailable(
+                f"There is no folder {base or 'without a name'} on this machine. Set LTXTRAIN_MODEL to one that holds "
+                "LTX 2.3, or to the name of a repository."
+            )
         folder = _snapshot(base, base_revision or None, components, ORIGINAL_COMPONENTS if file else ())
     original = folder / Path(file).expanduser() if file else None
     _check(reference, folder, original, components)
@@ -102,7 +105,10 @@ def _is_whole(folder: Path, components: Collection[str], skip: Collection[str]) 
 def _check(reference: str, folder: Path, original: Path | None, components: Collection[str]) -> None:
     missing = [name for name in components if not (folder / name).is_dir()]
     if missing:
-        raise ModelUnavailable(f"{reference} lacks the component {', '.join(missing)} (looked in {folder}).")
+        raise ModelUnavailable(
+            f"{reference} lacks the component {', '.join(missing)} (looked in {folder}). "
+            "Set LTXTRAIN_MODEL to a whole LTX 2.3 in diffusers layout."
+        )
     check_version(reference, _configs(folder, components))
     for name in components:
         if original is None or name not in ORIGINAL_COMPONENTS:

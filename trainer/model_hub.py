@@ -15,7 +15,9 @@ def cached_snapshot(repo: str, revision: str | None) -> Path | None:
     except errors.LocalEntryNotFoundError:
         return None
     except errors.HFValidationError as error:
-        raise ModelUnavailable(f"{repo} is neither a folder here nor the name of a model on the hub.") from error
+        raise ModelUnavailable(
+            f"{repo} is neither a folder here nor the name of a model on the hub. Set LTXTRAIN_MODEL to one of them."
+        ) from error
 
 
 def download_snapshot(repo: str, revision: str | None, patterns: Collection[str]) -> Path:
@@ -33,14 +35,16 @@ def download_snapshot(repo: str, revision: str | None, patterns: Collection[str]
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise ModelUnavailable(
-            f"The hub has no model {repo}, or it is private: check the name, or set HF_TOKEN."
+            f"The hub has no model {repo}, or it is private: check LTXTRAIN_MODEL, or set HF_TOKEN."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise ModelUnavailable(f"{repo} has no revision {revision} on the hub.") from error
     except errors.LocalEntryNotFoundError as error:
         raise ModelUnavailable(
             f"{repo} is not whole in the local cache, and the hub cannot be reached. "
-            "Allow the network once, or give a folder that holds the model."
+            "Allow the network once, or set LTXTRAIN_MODEL to a folder that holds the model."
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
-        raise ModelUnavailable(f"{repo} could not be downloaded: {error}") from error
+        raise ModelUnavailable(
+            f"{repo} could not be downloaded: {error}. Or set LTXTRAIN_MODEL to a folder that holds the model."
+        ) from error

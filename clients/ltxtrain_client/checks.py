@@ -1,6 +1,7 @@
 """What can be seen of an installation from where a client sits, with what to do about it."""
 
 import asyncio
+import importlib
 import os
 import platform
 import re
@@ -13,7 +14,7 @@ from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
 
-from ltxtrain_client.channel import ClientSettings, connect
+from ltxtrain_client.channel import ClientSettings, connect, is_loopback
 from ltxtrain_client.errors import CallError, LtxtrainError, TransferFailed, Unavailable
 from ltxtrain_client.health import is_serving
 from ltxtrain_client.ingest import IngestClient
@@ -60,6 +61,8 @@ async def check_installation(
     yield check_ray(environ)
     yield await check_gpu()
     yield check_disk(state_dir)
+    if is_loopback(settings.train) and (model := await asyncio.to_thread(check_model, state_dir, environ)) is not None:
+        yield model
     reachable = set()
     for name in SERVICES:
         finding = await check_service(settings, name)
@@ -127,6 +130,25 @@ def check_disk(state_dir: Path) -> Finding:
         return Finding("disk", Verdict.OK, detail)
     advice = f"Model and clips of LTX 2.3 want {size_text(WANTED_DISK_BYTES)}; name another place with --state-dir."
     return Finding("disk", Verdict.NOTE, detail, advice)
+
+
+def check_model(state_dir: Path, environ: Mapping[str, str]) -> Finding | None:
+    """Whether the model of a suite on this machine is here and whole; nothing is fetched. None: no suite can run here.
+
+    It is the model that `up` was started with while it runs on this state, else what it would take.
+    """
+    try:
+        model = importlib.import_module("services.local.model")
+        reference = model.running_model(state_dir) or model.chosen_model(environ)
+        lack = model.missing(reference, environ.get("LTXTRAIN_MODEL_REVISION"))
+    except ModuleNotFoundError:
+        return None
+    if not lack:
+        return Finding("model", Verdict.OK, f"{reference} is here and whole")
+    advice = (
+        f"Set LTXTRAIN_MODEL to a folder that holds LTX 2.3. To try things out: {model.way_to_a_tiny_one(state_dir)}"
+    )
+    return Finding("model", Verdict.NOTE, f"{reference}: {lack}", advice)
 
 
 async def check_service(settings: ClientSettings, name: str) -> Finding:

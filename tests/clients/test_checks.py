@@ -1,10 +1,23 @@
 """What `doctor` looks at on this machine."""
 
+import sys
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 from ltxtrain_client import checks
-from ltxtrain_client.checks import Verdict, check_disk, check_extra, check_gpu, check_ray
+from ltxtrain_client.channel import ClientSettings
+from ltxtrain_client.checks import (
+    Verdict,
+    check_disk,
+    check_extra,
+    check_gpu,
+    check_installation,
+    check_model,
+    check_ray,
+)
+
+from services.local import up
 
 
 @pytest.fixture
@@ -76,3 +89,44 @@ def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path, monkeypatch:
     assert str(tmp_path) in check_disk(place).detail and check_disk(place).verdict is Verdict.OK
     monkeypatch.setattr(checks, "WANTED_DISK_BYTES", 1e18)
     assert check_disk(place).verdict is Verdict.NOTE
+
+
+def test_a_model_is_here_or_there_is_something_to_do(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is fetched: of a repository only the cache is asked."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for reference, lack in (
+        (str(tiny_model), ""),
+        ("", "diffusers/LTX-2.3-Diffusers is not on this machine yet"),
+        (str(tmp_path / "nothing"), "There is no folder"),
+        (str(tmp_path), "lacks the component transformer"),
+        ("no name / at all", "neither a folder here nor"),
+    ):
+        finding = check_model(tmp_path, {"LTXTRAIN_MODEL": reference})
+        assert finding is not None
+        assert finding.verdict is (Verdict.NOTE if lack else Verdict.OK)
+        assert lack in finding.detail
+        assert ("LTXTRAIN_MODEL" in finding.advice and "ltxtrain model tiny" in finding.advice) is bool(lack)
+
+
+def test_the_model_of_a_suite_that_runs_is_the_one_it_was_started_with(tiny_model: Path, tmp_path: Path) -> None:
+    with up._lock(tmp_path, str(tiny_model)):
+        finding = check_model(tmp_path, {"LTXTRAIN_MODEL": "/nowhere"})
+    assert finding is not None and finding.verdict is Verdict.OK
+
+
+async def test_of_a_suite_elsewhere_the_model_is_not_known(tmp_path: Path) -> None:
+    for address, known in (("127.0.0.1:1", True), ("train.example.com:7003", False)):
+        subjects = set()
+        async with aclosing(check_installation(ClientSettings(train=address), tmp_path, {})) as findings:
+            async for finding in findings:
+                subjects.add(finding.subject)
+                if finding.subject.startswith("service"):
+                    break
+        assert ("model" in subjects) is known
+
+
+def test_a_client_alone_has_no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "services.local.model", None)
+    assert check_model(tmp_path, {}) is None
