@@ -54,8 +54,7 @@ async def check_installation(
     settings: ClientSettings, state_dir: Path, environ: Mapping[str, str] = os.environ
 ) -> AsyncGenerator[Finding, None]:
     """Findings about this machine, then about the three services and the object store behind them."""
-    version = _version(DISTRIBUTION) or "run from a folder"
-    yield Finding("client", Verdict.OK, f"{DISTRIBUTION} {version}, Python {platform.python_version()}")
+    yield Finding("client", Verdict.OK, f"{DISTRIBUTION} {own_version()}, Python {platform.python_version()}")
     yield check_extra("server")
     yield check_extra("embedded")
     yield check_ray(environ)
@@ -73,6 +72,10 @@ async def check_installation(
         yield await check_access(settings)
     if "ingest" in reachable:
         yield await check_store(settings)
+
+
+def own_version() -> str:
+    return _version(DISTRIBUTION) or "run from a folder"
 
 
 def check_extra(extra: str) -> Finding:

@@ -38,7 +38,7 @@ def missing(reference: str, revision: str | None = None) -> str:
         if Path(base).expanduser().is_dir() or base.startswith(("/", ".", "~")):
             resolve_model(reference, revision or None)
         elif (snapshot := cached_snapshot(base, (revision or "").partition("+")[0] or None)) is None:
-            return f"{base} is not on this machine yet: the first job downloads it"
+            return "not on this machine yet: the first job downloads it"
         else:
             resolve_model(f"{snapshot}{mark}{file}")
     except (ModelUnavailable, ModelUnsupported) as error:

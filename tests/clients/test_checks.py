@@ -98,7 +98,7 @@ def test_a_model_is_here_or_there_is_something_to_do(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for reference, lack in (
         (str(tiny_model), ""),
-        ("", "diffusers/LTX-2.3-Diffusers is not on this machine yet"),
+        ("", "diffusers/LTX-2.3-Diffusers: not on this machine yet"),
         (str(tmp_path / "nothing"), "There is no folder"),
         (str(tmp_path), "lacks the component transformer"),
         ("no name / at all", "neither a folder here nor"),

@@ -1,14 +1,15 @@
 """The command `ltxtrain`."""
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ltxtrain_client.channel import read_settings
+from ltxtrain_client.channel import ClientSettings, read_settings
 from ltxtrain_client.cli import follow, local
 from ltxtrain_client.cli.doctor import doctor
 from ltxtrain_client.cli.fetch import fetch
+from ltxtrain_client.cli.help import Command, Group, print_version
 from ltxtrain_client.cli.jobs import cancel, delete, job, jobs
 from ltxtrain_client.cli.report import report
 from ltxtrain_client.cli.session import EXIT_CODES, Exit, fail
@@ -16,6 +17,7 @@ from ltxtrain_client.cli.submit import estimate, submit
 from ltxtrain_client.errors import SettingsInvalid
 
 app = typer.Typer(
+    cls=Group,
     help="Train LoRAs that continue a video, with LTX 2.3. A token and certificates, where the services ask for them, "
     "come from LTXTRAIN_TOKEN, LTXTRAIN_TLS_ROOT, LTXTRAIN_TLS_CERT and LTXTRAIN_TLS_KEY.",
     epilog=EXIT_CODES,
@@ -25,12 +27,24 @@ app = typer.Typer(
 )
 
 
+def _address(service: str) -> Any:
+    return typer.Option(
+        help=f"Address of {service.capitalize()}.",
+        envvar=f"LTXTRAIN_{service.upper()}",
+        metavar="HOST:PORT",
+        show_default=getattr(ClientSettings, service),
+    )
+
+
 @app.callback()
 def services(
     context: typer.Context,
-    train: Annotated[str | None, typer.Option(help="Address of Train.", envvar="LTXTRAIN_TRAIN")] = None,
-    ingest: Annotated[str | None, typer.Option(help="Address of Ingest.", envvar="LTXTRAIN_INGEST")] = None,
-    preprocess: Annotated[str | None, typer.Option(help="Address of Preprocess.", envvar="LTXTRAIN_PREPROCESS")] = None,
+    train: Annotated[str | None, _address("train")] = None,
+    ingest: Annotated[str | None, _address("ingest")] = None,
+    preprocess: Annotated[str | None, _address("preprocess")] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=print_version, is_eager=True)
+    ] = False,
 ) -> None:
     try:
         settings = read_settings()
@@ -45,7 +59,7 @@ def services(
 
 
 for command in (submit, follow.watch, cancel, jobs, job, report, fetch, estimate, delete, doctor, local.up, local.demo):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(local.model, name="model")
 
 

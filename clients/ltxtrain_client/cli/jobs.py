@@ -42,7 +42,11 @@ def jobs(
     context: typer.Context,
     state: Annotated[
         list[str] | None,
-        typer.Option(help=f"Only these: {', '.join(STATES)}.", autocompletion=lambda: list(STATES)),
+        typer.Option(
+            metavar="STATE",
+            help=f"Only these: {', '.join(STATES)}; may be repeated.",
+            autocompletion=lambda: list(STATES),
+        ),
     ] = None,
     limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 50,
     json_lines: Json = False,

@@ -6,22 +6,29 @@ from typing import Annotated, Any
 
 import typer
 
+from ltxtrain_client.cli.help import Command, Group
 from ltxtrain_client.cli.session import Exit, fail
 
 StateDir = Annotated[
     Path,
     typer.Option(help="Databases, objects and logs of the suite.", envvar="LTXTRAIN_STATE_DIR", file_okay=False),
 ]
+# trainer.model.DEFAULT_MODEL, which a client's installation cannot import.
+DEFAULT_MODEL = "diffusers/LTX-2.3-Diffusers"
 DEFAULT_STATE_DIR = Path(".ltxtrain")
 
-model = typer.Typer(help="Models for trying things out.", no_args_is_help=True)
+model = typer.Typer(cls=Group, help="Models for trying things out.", no_args_is_help=True)
 
 
 def up(
     state_dir: StateDir = DEFAULT_STATE_DIR,
     model: Annotated[
         str | None,
-        typer.Option(help="Folder or repo id in diffusers layout. [default: LTX 2.3]", envvar="LTXTRAIN_MODEL"),
+        typer.Option(
+            help="Folder, or name of a Hugging Face repository, in diffusers layout.",
+            envvar="LTXTRAIN_MODEL",
+            show_default=DEFAULT_MODEL,
+        ),
     ] = None,
 ) -> None:
     """Run the whole suite here, on loopback, until Ctrl-C: object store, Ray, Ingest, Preprocess, Train."""
@@ -36,7 +43,7 @@ def demo(
     _end(_server_part("services.local.demo").run(out=out, state_dir=state_dir))
 
 
-@model.command()
+@model.command(cls=Command)
 def tiny(folder: Annotated[Path, typer.Argument(help="Where to build it.", file_okay=False)]) -> None:
     """Build a complete LTX 2.3 pipeline with small random weights: everything runs, nothing looks good."""
     _server_part("trainer.tiny").build_tiny_model(folder)
