@@ -56,7 +56,8 @@ async def _put_samples(attempt: Attempt, sets: Store[TrainingSet], number: int, 
 async def _sheet(attempt: Attempt, results: Results, samples: Sequence[Sample]) -> Blob:
     objects = attempt.runtime.objects
     parts = list(results.sheets(samples))
-    stored = await objects.run(lambda: store_sheet_page(attempt.name, attempt.settings, parts, objects.objects))
+    paths = {item.clip.name: item.clip.path for item in results.plan.training}
+    stored = await objects.run(lambda: store_sheet_page(attempt.name, attempt.settings, parts, paths, objects.objects))
     return await _held(attempt, stored)
 
 

@@ -1,6 +1,7 @@
 """The contact sheet of a training set (X3), put together of what was made where the frames were."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 
 from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.preprocess_pb2 import PreprocessSettings, Sample
@@ -15,15 +16,22 @@ MAX_SAMPLES = 500
 
 
 def store_sheet_page(
-    name: str, settings: PreprocessSettings, samples: Sequence[tuple[Sample, Blob]], objects: Objects
+    name: str,
+    settings: PreprocessSettings,
+    samples: Sequence[tuple[Sample, Blob]],
+    paths: Mapping[str, str],
+    objects: Objects,
 ) -> StoredBlob:
-    """One page with the first 500 training samples, in the store."""
+    """One page with the first 500 training samples, in the store. `paths`: of the clips, by their names."""
+    scenes = Counter(sample.clip for sample, _ in samples)
     shown = []
     for sample, blob in samples[:MAX_SAMPLES]:
         pictures, waveform = load_sheet(objects.get_bytes(blob.key, sha256=blob.sha256))
         shown.append(
             SheetSample(
-                name=sample.name,
+                path=paths[sample.clip],
+                scene=f"scene from frame {sample.start_frame}" if sample.start_frame or scenes[sample.clip] > 1 else "",
+                name=sample.name.removeprefix(f"{name}/"),
                 caption=sample.caption,
                 thumbnails=pictures,
                 peaks=waveform,

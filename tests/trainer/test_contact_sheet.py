@@ -28,7 +28,8 @@ def picture(jpeg):
 @pytest.fixture
 def sample():
     return SheetSample(
-        name="clips/kite.mp4",
+        path="clips/kite.mp4",
+        name="samples/000005",
         caption="A red kite",
         thumbnails=thumbnails(grey_ramp(), PREFIX),
         peaks=peaks(np.zeros((2, 4800), np.float32)),
@@ -61,7 +62,8 @@ def test_peaks_are_the_loudest_of_both_channels():
 
 
 def test_the_sheet_holds_every_sample(sample):
-    html = render_contact_sheet("Training set", PREFIX, [sample, replace(sample, name="b.mov", caption="", peaks=None)])
+    other = replace(sample, path="b.mov", scene="scene from frame 120", caption="", peaks=None)
+    html = render_contact_sheet("Training set", PREFIX, [sample, other])
     sources = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', html)
     assert [base64.b64decode(source) for source in sources[:4]] == [
         sample.thumbnails.first,
@@ -71,16 +73,20 @@ def test_the_sheet_holds_every_sample(sample):
     ]
     assert len(sources) == 8
     assert html.count('class="waveform"') == 1
-    for text in ("clips/kite.mp4", "A red kite", "(no caption)", "frame 9<", "frame 10<", "frame 17<", "0.71 s"):
+    for text in ("A red kite", "(no caption)", "frame 9<", "frame 10<", "frame 17<", "0.71 s", "b.mov"):
         assert text in html
+    # The path comes first, then the scene where it is one.
+    assert 0 < html.index("clips/kite.mp4") < html.index("samples/000005")
+    assert html.count("scene from frame 120") == 1
     assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org)", html)
     assert "<script" not in html
 
 
 def test_names_and_captions_are_escaped(sample):
-    html = render_contact_sheet(HOSTILE, PREFIX, [replace(sample, name=HOSTILE, caption=HOSTILE, note=HOSTILE)])
+    hostile = replace(sample, path=HOSTILE, scene=HOSTILE, name=HOSTILE, caption=HOSTILE, note=HOSTILE)
+    html = render_contact_sheet(HOSTILE, PREFIX, [hostile])
     assert HOSTILE not in html
-    assert html.count("&lt;img src=x onerror=&#34;alert(1)&#34;&gt;") == 5
+    assert html.count("&lt;img src=x onerror=&#34;alert(1)&#34;&gt;") == 7
 
 
 def test_an_empty_set_has_a_sheet():

@@ -33,6 +33,11 @@ class Thumbnails:
 class SheetSample:
     """One sample of the training set; peaks None without audio."""
 
+    # Of the clip in its archive.
+    path: str
+    # Where in the clip it begins; empty for the whole of one.
+    scene: str = ""
+    # Among the samples of the training set.
     name: str
     caption: str
     thumbnails: Thumbnails
@@ -72,6 +77,8 @@ def _values(sample: SheetSample, conditioning_frames: int) -> dict[str, Any]:
     shown = sample.thumbnails
     seconds = sample.frame_count / sample.frame_rate
     return {
+        "path": sample.path,
+        "scene": sample.scene,
         "name": sample.name,
         "caption": sample.caption,
         "note": sample.note,

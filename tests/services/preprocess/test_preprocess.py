@@ -4,6 +4,7 @@ import asyncio
 import io
 import itertools
 import json
+import re
 import wave
 import zipfile
 from collections import Counter
@@ -105,6 +106,9 @@ async def test_the_contact_sheet_is_one_page(preprocess: Preprocess, whole: Ende
     page = (await preprocess.fetch(whole.training_set.contact_sheet)).decode()
     assert page.count("data:image/jpeg") == 4 * 4
     assert "sks a card that counts" in page
+    shown = re.findall(r'<span class="path">([^<]*)</span>', page)
+    assert shown == ["a/clip.mp4", "b/clip.mp4", "c/again.mp4", "c/heard.mp4"]
+    assert "scene from" not in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page
 
 

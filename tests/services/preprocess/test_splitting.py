@@ -45,6 +45,15 @@ async def test_each_scene_is_a_clip_with_its_parents_caption(preprocess: Preproc
     assert [cards.number(255 - picture) for picture in second.frames] == [1024 + index for index in range(17)]
 
 
+async def test_the_contact_sheet_tells_scenes_of_one_clip_apart(preprocess: Preprocess, split: Ended) -> None:
+    page = (await preprocess.fetch(split.training_set.contact_sheet)).decode()
+    starts = [sample.start_frame for sample in split.samples if sample.caption == "sks of the parent"]
+    assert len(starts) == 2
+    for start in starts:
+        assert f'<span class="path">a/long.mp4</span> <span>scene from frame {start}</span>' in page
+    assert page.count("scene from frame") == 2
+
+
 async def test_the_report_names_the_clip_and_each_of_its_scenes(split: Ended) -> None:
     parent, first, second, third = (line for line in split.lines if line.path == "a/long.mp4")
     assert told(parent) == ("a/long.mp4", "KEPT_CHANGED", ["SPLIT"])
