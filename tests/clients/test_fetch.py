@@ -87,3 +87,10 @@ async def test_errors_in_json(far: FarSide, ltxtrain: Ltxtrain) -> None:
         {"field": "rnk", "reason": "", "description": "is not known; did you mean rank?"},
     ]
     assert "error" not in (await ltxtrain("job", "nowhere", code=5)).stderr
+
+
+async def test_every_line_about_a_service_that_is_away_is_json(ltxtrain: Ltxtrain) -> None:
+    done = await ltxtrain("--train", "127.0.0.1:1", "watch", JOB, "--patience", 0.5, "--json", code=4)
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [list(line) for line in told] == [["note"], ["error"], ["resume"]]
+    assert told[1]["error"]["code"] == "UNAVAILABLE"

@@ -1,6 +1,7 @@
 """What every command shares: exit codes, connections, and errors told to a person."""
 
 import asyncio
+import logging
 import shlex
 import sys
 from collections.abc import AsyncIterator, Coroutine, Mapping
@@ -128,6 +129,16 @@ def note(text: str, **values: object) -> None:
         print_json(values or {"note": text}, sys.stderr)
     else:
         print(text, file=sys.stderr)
+
+
+class _Told(logging.Handler):
+    """What the client's modules warn of, as notes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
+
+
+logging.getLogger("ltxtrain_client").addHandler(_Told(logging.WARNING))
 
 
 def command_line(settings: ClientSettings, *words: object) -> str:
