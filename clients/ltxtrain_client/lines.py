@@ -6,6 +6,7 @@ from ltxtrain.v1.work_pb2 import Event, Outcome, PreviewMetrics, Progress, Repor
 
 from ltxtrain_client.errors import CallError, from_status
 from ltxtrain_client.outputs import file_name
+from ltxtrain_client.tally import outcome_word
 from ltxtrain_client.words import word
 
 
@@ -54,11 +55,10 @@ def describe_error(error: CallError) -> str:
 def describe_report_line(line: ReportLine) -> str | None:
     if line.outcome == Outcome.OUTCOME_KEPT and not line.reasons:
         return None
-    reasons = ", ".join(word(ReportReason.DESCRIPTOR, reason).upper() for reason in line.reasons)
+    reasons = ", ".join(word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons)
     text = line.description + (f" ({reasons})" if reasons else "")
-    outcome = word(Outcome.DESCRIPTOR, line.outcome).replace("kept_changed", "changed")
     # A line about the whole of the data has no path.
-    subject = f"{outcome} {line.path}" if line.path else "data"
+    subject = f"{outcome_word(line.outcome)} {line.path}" if line.path else "data"
     return subject + (f": {text.strip()}" if text else "")
 
 

@@ -1,7 +1,11 @@
-"""Enum values as people write them: "medium" for RESOLUTION_MEDIUM, "16:9" for ASPECT_RATIO_16_9."""
+"""Enum values as people write them: "medium" for RESOLUTION_MEDIUM, "16:9" for ASPECT_RATIO_16_9.
+
+Reasons stay in capitals, as in errors: "CLIP_TOO_SHORT".
+"""
 
 from google.protobuf.descriptor import EnumDescriptor, EnumValueDescriptor
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio
+from ltxtrain.v1.work_pb2 import ReportReason
 
 
 def words(enum: EnumDescriptor) -> dict[str, int]:
@@ -17,6 +21,9 @@ def word(enum: EnumDescriptor, number: int) -> str:
 
 def _word(enum: EnumDescriptor, value: EnumValueDescriptor) -> str:
     prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
-    text = value.name.removeprefix(prefix).lower()
+    text = value.name.removeprefix(prefix)
+    if enum.full_name == ReportReason.DESCRIPTOR.full_name:
+        return text
+    text = text.lower()
     # The sheet writes shapes as 16:9, which no identifier can hold.
     return text.replace("_", ":") if enum.full_name == AspectRatio.DESCRIPTOR.full_name else text

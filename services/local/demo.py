@@ -4,13 +4,14 @@ import asyncio
 import json
 import os
 import sysconfig
-from collections import Counter
 from pathlib import Path
 
-from ltxtrain.v1.work_pb2 import Outcome, ReportReason
+from ltxtrain.v1.work_pb2 import Outcome
 from ltxtrain_client.channel import connect
 from ltxtrain_client.ingest import IngestClient
+from ltxtrain_client.lines import describe_report_line, size_text
 from ltxtrain_client.preprocess import PreprocessClient
+from ltxtrain_client.tally import in_order, trained
 from ltxtrain_client.train import TrainClient
 
 from services.local.demo_data import make_demo_clips, make_validation_clip
@@ -100,16 +101,14 @@ async def _summarize(suite: Suite, out: Path) -> None:
         train, ingest = TrainClient(train_channel), IngestClient(ingest_channel)
         preprocess = PreprocessClient(preprocess_channel)
         job = await anext(aiter(train.list_jobs()))
-        lines = [line async for line in ingest.list_dataset_report(job.dataset)]
-        lines += [line async for line in preprocess.list_training_set_report(job.training_set)]
+        found = [line async for line in ingest.list_dataset_report(job.dataset)]
+        fitted = [line async for line in preprocess.list_training_set_report(job.training_set)]
         dataset = await ingest.get_dataset(job.dataset)
         report = (await preprocess.get_training_set(job.training_set)).report
-    outcomes = Counter(Outcome.Name(line.outcome).removeprefix("OUTCOME_").lower() for line in lines)
-    _say("What became of the files: " + ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items())))
-    for line in lines:
+    _say(f"What became of the files: {trained(found, fitted)}.")
+    for line in in_order([*found, *fitted]):
         if line.outcome in (Outcome.OUTCOME_SKIPPED, Outcome.OUTCOME_IGNORED):
-            reasons = ", ".join(ReportReason.Name(reason).removeprefix("REPORT_REASON_") for reason in line.reasons)
-            print(f"  {line.path}: {reasons} {line.description}".rstrip())
+            print(f"  {describe_report_line(line)}")
     if dataset.reused_count == dataset.clip_count and report.cache_misses == 0:
         _say(
             f"Nothing was done again: all {dataset.reused_count} clips were stored and probed before, "
@@ -120,7 +119,7 @@ async def _summarize(suite: Suite, out: Path) -> None:
         _say(f"Encoded {report.cache_misses} samples and prompts, found {report.cache_hits} in the cache.")
     _say(f"Made, in {out}:")
     for path in sorted(out.iterdir()):
-        print(f"  {path.name}  {path.stat().st_size / 1e6:.1f} MB")
+        print(f"  {path.name}  {size_text(path.stat().st_size)}")
 
 
 def _say(text: str) -> None:

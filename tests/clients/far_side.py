@@ -112,6 +112,8 @@ class FarSide(
         self.output = train_pb2.JobOutput()
         self.artifacts: dict[str, Artifact] = {}
         self.report: list[Any] = []
+        # Of training sets; None: the first line of the above.
+        self.training_report: list[Any] | None = None
         self.events: list[Event] = []
         # One for each stream that is opened; then all is sent and the stream ends.
         self.acts: deque[Act] = deque()
@@ -233,7 +235,9 @@ class FarSide(
         self, request: preprocess_pb2.ListTrainingSetReportRequest, context: Context
     ) -> preprocess_pb2.ListTrainingSetReportResponse:
         await self._enter("ListTrainingSetReport", request, context)
-        return preprocess_pb2.ListTrainingSetReportResponse(lines=self.report[:1])
+        return preprocess_pb2.ListTrainingSetReportResponse(
+            lines=self.report[:1] if self.training_report is None else self.training_report
+        )
 
     async def GetTrainingSet(
         self, request: preprocess_pb2.GetTrainingSetRequest, context: Context

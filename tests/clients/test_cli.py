@@ -11,7 +11,7 @@ import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.extend_prefix_pb2 import Resolution
 from ltxtrain.v1.train_pb2 import Job
-from ltxtrain.v1.work_pb2 import Lifecycle, Outcome, Progress, ReportLine, ReportReason, Stage, State
+from ltxtrain.v1.work_pb2 import ClipNumbers, Lifecycle, Outcome, Progress, ReportLine, ReportReason, Stage, State
 from ltxtrain_client.cli import app
 from typer.testing import CliRunner
 
@@ -289,26 +289,54 @@ async def test_an_object_store_that_refuses_is_unreachable(
     assert "lora.safetensors" in done.stderr
 
 
+def line(path: str, outcome: "Outcome", *reasons: "ReportReason", text: str = "", decoded: bool = False) -> ReportLine:
+    numbers = ClipNumbers(width=768) if decoded else None
+    return ReportLine(path=path, outcome=outcome, reasons=reasons, description=text, numbers=numbers)
+
+
 async def test_a_report_says_of_each_file_what_became_of_it(far: FarSide, ltxtrain: Ltxtrain) -> None:
     job = add_job(far)
     job.dataset, job.training_set = "datasets/1", "trainingSets/1"
+    kept, changed, skipped = Outcome.OUTCOME_KEPT, Outcome.OUTCOME_KEPT_CHANGED, Outcome.OUTCOME_SKIPPED
+    too_short = ReportReason.REPORT_REASON_CLIP_TOO_SHORT
     far.report = [
-        ReportLine(
-            path="a/[1].mp4",
-            outcome=Outcome.OUTCOME_SKIPPED,
-            reasons=[ReportReason.REPORT_REASON_CLIP_TOO_SHORT],
-            description="61 frames, 89 needed",
-        ),
-        *(ReportLine(path=f"{number}.mp4", outcome=Outcome.OUTCOME_KEPT) for number in range(3)),
+        *(line(f"{name}.mp4", kept, decoded=True) for name in ("c", "b", "a/[1]")),
+        *(line(f"{name}.txt", kept) for name in ("c", "b", "a/[1]")),
+        line("__MACOSX/._b.mp4", Outcome.OUTCOME_IGNORED, ReportReason.REPORT_REASON_IGNORED_FILE),
+        line("broken.mp4", skipped, ReportReason.REPORT_REASON_UNDECODABLE),
+        line("", kept, ReportReason.REPORT_REASON_FEW_CLIPS, text="3 clips; 10 or more are recommended"),
     ]
-    text = (await ltxtrain("report", JOB)).stdout
-    assert "datasets/1: 1 skipped, 3 kept" in text
-    assert "trainingSets/1: 1 skipped" in text
-    assert "a/[1].mp4" in text and "CLIP_TOO_SHORT" in text and "61 frames, 89 needed" in text
-    assert "At 57 frames 1 more clip would fit." in text
-    lines = [json.loads(line) for line in (await ltxtrain("report", "datasets/1", "--json")).stdout.splitlines()]
-    assert [line["line"]["path"] for line in lines] == ["a/[1].mp4", "0.mp4", "1.mp4", "2.mp4"]
-    assert lines[0]["line"]["reasons"] == ["clip_too_short"]
+    far.training_report = [
+        line("c.mp4", changed, ReportReason.REPORT_REASON_SPLIT, decoded=True),
+        line("c.mp4", kept, text="frames 0 to 60", decoded=True),
+        line("c.mp4", skipped, ReportReason.REPORT_REASON_SCENE_TOO_SHORT, decoded=True),
+        line("b.mp4", kept, decoded=True),
+        line("a/[1].mp4", skipped, too_short, text="61 frames, 89 needed", decoded=True),
+        line("opening.mp4", kept, decoded=True),
+    ]
+    told = [row.rstrip() for row in (await ltxtrain("report", JOB)).stdout.splitlines()]
+    assert told[0] == "2 of 4 videos train, 2 do not"
+    assert "datasets/1: 4 videos: 3 kept, 1 skipped; 4 other files: 3 kept, 1 ignored" in told
+    header = "trainingSets/1: 3 videos: 1 kept, 1 changed, 1 skipped; for validation 1 video: 1 kept"
+    assert header in told
+    assert "  At 57 frames 1 more clip would fit." in told
+    columns = [row.split()[:2] for row in told if row.startswith(("kept", "changed", "skipped", "ignored"))]
+    assert columns == [
+        *(["skipped", "broken.mp4"], ["ignored", "__MACOSX/._b.mp4"]),
+        *(["kept", path] for path in ("a/[1].mp4", "a/[1].txt", "b.mp4", "b.txt", "c.mp4", "c.txt")),
+        *(["skipped", "a/[1].mp4"], ["skipped", "c.mp4"], ["changed", "c.mp4"]),
+        *(["kept", path] for path in ("b.mp4", "c.mp4", "opening.mp4")),
+    ]
+    assert any(row.startswith("note") and "FEW_CLIPS" in row for row in told)
+    assert any("CLIP_TOO_SHORT" in row and row.endswith("61 frames, 89 needed") for row in told)
+
+
+async def test_a_report_in_json_has_the_contracts_names(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    skipped = line("a.mp4", Outcome.OUTCOME_SKIPPED, ReportReason.REPORT_REASON_CLIP_TOO_SHORT)
+    far.report = [skipped, *(line(f"{number}.mp4", Outcome.OUTCOME_KEPT) for number in range(3))]
+    lines = [json.loads(text) for text in (await ltxtrain("report", "datasets/1", "--json")).stdout.splitlines()]
+    assert [item["line"]["path"] for item in lines] == ["a.mp4", "0.mp4", "1.mp4", "2.mp4"]
+    assert lines[0]["line"]["reasons"] == ["CLIP_TOO_SHORT"]
 
 
 async def test_an_estimate(ltxtrain: Ltxtrain, sheet: Path) -> None:

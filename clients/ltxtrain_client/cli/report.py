@@ -1,11 +1,10 @@
 """What became of every file of the data, and why."""
 
-from collections import Counter
 from collections.abc import AsyncGenerator
 from typing import Annotated
 
 import typer
-from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
+from ltxtrain.v1.work_pb2 import ReportLine, ReportReason
 
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.resources import resource_name
@@ -13,6 +12,7 @@ from ltxtrain_client.cli.session import Json, Suite, open_suite, run, settings_o
 from ltxtrain_client.cli.show import print_table
 from ltxtrain_client.plain import plain
 from ltxtrain_client.progress import print_json
+from ltxtrain_client.tally import in_order, of_paths, outcome_word, tally, trained
 from ltxtrain_client.words import word
 
 
@@ -27,13 +27,16 @@ def report(
 
 async def _report(settings: ClientSettings, name: str, json_lines: bool) -> None:
     async with open_suite(settings) as suite:
-        for resource in await _resources(suite, name):
-            lines = [line async for line in _lines(suite, resource)]
-            if json_lines:
+        found = {
+            resource: [line async for line in _lines(suite, resource)] for resource in await _resources(suite, name)
+        }
+        if json_lines:
+            for resource, lines in found.items():
                 for line in lines:
                     print_json({"resource": resource, "line": plain(line)})
-            else:
-                _print_section(resource, lines, await _suggestions(suite, resource))
+            return
+        suggestions = {resource: await _suggestions(suite, resource) for resource in found}
+    _print_report(found, suggestions)
 
 
 async def _resources(suite: Suite, name: str) -> list[str]:
@@ -56,24 +59,32 @@ async def _suggestions(suite: Suite, name: str) -> list[str]:
     return list((await suite.preprocess.get_training_set(name)).report.suggestions)
 
 
-def _print_section(name: str, lines: list[ReportLine], suggestions: list[str]) -> None:
-    counts = Counter(_outcome(line) for line in lines)
-    print(f"{name}: " + (", ".join(f"{count} {outcome}" for outcome, count in counts.items()) or "no lines yet"))
+def _print_report(found: dict[str, list[ReportLine]], suggestions: dict[str, list[str]]) -> None:
+    """A section for each resource; of a job, first what all of it comes to."""
+    dataset = next((lines for name, lines in found.items() if name.startswith("datasets/")), [])
+    for name, lines in found.items():
+        if dataset and lines and name.startswith("trainingSets/"):
+            print(f"{trained(dataset, lines)}\n")
+    for name, lines in found.items():
+        training, validation = lines, list[ReportLine]()
+        if dataset and name.startswith("trainingSets/"):
+            training, validation = of_paths(lines, {line.path for line in dataset})
+        print(f"{name}: {tally(training)}" + (f"; for validation {tally(validation)}" if validation else ""))
+        _print_lines(lines)
+        for suggestion in suggestions[name]:
+            print(f"  {suggestion}")
+        print()
+
+
+def _print_lines(lines: list[ReportLine]) -> None:
     rows = [
         (
-            _outcome(line),
-            line.path,
-            " ".join(word(ReportReason.DESCRIPTOR, reason).upper() for reason in line.reasons),
+            outcome_word(line.outcome) if line.path else "note",
+            line.path or "(the whole of the data)",
+            " ".join(word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons),
             line.description,
         )
-        for line in lines
+        for line in in_order(lines)
     ]
     if rows:
         print_table(("OUTCOME", "PATH", "REASONS", "DETAIL"), rows)
-    for suggestion in suggestions:
-        print(f"  {suggestion}")
-    print()
-
-
-def _outcome(line: ReportLine) -> str:
-    return word(Outcome.DESCRIPTOR, line.outcome).replace("kept_changed", "changed")
