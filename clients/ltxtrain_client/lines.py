@@ -62,14 +62,23 @@ def describe_report_line(line: ReportLine) -> str | None:
     return subject + (f": {text.strip()}" if text else "")
 
 
+# Told once, with what is measured first: the base model on the first validation clip.
+PREVIEW_LEGEND = (
+    "  prefix: how near the decoded prefix is to its source, higher is nearer; at the join: change over the clip's own "
+    "from frame to frame, 1x is no more than usual; drift: of colour along the continuation, 0 is none"
+)
+
+
 def describe_preview(metrics: PreviewMetrics) -> str:
     which = "base model" if metrics.base_model else f"step {metrics.step}"
     prefix = f"{metrics.prefix_psnr_db:.1f} dB" + ("" if metrics.prefix_latents_equal else ", latents differ")
-    return (
+    text = (
         f"preview {metrics.validation_index} of {which}: prefix {prefix}; at the join colour "
         f"{metrics.join_colour_jump:.2f}x, luminance {metrics.join_luminance_jump:.2f}x, motion "
         f"{metrics.join_motion_break:.2f}x; drift {metrics.colour_drift:+.2f} levels/s"
     )
+    first = metrics.base_model and metrics.validation_index == 0
+    return f"{text}\n{PREVIEW_LEGEND}" if first else text
 
 
 @dataclass(frozen=True)
@@ -102,6 +111,11 @@ def duration_text(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def price_text(units: int, usd: float) -> str:
+    """What a job is billed; the unit price is a setting of the services, on one's own machine too."""
+    return f"{units} billable units ({usd:.2f} USD at the unit price that the services are set to)"
 
 
 def size_text(size_bytes: float) -> str:

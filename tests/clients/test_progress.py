@@ -21,7 +21,7 @@ from ltxtrain.v1.work_pb2 import (
     State,
     TrainMetrics,
 )
-from ltxtrain_client.lines import Measure, describe, duration_text, measure, size_text
+from ltxtrain_client.lines import PREVIEW_LEGEND, Measure, describe, duration_text, measure, size_text
 from ltxtrain_client.progress import BarView, JsonView, PlainView, make_view
 from ltxtrain_client.transfer import Transfer
 from rich.console import Console
@@ -99,6 +99,11 @@ def failed() -> Event:
             Event(preview_metrics=PreviewMetrics(step=50, prefix_latents_equal=True, prefix_psnr_db=38.25)),
             "preview 0 of step 50: prefix 38.2 dB; at the join colour 0.00x, luminance 0.00x, motion 0.00x; "
             "drift +0.00 levels/s",
+        ),
+        (
+            Event(preview_metrics=PreviewMetrics(base_model=True, prefix_latents_equal=True, prefix_psnr_db=8.4)),
+            "preview 0 of base model: prefix 8.4 dB; at the join colour 0.00x, luminance 0.00x, motion 0.00x; "
+            f"drift +0.00 levels/s\n{PREVIEW_LEGEND}",
         ),
         (Event(train_metrics=TrainMetrics(step=5, held_out_loss=0.5)), "step 5: held-out loss 0.5000"),
         (

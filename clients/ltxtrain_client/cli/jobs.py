@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Stage, State
 
@@ -13,12 +14,12 @@ from ltxtrain_client.cli.resources import cancel_resource, delete_resource, job_
 from ltxtrain_client.cli.session import Exit, Json, fail, open_suite, run, settings_of
 from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.lines import describe_error, measure, stage_word, state_word
-from ltxtrain_client.outputs import result_files
+from ltxtrain_client.lines import describe_error, measure, price_text, size_text, stage_word, state_word
+from ltxtrain_client.outputs import file_name, result_files
 from ltxtrain_client.plain import plain
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.sheet import format_sheet
-from ltxtrain_client.words import words
+from ltxtrain_client.words import word, words
 
 STATES = tuple(words(State.DESCRIPTOR))
 _UNITS = {
@@ -86,9 +87,9 @@ def job(
     json_lines: Json = False,
 ) -> None:
     """Show a job: where it stands, what it was asked, what it made."""
-    item = run(_get(settings_of(context), job_name(job)))
+    item, made = run(_get(settings_of(context), job_name(job)))
     if json_lines:
-        print_json(plain(item))
+        print_json(plain(item) | {"artifacts": [plain(artifact) for artifact in made]})
         return
     lifecycle = item.lifecycle
     print_pairs(
@@ -104,17 +105,31 @@ def job(
             ("dataset", item.dataset),
             ("validation", item.validation_dataset),
             ("samples", item.training_set),
-            ("price", f"{item.price_usd:.2f} USD ({item.billable_units} units)" if item.billable_units else ""),
-            ("results", ", ".join(result_files(item))),
+            ("price", price_text(item.billable_units, item.price_usd) if item.billable_units else ""),
             ("error", describe_error(from_status(lifecycle.error)) if lifecycle.HasField("error") else ""),
         ]
     )
     print(indented(format_sheet(item.effective_spec, item.options)))
+    if made:
+        results = set(result_files(item).values())
+        rows = [
+            (
+                file_name(artifact),
+                word(Artifact.Kind.DESCRIPTOR, artifact.kind).replace("_", " "),
+                size_text(artifact.blob.size_bytes),
+                "result" if artifact.name in results else "",
+            )
+            for artifact in made
+        ]
+        print()
+        print_table(("FILE", "KIND", "SIZE", ""), rows)
 
 
-async def _get(settings: ClientSettings, name: str) -> Job:
+async def _get(settings: ClientSettings, name: str) -> tuple[Job, list[Artifact]]:
+    """The job and all that it left."""
     async with open_suite(settings) as suite:
-        return await suite.train.get_job(name)
+        item = await suite.train.get_job(name)
+        return item, [artifact async for artifact in suite.train.list_artifacts(name)]
 
 
 def cancel(context: typer.Context, name: Name, json_lines: Json = False) -> None:
