@@ -15,7 +15,7 @@ from ltxtrain_client.tally import in_order, trained
 from ltxtrain_client.train import TrainClient
 
 from services.local.demo_data import make_demo_clips, make_validation_clip
-from services.local.model import DEMO_MODEL
+from services.local.model import DEMO_MODEL, way_to_a_tiny_one
 from services.local.up import SERVICES, Suite, run_to_end
 
 SHEET = {
@@ -64,6 +64,8 @@ async def _run(out: Path, state_dir: Path) -> int:
     if status == 0 and missing:
         _say(f"Missing: {', '.join(missing)}")
         return 1
+    if status == 0:
+        _say(f"Your own jobs on this tiny model: {way_to_a_tiny_one(state_dir)}")
     return status
 
 

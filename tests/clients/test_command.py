@@ -208,6 +208,27 @@ def test_a_shell_can_complete() -> None:
     assert done.stdout.split() == ["cancelling", "cancelled"], done.stderr
 
 
+@pytest.mark.parametrize(("begun", "offered"), [("jo", ["jobs/a1", "jobs/b2"]), ("b", ["b2"]), ("x", [])])
+async def test_a_shell_can_complete_jobs(far: FarSide, begun: str, offered: list[str]) -> None:
+    far.jobs = {name: Job(name=name) for name in ("jobs/a1", "jobs/b2")}
+    more = {"_LTXTRAIN_COMPLETE": "complete_bash", "COMP_WORDS": f"ltxtrain job {begun}", "COMP_CWORD": "2"}
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, env=environ(far, **more), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    output, told = await process.communicate()
+    assert (output.decode().split(), told) == (offered, b"")
+
+
+def test_completing_jobs_of_nobody_is_silent() -> None:
+    more = {
+        "_LTXTRAIN_COMPLETE": "complete_bash",
+        "COMP_WORDS": "ltxtrain --train 127.0.0.1:1 job j",
+        "COMP_CWORD": "4",
+    }
+    done = subprocess.run(COMMAND, env={**os.environ, **more}, capture_output=True, text=True)
+    assert (done.stdout.split(), done.stderr) == ([], "")
+
+
 async def doctor(far: FarSide, **more: str) -> tuple[int | None, dict[str, dict[str, str]]]:
     process = await asyncio.create_subprocess_exec(
         *COMMAND, "doctor", "--json", env=environ(far, **more), stdout=subprocess.PIPE

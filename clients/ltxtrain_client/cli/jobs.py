@@ -10,6 +10,7 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Stage, State
 
 from ltxtrain_client.channel import ClientSettings
+from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.resources import cancel_resource, delete_resource, job_name, resource_name
 from ltxtrain_client.cli.session import Exit, Json, fail, open_suite, run, settings_of
 from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
@@ -28,7 +29,10 @@ _UNITS = {
     Stage.STAGE_ENCODE: "clips",
     Stage.STAGE_TRAIN: "steps",
 }
-Name = Annotated[str, typer.Argument(help="jobs/ID (or the ID alone), datasets/ID or trainingSets/ID.")]
+Name = Annotated[
+    str,
+    typer.Argument(help="jobs/ID (or the ID alone), datasets/ID or trainingSets/ID.", autocompletion=job_names),
+]
 
 
 def _states(texts: Sequence[str]) -> list[str]:
@@ -83,7 +87,7 @@ async def _list(settings: ClientSettings, states: Sequence[str], limit: int) -> 
 
 def job(
     context: typer.Context,
-    job: Annotated[str, typer.Argument(help="jobs/ID, or the ID alone.")],
+    job: Annotated[str, typer.Argument(help="jobs/ID, or the ID alone.", autocompletion=job_names)],
     json_lines: Json = False,
 ) -> None:
     """Show a job: where it stands, what it was asked, what it made."""

@@ -1,12 +1,12 @@
 """What became of every file of the data, and why."""
 
 from collections.abc import AsyncGenerator
-from typing import Annotated
 
 import typer
 from ltxtrain.v1.work_pb2 import ReportLine, ReportReason
 
 from ltxtrain_client.channel import ClientSettings
+from ltxtrain_client.cli.jobs import Name
 from ltxtrain_client.cli.resources import resource_name
 from ltxtrain_client.cli.session import Json, Suite, open_suite, run, settings_of
 from ltxtrain_client.cli.show import print_table
@@ -18,7 +18,7 @@ from ltxtrain_client.words import word
 
 def report(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="jobs/ID (or the ID alone), datasets/ID or trainingSets/ID.")],
+    name: Name,
     json_lines: Json = False,
 ) -> None:
     """Say of every file and clip whether it was kept, changed or left out, and why. Works for failed ones too."""
