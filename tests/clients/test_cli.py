@@ -231,19 +231,19 @@ async def test_a_job_is_shown_with_its_sheet(far: FarSide, ltxtrain: Ltxtrain) -
 async def test_a_job_is_shown_with_all_that_it_left(far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain) -> None:
     job = add_job(far)
     job.billable_units, job.price_usd = 100, 0.62
-    add_results(far, store)
     far.add_artifact(JOB, "lora-000050.safetensors", b"x" * 1500, Artifact.KIND_LORA, "")
+    add_results(far, store)
     rows = (await ltxtrain("job", JOB)).stdout.splitlines()
     assert [row.split() for row in rows[-5:]] == [
-        ["FILE", "KIND", "SIZE"],
-        ["lora.safetensors", "lora", "7", "B", "result"],
-        ["config.json", "config", "2", "B", "result"],
-        ["metrics.jsonl", "metrics", "3", "B"],
-        ["lora-000050.safetensors", "lora", "1.5", "kB"],
+        ["FILE", "KIND", "SIZE", "BROUGHT", "BY"],
+        ["lora.safetensors", "lora", "7", "B", "fetch"],
+        ["config.json", "config", "2", "B", "fetch"],
+        ["metrics.jsonl", "metrics", "3", "B", "fetch"],
+        ["lora-000050.safetensors", "lora", "1.5", "kB", "fetch", "--all"],
     ]
     assert any("100 billable units (0.62 USD at the unit price" in row for row in rows)
     document = json.loads((await ltxtrain("job", JOB, "--json")).stdout)
-    assert [item["blob"]["size_bytes"] for item in document["artifacts"]] == [7, 2, 3, 1500]
+    assert [item["blob"]["size_bytes"] for item in document["artifacts"]] == [1500, 7, 2, 3]
 
 
 async def test_cancel_and_delete(far: FarSide, ltxtrain: Ltxtrain) -> None:

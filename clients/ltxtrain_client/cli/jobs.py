@@ -16,7 +16,7 @@ from ltxtrain_client.cli.session import Exit, Json, fail, open_suite, run, setti
 from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.lines import describe_error, measure, price_text, size_text, stage_word, state_word
-from ltxtrain_client.outputs import file_name, result_files
+from ltxtrain_client.outputs import PAGES, file_name, is_final, result_files
 from ltxtrain_client.plain import plain
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.sheet import format_sheet
@@ -115,18 +115,27 @@ def job(
     )
     print(indented(format_sheet(item.effective_spec, item.options)))
     if made:
-        results = set(result_files(item).values())
-        rows = [
-            (
-                file_name(artifact),
-                word(Artifact.Kind.DESCRIPTOR, artifact.kind).replace("_", " "),
-                size_text(artifact.blob.size_bytes),
-                "result" if artifact.name in results else "",
-            )
-            for artifact in made
-        ]
         print()
-        print_table(("FILE", "KIND", "SIZE", ""), rows)
+        print_table(("FILE", "KIND", "SIZE", "BROUGHT BY"), _artifact_rows(item, made))
+
+
+def _artifact_rows(item: Job, made: Sequence[Artifact]) -> list[tuple[str, str, str, str]]:
+    """What `fetch` brings comes first."""
+    results = set(result_files(item).values())
+
+    def is_brought(artifact: Artifact) -> bool:
+        is_page = bool(results) and artifact.kind in PAGES and is_final(artifact)
+        return artifact.name in results or is_page
+
+    return [
+        (
+            file_name(artifact),
+            word(Artifact.Kind.DESCRIPTOR, artifact.kind).replace("_", " "),
+            size_text(artifact.blob.size_bytes),
+            "fetch" if is_brought(artifact) else "fetch --all",
+        )
+        for artifact in sorted(made, key=is_brought, reverse=True)
+    ]
 
 
 async def _get(settings: ClientSettings, name: str) -> tuple[Job, list[Artifact]]:
