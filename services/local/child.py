@@ -84,8 +84,11 @@ class Child:
         text = tail.decode(errors="replace").strip()
         return ChildFailed(f"{self.name} {what}. Its log {self._log_path} ends with:\n{text}")
 
-    def stop(self, grace_seconds: float) -> None:
-        """SIGTERM, then after the grace SIGKILL to its process group. Nothing happens when it runs no more."""
+    def stop(self, grace_seconds: float, *, hangs: bool = False) -> None:
+        """SIGTERM, then after the grace SIGKILL to its process group. Nothing happens when it runs no more.
+
+        hangs: that it needs the kill is no news.
+        """
         self._stopping.set()
         process = self._process
         if process is not None and process.poll() is None:
@@ -93,7 +96,8 @@ class Child:
             try:
                 process.wait(grace_seconds)
             except subprocess.TimeoutExpired:
-                log.warning("%s did not end in %.0f s and is killed", self.name, grace_seconds)
+                level = logging.DEBUG if hangs else logging.WARNING
+                log.log(level, "%s did not end in %.0f s and is killed", self.name, grace_seconds)
         if process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -132,7 +132,7 @@ class EmbeddedStore:
 
     def stop(self) -> None:
         if self._child is not None:
-            self._child.stop(GRACE_SECONDS)
+            self._child.stop(GRACE_SECONDS, hangs=True)
         remove_sockets(self._ports)
 
     def __enter__(self) -> Self:

@@ -166,7 +166,9 @@ def test_a_child_is_started_again_until_it_ends_for_good(tmp_path: Path) -> None
     child.stop(1.0)
 
 
-def test_a_child_that_does_not_heed_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_child_that_does_not_heed_is_killed(hangs: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Which is told, unless it is known to hang."""
     script = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
     log = tmp_path / "log"
     child = Child(
@@ -175,5 +177,6 @@ def test_a_child_that_does_not_heed_is_killed(tmp_path: Path) -> None:
     child.start()
     while b"ready" not in log.read_bytes():
         pass
-    child.stop(0.2)
+    child.stop(0.2, hangs=hangs)
+    assert ("The child did not end" in caplog.text) is not hangs
     assert not Path(f"/proc/{child.pid}").exists()
