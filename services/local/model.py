@@ -41,7 +41,7 @@ def missing(reference: str, revision: str | None = None) -> str:
             return "not on this machine yet: the first job downloads it"
         else:
             resolve_model(f"{snapshot}{mark}{file}")
-    except (ModelUnavailable, ModelUnsupported) as error:
+    except (ModelUnavailable, ModelUnsupported, OSError) as error:
         return str(error)
     return ""
 
