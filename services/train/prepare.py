@@ -107,6 +107,7 @@ class Preparation:
         async with self._jobs.edit(job.name, attempt=attempt) as edit:
             setattr(edit.body, field, name)
             edit.body.stage = stage
+            edit.body.ClearField("progress")
 
     async def _after(self, job: Job, upstream: str) -> int:
         return await self._jobs.cursor(job.name, upstream)

@@ -220,7 +220,8 @@ class _Recorder:
             edit.body.price_usd = units * price
             edit.body.stage = Stage.STAGE_PUBLISH
             total = sum(item.blob.size_bytes for item in files)
-            edit.add_event(Event(stage=Stage.STAGE_PUBLISH, progress=Progress(completed=total, total=total)))
+            edit.body.progress.CopyFrom(Progress(completed=total, total=total))
+            edit.add_event(Event(stage=Stage.STAGE_PUBLISH, progress=edit.body.progress))
 
         return apply
 

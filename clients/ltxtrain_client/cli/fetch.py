@@ -8,6 +8,7 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import State
 
 from ltxtrain_client.channel import ClientSettings
+from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.resources import job_name
 from ltxtrain_client.cli.session import Exit, Json, command_line, fail, open_suite, run, settings_of
 from ltxtrain_client.errors import from_status
@@ -19,7 +20,7 @@ from ltxtrain_client.train import TrainClient
 
 def fetch(
     context: typer.Context,
-    job: Annotated[str, typer.Argument(help="jobs/ID, or the ID alone.")],
+    job: Annotated[str, typer.Argument(help="jobs/ID, or the ID alone.", autocompletion=job_names)],
     out: Annotated[Path, typer.Option(help="Folder for the files.", file_okay=False)] = Path("."),
     everything: Annotated[bool, typer.Option("--all", help="Checkpoints and previews too.")] = False,
     json_lines: Json = False,

@@ -11,10 +11,11 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Lifecycle, State
 
 from ltxtrain_client.channel import ClientSettings
+from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.fetch import fetch_files, left_behind, what_cancelling_left
 from ltxtrain_client.cli.resources import Resource, cancel_resource, get_resource, resource_name, watch_resource
 from ltxtrain_client.cli.session import Exit, Json, command_line, note, open_suite, run, run_interruptible, settings_of
-from ltxtrain_client.lines import duration_text, state_word
+from ltxtrain_client.lines import duration_text, price_text, state_word
 from ltxtrain_client.plain import plain
 from ltxtrain_client.progress import View, make_view, print_json
 from ltxtrain_client.watch import Pace
@@ -33,7 +34,10 @@ class Cursor:
 
 def watch(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="jobs/ID (or the ID alone), datasets/ID or trainingSets/ID.")],
+    name: Annotated[
+        str,
+        typer.Argument(help="jobs/ID (or the ID alone), datasets/ID or trainingSets/ID.", autocompletion=job_names),
+    ],
     after: Annotated[int, typer.Option(help="Show events after this sequence; 0 shows all.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Then download a job's results here.", file_okay=False)] = None,
     patience: Patience = PATIENCE_SECONDS,
@@ -141,7 +145,7 @@ def _summarize(settings: ClientSettings, ended: Resource, json_lines: bool) -> N
         return
     text = f"{ended.name} {state_word(ended.lifecycle.state)}{_lasted(ended.lifecycle)}"
     if isinstance(ended, Job) and ended.billable_units:
-        text += f", {ended.billable_units} units, {ended.price_usd:.2f} USD"
+        text += f", {price_text(ended.billable_units, ended.price_usd)}"
     if isinstance(ended, Job) and ended.lifecycle.state == State.STATE_CANCELLED:
         text += f" {what_cancelling_left(settings, ended)}"
     print(text, flush=True)

@@ -16,7 +16,7 @@ from ltxtrain_client.cli.sheet_file import Settings, SheetFile, read_sheet
 from ltxtrain_client.cli.show import indented
 from ltxtrain_client.cli.uploads import LocalFiles, stand_in
 from ltxtrain_client.errors import CallError, InvalidArgument, SheetInvalid
-from ltxtrain_client.lines import duration_text, size_text
+from ltxtrain_client.lines import duration_text, price_text, size_text
 from ltxtrain_client.plain import plain
 from ltxtrain_client.progress import View, make_view, print_json
 from ltxtrain_client.sheet import Sheet, format_sheet
@@ -31,7 +31,10 @@ def submit(
     validation: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Upload this clip for the next validation entry; may be repeated.", exists=True, dir_okay=False
+            help="Upload this clip for the next validation entry; may be repeated.",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
         ),
     ] = None,
     settings: Settings = None,
@@ -132,7 +135,7 @@ def _estimate_lines(answer: EstimateJobResponse) -> list[str]:
     lines = [
         f"time      {duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}",
         f"memory    {size_text(answer.peak_memory_bytes)} on each GPU",
-        f"price     {answer.price_usd:.2f} USD ({answer.billable_units} units)",
+        f"price     {price_text(answer.billable_units, answer.price_usd)}",
         f"clip      {answer.tokens_per_clip} video tokens"
         + (f", {answer.audio_tokens_per_clip} audio tokens" if answer.audio_tokens_per_clip else ""),
     ]
