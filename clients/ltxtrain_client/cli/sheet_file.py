@@ -10,9 +10,9 @@ import typer
 from ltxtrain_client.cli.session import Exit, fail
 from ltxtrain_client.errors import SheetInvalid
 from ltxtrain_client.sheet import Sheet, parse_sheet
+from ltxtrain_client.tally import VIDEO_SUFFIXES
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv")
 STDIN = Path("-")
 
 SheetFile = Annotated[
