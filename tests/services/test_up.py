@@ -5,7 +5,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -96,6 +96,15 @@ async def test_up_serves_until_it_is_interrupted_and_leaves_nothing(
     assert {path.name for path in state.iterdir()} >= {"ingest", "preprocess", "train", "store", "ray"}
 
 
+@pytest.fixture
+def restored_loop() -> Iterator[None]:
+    """A command leaves this thread without an event loop; other tests need theirs."""
+    loop = asyncio.get_event_loop_policy().get_event_loop()
+    yield
+    asyncio.set_event_loop(loop)
+
+
+@pytest.mark.usefixtures("restored_loop")
 @pytest.mark.parametrize("command", ["up", "demo"])
 def test_a_state_in_use_is_refused_in_one_line(command: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "demo" / "model"
@@ -109,6 +118,7 @@ def test_a_state_in_use_is_refused_in_one_line(command: str, tmp_path: Path, cap
     assert told.startswith("Another suite runs on") and "--state-dir DIR" in told
 
 
+@pytest.mark.usefixtures("restored_loop")
 def test_a_folder_that_cannot_be_made_is_told_in_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert run_demo(tmp_path / "out", tmp_path / "file" / "state") == run_up(tmp_path / "file" / "state") == 1
