@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install up demo test lint soak bench release-contract clean
+.PHONY: install up demo test lint check soak bench release-contract clean
 
 install: $(INSTALLED)
 
@@ -26,8 +26,12 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-test: lint
+check: install
 	$(BIN)/pytest
+
+# Side by side: most tests wait for processes, and types are checked for half a minute.
+test: install
+	$(MAKE) --no-print-directory --jobs=2 lint check
 
 soak: install
 	$(BIN)/pytest -m soak --timeout 7200

@@ -49,8 +49,9 @@ def main() -> None:
         serve(WAYS[arguments.way], arguments.clip)
         return
     with tempfile.TemporaryDirectory() as folder:
-        keys = measure_media(Path(folder), rounds=3 if arguments.quick else 13)
-        keys |= measure_rerun(Path(folder), rounds=1 if arguments.quick else 3)
+        rounds, reruns, clips = (3, 1, 2) if arguments.quick else (13, 3, 4)
+        keys = measure_media(Path(folder), rounds)
+        keys |= measure_rerun(Path(folder), rounds=reruns, clips=clips)
     print(json.dumps({key: round(value, 3) for key, value in keys.items()}))
 
 
@@ -61,6 +62,8 @@ def measure_media(folder: Path, rounds: int) -> dict[str, float]:
     ways = ["ours", reference, limit, "official"]
     workers = {way: Worker(way, clip) for way in ways}
     pair = [Worker("one thread", clip) for _ in range(2)]
+    for worker in (*workers.values(), *pair):
+        worker.wait_until_warm()
     seconds: dict[str, list[float]] = {way: [] for way in [*ways, "one worker", "two workers"]}
     for turn in range(rounds):
         for way, worker in workers.items():
@@ -101,6 +104,8 @@ class Worker:
     def __init__(self, way: str, clip: Path) -> None:
         command = [sys.executable, __file__, str(clip), "--way", way]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def wait_until_warm(self) -> None:
         self._read()
 
     def start(self) -> None:

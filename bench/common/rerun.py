@@ -16,20 +16,20 @@ from ltxtrain_client.preprocess import PreprocessClient
 from services.local.up import SERVICES, Suite
 from trainer.tiny import build_tiny_model
 
-CLIPS, WIDTH, HEIGHT, FRAMES = 4, 512, 288, 17
+WIDTH, HEIGHT, FRAMES = 512, 288, 17
 
 
-def measure_rerun(folder: Path, rounds: int) -> dict[str, float]:
+def measure_rerun(folder: Path, *, rounds: int, clips: int) -> dict[str, float]:
     """The key of the cache; prints its table. Every round has clips and captions that no other has."""
     build_tiny_model(folder / "tiny")
-    first, again = asyncio.run(_run(folder, rounds))
-    print(f"{CLIPS} clips to {WIDTH}x{HEIGHT}, {FRAMES} frames, with the tiny model")
+    first, again = asyncio.run(_run(folder, rounds, clips))
+    print(f"{clips} clips to {WIDTH}x{HEIGHT}, {FRAMES} frames, with the tiny model")
     for name, values in (("first run", first), ("second run", again)):
         print(f"  {name:16s} {statistics.median(values):7.2f} s           {min(values):.2f}-{max(values):.2f} s")
     return {"cached_rerun": statistics.median(first) / statistics.median(again)}
 
 
-async def _run(folder: Path, rounds: int) -> tuple[list[float], list[float]]:
+async def _run(folder: Path, rounds: int, clips: int) -> tuple[list[float], list[float]]:
     first, again = [], []
     async with (
         Suite(folder / "suite", model=str(folder / "tiny"), ports=dict.fromkeys(SERVICES, 0)) as suite,
@@ -37,7 +37,7 @@ async def _run(folder: Path, rounds: int) -> tuple[list[float], list[float]]:
         connect(suite.preprocess_address) as preprocess,
     ):
         for turn in range(rounds):
-            dataset = await _ingested(IngestClient(ingest), [_clip(folder, turn, index) for index in range(CLIPS)])
+            dataset = await _ingested(IngestClient(ingest), [_clip(folder, turn, index) for index in range(clips)])
             for seconds in (first, again):
                 seconds.append(await _preprocessed(PreprocessClient(preprocess), dataset, f"round {turn}"))
     return first, again

@@ -135,10 +135,12 @@ class CallError(LtxtrainError):
 
     def __str__(self) -> str:
         """The sentence, then each field and each subject on a line."""
-        lines = [self.message]
-        lines += [f"  {item.field}: {item.description} ({item.reason})" for item in self.violations]
-        lines += [f"  {item.subject}: {item.description}" for item in self.subjects]
-        return "\n".join(lines)
+        return "\n".join([self.message, *self.particulars()])
+
+    def particulars(self) -> list[str]:
+        """A line for each wrong field, and for each clip or file."""
+        fields = [f"  {item.field}: {item.description} ({item.reason})" for item in self.violations]
+        return fields + [f"  {item.subject}: {item.description}" for item in self.subjects]
 
     def __reduce__(self) -> tuple[type["CallError"], tuple[status_pb2.Status]]:
         return type(self), (self.status,)

@@ -43,9 +43,7 @@ def describe(event: Event) -> str | None:
 
 def describe_error(error: CallError) -> str:
     """An error's text with its reason, then each field and each clip that it is about."""
-    lines = [f"{error.message} ({error.reason or error.code.name})"]
-    lines += [f"  {item.field}: {item.description} ({item.reason})" for item in error.violations]
-    lines += [f"  {item.subject}: {item.description}" for item in error.subjects]
+    lines = [f"{error.message} ({error.reason or error.code.name})", *error.particulars()]
     more = int(error.metadata.get("count", "0")) if error.metadata.get("count", "").isdecimal() else 0
     if error.subjects and more > len(error.subjects):
         lines.append(f"  and {more - len(error.subjects)} more; the report has all of them")

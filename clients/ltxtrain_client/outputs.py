@@ -11,7 +11,7 @@ RESULTS = ("lora_file", "config_file", "video", "debug_dataset", "lora_video_onl
 PAGES = (Artifact.KIND_METRICS, Artifact.KIND_JOB_PAGE, Artifact.KIND_CONTACT_SHEET)
 
 
-def is_final(artifact: Artifact) -> bool:
+def _is_final(artifact: Artifact) -> bool:
     """Not one of those that a checkpoint keeps for going on."""
     return not (artifact.kind == Artifact.KIND_METRICS and artifact.HasField("step"))
 
@@ -20,6 +20,12 @@ def result_files(job: Job) -> dict[str, str]:
     """File name → artifact name of a job's results; empty before it has any."""
     names = (getattr(job.output, field) for field in RESULTS)
     return {_last_part(name): name for name in names if name}
+
+
+def is_result(artifact: Artifact, job: Job) -> bool:
+    """One of the results, or of the pages that go with them."""
+    results = result_files(job).values()
+    return artifact.name in results or (bool(results) and artifact.kind in PAGES and _is_final(artifact))
 
 
 def file_name(artifact: Artifact) -> str:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 from ltxtrain_client import IngestClient, TrainClient, connect
 
+from tests.clients.commands import Ltxtrain
 from tests.clients.far_side import FarSide, ObjectHost, hosting, serving
 
 
@@ -32,3 +33,8 @@ async def train(far: FarSide) -> AsyncIterator[TrainClient]:
 async def ingest(far: FarSide) -> AsyncIterator[IngestClient]:
     async with connect(far.address) as channel:
         yield IngestClient(channel)
+
+
+@pytest.fixture
+def ltxtrain(far: FarSide) -> Ltxtrain:
+    return Ltxtrain(far)

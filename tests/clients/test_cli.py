@@ -1,41 +1,15 @@
 """The commands, run in this process against real servers on loopback."""
 
-import asyncio
-import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
-from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.extend_prefix_pb2 import Resolution
-from ltxtrain.v1.train_pb2 import Job
-from ltxtrain.v1.work_pb2 import ClipNumbers, Lifecycle, Outcome, Progress, ReportLine, ReportReason, Stage, State
-from ltxtrain_client.cli import app
-from typer.testing import CliRunner
+from ltxtrain.v1.work_pb2 import State
 
-from tests.clients.far_side import EXAMPLE, Act, FarSide, Fault, ObjectHost, end_ok, progress_events, status, violations
-
-JOB = "jobs/1"
-
-
-class Ltxtrain:
-    """Runs the command beside the event loop that serves it."""
-
-    def __init__(self, far: FarSide) -> None:
-        self._environ = {f"LTXTRAIN_{name}": far.address for name in ("TRAIN", "INGEST", "PREPROCESS")}
-
-    async def __call__(self, *arguments: object, code: int = 0, stdin: str | bytes | None = None) -> Any:
-        runner = CliRunner(env=self._environ)
-        done = await asyncio.to_thread(runner.invoke, app, [str(argument) for argument in arguments], input=stdin)
-        assert done.exit_code == code, done.output
-        return done
-
-
-@pytest.fixture
-def ltxtrain(far: FarSide) -> Ltxtrain:
-    return Ltxtrain(far)
+from tests.clients.commands import Ltxtrain, add_job, add_results
+from tests.clients.far_side import EXAMPLE, Act, FarSide, ObjectHost, end_ok, progress_events, status, violations
 
 
 @pytest.fixture
@@ -43,23 +17,6 @@ def sheet(tmp_path: Path) -> Path:
     path = tmp_path / "job.json"
     path.write_text(EXAMPLE)
     return path
-
-
-def add_job(far: FarSide, state: "State" = State.STATE_SUCCEEDED) -> Job:
-    job = far.jobs[JOB] = Job(name=JOB, lifecycle=Lifecycle(state=state))
-    return job
-
-
-def add_results(far: FarSide, store: ObjectHost) -> dict[str, bytes]:
-    """What every job has made, and a page; file name → content."""
-    files = {"lora.safetensors": b"weights", "config.json": b"{}", "metrics.jsonl": b"{}\n"}
-    kinds = (Artifact.KIND_LORA, Artifact.KIND_CONFIG, Artifact.KIND_METRICS)
-    for (file, content), kind in zip(files.items(), kinds, strict=True):
-        far.add_artifact(JOB, file, content, kind, hashlib.sha256(content).hexdigest())
-        store.objects[f"/{JOB}/{file}"] = content
-    far.output.lora_file = f"{JOB}/artifacts/lora.safetensors"
-    far.output.config_file = f"{JOB}/artifacts/config.json"
-    return files
 
 
 async def test_submit_sends_the_sheet_and_names_the_job(far: FarSide, ltxtrain: Ltxtrain, sheet: Path) -> None:
@@ -182,179 +139,6 @@ async def test_names_of_other_kinds_are_wrong_usage(ltxtrain: Ltxtrain) -> None:
         ("jobs", "--state", "x"),
     ):
         await ltxtrain(*arguments, code=2)
-
-
-async def test_jobs_as_a_table_and_as_json(far: FarSide, ltxtrain: Ltxtrain) -> None:
-    for number, state in enumerate((State.STATE_RUNNING, State.STATE_FAILED, State.STATE_RUNNING)):
-        far.jobs[f"jobs/{number}"] = Job(name=f"jobs/{number}", lifecycle=Lifecycle(state=state))
-    done = await ltxtrain("jobs")
-    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
-        ["JOB", "STATE"],
-        ["jobs/0", "running"],
-        ["jobs/1", "failed"],
-        ["jobs/2", "running"],
-    ]
-    done = await ltxtrain("jobs", "--state", "running", "--json", "--limit", 1)
-    assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == ["jobs/0"]
-
-
-async def test_jobs_say_how_far_they_are_and_why_they_failed(far: FarSide, ltxtrain: Ltxtrain) -> None:
-    """A job that has succeeded is in no stage, whatever its last progress counted."""
-    running, done, failed = (
-        Lifecycle(state=state) for state in (State.STATE_RUNNING, State.STATE_SUCCEEDED, State.STATE_FAILED)
-    )
-    failed.error.CopyFrom(status(grpc.StatusCode.FAILED_PRECONDITION, "no videos", "NO_VIDEOS"))
-    counted = Progress(completed=100, total=100)
-    far.jobs["jobs/0"] = Job(name="jobs/0", lifecycle=running, stage=Stage.STAGE_TRAIN, progress=counted)
-    far.jobs["jobs/1"] = Job(name="jobs/1", lifecycle=done, stage=Stage.STAGE_PUBLISH, progress=counted)
-    far.jobs["jobs/2"] = Job(name="jobs/2", lifecycle=failed, stage=Stage.STAGE_INGEST)
-    lines = (await ltxtrain("jobs")).stdout.splitlines()
-    assert [line.split() for line in lines] == [
-        ["JOB", "STATE", "STAGE", "CREATED", "REASON"],
-        ["jobs/0", "running", "train", "100/100", "steps"],
-        ["jobs/1", "succeeded"],
-        ["jobs/2", "failed", "ingest", "NO_VIDEOS"],
-    ]
-    assert "publish" not in (await ltxtrain("job", "1")).stdout
-
-
-async def test_a_job_is_shown_with_its_sheet(far: FarSide, ltxtrain: Ltxtrain) -> None:
-    job = add_job(far, State.STATE_FAILED)
-    job.effective_spec.rank = 64
-    job.lifecycle.error.CopyFrom(status(grpc.StatusCode.FAILED_PRECONDITION, "no videos", "NO_VIDEOS"))
-    done = await ltxtrain("job", JOB)
-    assert "failed" in done.stdout and "no videos (NO_VIDEOS)" in done.stdout and '"rank": 64' in done.stdout
-    document = json.loads((await ltxtrain("job", JOB, "--json")).stdout)
-    assert document["lifecycle"]["error"]["reason"] == "NO_VIDEOS"
-
-
-async def test_a_job_is_shown_with_all_that_it_left(far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain) -> None:
-    job = add_job(far)
-    job.billable_units, job.price_usd = 100, 0.62
-    far.add_artifact(JOB, "lora-000050.safetensors", b"x" * 1500, Artifact.KIND_LORA, "")
-    add_results(far, store)
-    rows = (await ltxtrain("job", JOB)).stdout.splitlines()
-    assert [row.split() for row in rows[-5:]] == [
-        ["FILE", "KIND", "SIZE", "BROUGHT", "BY"],
-        ["lora.safetensors", "lora", "7", "B", "fetch"],
-        ["config.json", "config", "2", "B", "fetch"],
-        ["metrics.jsonl", "metrics", "3", "B", "fetch"],
-        ["lora-000050.safetensors", "lora", "1.5", "kB", "fetch", "--all"],
-    ]
-    assert any("100 billable units (0.62 USD at the unit price" in row for row in rows)
-    document = json.loads((await ltxtrain("job", JOB, "--json")).stdout)
-    assert [item["blob"]["size_bytes"] for item in document["artifacts"]] == [1500, 7, 2, 3]
-
-
-async def test_cancel_and_delete(far: FarSide, ltxtrain: Ltxtrain) -> None:
-    add_job(far, State.STATE_RUNNING)
-    assert (await ltxtrain("cancel", "1")).stdout == f"{JOB} cancelling\n"
-    await ltxtrain("delete", "1", "--yes")
-    assert far.jobs == {}
-
-
-@pytest.mark.parametrize("answer", ["n\n", "y\n", ""])
-async def test_nothing_is_deleted_unasked(far: FarSide, ltxtrain: Ltxtrain, answer: str) -> None:
-    add_job(far)
-    assert "Add --yes" in (await ltxtrain("delete", "1", code=2, stdin=answer)).stderr
-    assert far.calls == []
-    done = await ltxtrain("delete", "1", "--yes", "--json")
-    assert json.loads(done.stdout) == {"deleted": JOB} and far.jobs == {}
-
-
-async def test_deleting_what_still_runs_is_refused(far: FarSide, ltxtrain: Ltxtrain) -> None:
-    add_job(far, State.STATE_RUNNING)
-    far.fail("DeleteJob", status(grpc.StatusCode.FAILED_PRECONDITION, "it runs", "RESOURCE_NOT_READY"))
-    assert "RESOURCE_NOT_READY" in (await ltxtrain("delete", "1", "--yes", code=5)).stderr
-
-
-async def test_fetch_brings_results_and_pages(
-    far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, tmp_path: Path
-) -> None:
-    add_job(far)
-    files = add_results(far, store)
-    far.add_artifact(JOB, "lora-000050.safetensors", b"old", Artifact.KIND_LORA, hashlib.sha256(b"old").hexdigest())
-    store.objects[f"/{JOB}/lora-000050.safetensors"] = b"old"
-    await ltxtrain("fetch", JOB, "--out", tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
-    await ltxtrain("fetch", JOB, "--out", tmp_path, "--all")
-    assert (tmp_path / "lora-000050.safetensors").read_bytes() == b"old"
-
-
-async def test_an_artifacts_name_cannot_leave_the_folder(
-    far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, tmp_path: Path
-) -> None:
-    add_job(far)
-    far.add_artifact(JOB, "..", b"x", Artifact.KIND_LORA, hashlib.sha256(b"x").hexdigest())
-    store.objects[f"/{JOB}/.."] = store.objects["/jobs/"] = store.objects["/jobs"] = b"x"
-    out = tmp_path / "deep" / "out"
-    await ltxtrain("fetch", JOB, "--out", out, "--all")
-    assert [path.name for path in out.iterdir()] == ["artifact"]
-
-
-async def test_fetch_before_there_is_anything(far: FarSide, ltxtrain: Ltxtrain) -> None:
-    add_job(far, State.STATE_RUNNING)
-    assert "has no results yet" in (await ltxtrain("fetch", JOB, code=5)).stderr
-
-
-async def test_an_object_store_that_refuses_is_unreachable(
-    far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, tmp_path: Path
-) -> None:
-    add_job(far)
-    add_results(far, store)
-    store.faults.append(Fault(status=403))
-    done = await ltxtrain("fetch", JOB, "--out", tmp_path, code=4)
-    assert "lora.safetensors" in done.stderr
-
-
-def line(path: str, outcome: "Outcome", *reasons: "ReportReason", text: str = "", decoded: bool = False) -> ReportLine:
-    numbers = ClipNumbers(width=768) if decoded else None
-    return ReportLine(path=path, outcome=outcome, reasons=reasons, description=text, numbers=numbers)
-
-
-async def test_a_report_says_of_each_file_what_became_of_it(far: FarSide, ltxtrain: Ltxtrain) -> None:
-    job = add_job(far)
-    job.dataset, job.training_set = "datasets/1", "trainingSets/1"
-    kept, changed, skipped = Outcome.OUTCOME_KEPT, Outcome.OUTCOME_KEPT_CHANGED, Outcome.OUTCOME_SKIPPED
-    too_short = ReportReason.REPORT_REASON_CLIP_TOO_SHORT
-    far.report = [
-        *(line(f"{name}.mp4", kept, decoded=True) for name in ("c", "b", "a/[1]")),
-        *(line(f"{name}.txt", kept) for name in ("c", "b", "a/[1]")),
-        line("__MACOSX/._b.mp4", Outcome.OUTCOME_IGNORED, ReportReason.REPORT_REASON_IGNORED_FILE),
-        line("broken.mp4", skipped, ReportReason.REPORT_REASON_UNDECODABLE),
-        line("", kept, ReportReason.REPORT_REASON_FEW_CLIPS, text="3 clips; 10 or more are recommended"),
-    ]
-    far.training_report = [
-        line("c.mp4", changed, ReportReason.REPORT_REASON_SPLIT, decoded=True),
-        line("c.mp4", kept, text="frames 0 to 60", decoded=True),
-        line("c.mp4", skipped, ReportReason.REPORT_REASON_SCENE_TOO_SHORT, decoded=True),
-        line("b.mp4", kept, decoded=True),
-        line("a/[1].mp4", skipped, too_short, text="61 frames, 89 needed", decoded=True),
-        line("opening.mp4", kept, decoded=True),
-    ]
-    told = [row.rstrip() for row in (await ltxtrain("report", JOB)).stdout.splitlines()]
-    assert told[0] == "2 of 4 videos train, 2 do not"
-    assert "datasets/1: 4 videos: 3 kept, 1 skipped; 4 other files: 3 kept, 1 ignored" in told
-    header = "trainingSets/1: 3 videos: 1 kept, 1 changed, 1 skipped; for validation 1 video: 1 kept"
-    assert header in told
-    assert "  At 57 frames 1 more clip would fit." in told
-    columns = [row.split()[:2] for row in told if row.startswith(("kept", "changed", "skipped", "ignored"))]
-    assert columns == [
-        *(["skipped", "broken.mp4"], ["ignored", "__MACOSX/._b.mp4"]),
-        *(["kept", path] for path in ("a/[1].mp4", "a/[1].txt", "b.mp4", "b.txt", "c.mp4", "c.txt")),
-        *(["skipped", "a/[1].mp4"], ["skipped", "c.mp4"], ["changed", "c.mp4"]),
-        *(["kept", path] for path in ("b.mp4", "c.mp4", "opening.mp4")),
-    ]
-    assert any(row.startswith("note") and "FEW_CLIPS" in row for row in told)
-    assert any("CLIP_TOO_SHORT" in row and row.endswith("61 frames, 89 needed") for row in told)
-
-
-async def test_a_report_in_json_has_the_contracts_names(far: FarSide, ltxtrain: Ltxtrain) -> None:
-    skipped = line("a.mp4", Outcome.OUTCOME_SKIPPED, ReportReason.REPORT_REASON_CLIP_TOO_SHORT)
-    far.report = [skipped, *(line(f"{number}.mp4", Outcome.OUTCOME_KEPT) for number in range(3))]
-    lines = [json.loads(text) for text in (await ltxtrain("report", "datasets/1", "--json")).stdout.splitlines()]
-    assert [item["line"]["path"] for item in lines] == ["a.mp4", "0.mp4", "1.mp4", "2.mp4"]
-    assert lines[0]["line"]["reasons"] == ["CLIP_TOO_SHORT"]
 
 
 async def test_an_estimate(ltxtrain: Ltxtrain, sheet: Path) -> None:

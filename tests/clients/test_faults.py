@@ -6,10 +6,8 @@ import grpc
 import pytest
 from google.rpc.status_pb2 import Status
 
+from tests.clients.commands import Ltxtrain
 from tests.clients.far_side import FarSide, ObjectHost, status, violations
-from tests.clients.test_cli import Ltxtrain, ltxtrain
-
-__all__ = ["ltxtrain"]
 
 NO_DATA = ("spec.training_data_url", "FIELD_REQUIRED", "Name a .zip.")
 NO_CLIP = ("spec.validation[0].video_url", "FIELD_REQUIRED", "Name a video.")

@@ -1,4 +1,4 @@
-"""What fetching says of jobs that have nothing, and the names that files get."""
+"""What fetching brings, the names that files get, and what it says of jobs that have nothing."""
 
 import hashlib
 import json
@@ -9,15 +9,52 @@ import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.work_pb2 import State
 
-from tests.clients.far_side import FarSide, ObjectHost, progress_events, status
-from tests.clients.test_cli import JOB, Ltxtrain, add_job, add_results, ltxtrain
-
-__all__ = ["ltxtrain"]
+from tests.clients.commands import JOB, Ltxtrain, add_job, add_results
+from tests.clients.far_side import FarSide, Fault, ObjectHost, progress_events, status
 
 
 def add_file(far: FarSide, store: ObjectHost, file: str) -> str:
     store.objects[f"/{JOB}/{file}"] = b"made"
     return far.add_artifact(JOB, file, b"made", Artifact.KIND_LORA, hashlib.sha256(b"made").hexdigest())
+
+
+async def test_fetch_brings_results_and_pages(
+    far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, tmp_path: Path
+) -> None:
+    add_job(far)
+    files = add_results(far, store)
+    far.add_artifact(JOB, "lora-000050.safetensors", b"old", Artifact.KIND_LORA, hashlib.sha256(b"old").hexdigest())
+    store.objects[f"/{JOB}/lora-000050.safetensors"] = b"old"
+    await ltxtrain("fetch", JOB, "--out", tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    await ltxtrain("fetch", JOB, "--out", tmp_path, "--all")
+    assert (tmp_path / "lora-000050.safetensors").read_bytes() == b"old"
+
+
+async def test_an_artifacts_name_cannot_leave_the_folder(
+    far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, tmp_path: Path
+) -> None:
+    add_job(far)
+    far.add_artifact(JOB, "..", b"x", Artifact.KIND_LORA, hashlib.sha256(b"x").hexdigest())
+    store.objects[f"/{JOB}/.."] = store.objects["/jobs/"] = store.objects["/jobs"] = b"x"
+    out = tmp_path / "deep" / "out"
+    await ltxtrain("fetch", JOB, "--out", out, "--all")
+    assert [path.name for path in out.iterdir()] == ["artifact"]
+
+
+async def test_fetch_before_there_is_anything(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    add_job(far, State.STATE_RUNNING)
+    assert "has no results yet" in (await ltxtrain("fetch", JOB, code=5)).stderr
+
+
+async def test_an_object_store_that_refuses_is_unreachable(
+    far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, tmp_path: Path
+) -> None:
+    add_job(far)
+    add_results(far, store)
+    store.faults.append(Fault(status=403))
+    done = await ltxtrain("fetch", JOB, "--out", tmp_path, code=4)
+    assert "lora.safetensors" in done.stderr
 
 
 async def test_a_failed_job_tells_why(far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, tmp_path: Path) -> None:

@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 from ltxtrain.v1.extend_prefix_pb2 import Resolution
 
+from tests.clients.commands import Ltxtrain
 from tests.clients.far_side import FarSide
-from tests.clients.test_cli import Ltxtrain, ltxtrain
-
-__all__ = ["ltxtrain"]
 
 NONE = {
     "clips.zip": (b"PK\x03\x04\xff\xfe", "is not a JSON sheet; give the zip with --data"),

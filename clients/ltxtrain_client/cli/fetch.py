@@ -13,7 +13,7 @@ from ltxtrain_client.cli.resources import job_name
 from ltxtrain_client.cli.session import Exit, Json, command_line, fail, open_suite, run, settings_of
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.lines import describe_error
-from ltxtrain_client.outputs import PAGES, file_name, is_final, result_files
+from ltxtrain_client.outputs import PAGES, file_name, is_result, result_files
 from ltxtrain_client.progress import View, make_view
 from ltxtrain_client.train import TrainClient
 
@@ -48,7 +48,7 @@ async def fetch_files(train: TrainClient, job: Job, out: Path, view: View, *, ev
     if wanted or everything:
         kinds = () if everything else PAGES
         async for artifact in train.list_artifacts(job.name, kinds):
-            if artifact.name not in wanted.values() and (everything or is_final(artifact)):
+            if artifact.name not in wanted.values() and (everything or is_result(artifact, job)):
                 wanted.setdefault(file_name(artifact), artifact.name)
     for file, artifact_name in wanted.items():
         async for step in train.download_steps(artifact_name, out / file):

@@ -16,7 +16,7 @@ from ltxtrain_client.cli.session import Exit, Json, fail, open_suite, run, setti
 from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.lines import describe_error, measure, price_text, size_text, stage_word, state_word
-from ltxtrain_client.outputs import PAGES, file_name, is_final, result_files
+from ltxtrain_client.outputs import file_name, is_result
 from ltxtrain_client.plain import plain
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.sheet import format_sheet
@@ -121,20 +121,14 @@ def job(
 
 def _artifact_rows(item: Job, made: Sequence[Artifact]) -> list[tuple[str, str, str, str]]:
     """What `fetch` brings comes first."""
-    results = set(result_files(item).values())
-
-    def is_brought(artifact: Artifact) -> bool:
-        is_page = bool(results) and artifact.kind in PAGES and is_final(artifact)
-        return artifact.name in results or is_page
-
     return [
         (
             file_name(artifact),
             word(Artifact.Kind.DESCRIPTOR, artifact.kind).replace("_", " "),
             size_text(artifact.blob.size_bytes),
-            "fetch" if is_brought(artifact) else "fetch --all",
+            "fetch" if is_result(artifact, item) else "fetch --all",
         )
-        for artifact in sorted(made, key=is_brought, reverse=True)
+        for artifact in sorted(made, key=lambda artifact: is_result(artifact, item), reverse=True)
     ]
 
 

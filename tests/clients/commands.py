@@ -1,0 +1,45 @@
+"""Running the command line beside the far side that serves it, and jobs for it to speak of. No test in here."""
+
+import asyncio
+import hashlib
+from typing import Any
+
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.work_pb2 import Lifecycle, State
+from ltxtrain_client.cli import app
+from typer.testing import CliRunner
+
+from tests.clients.far_side import FarSide, ObjectHost
+
+JOB = "jobs/1"
+
+
+class Ltxtrain:
+    """Runs the command beside the event loop that serves it."""
+
+    def __init__(self, far: FarSide) -> None:
+        self._environ = {f"LTXTRAIN_{name}": far.address for name in ("TRAIN", "INGEST", "PREPROCESS")}
+
+    async def __call__(self, *arguments: object, code: int = 0, stdin: str | bytes | None = None) -> Any:
+        runner = CliRunner(env=self._environ)
+        done = await asyncio.to_thread(runner.invoke, app, [str(argument) for argument in arguments], input=stdin)
+        assert done.exit_code == code, done.output
+        return done
+
+
+def add_job(far: FarSide, state: "State" = State.STATE_SUCCEEDED) -> Job:
+    job = far.jobs[JOB] = Job(name=JOB, lifecycle=Lifecycle(state=state))
+    return job
+
+
+def add_results(far: FarSide, store: ObjectHost) -> dict[str, bytes]:
+    """What every job has made, and a page; file name → content."""
+    files = {"lora.safetensors": b"weights", "config.json": b"{}", "metrics.jsonl": b"{}\n"}
+    kinds = (Artifact.KIND_LORA, Artifact.KIND_CONFIG, Artifact.KIND_METRICS)
+    for (file, content), kind in zip(files.items(), kinds, strict=True):
+        far.add_artifact(JOB, file, content, kind, hashlib.sha256(content).hexdigest())
+        store.objects[f"/{JOB}/{file}"] = content
+    far.output.lora_file = f"{JOB}/artifacts/lora.safetensors"
+    far.output.config_file = f"{JOB}/artifacts/config.json"
+    return files

@@ -1,0 +1,146 @@
+"""Listing, showing, cancelling and deleting, and what became of the data."""
+
+import json
+
+import grpc
+import pytest
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.work_pb2 import ClipNumbers, Lifecycle, Outcome, Progress, ReportLine, ReportReason, Stage, State
+
+from tests.clients.commands import JOB, Ltxtrain, add_job, add_results
+from tests.clients.far_side import FarSide, ObjectHost, status
+
+
+async def test_jobs_as_a_table_and_as_json(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    for number, state in enumerate((State.STATE_RUNNING, State.STATE_FAILED, State.STATE_RUNNING)):
+        far.jobs[f"jobs/{number}"] = Job(name=f"jobs/{number}", lifecycle=Lifecycle(state=state))
+    done = await ltxtrain("jobs")
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [
+        ["JOB", "STATE"],
+        ["jobs/0", "running"],
+        ["jobs/1", "failed"],
+        ["jobs/2", "running"],
+    ]
+    done = await ltxtrain("jobs", "--state", "running", "--json", "--limit", 1)
+    assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == ["jobs/0"]
+
+
+async def test_jobs_say_how_far_they_are_and_why_they_failed(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    """A job that has succeeded is in no stage, whatever its last progress counted."""
+    running, done, failed = (
+        Lifecycle(state=state) for state in (State.STATE_RUNNING, State.STATE_SUCCEEDED, State.STATE_FAILED)
+    )
+    failed.error.CopyFrom(status(grpc.StatusCode.FAILED_PRECONDITION, "no videos", "NO_VIDEOS"))
+    counted = Progress(completed=100, total=100)
+    far.jobs["jobs/0"] = Job(name="jobs/0", lifecycle=running, stage=Stage.STAGE_TRAIN, progress=counted)
+    far.jobs["jobs/1"] = Job(name="jobs/1", lifecycle=done, stage=Stage.STAGE_PUBLISH, progress=counted)
+    far.jobs["jobs/2"] = Job(name="jobs/2", lifecycle=failed, stage=Stage.STAGE_INGEST)
+    lines = (await ltxtrain("jobs")).stdout.splitlines()
+    assert [line.split() for line in lines] == [
+        ["JOB", "STATE", "STAGE", "CREATED", "REASON"],
+        ["jobs/0", "running", "train", "100/100", "steps"],
+        ["jobs/1", "succeeded"],
+        ["jobs/2", "failed", "ingest", "NO_VIDEOS"],
+    ]
+    assert "publish" not in (await ltxtrain("job", "1")).stdout
+
+
+async def test_a_job_is_shown_with_its_sheet(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    job = add_job(far, State.STATE_FAILED)
+    job.effective_spec.rank = 64
+    job.lifecycle.error.CopyFrom(status(grpc.StatusCode.FAILED_PRECONDITION, "no videos", "NO_VIDEOS"))
+    done = await ltxtrain("job", JOB)
+    assert "failed" in done.stdout and "no videos (NO_VIDEOS)" in done.stdout and '"rank": 64' in done.stdout
+    document = json.loads((await ltxtrain("job", JOB, "--json")).stdout)
+    assert document["lifecycle"]["error"]["reason"] == "NO_VIDEOS"
+
+
+async def test_a_job_is_shown_with_all_that_it_left(far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain) -> None:
+    job = add_job(far)
+    job.billable_units, job.price_usd = 100, 0.62
+    far.add_artifact(JOB, "lora-000050.safetensors", b"x" * 1500, Artifact.KIND_LORA, "")
+    add_results(far, store)
+    rows = (await ltxtrain("job", JOB)).stdout.splitlines()
+    assert [row.split() for row in rows[-5:]] == [
+        ["FILE", "KIND", "SIZE", "BROUGHT", "BY"],
+        ["lora.safetensors", "lora", "7", "B", "fetch"],
+        ["config.json", "config", "2", "B", "fetch"],
+        ["metrics.jsonl", "metrics", "3", "B", "fetch"],
+        ["lora-000050.safetensors", "lora", "1.5", "kB", "fetch", "--all"],
+    ]
+    assert any("100 billable units (0.62 USD at the unit price" in row for row in rows)
+    document = json.loads((await ltxtrain("job", JOB, "--json")).stdout)
+    assert [item["blob"]["size_bytes"] for item in document["artifacts"]] == [1500, 7, 2, 3]
+
+
+async def test_cancel_and_delete(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    add_job(far, State.STATE_RUNNING)
+    assert (await ltxtrain("cancel", "1")).stdout == f"{JOB} cancelling\n"
+    await ltxtrain("delete", "1", "--yes")
+    assert far.jobs == {}
+
+
+@pytest.mark.parametrize("answer", ["n\n", "y\n", ""])
+async def test_nothing_is_deleted_unasked(far: FarSide, ltxtrain: Ltxtrain, answer: str) -> None:
+    add_job(far)
+    assert "Add --yes" in (await ltxtrain("delete", "1", code=2, stdin=answer)).stderr
+    assert far.calls == []
+    done = await ltxtrain("delete", "1", "--yes", "--json")
+    assert json.loads(done.stdout) == {"deleted": JOB} and far.jobs == {}
+
+
+async def test_deleting_what_still_runs_is_refused(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    add_job(far, State.STATE_RUNNING)
+    far.fail("DeleteJob", status(grpc.StatusCode.FAILED_PRECONDITION, "it runs", "RESOURCE_NOT_READY"))
+    assert "RESOURCE_NOT_READY" in (await ltxtrain("delete", "1", "--yes", code=5)).stderr
+
+
+def line(path: str, outcome: "Outcome", *reasons: "ReportReason", text: str = "", decoded: bool = False) -> ReportLine:
+    numbers = ClipNumbers(width=768) if decoded else None
+    return ReportLine(path=path, outcome=outcome, reasons=reasons, description=text, numbers=numbers)
+
+
+async def test_a_report_says_of_each_file_what_became_of_it(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    job = add_job(far)
+    job.dataset, job.training_set = "datasets/1", "trainingSets/1"
+    kept, changed, skipped = Outcome.OUTCOME_KEPT, Outcome.OUTCOME_KEPT_CHANGED, Outcome.OUTCOME_SKIPPED
+    too_short = ReportReason.REPORT_REASON_CLIP_TOO_SHORT
+    far.report = [
+        *(line(f"{name}.mp4", kept, decoded=True) for name in ("c", "b", "a/[1]")),
+        *(line(f"{name}.txt", kept) for name in ("c", "b", "a/[1]")),
+        line("__MACOSX/._b.mp4", Outcome.OUTCOME_IGNORED, ReportReason.REPORT_REASON_IGNORED_FILE),
+        line("broken.mp4", skipped, ReportReason.REPORT_REASON_UNDECODABLE),
+        line("", kept, ReportReason.REPORT_REASON_FEW_CLIPS, text="3 clips; 10 or more are recommended"),
+    ]
+    far.training_report = [
+        line("c.mp4", changed, ReportReason.REPORT_REASON_SPLIT, decoded=True),
+        line("c.mp4", kept, text="frames 0 to 60", decoded=True),
+        line("c.mp4", skipped, ReportReason.REPORT_REASON_SCENE_TOO_SHORT, decoded=True),
+        line("b.mp4", kept, decoded=True),
+        line("a/[1].mp4", skipped, too_short, text="61 frames, 89 needed", decoded=True),
+        line("opening.mp4", kept, decoded=True),
+    ]
+    told = [row.rstrip() for row in (await ltxtrain("report", JOB)).stdout.splitlines()]
+    assert told[0] == "2 of 4 videos train, 2 do not"
+    assert "datasets/1: 4 videos: 3 kept, 1 skipped; 4 other files: 3 kept, 1 ignored" in told
+    header = "trainingSets/1: 3 videos: 1 kept, 1 changed, 1 skipped; for validation 1 video: 1 kept"
+    assert header in told
+    assert "  At 57 frames 1 more clip would fit." in told
+    columns = [row.split()[:2] for row in told if row.startswith(("kept", "changed", "skipped", "ignored"))]
+    assert columns == [
+        *(["skipped", "broken.mp4"], ["ignored", "__MACOSX/._b.mp4"]),
+        *(["kept", path] for path in ("a/[1].mp4", "a/[1].txt", "b.mp4", "b.txt", "c.mp4", "c.txt")),
+        *(["skipped", "a/[1].mp4"], ["skipped", "c.mp4"], ["changed", "c.mp4"]),
+        *(["kept", path] for path in ("b.mp4", "c.mp4", "opening.mp4")),
+    ]
+    assert any(row.startswith("note") and "FEW_CLIPS" in row for row in told)
+    assert any("CLIP_TOO_SHORT" in row and row.endswith("61 frames, 89 needed") for row in told)
+
+
+async def test_a_report_in_json_has_the_contracts_names(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    skipped = line("a.mp4", Outcome.OUTCOME_SKIPPED, ReportReason.REPORT_REASON_CLIP_TOO_SHORT)
+    far.report = [skipped, *(line(f"{number}.mp4", Outcome.OUTCOME_KEPT) for number in range(3))]
+    lines = [json.loads(text) for text in (await ltxtrain("report", "datasets/1", "--json")).stdout.splitlines()]
+    assert [item["line"]["path"] for item in lines] == ["a.mp4", "0.mp4", "1.mp4", "2.mp4"]
+    assert lines[0]["line"]["reasons"] == ["CLIP_TOO_SHORT"]
