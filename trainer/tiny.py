@@ -5,6 +5,7 @@ of the real model run on a CPU. The weights come from a fixed seed: the same lib
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,8 +103,18 @@ SCHEDULER: dict[str, Any] = {
 }
 
 
-def build_tiny_model(folder: Path) -> None:
-    """Writes the pipeline folder (about 35 MB); LTX2Pipeline and LTX2ConditionPipeline load it as it is."""
+def build_tiny_model(
+    folder: Path,
+    *,
+    transformer_config: Mapping[str, Any] = TRANSFORMER,
+    connectors_config: Mapping[str, Any] = CONNECTORS,
+    vae_config: Mapping[str, Any] = VIDEO_VAE,
+    learned: Mapping[str, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Write the pipeline folder (about 35 MB); LTX2Pipeline and LTX2ConditionPipeline load it as it is.
+
+    learned: whole state dicts of components, in place of random weights.
+    """
     hush_imports()
     from diffusers import (
         AutoencoderKLLTX2Audio,
@@ -116,9 +127,9 @@ def build_tiny_model(folder: Path) -> None:
 
     generator = torch.Generator().manual_seed(SEED)
     with torch.random.fork_rng(devices=[]):  # constructors draw weights that are replaced here
-        transformer = _fill(LTX2VideoTransformer3DModel(**TRANSFORMER), generator)
-        connectors = _fill(LTX2TextConnectors(**CONNECTORS), generator)
-        vae = _fill(AutoencoderKLLTX2Video(**VIDEO_VAE), generator)
+        transformer = _fill(LTX2VideoTransformer3DModel(**transformer_config), generator)
+        connectors = _fill(LTX2TextConnectors(**connectors_config), generator)
+        vae = _fill(AutoencoderKLLTX2Video(**vae_config), generator)
         audio_vae = _fill(AutoencoderKLLTX2Audio(**AUDIO_VAE), generator)
         vocoder = _fill(LTX2VocoderWithBWE(**VOCODER), generator)
         text_encoder = _fill(_text_encoder(), generator)
@@ -126,6 +137,9 @@ def build_tiny_model(folder: Path) -> None:
     _fill_statistics(audio_vae, generator)
     _fill_bandwidth_extension(vocoder)
     _quieten(vocoder)
+    parts = {"transformer": transformer, "connectors": connectors, "vae": vae}
+    for name, weights in (learned or {}).items():
+        parts[name].load_state_dict(weights)
     pipeline = LTX2Pipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
         vae=vae,

@@ -1,0 +1,205 @@
+"""Measure what the pocket model has learned, and what a LoRA learns on it, through the trainer's own functions.
+
+Openings are scenes that no training has seen. What comes after them is held against the truth of the world: where the
+shape should be, what colour it has, whether the ground has a style.
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pocket.detect import dusk_level, see
+from pocket.world import FRAME_RATE, Frames, Motion, Scene, Style, draw_scene, render, styled
+from trainer.decode import decode_video
+from trainer.encode import PromptEncoder, encode_video
+from trainer.held_out import held_out_loss
+from trainer.distributed import Worker
+from trainer.loading import load_transformer, load_video_vae
+from trainer.loop import train
+from trainer.lora import add_lora, base_model
+from trainer.metrics import measure
+from trainer.model import resolve_model
+from trainer.precision import Precision
+from trainer.prompts import NEGATIVE_PROMPT, with_trigger
+from trainer.sample import EncodedClip, PromptEmbedding
+from trainer.sampler import Sampled, SamplerSettings, continue_clip
+from trainer.settings import TrainSettings
+from trainer.velocity import VelocityModel
+
+OPENINGS_SEED, STYLE_SEED = 2401, 2402
+PREFIX_FRAMES, FRAMES = 9, 17
+TRIGGER = "night falls,"
+POSITION_PIXELS, COLOUR_LEVELS, STYLE_LEVEL = 12.0, 20.0, 0.5
+# Grounds that dusk changes much.
+BY_DAY = ("pale blue", "grey", "sandy")
+STYLE_CLIPS = 12
+
+
+def opening(index: int) -> Scene:
+    """A scene that neither the model nor a LoRA was trained on, on a ground by day."""
+    return _by_day(OPENINGS_SEED, index)
+
+
+def style_scene(index: int) -> Scene:
+    """A scene of the style's dataset: night falls after the opening."""
+    return styled(_by_day(STYLE_SEED, index), Style.DUSK, PREFIX_FRAMES - 1)
+
+
+def _by_day(seed: int, index: int) -> Scene:
+    attempt = 0
+    while True:
+        motions = (Motion.DRIFT, Motion.BOUNCE, Motion.FALL, Motion.GROW, Motion.SPIN)
+        scene = draw_scene([seed, index, attempt], frame_count=49, motions=motions)
+        if scene.ground_name in BY_DAY:
+            return scene
+        attempt += 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One continuation held against its opening's truth: pixels off, levels off, how far dusk has come, join jumps."""
+
+    position: float
+    colour: float
+    dusk: float
+    prefix_psnr_db: float
+    join: float
+    motion: float
+
+
+class Pocket:
+    """The pocket model, loaded once: encodes scenes, trains a LoRA, continues openings."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = resolve_model(str(folder))
+        self.vae = load_video_vae(self.folder, "cpu", torch.float32)
+        self._prompts = PromptEncoder(self.folder, "cpu")
+        self._known: dict[str, PromptEmbedding] = {}
+        self.transformer = self.fresh_transformer()
+
+    def fresh_transformer(self) -> Any:
+        return load_transformer(self.folder, "cpu", Precision.FP32)
+
+    def prompt(self, text: str) -> PromptEmbedding:
+        if text not in self._known:
+            self._known[text] = self._prompts.encode([text])[0]
+        return self._known[text]
+
+    def clip(self, frames: Frames) -> EncodedClip:
+        video = encode_video(self.vae, frames).bfloat16()
+        return EncodedClip(video=video, audio=None, frame_rate=FRAME_RATE, frame_count=len(frames))
+
+    def sample_of(self, scene: Scene, frame_count: int = FRAMES) -> tuple[EncodedClip, PromptEmbedding]:
+        return self.clip(render(scene, frame_count)), self.prompt(with_trigger(scene.caption, TRIGGER))
+
+    def vae_psnr_db(self, scenes: Sequence[Scene]) -> float:
+        """10 log10(255^2 / MSE) over whole clips that went through encoder and decoder."""
+        squares = []
+        for scene in scenes:
+            frames = render(scene, FRAMES)
+            decoded = decode_video(self.vae, self.clip(frames).video)
+            squares.append(float(np.square(decoded.astype(np.float64) - frames).mean()))
+        return float(10 * np.log10(255.0**2 / np.mean(squares)))
+
+    def train_style(self, steps: int, *, rank: int = 8, learning_rate: float = 0.003) -> list[float]:
+        """Add a LoRA to the transformer and train it on the style's clips; the losses of the steps."""
+        samples = [self.sample_of(style_scene(index)) for index in range(STYLE_CLIPS)]
+        add_lora(self.transformer, rank=rank, with_audio=False, seed=42)
+        settings = _settings(steps, rank, learning_rate)
+        reports = train(self.transformer, samples, settings, identity={})
+        return [report.loss for report in reports if hasattr(report, "loss")]
+
+    def held_out_loss_ratio(self, indices: Sequence[int]) -> float:
+        """Of the LoRA over the base model's, on styled clips that were not trained on."""
+        samples = [
+            self.sample_of(styled(opening(index), Style.DUSK, PREFIX_FRAMES - 1)) for index in indices
+        ]
+        model, settings = VelocityModel(self.transformer), _settings(1, 8, 0.0)
+        places = range(len(samples))
+        with_lora = held_out_loss(model, samples, places, settings, Worker())
+        with base_model(self.transformer):
+            return with_lora / held_out_loss(model, samples, places, settings, Worker())
+
+    def continued(self, index: int, steps: int, stg_scale: float = 1.0) -> Frames:
+        """The opening of that index, continued to FRAMES frames."""
+        scene = opening(index)
+        prefix = self.clip(render(scene, PREFIX_FRAMES))
+        settings = SamplerSettings(
+            frame_count=FRAMES, seed=42, index=index, stg_scale=stg_scale, step_count=steps
+        )
+        reports = continue_clip(
+            VelocityModel(self.transformer),
+            self.folder.config("scheduler"),
+            prefix,
+            self.prompt(with_trigger(scene.caption, TRIGGER)),
+            self.prompt(NEGATIVE_PROMPT),
+            settings,
+        )
+        sampled = [report for report in reports if isinstance(report, Sampled)]
+        return decode_video(self.vae, sampled[0].video)
+
+
+def judge(index: int, frames: Frames) -> Verdict:
+    """How near a continuation of an opening comes to the truth; what cannot be seen is infinitely far."""
+    scene = opening(index)
+    source = render(scene, PREFIX_FRAMES)
+    first, last = see(source[0]), see(frames[-1])
+    assert first is not None
+    metrics = measure(frames, source, frame_rate=FRAME_RATE, prefix_latents_equal=True)
+    truth = scene.state(len(frames) - 1)
+    if last is None:
+        position = colour = float("inf")
+        dusk = 0.0
+    else:
+        position = float(np.hypot(last.x - truth.x, last.y - truth.y))
+        colour = max(abs(a - b) for a, b in zip(last.colour, first.colour, strict=True))
+        dusk = dusk_level(first.ground, last.ground)
+    return Verdict(
+        position=position,
+        colour=colour,
+        dusk=dusk,
+        prefix_psnr_db=metrics.prefix_psnr_db,
+        join=max(metrics.join_colour_jump, metrics.join_contrast_jump, metrics.join_luminance_jump),
+        motion=metrics.join_motion_break,
+    )
+
+
+def base_figures(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    return {
+        "prefix_psnr_db": statistics.mean(verdict.prefix_psnr_db for verdict in verdicts),
+        "base_position_ok": _share(verdict.position <= POSITION_PIXELS for verdict in verdicts),
+        "base_colour_ok": _share(verdict.colour <= COLOUR_LEVELS for verdict in verdicts),
+        "base_join_jump": statistics.median(verdict.join for verdict in verdicts),
+        "style_with_base": _share(verdict.dusk >= STYLE_LEVEL for verdict in verdicts),
+    }
+
+
+def lora_figures(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """The continuation still follows its own opening: half as far off again as the base may be."""
+    return {
+        "style_with_lora": _share(verdict.dusk >= STYLE_LEVEL for verdict in verdicts),
+        "lora_position_ok": _share(verdict.position <= 1.5 * POSITION_PIXELS for verdict in verdicts),
+        "lora_colour_ok": _share(verdict.colour <= 1.5 * COLOUR_LEVELS for verdict in verdicts),
+    }
+
+
+def _share(holds: Any) -> float:
+    found = list(holds)
+    return sum(found) / len(found)
+
+
+def _settings(steps: int, rank: int, learning_rate: float) -> TrainSettings:
+    return TrainSettings(
+        rank=rank,
+        steps=steps,
+        learning_rate=learning_rate,
+        conditioning_frames=PREFIX_FRAMES,
+        with_audio=False,
+        gradient_checkpointing=False,
+        checkpoint_interval=0,
+    )

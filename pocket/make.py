@@ -1,0 +1,88 @@
+"""Make the pocket model's weights: hours on two cores, stopped and resumed at any time.
+
+    python -m pocket.make [--work FOLDER] [--threads N] [STAGE ...]
+
+Stages, in their order: video-vae, latents, transformer, weights. What a stage has done stays in FOLDER; the last
+writes pocket/weights. The decoder and the transformer need only the encoder, so that `video-vae` and then `latents
+transformer` may run at the same time once the encoder is there.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from pocket import latents, transformer
+from pocket.model import TRANSFORMER_CONFIG, build_untrained, store_weights
+from pocket.pretraining import average_of
+from pocket.video_vae import PLAN as VIDEO_VAE_PLAN
+from pocket.video_vae import started_video_vae, train_video_vae
+from trainer.encode import PromptEncoder
+from trainer.model import resolve_model
+from trainer.prompts import NEGATIVE_PROMPT
+from trainer.quiet import hush_imports
+from trainer.sample import PromptEmbedding
+
+STAGES = ("video-vae", "latents", "transformer", "weights")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*", metavar="STAGE", choices=[[], *STAGES], help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, default=Path(".pocket"))
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    hush_imports()
+    torch.set_num_threads(arguments.threads)
+    # Small averages of gradients otherwise become numbers that the processor is slow with.
+    torch.set_flush_denormal(True)
+    run = {
+        "video-vae": lambda: train_video_vae(arguments.work),
+        "latents": lambda: latents.encode_world(started_video_vae(arguments.work), arguments.work),
+        "transformer": lambda: train_transformer(arguments.work),
+        "weights": lambda: write_weights(arguments.work),
+    }
+    for stage in arguments.stages or STAGES:
+        run[stage]()
+
+
+def train_transformer(work: Path) -> None:
+    vae = started_video_vae(work)
+    raw = latents.read_latents(work / "latents")
+    mean, deviation = (value.view(1, -1, 1, 1, 1) for value in (vae.latents_mean, vae.latents_std))
+    for clip in raw:  # in place, clip by clip: the whole in float32 would be twice as large
+        clip.copy_((clip.float() - mean[0]) / deviation[0])
+    scenes = [latents.scene_of(index) for index in range(len(raw))]
+    prompts = prompt_embeddings(work, [scene.caption for scene in scenes])
+    transformer.train_transformer(untrained_transformer(), raw, prompts, scenes, work)
+
+
+def untrained_transformer() -> Any:
+    from diffusers import LTX2VideoTransformer3DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(transformer.SEED)
+        return LTX2VideoTransformer3DModel(**TRANSFORMER_CONFIG)
+
+
+def prompt_embeddings(work: Path, captions: list[str]) -> dict[str, PromptEmbedding]:
+    """Of every caption, and of what stands for none."""
+    folder = work / "untrained"
+    if not (folder / "model_index.json").exists():
+        build_untrained(folder)
+    encoder = PromptEncoder(resolve_model(str(folder)), "cpu")
+    texts = ["", NEGATIVE_PROMPT, *sorted(set(captions))]
+    return dict(zip(texts, encoder.encode(texts), strict=True))
+
+
+def write_weights(work: Path) -> None:
+    vae = safetensors.torch.load_file(work / "video-vae-start.safetensors")
+    store_weights("vae", vae | average_of(VIDEO_VAE_PLAN, work))
+    model = untrained_transformer()
+    store_weights("transformer", model.state_dict() | average_of(transformer.PLAN, work))
+
+
+if __name__ == "__main__":
+    main()
