@@ -23,8 +23,8 @@ from services.runtime.objects import Objects, StoreAddress, StoredBlob
 from services.runtime.telemetry import resumed_trace
 
 if TYPE_CHECKING:
-    from trainer.encode import ClipEncoder, PromptEncoder
-    from trainer.sample import EncodedClip
+    from trainer.data.encode import ClipEncoder, PromptEncoder
+    from trainer.data.encoded import EncodedClip
 
 # The service ends a fitter that takes too long; this alarm is for one whose service is gone.
 ALARM_SECONDS = 30.0
@@ -148,8 +148,8 @@ class Encoder:
         """Load what a phase needs in place of what is held. Raises ModelUnavailable and ModelUnsupported."""
         import torch
 
-        from trainer.encode import ClipEncoder, PromptEncoder
-        from trainer.model import resolve_model
+        from trainer.data.encode import ClipEncoder, PromptEncoder
+        from trainer.model.folder import resolve_model
 
         torch.set_num_threads(self._threads)
         self._free()
@@ -162,7 +162,7 @@ class Encoder:
 
     def embed(self, prompt: str) -> Embedded:
         """The embedding of a prompt, in the store."""
-        from trainer.sample import dump_prompt
+        from trainer.data.encoded import dump_prompt
 
         assert self._prompts is not None
         with resumed_trace(self._trace, "embed"):
@@ -172,7 +172,7 @@ class Encoder:
 
     def encode(self, picture: Picture) -> StoredBlob:
         """Latents of a fitted clip, in the store. Raises OutOfMemory."""
-        from trainer.sample import dump_clip
+        from trainer.data.encoded import dump_clip
 
         with resumed_trace(self._trace, "encode"):
             return self._objects.put_content(SERVICE, dump_clip(self._encoded(picture)), SAFETENSORS)

@@ -16,7 +16,7 @@ from ltxtrain.v1.preprocess_pb2 import PreprocessSettings
 # What decides how a clip is fitted, and what decides how it is encoded; libraries are named as installed.
 FITTER = (("trainer.media", "trainer.geometry"), ("av", "numpy"))
 ENCODER = (
-    ("trainer.encode", "trainer.mel", "trainer.sample", "trainer.loading"),
+    ("trainer.data.encode", "trainer.data.mel", "trainer.data.encoded", "trainer.model.loading"),
     ("torch", "diffusers", "transformers"),
 )
 

@@ -14,11 +14,11 @@ from services.preprocess.pieces import Piece
 from services.preprocess.source import Source
 from services.runtime.errors import InvalidSpec, Violation
 from trainer import geometry
+from trainer.data.prompts import with_trigger
 from trainer.errors import ClipTooShort
 from trainer.media import scenes as media
 from trainer.media.fit import FitSettings
 from trainer.media.pick import plan
-from trainer.prompts import with_trigger
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from services.preprocess.cache import Entry
 from services.preprocess.prompts import Prompts
 from services.runtime.settings import Settings
 from trainer.errors import TrainerError
-from trainer.model import ModelFolder, resolve_model
+from trainer.model.folder import ModelFolder, resolve_model
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from services.runtime.service import Runtime
 from services.runtime.store import Edit, Store
 from services.runtime.upstream import connect_service
 from trainer.errors import ModelUnavailable, ModelUnsupported
-from trainer.model import resolve_model
+from trainer.model.folder import resolve_model
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from statistics import fmean
 from ltxtrain.v1 import work_pb2
 from ltxtrain.v1.work_pb2 import Event, Progress, QuarterLoss, Stage, TrainMetrics
 
-from trainer.loop import Step
 from trainer.plan import Previewed, Previewing
+from trainer.training.loop import Step
 
 EVENT_SECONDS = 1.0
 # Steps whose mean duration the remaining time is guessed from.

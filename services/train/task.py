@@ -16,11 +16,11 @@ from services.train.actors import Remote, TrainTask
 from services.train.artifacts import latest_checkpoint
 from services.train.spec import ASPECT_NAMES, RESOLUTION_NAMES, billable_units
 from trainer.geometry import BUCKETS, Geometry
-from trainer.model import ModelFolder
+from trainer.model.folder import ModelFolder
 from trainer.pages.job_page import ReportRow
 from trainer.plan import EarlierPreview, JobPlan, PreviewInput, PreviewSettings, SampleFiles
-from trainer.preview import DECORATED
-from trainer.settings import TrainSettings
+from trainer.preview.previewer import DECORATED
+from trainer.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,9 @@ from services.train.queue import GpuQueue, Place
 from services.train.reports import StepEvents, preview_metrics, preview_progress
 from services.train.spec import billable_units
 from services.train.task import Prepared, train_task
-from trainer.loop import Step
 from trainer.plan import Checkpointed, Finished, Loaded, Previewed, Previewing, Warned
-from trainer.preflight import Preflight
+from trainer.training.loop import Step
+from trainer.training.preflight import Preflight
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from services.train.task import Prepared
 from services.train.training import Training
 from services.train.upstream import Upstream
 from trainer.errors import ModelUnavailable, ModelUnsupported
-from trainer.model import ModelFolder, resolve_model
+from trainer.model.folder import ModelFolder, resolve_model
 from trainer.pages.job_page import ReportRow
 
 # ListDatasetReport and ListTrainingSetReport have all of them.

@@ -5,11 +5,11 @@ import safetensors.torch
 import torch
 
 from tests.trainer.test_export import METADATA, RANK, trained, transformer_of
-from trainer.audit import audit_lora
 from trainer.errors import AuditFailed
-from trainer.export import PREFIX, lora_tensors, video_only, write_lora
-from trainer.lora import adapter
-from trainer.model import resolve_model
+from trainer.lora_file.audit import audit_lora
+from trainer.lora_file.export import PREFIX, lora_tensors, video_only, write_lora
+from trainer.model.folder import resolve_model
+from trainer.training.lora import adapter
 
 A_KEY = f"{PREFIX}transformer_blocks.1.attn1.to_q.lora_A.weight"
 B_KEY = f"{PREFIX}transformer_blocks.1.attn1.to_q.lora_B.weight"

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from tests.trainer.training import IDENTITY, golden_transformer, run, same, samples, settings, weights, with_lora
-from trainer.checkpoint import read_checkpoint, write_checkpoint
 from trainer.errors import CheckpointMismatch
-from trainer.export import lora_metadata, lora_tensors, write_lora
-from trainer.loop import CheckpointDue, PreviewDue, Step, train
-from trainer.lora import adapter
+from trainer.lora_file.export import lora_metadata, lora_tensors, write_lora
+from trainer.training.checkpoint import read_checkpoint, write_checkpoint
+from trainer.training.loop import CheckpointDue, PreviewDue, Step, train
+from trainer.training.lora import adapter
 
 ROOT = Path(__file__).parent.parent.parent
 WANTED = settings(checkpoint_interval=1, preview_interval=4)

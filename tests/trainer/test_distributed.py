@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.trainer.training import IDENTITY, run, samples, settings, weights, with_lora
-from trainer.distributed import join
-from trainer.loop import Step, train
+from trainer.training.distributed import join
+from trainer.training.loop import Step, train
 
 WANTED = settings(steps=4, batch_size=4, holdout_fraction=0.4, evaluation_interval=2)
 

@@ -8,9 +8,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.trainer.training import LATENT_SHAPE, PROMPT_TOKENS, settings
-from trainer.export import PREFIX, lora_metadata, lora_tensors, module_of, video_only, write_lora
-from trainer.lora import adapter, add_lora, is_video_module
-from trainer.velocity import Stream, VelocityModel
+from trainer.lora_file.export import PREFIX, lora_metadata, lora_tensors, module_of, video_only, write_lora
+from trainer.model.transformer import Stream, VelocityModel
+from trainer.training.lora import adapter, add_lora, is_video_module
 
 RANK = 8
 METADATA = lora_metadata(base_model="a/model", revision="r1", trigger_phrase="über $kite", settings=settings(), step=6)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.trainer.training import golden, golden_shape, golden_transformer
-from trainer.prefix import masked_loss, objective, prefix_mask
-from trainer.velocity import Stream, VelocityModel
+from trainer.model.transformer import Stream, VelocityModel
+from trainer.training.objective import masked_loss, objective, prefix_mask
 
 TOLERANCE = 1e-5
 

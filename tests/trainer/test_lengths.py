@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from tests.trainer import training
-from trainer.encode import ClipEncoder, encode_audio
+from trainer.data.encode import ClipEncoder, encode_audio
 from trainer.geometry import AUDIO_LATENTS_PER_SECOND, audio_latents, latent_frames
-from trainer.model import resolve_model
-from trainer.prefix import audio_prefix_tokens
+from trainer.model.folder import resolve_model
+from trainer.training.objective import audio_prefix_tokens
 
 RATE = 24.0
 SIZE = 32

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainer.errors import ModelUnavailable, PrecisionUnavailable
-from trainer.loading import (
+from trainer.model.folder import ModelFolder, resolve_model
+from trainer.model.loading import (
     load_audio_vae,
     load_connectors,
     load_report,
@@ -14,8 +15,7 @@ from trainer.loading import (
     load_video_vae,
     load_vocoder,
 )
-from trainer.model import ModelFolder, resolve_model
-from trainer.precision import GIB, Precision, choose_precision, is_available
+from trainer.model.precision import GIB, Precision, choose_precision, is_available
 
 PUBLISHED_WEIGHTS = 18_990_000_000
 

@@ -19,17 +19,16 @@ from tests.trainer.training import (
     weights,
     with_lora,
 )
-from trainer.distributed import Worker
+from trainer.data.dataset import split_held_out
 from trainer.errors import OptimizerUnavailable, PrefixCoversClip, SampleUnreadable, TrainingDiverged
 from trainer.geometry import audio_latents
-from trainer.held_out import suggested_stop
-from trainer.loop import CheckpointDue, PreviewDue, Step, train
-from trainer.lora import adapter, add_lora, base_model
-from trainer.losses import clip_loss, training_draw
-from trainer.optim import MAX_GRADIENT_NORM, AdapterOptimizer, learning_rate
-from trainer.samples import split_held_out
+from trainer.model.transformer import VelocityModel
 from trainer.seeds import epoch_order, sample_at
-from trainer.velocity import VelocityModel
+from trainer.training.distributed import Worker
+from trainer.training.loop import CheckpointDue, PreviewDue, Step, train
+from trainer.training.lora import adapter, add_lora, base_model
+from trainer.training.losses import clip_loss, suggested_stop, training_draw
+from trainer.training.optim import MAX_GRADIENT_NORM, AdapterOptimizer, learning_rate
 
 LOSSES = Path(__file__).parent.parent / "data" / "losses.txt"
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.trainer.training import GOLDEN, golden_transformer, same, samples, settings, weights, with_lora
-from trainer.lora import adapter, add_lora, base_model, is_video_module, module_family
-from trainer.losses import clip_loss, training_draw
-from trainer.velocity import VelocityModel
+from trainer.model.transformer import VelocityModel
+from trainer.training.lora import adapter, add_lora, base_model, is_video_module, module_family
+from trainer.training.losses import clip_loss, training_draw
 
 VIDEO_FAMILIES = {"attn1", "attn2", "ff"}
 JOINT_FAMILIES = VIDEO_FAMILIES | {
@@ -102,7 +102,7 @@ def test_every_adapter_tensor_gets_a_gradient(with_audio):
 def quantized(precision):
     from diffusers import LTX2VideoTransformer3DModel
 
-    from trainer.precision import quantization_config
+    from trainer.model.precision import quantization_config
 
     transformer = LTX2VideoTransformer3DModel.from_pretrained(
         GOLDEN / "transformer", dtype=torch.bfloat16, quantization_config=quantization_config(precision)
@@ -113,7 +113,7 @@ def quantized(precision):
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_a_quantized_base_trains_as_a_bfloat16_one(precision):
-    from trainer.precision import Precision
+    from trainer.model.precision import Precision
 
     clip, prompt = samples(1)[0]
     draw = training_draw(clip, 0, 1, 0)

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from tests.trainer.training import golden_transformer, sample
+from trainer.data.encoded import EncodedClip
 from trainer.geometry import audio_latents
-from trainer.losses import clip_loss, fixed_draw, token_count, training_draw
-from trainer.sample import EncodedClip
-from trainer.timesteps import draw_levels
-from trainer.velocity import VelocityModel
+from trainer.model.transformer import VelocityModel
+from trainer.training.losses import clip_loss, draw_levels, fixed_draw, token_count, training_draw
 
 
 @pytest.fixture(scope="module")

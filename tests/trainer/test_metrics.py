@@ -6,8 +6,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from trainer import metrics
-from trainer.metrics import PreviewMetrics, frame_statistics
+from trainer.preview.metrics import PreviewMetrics, frame_statistics
+from trainer.preview import metrics
 
 HEIGHT, WIDTH = 64, 96
 PREFIX, TOTAL, RATE = 25, 73, 24

@@ -8,8 +8,8 @@ import torch
 
 from tests.trainer.hub import COMMIT, REPOSITORY, Hub, serve
 from trainer.errors import ModelUnavailable, ModelUnsupported
-from trainer.model import resolve_model
-from trainer.model_files import COMPONENTS, file_digest
+from trainer.model.files import COMPONENTS, file_digest
+from trainer.model.folder import resolve_model
 
 
 @pytest.fixture

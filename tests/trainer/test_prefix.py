@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainer.errors import PrefixCoversClip
-from trainer.prefix import (
+from trainer.training.objective import (
     audio_prefix_tokens,
     masked_loss,
     objective,

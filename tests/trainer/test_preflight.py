@@ -5,8 +5,8 @@ import torch
 
 from tests.trainer.training import LATENT_SHAPE, run, same, samples, settings, weights, with_lora
 from trainer.errors import DeviceMemoryExhausted, PrefixCoversClip
-from trainer.preflight import preflight
-from trainer.velocity import VelocityModel
+from trainer.model.transformer import VelocityModel
+from trainer.training.preflight import preflight
 
 
 def test_it_says_what_a_clip_costs():

@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from trainer.lettering import Lettering, printable
-from trainer.panels import GENERATED, GENERATED_AHEAD, GIVEN, GIVEN_AHEAD, PROMPT_LINES, Panels
-from trainer.reel import Continuation, Segment, paste_prefix, segment_frames, write_preview, write_reel
+from trainer.preview.panels import (
+    GENERATED,
+    GENERATED_AHEAD,
+    GIVEN,
+    GIVEN_AHEAD,
+    PROMPT_LINES,
+    Lettering,
+    Panels,
+    printable,
+)
+from trainer.preview.reel import Continuation, Segment, paste_prefix, segment_frames, write_preview, write_reel
 
 PREFIX, TOTAL, WIDTH, HEIGHT = 9, 17, 160, 96
 HOSTILE = "Ein Drache\x00\n\tüber den Dünen 风筝 العربية 🎬 \ud800 नमस्ते " + "sehr" * 200

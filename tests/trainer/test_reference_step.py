@@ -5,12 +5,12 @@ import torch
 
 from tests.trainer import reference
 from tests.trainer.training import IDENTITY, LATENT_SHAPE, RATE, golden, golden_shape, samples, settings, with_lora
+from trainer.data.dataset import read_sample
 from trainer.geometry import audio_latents
-from trainer.loop import Step, train
-from trainer.lora import adapter
-from trainer.losses import training_draw
-from trainer.samples import read_sample
 from trainer.seeds import sample_at
+from trainer.training.loop import Step, train
+from trainer.training.lora import adapter
+from trainer.training.losses import training_draw
 
 TOLERANCE = 1e-5
 BATCH = 2

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.errors import PrefixCoversClip, SamplingFailed
 from trainer.geometry import audio_latents
-from trainer.guidance import Guidance, Predictions, guide, skipped_block
-from trainer.sample import EncodedClip, PromptEmbedding
-from trainer.sampler import Denoised, Sampled, SamplerSettings, continue_clip, noise_levels, preview_noise
-from trainer.velocity import VelocityModel
+from trainer.model.transformer import VelocityModel
+from trainer.preview.guidance import Guidance, Predictions, guide, skipped_block
+from trainer.preview.sampler import Denoised, Sampled, SamplerSettings, continue_clip, noise_levels, preview_noise
 
 PREFIX_FRAMES, FRAMES, RATE, SIZE = 17, 33, 24.0, 64
 PROMPT, NEGATIVE = "A red kite turns over the dunes.", "blurry, still"
@@ -132,7 +132,9 @@ def pipeline_sample(pipeline, source_frames, monkeypatch, **changes):
 def test_it_computes_what_the_pipeline_computes(pipeline, source_frames, video_prefix, prompts, monkeypatch):
     theirs = pipeline_sample(pipeline, source_frames, monkeypatch, stg_scale=1.5, audio_stg_scale=1.5)
     # The pipeline has no audio prefix: an empty one is the same.
-    monkeypatch.setattr("trainer.sampler.prefix_mask", lambda count, prefix, device: torch.arange(count) < prefix)
+    monkeypatch.setattr(
+        "trainer.preview.sampler.prefix_mask", lambda count, prefix, device: torch.arange(count) < prefix
+    )
     wanted = settings(step_count=8, stg_scale=1.5, skip_block=1)
     try:
         stock = StockGates(pipeline.transformer)

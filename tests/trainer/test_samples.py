@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer import seeds
-from trainer.samples import read_ahead
+from trainer.data.dataset import read_ahead
 
 
 def test_items_come_in_order_and_one_is_read_ahead():

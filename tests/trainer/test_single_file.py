@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trainer.errors import ModelUnavailable, ModelUnsupported
-from trainer.loading import load_connectors, load_report, load_transformer
-from trainer.model import resolve_model
-from trainer.precision import Precision
+from trainer.model.folder import resolve_model
+from trainer.model.loading import load_connectors, load_report, load_transformer
+from trainer.model.precision import Precision
 
 NAMES = Path(__file__).parents[1] / "data" / "original_names.txt"
 LAYERS, CONNECTOR_LAYERS = 4, 2

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer.timesteps import MIN_LEVEL, draw_levels, sequence_shift, stretched_logit_normal
+from trainer.training.losses import MIN_LEVEL, draw_levels, sequence_shift, stretched_logit_normal
 
 SHIFTS = [
     (93, 0.616634),

@@ -5,7 +5,7 @@ import torch
 
 from tests.trainer.training import LATENT_SHAPE, PROMPT_TOKENS, golden_transformer
 from trainer.geometry import audio_latents
-from trainer.velocity import Stream, VelocityModel
+from trainer.model.transformer import Stream, VelocityModel
 
 TOKENS = 16
 

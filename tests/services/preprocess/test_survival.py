@@ -17,7 +17,7 @@ from tests.clips import numbered, write_clip
 from tests.services.ingest.running import Ingest
 from tests.services.preprocess.running import WHOLE, Ended, Preprocess, serving, settings
 from tests.services.preprocess.workers import all_gone, appeared, kill_next
-from trainer.model import resolve_model
+from trainer.model.folder import resolve_model
 
 Serving = Callable[..., AbstractAsyncContextManager[Preprocess]]
 

@@ -33,8 +33,8 @@ from services.train.spec import resolve, resolve_options
 from services.train.task import Prepared
 from services.train.upstream import Upstream
 from services.train.workflow import TrainWorkflow
-from trainer.model import resolve_model
-from trainer.sample import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
+from trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
+from trainer.model.folder import resolve_model
 
 # The smallest that the sheet allows; the latents themselves are smaller still.
 SHEET: dict[str, Any] = {

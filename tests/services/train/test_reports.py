@@ -2,7 +2,7 @@ import pytest
 
 from services.train import reports
 from services.train.reports import StepEvents, mean_metrics
-from trainer.loop import Step
+from trainer.training.loop import Step
 
 
 def step(number: int, loss: float = 1.0) -> Step:

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from trainer.errors import AuditFailed
-from trainer.export import PREFIX, module_of
-from trainer.lora import ADAPTER, adapter, module_family, target_modules
-from trainer.model import ModelFolder
-from trainer.model_files import weight_files
-from trainer.single_file import original_tensors
+from trainer.lora_file.export import PREFIX, module_of
+from trainer.model.files import weight_files
+from trainer.model.folder import ModelFolder
+from trainer.model.single_file import original_tensors
+from trainer.training.lora import ADAPTER, adapter, module_family, target_modules
 
 # An update as large as the weights it is added to has replaced the model.
 MAX_UPDATE = 1.0

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import OptimizerUnavailable
-from trainer.settings import TrainSettings
+from trainer.training.settings import TrainSettings
 
 MAX_GRADIENT_NORM = 1.0
 

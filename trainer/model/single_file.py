@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import ModelUnavailable, ModelUnsupported
-from trainer.model_files import tensor_sizes
+from trainer.model.files import tensor_sizes
 
 if TYPE_CHECKING:
     from torch import Tensor

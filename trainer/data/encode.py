@@ -15,9 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainer.data.encoded import EncodedClip, PromptEmbedding
+from trainer.data.mel import SAMPLE_RATE, log_mel
 from trainer.errors import DeviceMemoryExhausted
 from trainer.geometry import SPATIAL_COMPRESSION, audio_latents, snap_frames
-from trainer.loading import (
+from trainer.model.folder import ModelFolder
+from trainer.model.loading import (
     Device,
     compute_dtype,
     load_audio_vae,
@@ -26,9 +29,6 @@ from trainer.loading import (
     load_tokenizer,
     load_video_vae,
 )
-from trainer.mel import SAMPLE_RATE, log_mel
-from trainer.model import ModelFolder
-from trainer.sample import EncodedClip, PromptEmbedding
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video

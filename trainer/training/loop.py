@@ -14,18 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint import Checkpoint, fingerprint, require_same
-from trainer.distributed import Worker
+from trainer.data.dataset import Samples, read_ahead, read_sample, split_held_out
+from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.errors import TrainingDiverged
-from trainer.held_out import held_out_loss
-from trainer.lora import adapter
-from trainer.losses import ClipLoss, Draw, clip_loss, token_count, training_draw
-from trainer.optim import AdapterOptimizer, learning_rate
-from trainer.sample import EncodedClip, PromptEmbedding
-from trainer.samples import Samples, read_ahead, read_sample, split_held_out
+from trainer.model.transformer import VelocityModel
 from trainer.seeds import sample_at
-from trainer.settings import TrainSettings
-from trainer.velocity import VelocityModel
+from trainer.training.checkpoint import Checkpoint, fingerprint, require_same
+from trainer.training.distributed import Worker
+from trainer.training.lora import adapter
+from trainer.training.losses import ClipLoss, Draw, clip_loss, held_out_loss, token_count, training_draw
+from trainer.training.optim import AdapterOptimizer, learning_rate
+from trainer.training.settings import TrainSettings
 
 QUARTERS = 4
 ALONE = Worker()

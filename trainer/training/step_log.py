@@ -6,9 +6,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from trainer.loop import QUARTERS, Step
-from trainer.metrics import PreviewMetrics
 from trainer.pages.job_page import MeasuredPreview
+from trainer.preview.metrics import PreviewMetrics
+from trainer.training.loop import QUARTERS, Step
 
 COLUMNS = tuple(field.name for field in fields(Step) if field.name != "quarter_losses")
 QUARTER_COLUMNS = tuple(f"video_loss_quarter_{quarter}" for quarter in range(QUARTERS))

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
+from trainer.data.dataset import Samples, read_sample
 from trainer.errors import DeviceMemoryExhausted
-from trainer.loop import prepare
-from trainer.lora import adapter
-from trainer.losses import clip_loss, token_count, training_draw
-from trainer.samples import Samples, read_sample
-from trainer.settings import TrainSettings
-from trainer.velocity import VelocityModel
+from trainer.model.transformer import VelocityModel
+from trainer.training.loop import prepare
+from trainer.training.lora import adapter
+from trainer.training.losses import clip_loss, token_count, training_draw
+from trainer.training.settings import TrainSettings
 
 # Of the optimizer, for each weight of the adapter: two moments, as float32 or as 8-bit codes.
 _MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2}

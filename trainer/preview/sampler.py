@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.errors import SamplingFailed
 from trainer.geometry import audio_latents, latent_frames
-from trainer.guidance import Guidance, Predictions, guide, skipped_block
-from trainer.prefix import pack_video, prefix_mask, unpack_video
-from trainer.sample import EncodedClip, PromptEmbedding
+from trainer.model.transformer import Stream, VelocityModel
+from trainer.preview.guidance import Guidance, Predictions, guide, skipped_block
 from trainer.seeds import generator
-from trainer.velocity import Stream, VelocityModel
+from trainer.training.objective import pack_video, prefix_mask, unpack_video
 
 VIDEO_TEXT_GUIDANCE = 3.0
 AUDIO_TEXT_GUIDANCE = 7.0

@@ -11,8 +11,8 @@ from typing import Protocol, TypeVar
 import torch
 
 from trainer import seeds
+from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.errors import SampleUnreadable
-from trainer.sample import EncodedClip, PromptEmbedding
 
 Item = TypeVar("Item")
 Place = TypeVar("Place")

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from trainer.mel import mel_filterbank
-from trainer.quiet import hush_imports, no_progress_bars
+from trainer.data.mel import mel_filterbank
+from trainer.model.loading import hush_imports, no_progress_bars
 
 Module = TypeVar("Module", bound=nn.Module)
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.media.video_file import write_h264
-from trainer.panels import Frame, Panels
+from trainer.preview.panels import Frame, Panels
 
 AUDIO_RATE = 48_000
 

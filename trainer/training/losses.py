@@ -3,14 +3,18 @@
 `T` tokens of a modality, `C` = 128 channels of a token.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trainer import seeds
-from trainer.prefix import (
+from trainer.data.dataset import Samples, read_sample
+from trainer.data.encoded import EncodedClip, PromptEmbedding
+from trainer.model.transformer import VelocityModel
+from trainer.training.distributed import Worker
+from trainer.training.objective import (
     Objective,
     audio_prefix_tokens,
     masked_loss,
@@ -19,9 +23,39 @@ from trainer.prefix import (
     prefix_mask,
     video_prefix_tokens,
 )
-from trainer.sample import EncodedClip, PromptEmbedding
-from trainer.timesteps import draw_levels
-from trainer.velocity import VelocityModel
+from trainer.training.settings import TrainSettings
+
+MIN_LEVEL = 1e-3
+UNIFORM_SHARE = 0.1
+
+# The straight line through (1024 tokens, 0.95) and (4096 tokens, 2.05); it goes on beyond both.
+_TOKENS, _SHIFTS = (1024, 4096), (0.95, 2.05)
+
+# Standard normal quantiles, to the digits that the published sampler has.
+_Z_LOW, _Z_HIGH = -2.5758, 3.0902
+
+
+def sequence_shift(token_count: int) -> float:
+    """Where the logit-normal of a sequence of token_count tokens is centred, before the sigmoid."""
+    slope = (_SHIFTS[1] - _SHIFTS[0]) / (_TOKENS[1] - _TOKENS[0])
+    return _SHIFTS[0] + slope * (token_count - _TOKENS[0])
+
+
+def stretched_logit_normal(z: Tensor, shift: float) -> Tensor:
+    """Noise levels in 0..1 of standard normal draws z, any shape."""
+    low, high = torch.sigmoid(torch.tensor([shift + _Z_LOW, shift + _Z_HIGH], dtype=z.dtype))
+    level = (torch.sigmoid(z + shift) - low) / (high - low)
+    mirrored = torch.where(level < MIN_LEVEL, 2 * MIN_LEVEL - level, level)
+    return mirrored.clamp(0.0, 1.0)
+
+
+def draw_levels(count: int, token_count: int, generator: torch.Generator) -> Tensor:
+    """Noise levels [count] of clips (or audio tracks) of token_count tokens; three draws of the generator."""
+    z = torch.randn(count, generator=generator)
+    uniform = MIN_LEVEL + (1 - MIN_LEVEL) * torch.rand(count, generator=generator)
+    is_uniform = torch.rand(count, generator=generator) < UNIFORM_SHARE
+    return torch.where(is_uniform, uniform, stretched_logit_normal(z, sequence_shift(token_count)))
+
 
 # Of measurements that stay comparable between trainings, whatever the seed of each.
 FIXED_SEED = 0
@@ -124,3 +158,32 @@ def _draw(clip: EncodedClip, noise: Callable[[str, int, int], Noise]) -> Draw:
 
 def _normal(tokens: int, channels: int, generator: torch.Generator) -> Tensor:
     return torch.randn(1, tokens, channels, generator=generator)
+
+
+# The middles of the quarters of the noise levels.
+LEVELS = (0.125, 0.375, 0.625, 0.875)
+
+PATIENCE = 3
+
+
+def held_out_loss(
+    model: VelocityModel, samples: Samples, indices: Sequence[int], settings: TrainSettings, worker: Worker
+) -> float:
+    """Mean loss over the clips at indices and over LEVELS; each worker measures its share, all get the mean."""
+    total = torch.zeros(1, dtype=torch.float64, device=model.device)
+    with torch.no_grad():
+        for position in range(worker.rank, len(indices), worker.count):
+            clip, prompt = read_sample(samples, indices[position], settings.with_audio)
+            for level in LEVELS:
+                draw = fixed_draw(clip, level, position)
+                total += clip_loss(model, clip, prompt, draw, settings.conditioning_frames).total
+    worker.sum(total)
+    return total.item() / (len(indices) * len(LEVELS))
+
+
+def suggested_stop(history: Sequence[tuple[int, float]]) -> int | None:
+    """The step of the lowest of the losses (step, held-out loss) once PATIENCE later ones were all above it."""
+    if not history:
+        return None
+    best = min(range(len(history)), key=lambda index: history[index][1])
+    return history[best][0] if len(history) - best > PATIENCE else None

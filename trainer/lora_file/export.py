@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from trainer.lora import is_video_module
-from trainer.settings import TrainSettings
+from trainer.training.lora import is_video_module
+from trainer.training.settings import TrainSettings
 
 PREFIX = "diffusion_model."
 TRAINING_TYPE = "extend-prefix"

@@ -4,7 +4,10 @@ Weights go from the mapped file to the device one tensor at a time; no component
 way to a GPU.
 """
 
+import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,10 +16,9 @@ import torch
 from torch import nn
 
 from trainer.errors import ModelUnavailable
-from trainer.model import ModelFolder
-from trainer.precision import Precision, quantization_config
-from trainer.quiet import no_progress_bars
-from trainer.single_file import original_tensors
+from trainer.model.folder import ModelFolder
+from trainer.model.precision import Precision, quantization_config
+from trainer.model.single_file import original_tensors
 
 if TYPE_CHECKING:
     from diffusers import (
@@ -27,6 +29,27 @@ if TYPE_CHECKING:
     )
     from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2VocoderWithBWE
     from transformers import Gemma3ForConditionalGeneration, PreTrainedTokenizerBase
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()
+
+
+def hush_imports() -> None:
+    """Call it before diffusers is imported: with torchao there, an import tells of kernels that are not needed."""
+    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
 
 Model = TypeVar("Model", bound=nn.Module)
 Device = torch.device | str

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trainer.errors import CheckpointMismatch
-from trainer.settings import TrainSettings
+from trainer.training.settings import TrainSettings
 
 FORMAT = "1"
 METADATA_KEY = "ltxtrain"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.errors import PrefixCoversClip
 from trainer.geometry import audio_latents, latent_frames
-from trainer.velocity import Stream
+from trainer.model.transformer import Stream
 
 
 @dataclass(frozen=True)
