@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.test_export import METADATA, trained, transformer_of
+from tests.trainer.lora_file.test_export import METADATA, trained, transformer_of
 from tests.trainer.training import PROMPT_TOKENS, settings
 from trainer.geometry import Geometry
 from trainer.lora_file.audit import Audit

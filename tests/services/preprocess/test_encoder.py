@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import trainer.data.encode
-from services.preprocess.actors import Encoder, ModelSource, OutOfMemory, Phase, Picture
+from services.preprocess.actors import Encoder, FittedScene, ModelSource, OutOfMemory, Phase
 from services.runtime.objects import Objects, StoreAddress
 from trainer.data.encoded import load_clip
 from trainer.model.folder import resolve_model
@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_encoded_in_tiles(
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(trainer.data.encode, "encode_video", encode_video)
-    picture = Picture(frames=np.zeros((9, 64, 64, 3), np.uint8), audio=None, frame_rate=24.0)
+    picture = FittedScene(frames=np.zeros((9, 64, 64, 3), np.uint8), audio=None, frame_rate=24.0)
     encoder.turn_to(Phase.CLIPS)
     if tiles_fit:
         stored = encoder.encode(picture)

@@ -10,7 +10,7 @@ import pytest
 from ltxtrain.v1.work_pb2 import Stage, State
 
 from services.preprocess.cache import ENTRIES, Cache
-from services.preprocess.keys import prompt_key
+from services.preprocess.cache_keys import prompt_key
 from services.runtime.cluster import Cluster
 from services.runtime.objects import StoreAddress
 from tests.clips import numbered, write_clip

@@ -29,8 +29,8 @@ from services.runtime.tables import Database
 from services.runtime.work import WorkRunner
 from services.train.artifacts import artifacts
 from services.train.estimate import Estimator
+from services.train.job_plan import Prepared
 from services.train.spec import resolve, resolve_options
-from services.train.task import Prepared
 from services.train.upstream import Upstream
 from services.train.workflow import TrainWorkflow
 from trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt

@@ -1,7 +1,7 @@
 import pytest
 
-from services.train import reports
-from services.train.reports import StepEvents, mean_metrics
+from services.train import recorder as reports
+from services.train.recorder import StepEvents, mean_metrics
 from trainer.training.loop import Step
 
 

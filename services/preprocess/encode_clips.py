@@ -10,14 +10,14 @@ from typing import Any
 from ltxtrain.v1.work_pb2 import Stage
 
 from services.preprocess.actors import FitOrder, Fitted, OutOfMemory
-from services.preprocess.attempt import Attempt
 from services.preprocess.cache import Entry, as_blob
-from services.preprocess.encoders import Encoders
-from services.preprocess.made import Made, item_files, item_key
-from services.preprocess.outcome import Outcome, Scene
-from services.preprocess.pieces import Piece
+from services.preprocess.context import Context
+from services.preprocess.encoder_pool import Encoders
+from services.preprocess.failures import GpuOutOfMemory
+from services.preprocess.outcome import FitOutcome, SceneOutcome
 from services.preprocess.plan import Item
-from services.preprocess.verdict import GpuOutOfMemory
+from services.preprocess.results import ClipResult, item_files, item_key
+from services.preprocess.sample_files import SampleFile
 from services.runtime.cluster import ActorKilled, kill
 from services.runtime.objects import ObjectCorrupt, ObjectMissing, StoredBlob
 from services.runtime.pool import map_bounded
@@ -49,29 +49,29 @@ class _Fitting:
     encodings: dict[int, "asyncio.Task[StoredBlob]"] = field(default_factory=dict)
 
 
-class ClipMaker:
+class ClipPipeline:
     """Makes items that are not there yet; each key once."""
 
-    def __init__(self, attempt: Attempt, encoders: Encoders | None, known: Mapping[str, Entry]) -> None:
-        self._attempt = attempt
-        self._cluster = attempt.runtime.cluster
+    def __init__(self, context: Context, encoders: Encoders | None, known: Mapping[str, Entry]) -> None:
+        self._context = context
+        self._cluster = context.runtime.cluster
         self._encoders = encoders
         self._known = known
         self._fittings: dict[str, _Fitting] = {}
-        training = attempt.settings.training
+        training = context.settings.training
         picture_bytes = training.width * training.height * 3 * training.frame_count
         room = int(self._cluster.object_store_bytes * IN_FLIGHT_SHARE) // picture_bytes
-        self._size, slots = widths(room, self._cluster.cpu_count, attempt.encoder_count)
+        self._size, slots = widths(room, self._cluster.cpu_count, context.encoder_count)
         self._slots = asyncio.Semaphore(slots)
 
-    async def make(self, items: Sequence[Item]) -> AsyncGenerator[Made, None]:
+    async def make(self, items: Sequence[Item]) -> AsyncGenerator[ClipResult, None]:
         """Each item as it is done.
 
         Raises ClipGone, GpuOutOfMemory, Retryable, ClusterLost and ObjectStoreUnavailable.
         """
         size = min(self._size, len(items))
-        finishing: set[asyncio.Task[Made]] = set()
-        fitted = map_bounded(self._cluster, self._attempt.make_fitter, items, self._fit, size=size)
+        finishing: set[asyncio.Task[ClipResult]] = set()
+        fitted = map_bounded(self._cluster, self._context.make_fitter, items, self._fit, size=size)
         try:
             async with aclosing(fitted) as results:
                 async for item, result in results:
@@ -89,17 +89,17 @@ class ClipMaker:
                 one.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _fit(self, actor: Any, item: Item) -> Outcome:
+    async def _fit(self, actor: Any, item: Item) -> FitOutcome:
         """What became of all scenes; pictures are handed to encoders as they come."""
         fitting = self._fittings.setdefault(item.key, _Fitting())
         order = FitOrder(
             task=item.task,
-            pieces=item.pieces,
-            conditioning_frames=self._attempt.settings.conditioning_frames,
+            wanted_files=item.wanted_files,
+            conditioning_frames=self._context.settings.conditioning_frames,
         )
         streaming = actor.fit.options(num_returns="streaming", _generator_backpressure_num_objects=AHEAD)
         references = streaming.remote(order)
-        limit = self._attempt.runtime.settings.clip_seconds
+        limit = self._context.runtime.settings.clip_seconds
         # Nothing is left to wait for after the only scene of a clip that is not split.
         for index in itertools.count() if item.task.split else range(1):
             try:
@@ -117,11 +117,11 @@ class ClipMaker:
             if index not in fitting.scenes:
                 fitting.scenes[index] = fitted
                 await self._hand_over(item, index, fitting, picture)
-        return Outcome(scenes=tuple(fitting.scenes[index].scene for index in sorted(fitting.scenes)))
+        return FitOutcome(scenes=tuple(fitting.scenes[index].scene for index in sorted(fitting.scenes)))
 
     async def _hand_over(self, item: Item, scene: int, fitting: _Fitting, picture: Any) -> None:
-        wanted = Piece.LATENTS in item.pieces and not fitting.scenes[scene].scene.skipped
-        if wanted and item_key(self._attempt, item, scene, Piece.LATENTS) not in self._known:
+        wanted = SampleFile.LATENTS in item.wanted_files and not fitting.scenes[scene].scene.skipped
+        if wanted and item_key(self._context, item, scene, SampleFile.LATENTS) not in self._known:
             await self._slots.acquire()
             fitting.encodings[scene] = asyncio.create_task(self._encode(picture))
 
@@ -133,9 +133,9 @@ class ClipMaker:
             self._slots.release()
         return stored
 
-    async def _finish(self, item: Item, result: Outcome | Exception) -> Made:
+    async def _finish(self, item: Item, result: FitOutcome | Exception) -> ClipResult:
         """What an item came to, recorded when all of its scenes are encoded."""
-        self._attempt.journal.reach(Stage.STAGE_PREPROCESS, item.position)
+        self._context.journal.reach(Stage.STAGE_PREPROCESS, item.position)
         fitting = self._fittings.get(item.key, _Fitting())
         encoded: dict[int, StoredBlob] = {}
         try:
@@ -149,22 +149,22 @@ class ClipMaker:
         entries = {}
         if not outcome.killed:
             entries = self._entries(item, outcome, fitting, encoded)
-            await self._attempt.cache.keep(entries, self._attempt.name)
-        files = item_files(self._attempt, item, outcome, {**self._known, **entries})
+            await self._context.cache.keep(entries, self._context.name)
+        files = item_files(self._context, item, outcome, {**self._known, **entries})
         assert files is not None
-        misses = len(outcome.kept) if item.main is not Piece.LATENTS else len(fitting.encodings)
-        return Made(item=item, outcome=outcome, files=files, hits=len(outcome.kept) - misses, misses=misses)
+        misses = len(outcome.kept) if item.main is not SampleFile.LATENTS else len(fitting.encodings)
+        return ClipResult(item=item, outcome=outcome, files=files, hits=len(outcome.kept) - misses, misses=misses)
 
     def _entries(
-        self, item: Item, outcome: Outcome, fitting: _Fitting, encoded: Mapping[int, StoredBlob]
+        self, item: Item, outcome: FitOutcome, fitting: _Fitting, encoded: Mapping[int, StoredBlob]
     ) -> dict[str, Entry]:
         entries = {}
         for index in outcome.kept:
             stored = dict(fitting.scenes[index].stored)
             if index in encoded:
-                stored[Piece.LATENTS] = encoded[index]
-            for piece, blob in stored.items():
-                entries[item_key(self._attempt, item, index, piece)] = Entry(as_blob(blob))
+                stored[SampleFile.LATENTS] = encoded[index]
+            for file, blob in stored.items():
+                entries[item_key(self._context, item, index, file)] = Entry(as_blob(blob))
         # Last: it says that the rest is there.
         entries[item.key] = Entry(facts=outcome.dump())
         return entries
@@ -176,16 +176,16 @@ def widths(room: int, cpus: int, encoders: int) -> tuple[int, int]:
     return fitters, max(1, min(WAITING * encoders, room - OF_A_FITTER * fitters))
 
 
-def _taken(tasks: set[asyncio.Task[Made]]) -> Iterator[Made]:
+def _taken(tasks: set[asyncio.Task[ClipResult]]) -> Iterator[ClipResult]:
     """Results of the tasks that have ended, which are taken out of the set."""
     for task in [task for task in tasks if task.done()]:
         tasks.remove(task)
         yield task.result()
 
 
-def _outcome(item: Item, result: Outcome | Exception) -> Outcome:
+def _outcome(item: Item, result: FitOutcome | Exception) -> FitOutcome:
     match result:
-        case Outcome():
+        case FitOutcome():
             return result
         case ActorKilled():
             return _killed(item, "decoding it ended its worker three times")
@@ -196,6 +196,6 @@ def _outcome(item: Item, result: Outcome | Exception) -> Outcome:
     raise result
 
 
-def _killed(item: Item, text: str) -> Outcome:
-    scene = Scene(source_frames=item.clip.frame_count, skipped="ACTOR_KILLED", description=text)
-    return Outcome(scenes=(scene,))
+def _killed(item: Item, text: str) -> FitOutcome:
+    scene = SceneOutcome(source_frames=item.clip.frame_count, skipped="ACTOR_KILLED", description=text)
+    return FitOutcome(scenes=(scene,))

@@ -48,9 +48,9 @@ def prefix_key(clip_sha256: str, settings: PreprocessSettings) -> str:
     )
 
 
-def piece_key(fit: str, scene: int, piece: str, model_revision: str = "") -> str:
+def file_key(fit: str, scene: int, file: str, model_revision: str = "") -> str:
     """One file made of a fitted scene: its latents, which depend on the model, or its pictures, which do not."""
-    return _digest(piece, fit, scene, model_revision, _version(*ENCODER) if model_revision else None)
+    return _digest(file, fit, scene, model_revision, _version(*ENCODER) if model_revision else None)
 
 
 def prompt_key(prompt: str, model_revision: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, Geometry, PreprocessSettings
 
-from services.preprocess.keys import fit_key, piece_key, prefix_key, prompt_key
+from services.preprocess.cache_keys import file_key, fit_key, prefix_key, prompt_key
 
 CLIP = "ab" * 32
 
@@ -74,11 +74,11 @@ def test_a_prefix_depends_on_its_length_and_rate() -> None:
     assert one != fitted()
 
 
-@pytest.mark.parametrize("key", [lambda model: piece_key("fit", 0, "latents", model), lambda m: prompt_key("a", m)])
+@pytest.mark.parametrize("key", [lambda model: file_key("fit", 0, "latents", model), lambda m: prompt_key("a", m)])
 def test_what_a_model_made_belongs_to_its_revision(key: Callable[[str], str]) -> None:
     assert key("one") == key("one") != key("two")
 
 
 def test_scenes_and_pieces_stay_apart() -> None:
-    keys = [piece_key("fit", scene, piece) for scene in (0, 1) for piece in ("sheet", "preview")]
+    keys = [file_key("fit", scene, file) for scene in (0, 1) for file in ("sheet", "preview")]
     assert len(set(keys)) == 4

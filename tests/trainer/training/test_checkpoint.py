@@ -143,7 +143,7 @@ def write(transformer, wanted, path):
 def test_a_killed_process_goes_on_to_the_same_bytes(tmp_path):
     ends = [
         subprocess.run(
-            [sys.executable, "-m", "tests.trainer.test_checkpoint", str(tmp_path), str(kill_at)],
+            [sys.executable, "-m", "tests.trainer.training.test_checkpoint", str(tmp_path), str(kill_at)],
             cwd=ROOT,
             check=False,
             capture_output=True,

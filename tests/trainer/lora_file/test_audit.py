@@ -4,7 +4,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.trainer.test_export import METADATA, RANK, trained, transformer_of
+from tests.trainer.lora_file.test_export import METADATA, RANK, trained, transformer_of
 from trainer.errors import AuditFailed
 from trainer.lora_file.audit import audit_lora
 from trainer.lora_file.export import PREFIX, lora_tensors, video_only, write_lora

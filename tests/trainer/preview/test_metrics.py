@@ -6,8 +6,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from trainer.preview.metrics import PreviewMetrics, frame_statistics
 from trainer.preview import metrics
+from trainer.preview.metrics import PreviewMetrics, frame_statistics
 
 HEIGHT, WIDTH = 64, 96
 PREFIX, TOTAL, RATE = 25, 73, 24

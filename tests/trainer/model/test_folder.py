@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.hub import COMMIT, REPOSITORY, Hub, serve
+from tests.trainer.model.hub import COMMIT, REPOSITORY, Hub, serve
 from trainer.errors import ModelUnavailable, ModelUnsupported
 from trainer.model.files import COMPONENTS, file_digest
 from trainer.model.folder import resolve_model

@@ -10,7 +10,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
 
-from services.preprocess.outcome import Scene
+from services.preprocess.outcome import SceneOutcome
 from services.runtime.errors import MAX_SUBJECTS, MAX_TEXT, ApiError, FailedPrecondition
 
 ALL_TOO_SHORT = "All training videos are too short to be trainable"
@@ -38,7 +38,7 @@ class Faults:
 
     without_audio: list[Clip] = field(default_factory=list)
     # Validation clips with what fitting their prefix came to.
-    unusable: list[tuple[Clip, Scene]] = field(default_factory=list)
+    unusable: list[tuple[Clip, SceneOutcome]] = field(default_factory=list)
 
     def error(self) -> ApiError | None:
         """The first kind of fault gives the reason, the details name every clip of every kind."""

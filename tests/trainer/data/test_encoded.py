@@ -46,7 +46,7 @@ def test_a_prompt_survives_its_bytes() -> None:
 
 def test_another_process_writes_the_same_bytes() -> None:
     code = (
-        "import hashlib, tests.trainer.test_sample as t\n"
+        "import hashlib, tests.trainer.data.test_encoded as t\n"
         "print(hashlib.sha256(t.dump_clip(t.clip()) + t.dump_prompt(t.prompt())).hexdigest())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "random"}

@@ -7,13 +7,68 @@ from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.preprocess_pb2 import PreprocessReport, PreprocessSettings, Sample
 from ltxtrain.v1.work_pb2 import ReportLine
 
-from services.preprocess.made import Made
-from services.preprocess.pieces import Piece
+from services.preprocess.cache import Entry
+from services.preprocess.cache_keys import file_key
+from services.preprocess.context import Context
+from services.preprocess.failures import skipped_lines
+from services.preprocess.outcome import FitOutcome
 from services.preprocess.plan import Item, Plan
 from services.preprocess.prompts import Prompts
-from services.preprocess.report import clip_lines, validation_line
-from services.preprocess.suggest import suggestions
-from services.preprocess.verdict import skipped_lines
+from services.preprocess.report import clip_lines, suggestions, validation_line
+from services.preprocess.sample_files import SampleFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipResult:
+    """What a clip came to, and the files of its scenes."""
+
+    item: Item
+    outcome: FitOutcome
+    files: Mapping[tuple[int, SampleFile], Entry] = field(default_factory=dict)
+    # Samples that were there already, and those that were made.
+    hits: int = 0
+    misses: int = 0
+
+
+async def find_cached(context: Context, items: Sequence[Item]) -> tuple[list[ClipResult], dict[str, Entry]]:
+    """Items of which everything is there already, and whatever is there of the others, by its key."""
+    outcomes = await context.cache.find([item.key for item in items], context.name)
+    known = {item.key: FitOutcome.load(outcomes[item.key].facts) for item in items if item.key in outcomes}
+    wanted = {
+        item_key(context, item, scene, file)
+        for item in items
+        if item.key in known
+        for scene in known[item.key].kept
+        for file in item.wanted_files
+    }
+    found = await context.cache.find(sorted(wanted), context.name)
+    whole = []
+    for item in items:
+        if item.key not in known:
+            continue
+        outcome = known[item.key]
+        files = item_files(context, item, outcome, found)
+        if files is not None:
+            whole.append(ClipResult(item=item, outcome=outcome, files=files, hits=len(outcome.kept)))
+    return whole, found
+
+
+def item_key(context: Context, item: Item, scene: int, file: SampleFile) -> str:
+    """The cache's key of one file of a scene."""
+    if file is SampleFile.SHEET:
+        # It shows the frames on both sides of the end of the prefix.
+        return file_key(item.key, scene, f"{file} {context.settings.conditioning_frames}")
+    return file_key(item.key, scene, file, context.model_revision if file is SampleFile.LATENTS else "")
+
+
+def item_files(
+    context: Context, item: Item, outcome: FitOutcome, found: Mapping[str, Entry]
+) -> dict[tuple[int, SampleFile], Entry] | None:
+    """The files of all kept scenes, or None when one is not there."""
+    keys = {(scene, file): item_key(context, item, scene, file) for scene in outcome.kept for file in item.wanted_files}
+    if any(key not in found for key in keys.values()):
+        return None
+    return {place: found[key] for place, key in keys.items()}
 
 
 @dataclass(kw_only=True)
@@ -24,7 +79,7 @@ class Results:
     settings: PreprocessSettings
     duplicates: Mapping[str, str]
     prompts: Prompts = field(default_factory=Prompts)
-    made: dict[str, Made] = field(default_factory=dict)
+    made: dict[str, ClipResult] = field(default_factory=dict)
 
     def lines(self, item: Item) -> list[tuple[str, ReportLine]]:
         """Report lines of one clip, each with the name that it has among the children of the training set."""
@@ -49,7 +104,7 @@ class Results:
         """Training samples with their part of the contact sheet."""
         places = [(item, scene) for item in self.plan.training for scene in self._kept(item)]
         for sample, (item, scene) in zip(samples, places, strict=False):
-            if (blob := self.made[item.key].files[scene, Piece.SHEET].blob) is not None:
+            if (blob := self.made[item.key].files[scene, SampleFile.SHEET].blob) is not None:
                 yield sample, blob
 
     def report(self) -> PreprocessReport:
@@ -88,17 +143,17 @@ class Results:
             clip=item.clip.name,
             start_frame=scene.start_frame,
             caption=item.prompt,
-            latents=_blob(made, index, Piece.LATENTS),
+            latents=_blob(made, index, SampleFile.LATENTS),
             prompt=self.prompts.blob(item.prompt),
-            clip_preview=_blob(made, index, Piece.PREVIEW),
+            clip_preview=_blob(made, index, SampleFile.PREVIEW),
             validation_index=item.validation_index,
             speed=1 / scene.stretch,
-            prefix_frames=_blob(made, index, Piece.PREFIX),
+            prefix_frames=_blob(made, index, SampleFile.PREFIX),
             frame_rate=scene.frame_rate,
             frame_count=scene.frame_count,
         )
 
 
-def _blob(made: Made, scene: int, piece: Piece) -> Blob | None:
-    entry = made.files.get((scene, piece))
+def _blob(made: ClipResult, scene: int, file: SampleFile) -> Blob | None:
+    entry = made.files.get((scene, file))
     return None if entry is None else entry.blob

@@ -13,7 +13,7 @@ from services.runtime.telemetry import current_trace
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attempt:
+class Context:
     """One start of the work on a training set."""
 
     runtime: Runtime

@@ -15,7 +15,7 @@ SAFETENSORS = "application/vnd.safetensors"
 MATROSKA = "video/x-matroska"
 
 
-class Piece(StrEnum):
+class SampleFile(StrEnum):
     """A file of a sample."""
 
     LATENTS = "latents"
