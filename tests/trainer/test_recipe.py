@@ -3,6 +3,8 @@
 import json
 import runpy
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -22,8 +24,10 @@ from trainer.training.lora import adapter
 GEOMETRY = Geometry(width=96, height=64, frame_count=17, frame_rate=24.0)
 TRIGGER = 'it\'s "k1te" at $5'
 
+Finished = tuple[dict[str, Any], Path, bool]
 
-def recipe(model, with_audio, **changes):
+
+def recipe(model: Path, with_audio: bool, **changes: Any) -> dict[str, Any]:
     options = {
         "trigger_phrase": TRIGGER,
         "settings": settings(with_audio=with_audio),
@@ -36,7 +40,7 @@ def recipe(model, with_audio, **changes):
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["video", "joint"])
-def finished(request, tiny_model, tmp_path_factory):
+def finished(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """The names that the code leaves behind, its folder, and whether there is audio."""
     from diffusers.utils import encode_video
 
@@ -50,7 +54,7 @@ def finished(request, tiny_model, tmp_path_factory):
         return runpy.run_path("extend.py"), folder, request.param
 
 
-def test_the_code_extends_the_opening_clip(finished):
+def test_the_code_extends_the_opening_clip(finished: Finished) -> None:
     names, folder, with_audio = finished
     assert names["opening"].shape == (9, 64, 96, 3)
     assert names["frames"].shape == (1, 17, 64, 96, 3)
@@ -60,18 +64,18 @@ def test_the_code_extends_the_opening_clip(finished):
         assert sum(1 for _ in video.decode(video=0)) == 17
 
 
-def test_the_code_uses_the_lora(finished):
+def test_the_code_uses_the_lora(finished: Finished) -> None:
     names, _, with_audio = finished
     loaded = [name for name, _ in names["pipeline"].transformer.named_parameters() if ".lora_A." in name]
     assert len(loaded) == 4 * (28 if with_audio else 10)
 
 
-def test_the_code_calls_the_model_as_training_did(tiny_model, finished):
+def test_the_code_calls_the_model_as_training_did(tiny_model: Path, finished: Finished) -> None:
     names, folder, with_audio = finished
     generator = torch.Generator().manual_seed(3)
     sigma, shape = torch.tensor([0.6]), (3, 2, 3)
 
-    def stream(tokens, width, prefix):
+    def stream(tokens: int, width: int, prefix: int) -> Stream:
         timesteps = sigma.expand(1, tokens).clone()
         timesteps[:, :prefix] = 0
         parts = [
@@ -105,13 +109,13 @@ def test_the_code_calls_the_model_as_training_did(tiny_model, finished):
         assert (found_audio.float() - expected_audio).abs().max() < 1e-2 * expected_audio.abs().max()
 
 
-def _state(folder):
+def _state(folder: Path) -> Any:
     from diffusers import LTX2ConditionPipeline
 
     return LTX2ConditionPipeline.lora_state_dict(str(folder / "lora.safetensors"))
 
 
-def test_the_recipe_names_window_shape_and_prompt(tiny_model):
+def test_the_recipe_names_window_shape_and_prompt(tiny_model: Path) -> None:
     found = recipe(tiny_model, with_audio=True)
     assert (found["conditioning_frames"], found["conditioning_latent_frames"]) == (9, 2)
     assert found["conditioning_seconds"] == 0.375
@@ -124,14 +128,14 @@ def test_the_recipe_names_window_shape_and_prompt(tiny_model):
     assert silent["prompt"].startswith("<")
 
 
-def test_the_code_pins_a_revision_of_the_hub_alone(tiny_model):
+def test_the_code_pins_a_revision_of_the_hub_alone(tiny_model: Path) -> None:
     folder = resolve_model(str(tiny_model))
     assert "revision=None" in recipe(tiny_model, False)["code"]
     hub = replace(folder, reference="a/model", revision="0123456789abcdef0123456789abcdef01234567")
     assert f"from_pretrained('a/model', revision='{hub.revision}'" in recipe(tiny_model, False, folder=hub)["code"]
 
 
-def test_the_config_file_is_json_with_all_its_parts(tiny_model):
+def test_the_config_file_is_json_with_all_its_parts(tiny_model: Path) -> None:
     folder = resolve_model(str(tiny_model))
     content = config_content(
         spec={"trigger_phrase": TRIGGER, "rank": 8},

@@ -1,5 +1,7 @@
 """One training step beside an independent one in double precision: same loss, same gradient of every adapter tensor."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ TOLERANCE = 1e-5
 BATCH = 2
 
 
-def base_weights(transformer):
+def base_weights(transformer: Any) -> dict[str, torch.Tensor]:
     return {
         name.replace(".base_layer", ""): parameter.detach().double()
         for name, parameter in transformer.named_parameters()
@@ -24,7 +26,7 @@ def base_weights(transformer):
     }
 
 
-def test_the_reference_model_is_the_reference():
+def test_the_reference_model_is_the_reference() -> None:
     """So that what follows compares with the published model."""
     values, numbers = golden(), golden_shape()
     model = reference.Reference(base_weights(with_lora(settings())), {})
@@ -48,7 +50,7 @@ def test_the_reference_model_is_the_reference():
 
 
 @pytest.mark.parametrize("with_audio", [False, True])
-def test_loss_and_gradients_of_a_step(with_audio):
+def test_loss_and_gradients_of_a_step(with_audio: bool) -> None:
     wanted = settings(with_audio=with_audio, batch_size=BATCH)
     data = samples(4, with_audio)
     transformer = with_lora(wanted)
