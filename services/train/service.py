@@ -38,7 +38,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         upstream = Upstream(runtime.settings)
         self._upstream = upstream
         self._estimator = Estimator(runtime, upstream)
-        self.work = WorkRunner(self._jobs, TrainWorkflow(runtime, self._jobs, upstream, self._estimator))
+        self.work = WorkRunner(self._jobs, TrainWorkflow(runtime, upstream, self._estimator))
 
     def register(self, server: grpc.aio.Server) -> None:
         train_pb2_grpc.add_TrainServiceServicer_to_server(self, server)
