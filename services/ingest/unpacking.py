@@ -14,7 +14,7 @@ from services.ingest.gather import Arrived, Gathered
 from services.ingest.inflate import EntryCorrupt
 from services.ingest.plan import Plan, PlannedClip
 from services.ingest.report import DatasetReport, line
-from services.runtime.texts import MAX_TEXT_BYTES
+from services.runtime.requests import MAX_TEXT_BYTES
 
 T = TypeVar("T")
 
