@@ -109,7 +109,7 @@ class Cluster:
 
     def _has_node(self) -> bool:
         """Whether the cluster still has the node that this process is attached to. Without a head it hangs."""
-        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = ray.nodes()
         return any(node["NodeID"] == self._node_id and node["Alive"] for node in nodes)
 
     async def value(self, reference: Any) -> Any:
@@ -210,7 +210,7 @@ class ActorGroup:
 
 
 def _resources() -> dict[str, float]:
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    found: dict[str, float] = ray.cluster_resources()
     return found
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import aclosing
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -66,12 +67,12 @@ def test_packages_of_an_extra_are_those_of_the_distribution() -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = checks.metadata.requires
+    real = metadata.requires
 
     def requires(name: str) -> list[str]:
         return [*(real(name) or []), 'no-such-package>=1; extra == "server"']
 
-    monkeypatch.setattr(checks.metadata, "requires", requires)
+    monkeypatch.setattr(metadata, "requires", requires)
     finding = check_extra("server")
     assert (finding.verdict, finding.detail) == (Verdict.NOTE, "missing: no-such-package")
     assert "pip install 'ltxtrain[server]'" in finding.advice

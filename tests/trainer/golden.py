@@ -99,6 +99,11 @@ def run(wanted: TrainSettings, *, data: Samples | None = None, transformer: Any 
     return reports, weights(transformer)
 
 
+def gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
 def weights(transformer: Any) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in adapter(transformer).items()}
 

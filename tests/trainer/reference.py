@@ -7,8 +7,8 @@ Letters: N tokens, D width of a stream, H heads, K frequencies. One clip at a ti
 """
 
 import math
-from typing import Any
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
@@ -51,7 +51,8 @@ class Reference:
 
     @staticmethod
     def rows(table: torch.Tensor, parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (table + parameters.unflatten(-1, table.shape)).unbind(-2)
+        rows: tuple[torch.Tensor, ...] = (table + parameters.unflatten(-1, table.shape)).unbind(-2)
+        return rows
 
     def attention(
         self,
@@ -60,6 +61,7 @@ class Reference:
         context: torch.Tensor,
         x_turns: torch.Tensor | None = None,
         context_turns: torch.Tensor | None = None,
+        *,
         values_only: bool = False,
     ) -> torch.Tensor:
         gate = 2 * torch.sigmoid(self.linear(f"{name}.to_gate_logits", x))  # [N, H]
@@ -68,7 +70,7 @@ class Reference:
             query = normalised(self.linear(f"{name}.to_q", x)) * self.weights[f"{name}.norm_q.weight"]
             key = normalised(self.linear(f"{name}.to_k", context)) * self.weights[f"{name}.norm_k.weight"]
             query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(0, 1) for part in (query, key, value))
-            if x_turns is not None:
+            if x_turns is not None and context_turns is not None:
                 query, key = turned(query, x_turns), turned(key, context_turns)
             value = scaled_dot_product_attention(query, key, value).transpose(0, 1).flatten(1)
         heads = value.unflatten(-1, (self.heads, -1)) * gate[..., None]
@@ -159,7 +161,8 @@ def turns(positions: torch.Tensor, limits: tuple[float, ...], width: int, heads:
     frequencies = 10000.0 ** torch.linspace(0, 1, width // (2 * axes), dtype=torch.float64) * math.pi / 2
     angles = ((2 * shares - 1)[..., None] * frequencies).permute(1, 2, 0).flatten(1)
     unturned = angles.new_zeros(len(angles), width // 2 - angles.shape[1])
-    return torch.cat([unturned, angles], dim=1).unflatten(1, (heads, -1)).transpose(0, 1)
+    per_head: torch.Tensor = torch.cat([unturned, angles], dim=1).unflatten(1, (heads, -1)).transpose(0, 1)
+    return per_head
 
 
 def turned(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:

@@ -124,7 +124,7 @@ def run(plan: JobPlan) -> list[Any]:
     return list(run_job(plan, device=torch.device("cpu")))
 
 
-def made(reports: list[Any], kind: type = Finished) -> dict[str, MadeFile]:
+def made(reports: list[Any], kind: type[Finished | Previewed] = Finished) -> dict[str, MadeFile]:
     return {file.path.name: file for report in reports if isinstance(report, kind) for file in report.files}
 
 

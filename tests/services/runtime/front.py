@@ -152,7 +152,7 @@ class Stub:
     async def estimate(self) -> None:
         await self._calls.EstimateJob(train_pb2.EstimateJobRequest(), metadata=self.metadata)
 
-    def watch(self, name: str, after: int = 0) -> "grpc.aio.UnaryStreamCall[Any, train_pb2.WatchJobResponse]":
+    def watch(self, name: str, after: int = 0) -> Any:  # a UnaryStreamCall, whose read() is typed as object
         request = train_pb2.WatchJobRequest(name=name, after_sequence=after)
         return self._calls.WatchJob(request, metadata=self.metadata)
 

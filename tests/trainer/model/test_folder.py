@@ -130,7 +130,9 @@ def test_settings_that_are_no_json_are_named(copy: Path) -> None:
         ("transformer", {"_class_name": "WanTransformer3DModel"}, "is not LTX 2.3"),
     ],
 )
-def test_another_version_is_refused_by_name(copy: Path, component: str, settings: dict, looks_like: str) -> None:
+def test_another_version_is_refused_by_name(
+    copy: Path, component: str, settings: dict[str, Any], looks_like: str
+) -> None:
     change(copy, component, **settings)
     with pytest.raises(ModelUnsupported, match=looks_like):
         resolve_model(str(copy))

@@ -63,7 +63,9 @@ def call(
 def difference(velocities: Velocities, name: str) -> float:
     """The largest over the modalities that were computed."""
     pairs = zip(("video", "audio"), velocities, strict=True)
-    return max((value - golden()[f"{name}.{modality}"]).abs().max() for modality, value in pairs if value is not None)
+    return max(
+        (value - golden()[f"{name}.{modality}"]).abs().max().item() for modality, value in pairs if value is not None
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -136,6 +138,7 @@ def test_a_whole_step_is_the_reference_step(model: VelocityModel, shape: tuple[i
     )
     velocities = call(model, shape, video.stream, audio.stream)
     for modality, part, velocity in (("video", video, velocities[0]), ("audio", audio, velocities[1])):
+        assert velocity is not None
         torch.testing.assert_close(velocity, values[f"step.{modality}_pred"], rtol=0, atol=TOLERANCE)
         loss = masked_loss(velocity, part.target, part.counts)
         torch.testing.assert_close(loss, values[f"step.{modality}_loss"], rtol=0, atol=TOLERANCE)

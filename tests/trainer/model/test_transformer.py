@@ -39,6 +39,12 @@ def call(
         return model(video, audio, **{"frame_rate": 24.0, "latent_shape": LATENT_SHAPE, **options})
 
 
+def both_of(velocities: tuple[torch.Tensor, torch.Tensor | None]) -> tuple[torch.Tensor, torch.Tensor]:
+    video, audio = velocities
+    assert audio is not None
+    return video, audio
+
+
 def row(stream: Stream, index: int) -> Stream:
     parts = (stream.tokens, stream.context, stream.timesteps, stream.sigma)
     return Stream(*(part[index : index + 1] for part in parts))
@@ -50,7 +56,7 @@ def test_each_clip_of_a_batch_has_its_own_frame_rate(model: VelocityModel) -> No
     together = call(model, video, audio, frame_rate=torch.tensor(rates))
     for index, rate in enumerate(rates):
         alone = call(model, row(video, index), row(audio, index), frame_rate=rate)
-        for one, other in zip(together, alone, strict=True):
+        for one, other in zip(both_of(together), both_of(alone), strict=True):
             torch.testing.assert_close(one[index : index + 1], other, rtol=0, atol=1e-5)
     assert not torch.allclose(together[0], call(model, video, audio, frame_rate=24.0)[0], atol=1e-3)
 
@@ -86,7 +92,9 @@ def test_a_call_leaves_nothing_behind(model: VelocityModel) -> None:
     call(model, *both(sigma=(0.1, 0.9)))
     with pytest.raises(ValueError, match="no block"):
         call(model, video, audio, skip_self_attention=[4])
-    assert all(torch.equal(one, other) for one, other in zip(first, call(model, video, audio), strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(both_of(first), both_of(call(model, video, audio)), strict=True)
+    )
     gates = (model.transformer.av_cross_attn_video_a2v_gate, model.transformer.av_cross_attn_audio_v2a_gate)
     assert not any(gate._forward_pre_hooks for gate in gates)
 

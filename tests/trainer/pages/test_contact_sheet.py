@@ -45,7 +45,7 @@ def sample() -> SheetSample:
 def test_the_four_frames_are_those_around_the_join(sample: SheetSample) -> None:
     shown = sample.thumbnails
     greys = [
-        picture(j).getpixel((5, 5))[0] for j in (shown.first, shown.last_prefix, shown.first_generated, shown.last)
+        np.asarray(picture(j))[5, 5, 0] for j in (shown.first, shown.last_prefix, shown.first_generated, shown.last)
     ]
     assert greys == pytest.approx([0, 80, 90, 160], abs=2)
     assert picture(shown.first).size == (320, 187)

@@ -1,6 +1,5 @@
 """Reels and previews, before encoding pixel for pixel and after it as PyAV reads the file."""
 
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ def read(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None, dic
             "tags": (stream.codec_context.colorspace, stream.codec_context.color_range),
             "streams": [(s.type, s.codec_context.name) for s in container.streams],
         }
-        pictures, sound = [], []
+        pictures, sound = [], list[NDArray[np.float32]]()
         for frame in container.decode():
             if isinstance(frame, av.VideoFrame):
                 pictures.append(frame.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray())
@@ -94,7 +93,7 @@ def read(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None, dic
 
 
 def psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
-    return 10 * np.log10(255**2 / np.square(one.astype(float) - other).mean())
+    return float(10 * np.log10(255**2 / np.square(one.astype(float) - other).mean()))
 
 
 def test_source_frames_are_pasted_exactly_and_the_rest_is_the_models() -> None:
@@ -166,6 +165,7 @@ def test_sound_lasts_as_long_as_the_pictures(tmp_path: Path, rate: float) -> Non
     pictures, audio, facts = read(tmp_path / "reel.mp4")
     assert len(pictures) == 2 * TOTAL
     assert float(facts["rate"]) == pytest.approx(rate, rel=1e-4)
+    assert audio is not None
     assert audio.shape[1] == pytest.approx(2 * seconds * 48_000, abs=2048)
     middle = round(seconds * 48_000)
     assert loudness(audio[:, middle - 4800 : middle - 2000]) == pytest.approx(0.5 / 2**0.5, rel=0.1)
@@ -188,7 +188,8 @@ def test_the_sound_is_the_last_continuations(tmp_path: Path) -> None:
     silent = Continuation(label="LoRA", frames=part.continuations[1].frames, audio=tone(440, level=0))
     heard = Segment(prompt="", prefix=part.prefix, continuations=(part.continuations[0], silent))
     write_reel(tmp_path / "reel.mp4", [heard], 24)
-    assert loudness(read(tmp_path / "reel.mp4")[1]) < 1e-3
+    _, audio, _ = read(tmp_path / "reel.mp4")
+    assert audio is not None and loudness(audio) < 1e-3
 
 
 def test_a_plain_preview_is_the_picture_alone(tmp_path: Path) -> None:
@@ -200,13 +201,14 @@ def test_a_plain_preview_is_the_picture_alone(tmp_path: Path) -> None:
     assert len(pictures) == TOTAL
     for picture, expected in zip(pictures, paste_prefix(lora.frames, part.prefix), strict=True):
         assert psnr(picture, expected) > 28
+    assert audio is not None
     assert audio.shape[1] == pytest.approx(TOTAL / 24 * 48_000, abs=2048)
 
 
 def test_one_continuation_can_be_decorated_alone(tmp_path: Path) -> None:
     part = segment()
     alone = Segment(prompt=part.prompt, prefix=part.prefix, continuations=part.continuations[1:])
-    write_reel(tmp_path / "one.mp4", [alone], Fraction(24))
+    write_reel(tmp_path / "one.mp4", [alone], 24)
     pictures, _, facts = read(tmp_path / "one.mp4")
     assert facts["size"] == panels_of(alone).canvas_size
     assert psnr(cut_out(pictures[PREFIX], alone, 0), alone.continuations[0].frames[PREFIX]) > 28

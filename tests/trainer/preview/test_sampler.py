@@ -1,7 +1,8 @@
 """The sampler beside the pipeline of diffusers, and what that cannot do: continue audio, or leave it out."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from trainer.preview.sampler import Denoised, Sampled, SamplerSettings, continue
 
 PREFIX_FRAMES, FRAMES, RATE, SIZE = 17, 33, 24.0, 64
 PROMPT, NEGATIVE = "A red kite turns over the dunes.", "blurry, still"
+
+Prompts = tuple[PromptEmbedding, PromptEmbedding]
 
 
 @pytest.fixture(scope="module")
@@ -40,16 +43,17 @@ def source_frames() -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def prompts(pipeline: Any) -> list[PromptEmbedding]:
+def prompts(pipeline: Any) -> Prompts:
     """Embeddings of PROMPT and NEGATIVE in float32, made by the pipeline's own parts."""
     with torch.no_grad():
         embeds, mask, negative, negative_mask = pipeline.encode_prompt(PROMPT, NEGATIVE, max_sequence_length=128)
         video, audio, _ = pipeline.connectors(
             torch.cat([embeds, negative]), torch.cat([mask, negative_mask]), padding_side="left"
         )
-    return [
+    prompt, unwanted = (
         PromptEmbedding(video=video[row], audio=audio[row], token_count=1, truncated=False) for row in range(len(video))
-    ]
+    )
+    return prompt, unwanted
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +63,8 @@ def video_prefix(pipeline: Any, source_frames: NDArray[np.uint8]) -> torch.Tenso
     with torch.no_grad():
         latents = pipeline.vae.encode(pixels).latent_dist.mode()
     mean, deviation = (buffer.view(-1, 1, 1, 1) for buffer in (pipeline.vae.latents_mean, pipeline.vae.latents_std))
-    return (latents[0] - mean) / deviation
+    normalised: torch.Tensor = (latents[0] - mean) / deviation
+    return normalised
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +83,7 @@ def settings(**changes: Any) -> SamplerSettings:
 def sample(
     pipeline: Any,
     prefix: EncodedClip,
-    prompts: list[PromptEmbedding],
+    prompts: Prompts,
     wanted: SamplerSettings | None = None,
     model: Callable[[Any], VelocityModel] = VelocityModel,
 ) -> Sampled:
@@ -104,10 +109,9 @@ class StockGates(VelocityModel):
 
         self.hook = transformer.register_forward_pre_hook(other_modality, with_kwargs=True)
 
-    def _gates_follow_other_modality(
-        self, video_sigma: torch.Tensor, audio_sigma: torch.Tensor
-    ) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def _gates_follow_other_modality(self, video_sigma: torch.Tensor, audio_sigma: torch.Tensor) -> Iterator[None]:
+        yield
 
 
 def pipeline_sample(
@@ -149,7 +153,7 @@ def test_it_computes_what_the_pipeline_computes(
     pipeline: Any,
     source_frames: NDArray[np.uint8],
     video_prefix: torch.Tensor,
-    prompts: list[PromptEmbedding],
+    prompts: Prompts,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     theirs = pipeline_sample(pipeline, source_frames, monkeypatch, stg_scale=1.5, audio_stg_scale=1.5)
@@ -165,6 +169,7 @@ def test_it_computes_what_the_pipeline_computes(
         stock.hook.remove()
     assert torch.isfinite(ours.video).all()
     assert (ours.video - theirs[0]).abs().max() < 5e-5
+    assert ours.audio is not None
     assert (ours.audio - theirs[1]).abs().max() < 5e-5
     # ... while the published model's gates give something else, or the comparison would prove nothing about them.
     exact = sample(pipeline, clip(video_prefix, torch.zeros(0, 128)), prompts, wanted)
@@ -172,11 +177,12 @@ def test_it_computes_what_the_pipeline_computes(
 
 
 def test_prefixes_come_out_as_they_went_in(
-    pipeline: Any, video_prefix: torch.Tensor, audio_prefix: torch.Tensor, prompts: list[PromptEmbedding]
+    pipeline: Any, video_prefix: torch.Tensor, audio_prefix: torch.Tensor, prompts: Prompts
 ) -> None:
     stored = clip(video_prefix.bfloat16(), audio_prefix.bfloat16())
     result = sample(pipeline, stored, prompts, settings(step_count=5))
     assert result.video.shape == (128, 5, 2, 2)
+    assert result.audio is not None and stored.audio is not None
     assert result.audio.shape == (audio_latents(FRAMES, RATE), 128)
     assert result.video.dtype == result.audio.dtype == torch.float32
     assert torch.equal(result.video[:, :3], stored.video.float())
@@ -187,27 +193,28 @@ def test_prefixes_come_out_as_they_went_in(
 
 
 def test_the_audio_prefix_is_heard(
-    pipeline: Any, video_prefix: torch.Tensor, audio_prefix: torch.Tensor, prompts: list[PromptEmbedding]
+    pipeline: Any, video_prefix: torch.Tensor, audio_prefix: torch.Tensor, prompts: Prompts
 ) -> None:
     one = sample(pipeline, clip(video_prefix, audio_prefix), prompts)
     other = sample(pipeline, clip(video_prefix, -audio_prefix), prompts)
     tail = slice(len(audio_prefix), None)
+    assert one.audio is not None and other.audio is not None
     assert (one.audio[tail] - other.audio[tail]).abs().max() > 1e-3
     assert (one.video - other.video).abs().max() > 1e-5
 
 
 def test_without_audio_there_is_none_and_the_video_does_not_need_it(
-    pipeline: Any, video_prefix: torch.Tensor, prompts: list[PromptEmbedding]
+    pipeline: Any, video_prefix: torch.Tensor, prompts: Prompts
 ) -> None:
     result = sample(pipeline, clip(video_prefix, None), prompts)
     assert result.audio is None
     assert torch.equal(result.video[:, :3], video_prefix)
-    deaf = [PromptEmbedding(video=p.video, audio=p.audio * 0 + 9, token_count=1, truncated=False) for p in prompts]
-    assert torch.equal(sample(pipeline, clip(video_prefix, None), deaf).video, result.video)
+    prompt, unwanted = (replace(embedding, audio=embedding.audio * 0 + 9) for embedding in prompts)
+    assert torch.equal(sample(pipeline, clip(video_prefix, None), (prompt, unwanted)).video, result.video)
 
 
 def test_noise_is_a_function_of_seed_and_index_and_global_randomness_is_left_alone(
-    pipeline: Any, video_prefix: torch.Tensor, prompts: list[PromptEmbedding]
+    pipeline: Any, video_prefix: torch.Tensor, prompts: Prompts
 ) -> None:
     prefix = clip(video_prefix, None)
     torch.manual_seed(1)
@@ -221,7 +228,7 @@ def test_noise_is_a_function_of_seed_and_index_and_global_randomness_is_left_alo
 
 
 def test_between_steps_gradients_are_on_and_weights_untouched(
-    pipeline: Any, video_prefix: torch.Tensor, prompts: list[PromptEmbedding]
+    pipeline: Any, video_prefix: torch.Tensor, prompts: Prompts
 ) -> None:
     before = {name: tensor.clone() for name, tensor in pipeline.transformer.state_dict().items()}
     for _ in continue_clip(
@@ -233,20 +240,21 @@ def test_between_steps_gradients_are_on_and_weights_untouched(
 
 @pytest.mark.parametrize("audio", [False, True], ids=["video", "joint"])
 def test_every_guidance_has_a_say(
-    pipeline: Any, video_prefix: torch.Tensor, audio_prefix: torch.Tensor, prompts: list[PromptEmbedding], audio: bool
+    pipeline: Any, video_prefix: torch.Tensor, audio_prefix: torch.Tensor, prompts: Prompts, audio: bool
 ) -> None:
     prefix = clip(video_prefix, audio_prefix if audio else None)
     with_stg = sample(pipeline, prefix, prompts)
     without = sample(pipeline, prefix, prompts, settings(stg_scale=0.0))
     assert (with_stg.video - without.video).abs().max() > 1e-4
-    swapped = sample(pipeline, prefix, prompts[::-1])
+    swapped = sample(pipeline, prefix, (prompts[1], prompts[0]))
     assert (with_stg.video - swapped.video).abs().max() > 1e-4
     if audio:
+        assert with_stg.audio is not None and without.audio is not None
         assert (with_stg.audio - without.audio).abs().max() > 1e-4
 
 
 def test_skip_guidance_that_would_do_nothing_is_refused(
-    pipeline: Any, video_prefix: torch.Tensor, prompts: list[PromptEmbedding], monkeypatch: pytest.MonkeyPatch
+    pipeline: Any, video_prefix: torch.Tensor, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match="4 blocks"):
         sample(pipeline, clip(video_prefix, None), prompts, settings(skip_block=28))
@@ -256,9 +264,7 @@ def test_skip_guidance_that_would_do_nothing_is_refused(
         sample(pipeline, clip(video_prefix, None), prompts)
 
 
-def test_a_prefix_that_covers_the_clip_is_refused(
-    pipeline: Any, video_prefix: torch.Tensor, prompts: list[PromptEmbedding]
-) -> None:
+def test_a_prefix_that_covers_the_clip_is_refused(pipeline: Any, video_prefix: torch.Tensor, prompts: Prompts) -> None:
     with pytest.raises(PrefixCoversClip):
         sample(pipeline, clip(video_prefix, None), prompts, settings(frame_count=PREFIX_FRAMES))
 
@@ -269,7 +275,7 @@ def test_one_step_is_refused() -> None:
 
 
 def test_damaged_weights_are_not_shown_as_a_preview(
-    pipeline: Any, video_prefix: torch.Tensor, prompts: list[PromptEmbedding]
+    pipeline: Any, video_prefix: torch.Tensor, prompts: Prompts
 ) -> None:
     damaged = clip(torch.full_like(video_prefix, float("nan")), None)
     with pytest.raises(SamplingFailed, match="finite"):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.multiprocessing.spawn import spawn
 
 from tests.trainer.golden import IDENTITY, run, samples, settings, weights, with_lora
 from trainer.training.distributed import join
@@ -36,7 +37,7 @@ def two_workers(tmp_path_factory: pytest.TempPathFactory) -> Workers:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    torch.multiprocessing.spawn(work, (address, folder), nprocs=2)
+    spawn(work, (address, folder), nprocs=2)
     return [
         ([Step(**report) for report in torch.load(folder / f"reports-{rank}")], torch.load(folder / f"weights-{rank}"))
         for rank in range(2)

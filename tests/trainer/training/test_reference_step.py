@@ -67,11 +67,11 @@ def test_loss_and_gradients_of_a_step(with_audio: bool) -> None:
     assert isinstance(report, Step)
     assert report.gradient_norm < 1, "clipping would hide what is compared"
 
-    losses = {"video": [], "audio": []}
+    losses: dict[str, list[torch.Tensor]] = {"video": [], "audio": []}
     for index in range(BATCH):
         clip, prompt = read_sample(data, sample_at(wanted.seed, index, len(data)), with_audio)
         draw = training_draw(clip, wanted.seed, 1, index)
-        video = {
+        video: reference.Part = {
             "clean": clip.video.double().permute(1, 2, 3, 0).reshape(-1, 128),
             "noise": draw.video.noise[0].double(),
             "sigma": draw.video.level,
@@ -79,27 +79,32 @@ def test_loss_and_gradients_of_a_step(with_audio: bool) -> None:
             "context": prompt.video.double(),
             "positions": reference.video_positions(*LATENT_SHAPE, RATE),
         }
-        audio = with_audio and {
-            "clean": clip.audio.double(),
-            "noise": draw.audio.noise[0].double(),
-            "sigma": draw.audio.level,
-            "prefix": 9,  # 9 frames at 24 a second are 9.375 audio latents
-            "context": prompt.audio.double(),
-            "positions": reference.audio_positions(audio_latents(clip.frame_count, RATE)),
-        }
-        found = reference.masked_step(model, video, audio or None)
+        audio = None
+        if with_audio:
+            assert clip.audio is not None and draw.audio is not None
+            audio = {
+                "clean": clip.audio.double(),
+                "noise": draw.audio.noise[0].double(),
+                "sigma": draw.audio.level,
+                "prefix": 9,  # 9 frames at 24 a second are 9.375 audio latents
+                "context": prompt.audio.double(),
+                "positions": reference.audio_positions(audio_latents(clip.frame_count, RATE)),
+            }
+        found = reference.masked_step(model, video, audio)
         for modality, loss in zip(("video", "audio"), found, strict=True):
             if loss is not None:
                 losses[modality].append(loss)
     means = {modality: torch.stack(values).mean() for modality, values in losses.items() if values}
-    sum(means.values()).backward()
+    total = torch.stack(list(means.values())).sum()
+    total.backward()
 
     assert report.video_loss == pytest.approx(means["video"].item(), abs=TOLERANCE)
-    assert report.loss == pytest.approx(sum(means.values()).item(), abs=TOLERANCE)
+    assert report.loss == pytest.approx(total.item(), abs=TOLERANCE)
     if with_audio:
         assert report.audio_loss == pytest.approx(means["audio"].item(), abs=TOLERANCE)
     for name, parameter in adapter(transformer).items():
         expected = model.adapter[name].grad
+        assert parameter.grad is not None and expected is not None
         error = parameter.grad - expected
         assert error.abs().max() < TOLERANCE, name
         # The tiny model's gradients are small themselves, so compare by size as well; float32 leaves this much.
