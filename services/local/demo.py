@@ -9,9 +9,9 @@ from pathlib import Path
 from ltxtrain.v1.work_pb2 import Outcome
 from ltxtrain_client.channel import connect
 from ltxtrain_client.ingest import IngestClient
-from ltxtrain_client.lines import describe_report_line, size_text
+from ltxtrain_client.event_text import describe_report_line, size_text
 from ltxtrain_client.preprocess import PreprocessClient
-from ltxtrain_client.tally import in_order, trained
+from ltxtrain_client.report_summary import worst_first, training_summary
 from ltxtrain_client.train import TrainClient
 
 from services.local.demo_data import make_demo_clips, make_validation_clip
@@ -107,8 +107,8 @@ async def _summarize(suite: Suite, out: Path) -> None:
         fitted = [line async for line in preprocess.list_training_set_report(job.training_set)]
         dataset = await ingest.get_dataset(job.dataset)
         report = (await preprocess.get_training_set(job.training_set)).report
-    _say(f"What became of the files: {trained(found, fitted)}.")
-    for line in in_order([*found, *fitted]):
+    _say(f"What became of the files: {training_summary(found, fitted)}.")
+    for line in worst_first([*found, *fitted]):
         if line.outcome in (Outcome.OUTCOME_SKIPPED, Outcome.OUTCOME_IGNORED):
             print(f"  {describe_report_line(line)}")
     if dataset.reused_count == dataset.clip_count and report.cache_misses == 0:

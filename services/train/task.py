@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
 from ltxtrain.v1.train_pb2 import BasePrecision, Job, Optimizer, Schedule
-from ltxtrain_client.plain import plain
+from ltxtrain_client.as_json import as_json
 
 from services.runtime.addresses import shown
 from services.runtime.telemetry import current_trace
@@ -105,7 +105,7 @@ def train_settings(job: Job) -> TrainSettings:
 
 def spec_json(job: Job) -> dict[str, Any]:
     """The resolved spec in the sheet's own words, its URLs without what may be secret in them."""
-    spec = plain(job.effective_spec)
+    spec = as_json(job.effective_spec)
     if "training_data_url" in spec:
         spec["training_data_url"] = shown(spec["training_data_url"])
     for entry in spec["validation"]:
@@ -120,8 +120,8 @@ def manifest(job: Job, training_set: TrainingSet) -> dict[str, object]:
         "dataset": job.dataset,
         "validation_dataset": job.validation_dataset,
         "training_set": training_set.name,
-        "preprocess_report": plain(training_set.report),
-        "options": plain(job.options),
+        "preprocess_report": as_json(training_set.report),
+        "options": as_json(job.options),
     }
 
 

@@ -9,12 +9,12 @@ from ltxtrain.v1.work_pb2 import ReportReason
 
 
 def words(enum: EnumDescriptor) -> dict[str, int]:
-    """Every value but the unspecified one, by its word."""
+    """Number of every value by its word; the unspecified value is left out."""
     return {_word(enum, value): value.number for value in enum.values if value.number != 0}
 
 
 def word(enum: EnumDescriptor, number: int) -> str:
-    """The word of a value; its number for one that this client is too old to know."""
+    """Word of a value; its number when this client is too old to know it."""
     value = enum.values_by_number.get(number)
     return str(number) if value is None else _word(enum, value)
 
