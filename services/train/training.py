@@ -19,13 +19,13 @@ from services.train import artifacts as jobs_artifacts
 from services.train.actors import Failed, Stored, TrainActor, TrainTask
 from services.train.artifacts import artifact, artifacts, latest_checkpoint, outdated, record
 from services.train.failures import trainer_failure
+from services.train.job_plan import Prepared, train_task
 from services.train.queue import GpuQueue, Place
-from services.train.reports import StepEvents, preview_metrics, preview_progress
+from services.train.recorder import StepEvents, preview_metrics, preview_progress
 from services.train.spec import billable_units
-from services.train.task import Prepared, train_task
-from trainer.loop import Step
 from trainer.plan import Checkpointed, Finished, Loaded, Previewed, Previewing, Warned
-from trainer.preflight import Preflight
+from trainer.training.loop import Step
+from trainer.training.preflight import Preflight
 
 log = logging.getLogger(__name__)
 

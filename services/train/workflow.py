@@ -11,15 +11,15 @@ from services.runtime import errors
 from services.runtime.service import Runtime
 from services.runtime.store import Edit, Store
 from services.runtime.upstream import errors_passed_on
+from services.train.artifacts import publish_training_set
 from services.train.estimate import Estimator
 from services.train.give_back import last_checkpoint
+from services.train.job_plan import Prepared
 from services.train.prepare import Preparation
-from services.train.publish import publish_training_set
-from services.train.task import Prepared
 from services.train.training import Training
 from services.train.upstream import Upstream
 from trainer.errors import ModelUnavailable, ModelUnsupported
-from trainer.model import ModelFolder, resolve_model
+from trainer.model.folder import ModelFolder, resolve_model
 from trainer.pages.job_page import ReportRow
 
 # ListDatasetReport and ListTrainingSetReport have all of them.

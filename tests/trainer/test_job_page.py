@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from tests.trainer.browser import needs_browser, open_page, plays_h264
-from trainer.metrics import PreviewMetrics, formulas
 from trainer.pages.job_page import (
     METRIC_CHARTS,
     AuditRow,
@@ -18,7 +17,8 @@ from trainer.pages.job_page import (
     ValidationEntry,
     render_job_page,
 )
-from trainer.reel import Continuation, write_preview
+from trainer.preview.metrics import PreviewMetrics, formulas
+from trainer.preview.reel import Continuation, write_preview
 
 HOSTILE = '<script>alert("1")</script>"\'&'
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.geometry import audio_latents
-from trainer.loop import train
-from trainer.lora import adapter, add_lora
-from trainer.sample import EncodedClip, PromptEmbedding
-from trainer.settings import TrainSettings
+from trainer.training.loop import train
+from trainer.training.lora import adapter, add_lora
+from trainer.training.settings import TrainSettings
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 IDENTITY = {"model": "golden", "training_set": "made here"}
