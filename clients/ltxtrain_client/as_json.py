@@ -6,8 +6,8 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
-from ltxtrain_client.errors import CallError, from_status
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.errors import CallError, from_status
 
 
 def as_json(message: Message, *, whole: bool = True) -> dict[str, Any]:

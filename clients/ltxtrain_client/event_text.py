@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from ltxtrain.v1.work_pb2 import Event, Outcome, PreviewMetrics, Progress, ReportLine, ReportReason, Stage, State
 
+from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import CallError, from_status
 from ltxtrain_client.outputs import file_name
 from ltxtrain_client.report_summary import outcome_word
-from ltxtrain_client.enum_words import word
 
 
 def stage_word(stage: int) -> str:
@@ -63,7 +63,7 @@ def describe_report_line(line: ReportLine) -> str | None:
 # Shown once, with the first preview: the base model on the first validation clip.
 PREVIEW_LEGEND = (
     "  prefix: similarity of the decoded prefix to its source, higher is better; at the join: change relative to the "
-    "clip's usual change between frames, 1x is no more than usual; drift: colour drift along the continuation, 0 is none"
+    "clip's own change between frames, 1x is no more than usual; drift: of colour along the continuation, 0 is none"
 )
 
 

@@ -55,7 +55,10 @@ class Upload:
 
 
 class IngestClient(Client):
-    """One method per RPC of IngestService, and `upload` for files. Every method raises CallError when the call fails."""
+    """One method per RPC of IngestService, and `upload` for files.
+
+    Every method raises CallError when the call fails.
+    """
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)

@@ -12,8 +12,8 @@ from ltxtrain.v1.work_pb2 import Event, Stage, TrainMetrics
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from ltxtrain_client.event_text import Measure, describe, duration_text, measure, size_text, stage_word
 from ltxtrain_client.as_json import as_json
+from ltxtrain_client.event_text import Measure, describe, duration_text, measure, size_text, stage_word
 from ltxtrain_client.transfer import Transfer
 
 # Seconds between two progress lines of a stage, by the events' own clock.

@@ -31,7 +31,10 @@ from ltxtrain_client.watch import STEADY, Pace, watch
 
 
 class TrainClient(Client):
-    """One method per RPC of TrainService, and `download` for artifacts. Every method raises CallError when the call fails."""
+    """One method per RPC of TrainService, and `download` for artifacts.
+
+    Every method raises CallError when the call fails.
+    """
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)

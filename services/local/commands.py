@@ -1,20 +1,24 @@
-"""Commands that run the suite itself on this machine; they need what `ltxtrain[server,embedded]` brings."""
+"""`ltxtrain up`, `demo` and `model`: commands that run the suite itself on this machine.
 
-import importlib
+The client finds them by entry points (pyproject.toml). Imports stay light here: the command line loads this module at
+each start, in a client's installation too, which lacks what the suite needs.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-
 from ltxtrain_client.cli.help import Command, Group
 from ltxtrain_client.cli.session import Exit, fail
+
+from trainer.model.folder import DEFAULT_MODEL
 
 StateDir = Annotated[
     Path,
     typer.Option(help="Databases, objects and logs of the suite.", envvar="LTXTRAIN_STATE_DIR", file_okay=False),
 ]
-# trainer.model.folder.DEFAULT_MODEL, which a client's installation cannot import.
-DEFAULT_MODEL = "diffusers/LTX-2.3-Diffusers"
 DEFAULT_STATE_DIR = Path(".ltxtrain")
 
 model = typer.Typer(cls=Group, help="Models for trying things out.", no_args_is_help=True)
@@ -25,43 +29,45 @@ def up(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Folder, or name of a Hugging Face repository, in diffusers layout.",
+            help="Folder or Hugging Face repository in diffusers layout.",
             envvar="LTXTRAIN_MODEL",
             show_default=DEFAULT_MODEL,
         ),
     ] = None,
 ) -> None:
-    """Run the whole suite here, on loopback, until Ctrl-C: object store, Ray, Ingest, Preprocess, Train."""
-    _end(_server_part("services.local.up").run(state_dir=state_dir, model=model))
+    """Run the whole suite on loopback until Ctrl-C: object store, Ray, Ingest, Preprocess, Train."""
+    with _server_packages():
+        from services.local.up import run
+    raise typer.Exit(run(state_dir=state_dir, model=model))
 
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.", file_okay=False)] = Path("demo-out"),
     state_dir: StateDir = DEFAULT_STATE_DIR,
 ) -> None:
-    """Run one whole job on a small made-up dataset and a tiny model, from zip to LoRA, in view."""
-    _end(_server_part("services.local.demo").run(out=out, state_dir=state_dir))
+    """Run a complete job on a small synthetic dataset and a tiny model, from zip to LoRA."""
+    with _server_packages():
+        from services.local.demo import run
+    raise typer.Exit(run(out=out, state_dir=state_dir))
 
 
 @model.command(cls=Command)
-def tiny(folder: Annotated[Path, typer.Argument(help="Where to build it.", file_okay=False)]) -> None:
-    """Build a complete LTX 2.3 pipeline with small random weights: everything runs, nothing looks good."""
-    _server_part("trainer.model.tiny").build_tiny_model(folder)
+def tiny(folder: Annotated[Path, typer.Argument(help="Folder to build it in.", file_okay=False)]) -> None:
+    """Build a complete LTX 2.3 pipeline with small random weights: it runs everywhere, and its videos are noise."""
+    with _server_packages():
+        from trainer.model.tiny import build_tiny_model
+    build_tiny_model(folder)
     print(folder)
 
 
-def _server_part(module: str) -> Any:
-    """A module that a client's installation lacks the libraries for."""
+@contextmanager
+def _server_packages() -> Iterator[None]:
+    """Imports that a client's installation cannot make. Raises typer.Exit with advice when a package is missing."""
     try:
-        return importlib.import_module(module)
+        yield
     except ModuleNotFoundError as error:
         raise fail(
             Exit.INVALID,
             f"This installation is the client alone ({error.name} is missing). "
             "To run the suite here: pip install 'ltxtrain[server,embedded]'",
         ) from None
-
-
-def _end(status: object) -> None:
-    """End the command with the status that the suite ended with; None is success."""
-    raise typer.Exit(status if isinstance(status, int) else Exit.SUCCEEDED)

@@ -9,6 +9,7 @@ from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
 from ltxtrain.v1.train_pb2 import BasePrecision, Job, Optimizer, Schedule
 from ltxtrain_client.as_json import as_json
+from ltxtrain_client.enum_words import word
 
 from services.runtime.addresses import shown
 from services.runtime.telemetry import current_trace
@@ -62,7 +63,7 @@ def train_task(
     plan = JobPlan(
         model=prepared.model.reference,
         revision=prepared.model.revision,
-        precision=BasePrecision.Name(job.options.base_precision).removeprefix("BASE_PRECISION_").lower(),
+        precision=word(BasePrecision.DESCRIPTOR, job.options.base_precision),
         settings=train_settings(job),
         samples=tuple(files.sample(sample) for sample in trained),
         previews=_previews(job, prepared.training_set, entries, files) if entries else None,
@@ -85,8 +86,8 @@ def train_task(
 
 def train_settings(job: Job) -> TrainSettings:
     spec, options = job.effective_spec, job.options
-    schedule = Schedule.Name(options.schedule).removeprefix("SCHEDULE_").lower()
-    optimizer = Optimizer.Name(options.optimizer).removeprefix("OPTIMIZER_").lower()
+    schedule = word(Schedule.DESCRIPTOR, options.schedule)
+    optimizer = word(Optimizer.DESCRIPTOR, options.optimizer)
     return TrainSettings(
         rank=spec.rank,
         steps=spec.number_of_steps,

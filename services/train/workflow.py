@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
+from ltxtrain_client.enum_words import word
 
 from services.runtime import errors
 from services.runtime.service import Runtime
@@ -85,8 +86,8 @@ def report_rows(lines: Sequence[ReportLine]) -> tuple[ReportRow, ...]:
     return tuple(
         ReportRow(
             path=line.path,
-            outcome=Outcome.Name(line.outcome).removeprefix("OUTCOME_"),
-            reasons=[ReportReason.Name(reason).removeprefix("REPORT_REASON_") for reason in line.reasons],
+            outcome=word(Outcome.DESCRIPTOR, line.outcome).upper(),
+            reasons=[word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons],
             description=line.description,
         )
         for line in ordered[:MAX_REPORT_ROWS]

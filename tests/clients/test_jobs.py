@@ -63,7 +63,7 @@ async def test_a_job_is_shown_with_all_that_it_left(far: FarSide, store: ObjectH
     add_results(far, store)
     rows = (await ltxtrain("job", JOB)).stdout.splitlines()
     assert [row.split() for row in rows[-5:]] == [
-        ["FILE", "KIND", "SIZE", "BROUGHT", "BY"],
+        ["FILE", "KIND", "SIZE", "DOWNLOADED", "BY"],
         ["lora.safetensors", "lora", "7", "B", "fetch"],
         ["config.json", "config", "2", "B", "fetch"],
         ["metrics.jsonl", "metrics", "3", "B", "fetch"],

@@ -28,8 +28,7 @@ from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.train import TrainClient
 
-# Entry points of checks that need more than a client's packages, such as that of the model: (state folder,
-# environment) -> (the model, why it is not usable, what to do).
+# Entry points of checks that need more than a client's packages: functions (state folder, environment) -> Finding.
 CHECKS = "ltxtrain.checks"
 _SERVING = 1  # grpc.health.v1.HealthCheckResponse.SERVING
 SERVICES = {
@@ -43,35 +42,39 @@ WANTED_GPU_BYTES = 40e9
 
 
 class Verdict(StrEnum):
+    """Result of a check."""
+
     OK = "ok"
-    # Nothing is wrong for a client; something is missing for running the suite here.
     NOTE = "note"
+    """Fine for a client, but something is missing for running the suite here."""
     FAILED = "failed"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """Result of one check."""
 
     subject: str
     verdict: Verdict
     detail: str
-    # What to do; empty: nothing.
     advice: str = ""
+    """Remedy; empty: none needed."""
 
 
 async def check_installation(
     settings: ClientSettings, state_dir: Path, environ: Mapping[str, str] = os.environ
 ) -> AsyncGenerator[Finding, None]:
-    """Findings about this machine, then about the three services and the object store behind them."""
+    """Check this machine, then the three services and the object store behind them."""
     yield Finding("client", Verdict.OK, f"{DISTRIBUTION} {own_version()}, Python {platform.python_version()}")
     yield check_extra("server")
     yield check_extra("embedded")
     yield check_ray(environ)
     yield await check_gpu()
     yield check_disk(state_dir)
-    if is_loopback(settings.train) and (model := await asyncio.to_thread(check_model, state_dir, environ)) is not None:
-        yield model
+    if is_loopback(settings.train):
+        for entry in metadata.entry_points(group=CHECKS):
+            if (finding := await asyncio.to_thread(_check_entry, entry, state_dir, environ)) is not None:
+                yield finding
     reachable = set()
     for name in SERVICES:
         finding = await check_service(settings, name)
@@ -85,12 +88,12 @@ async def check_installation(
 
 
 def check_extra(extra: str) -> Finding:
-    """Whether the packages of an extra are installed."""
+    """Check that the packages of an extra are installed."""
     subject = f"packages [{extra}]"
     wanted = _packages_of(extra)
     missing = [name for name in wanted if _version(name) is None]
     if not wanted:
-        return Finding(subject, Verdict.NOTE, f"unknown, for {DISTRIBUTION} is not installed as a package")
+        return Finding(subject, Verdict.NOTE, f"unknown: {DISTRIBUTION} is not installed as a package")
     if not missing:
         return Finding(subject, Verdict.OK, ", ".join(f"{name} {_version(name)}" for name in wanted))
     return Finding(
@@ -110,7 +113,7 @@ def check_ray(environ: Mapping[str, str]) -> Finding:
 
 
 async def check_gpu() -> Finding:
-    """What nvidia-smi sees."""
+    """Check the GPUs that nvidia-smi lists."""
     if shutil.which("nvidia-smi") is None:
         advice = "Fine for a client. Training LTX 2.3 itself needs one where the services run."
         return Finding("gpu", Verdict.NOTE, "no NVIDIA driver on this machine", advice)
@@ -122,11 +125,11 @@ async def check_gpu() -> Finding:
     if process.returncode:
         return Finding("gpu", Verdict.FAILED, output.partition("\n")[0] or "nvidia-smi failed", "Check the driver.")
     cards = [line.rpartition(",") for line in output.splitlines()]
-    # A card that shares the machine's memory tells no size of its own.
+    # A GPU that shares the machine's memory has no size of its own.
     sizes = [int(size) * 2**20 for _, _, size in cards if size.strip().isdecimal()]
     detail = ", ".join(f"{name.strip()} ({size.strip()} MiB)" for name, _, size in cards)
     if sizes and max(sizes) < WANTED_GPU_BYTES:
-        advice = "Little for LTX 2.3: set options.base_precision to int8 or nf4, or take a lower resolution."
+        advice = "Small for LTX 2.3: set options.base_precision to int8 or nf4, or choose a lower resolution."
         return Finding("gpu", Verdict.NOTE, detail, advice)
     return Finding("gpu", Verdict.OK, detail)
 
@@ -137,31 +140,23 @@ def check_disk(state_dir: Path) -> Finding:
     detail = f"{size_text(free)} free at {place}"
     if free >= WANTED_DISK_BYTES:
         return Finding("disk", Verdict.OK, detail)
-    advice = f"Model and clips of LTX 2.3 want {size_text(WANTED_DISK_BYTES)}; name another place with --state-dir."
+    advice = f"LTX 2.3 and its clips need about {size_text(WANTED_DISK_BYTES)}; choose another folder with --state-dir."
     return Finding("disk", Verdict.NOTE, detail, advice)
 
 
-def check_model(state_dir: Path, environ: Mapping[str, str]) -> Finding | None:
-    """Whether the model of a suite on this machine is here and whole; nothing is fetched. None: no suite can run here.
-
-    It is the model that `up` was started with while it runs on this state, else what it would take.
-    """
+def _check_entry(entry: metadata.EntryPoint, state_dir: Path, environ: Mapping[str, str]) -> Finding | None:
+    """Run a check of another part of the distribution; None where its packages are not installed."""
     try:
-        model = importlib.import_module("services.local.model")
-        reference = model.running_model(state_dir) or model.chosen_model(environ)
-        lack = model.missing(reference, environ.get("LTXTRAIN_MODEL_REVISION"))
+        check = entry.load()
     except ModuleNotFoundError:
         return None
-    if not lack:
-        return Finding("model", Verdict.OK, f"{reference} is here and whole")
-    advice = (
-        f"Set LTXTRAIN_MODEL to a folder that holds LTX 2.3. To try things out: {model.way_to_a_tiny_one(state_dir)}"
-    )
-    return Finding("model", Verdict.NOTE, f"{reference}: {lack}", advice)
+    finding = check(state_dir, environ)
+    assert isinstance(finding, Finding)
+    return finding
 
 
 async def check_service(settings: ClientSettings, name: str) -> Finding:
-    """Whether a service answers and calls itself ready."""
+    """Check that a service answers and reports itself ready."""
     variable, subject = f"LTXTRAIN_{name.upper()}", f"service {name}"
     address: str = getattr(settings, name)
     try:
@@ -169,7 +164,7 @@ async def check_service(settings: ClientSettings, name: str) -> Finding:
             serving = await is_serving(channel, SERVICES[name])
     except Unavailable:
         advice = f"Start the suite with `ltxtrain up`, or set {variable} to where it runs (TLS: LTXTRAIN_TLS_ROOT)."
-        return Finding(subject, Verdict.FAILED, f"nobody answers at {address}", advice)
+        return Finding(subject, Verdict.FAILED, f"no answer at {address}", advice)
     except LtxtrainError as error:
         return Finding(subject, Verdict.FAILED, f"{address}: {error}", f"Does {variable} name this service?")
     if not serving:
@@ -179,7 +174,7 @@ async def check_service(settings: ClientSettings, name: str) -> Finding:
 
 
 async def check_access(settings: ClientSettings) -> Finding:
-    """Whether the token, or its absence, is good enough to call."""
+    """Check that the token, or none, is accepted."""
     async with connect(settings.train, settings.credentials) as channel:
         try:
             async with aclosing(TrainClient(channel).list_jobs(page_size=1)) as jobs:
@@ -193,7 +188,7 @@ async def check_access(settings: ClientSettings) -> Finding:
 
 
 async def check_store(settings: ClientSettings) -> Finding:
-    """Whether the object store takes a byte at the URL that Ingest signs for clients."""
+    """Check that the object store accepts an upload at the URL that Ingest signs."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "one-byte"
         path.write_bytes(b"\n")
@@ -209,12 +204,12 @@ async def check_store(settings: ClientSettings) -> Finding:
 
 
 async def is_serving(channel: Channel, service: str, deadline_seconds: float = 3.0) -> bool:
-    """Whether the service's process calls itself ready. `service`: ltxtrain.v1.TrainService, say, or "".
+    """Whether a service reports itself ready, by grpc.health.v1; e.g. `service` = "ltxtrain.v1.TrainService".
 
-    Raises Unavailable when nobody answers, NotFound for a service that is not there.
+    Raises Unavailable when there is no answer, NotFound when the server does not have the service.
     """
-    # These wrappers have the wire format of HealthCheckRequest {string service = 1} and of HealthCheckResponse
-    # {enum status = 1}; the package that holds the real ones is not among a client's dependencies.
+    # The wrappers have the wire format of HealthCheckRequest {string service = 1} and HealthCheckResponse
+    # {enum status = 1}; grpcio-health-checking is not among a client's dependencies.
     check = channel.aio.unary_unary(
         "/grpc.health.v1.Health/Check",
         request_serializer=StringValue.SerializeToString,
@@ -249,12 +244,12 @@ _STYLES = {Verdict.OK: "green", Verdict.NOTE: "yellow", Verdict.FAILED: "red"}
 
 def doctor(
     context: typer.Context,
-    state_dir: Annotated[Path, typer.Option(help="Where `up` keeps its state.", envvar="LTXTRAIN_STATE_DIR")] = Path(
+    state_dir: Annotated[Path, typer.Option(help="State folder of `up`.", envvar="LTXTRAIN_STATE_DIR")] = Path(
         ".ltxtrain"
     ),
     json_lines: Json = False,
 ) -> None:
-    """Check this installation and the services it speaks to, and say what to do. Ends with 1 when one is wrong."""
+    """Check this installation and its services, with advice. Exit code 1 when a check fails."""
 
     async def work() -> bool:
         failed = False

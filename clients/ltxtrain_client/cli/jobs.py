@@ -9,18 +9,18 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Stage, State
 
+from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.resources import cancel_resource, delete_resource, job_name, resource_name
 from ltxtrain_client.cli.session import Exit, Json, fail, open_suite, run, settings_of
 from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
+from ltxtrain_client.enum_words import word, words
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import describe_error, measure, price_text, size_text, stage_word, state_word
 from ltxtrain_client.outputs import file_name, is_result
-from ltxtrain_client.as_json import as_json
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.sheet import format_sheet
-from ltxtrain_client.enum_words import word, words
 
 STATES = tuple(words(State.DESCRIPTOR))
 _UNITS = {
@@ -156,15 +156,15 @@ def cancel(context: typer.Context, name: Name, json_lines: Json = False) -> None
 def delete(
     context: typer.Context,
     name: Name,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation; required without a terminal.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask for confirmation; required without a terminal.")
+    ] = False,
     json_lines: Json = False,
 ) -> None:
     """Delete a job, dataset or training set that has ended, with its files in the object store."""
     full_name = resource_name(name)
     if not yes and not sys.stdin.isatty():
-        raise fail(
-            Exit.INVALID, f"{full_name} is not deleted: confirmation needs a terminal. Add --yes."
-        )
+        raise fail(Exit.INVALID, f"{full_name} is not deleted: confirmation needs a terminal. Add --yes.")
     if not yes:
         # On stderr: stdout is for JSON.
         typer.confirm(f"Delete {full_name} and its files for good?", abort=True, err=True)

@@ -5,15 +5,15 @@ from collections.abc import AsyncGenerator
 import typer
 from ltxtrain.v1.work_pb2 import ReportLine, ReportReason
 
+from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.jobs import Name
 from ltxtrain_client.cli.resources import resource_name
 from ltxtrain_client.cli.session import Json, Suite, open_suite, run, settings_of
 from ltxtrain_client.cli.show import print_table
-from ltxtrain_client.as_json import as_json
-from ltxtrain_client.progress import print_json
-from ltxtrain_client.report_summary import worst_first, split_by_path, outcome_word, outcome_summary, training_summary
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.progress import print_json
+from ltxtrain_client.report_summary import outcome_summary, outcome_word, split_by_path, training_summary, worst_first
 
 
 def report(
@@ -69,7 +69,10 @@ def _print_report(found: dict[str, list[ReportLine]], suggestions: dict[str, lis
         training, validation = lines, list[ReportLine]()
         if dataset and name.startswith("trainingSets/"):
             training, validation = split_by_path(lines, {line.path for line in dataset})
-        print(f"{name}: {outcome_summary(training)}" + (f"; for validation {outcome_summary(validation)}" if validation else ""))
+        print(
+            f"{name}: {outcome_summary(training)}"
+            + (f"; for validation {outcome_summary(validation)}" if validation else "")
+        )
         _print_lines(lines)
         for suggestion in suggestions[name]:
             print(f"  {suggestion}")

@@ -13,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from ltxtrain_client.as_json import error_as_json
 from ltxtrain_client.channel import ClientSettings, connect, read_settings
 from ltxtrain_client.errors import (
     CallError,
@@ -22,9 +23,8 @@ from ltxtrain_client.errors import (
     TransferFailed,
     Unavailable,
 )
-from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.event_text import describe_error
-from ltxtrain_client.as_json import error_as_json
+from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.preprocess import PreprocessClient
 from ltxtrain_client.progress import OutputClosed, print_json
 from ltxtrain_client.sheet import SheetInvalid

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from ltxtrain_client.cli.session import Exit, fail
-from ltxtrain_client.sheet import Sheet, SheetInvalid, parse_sheet
 from ltxtrain_client.report_summary import VIDEO_SUFFIXES
+from ltxtrain_client.sheet import Sheet, SheetInvalid, parse_sheet
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 STDIN = Path("-")
@@ -33,7 +33,7 @@ def read_sheet(path: Path | None, settings: Sequence[str]) -> Sheet:
     """
     if path is None:
         return parse_sheet({}, settings)
-    name = "The text from stdin" if path == STDIN else str(path)
+    name = "stdin" if path == STDIN else str(path)
     content = _content(path, name)
     try:
         return parse_sheet(content, settings)

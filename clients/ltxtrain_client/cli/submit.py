@@ -8,6 +8,7 @@ import typer
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job
 
+from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.faults import joined, with_hints, without_faults_of
 from ltxtrain_client.cli.follow import PATIENCE_SECONDS, Patience, follow_to_end
@@ -17,7 +18,6 @@ from ltxtrain_client.cli.show import indented
 from ltxtrain_client.cli.uploads import LocalFiles, stand_in
 from ltxtrain_client.errors import CallError, InvalidArgument
 from ltxtrain_client.event_text import duration_text, price_text, size_text
-from ltxtrain_client.as_json import as_json
 from ltxtrain_client.progress import View, make_view, print_json
 from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet
 
@@ -39,9 +39,15 @@ def submit(
     ] = None,
     settings: Settings = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until the job ends.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Watch, then download the results to this folder.", file_okay=False)] = None,
-    validate_only: Annotated[bool, typer.Option("--validate-only", help="Check the sheet and show it with every default; start nothing.")] = False,
-    request_id: Annotated[str | None, typer.Option(help="UUID that makes repeating the command safe: it starts no second job.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Watch, then download the results to this folder.", file_okay=False)
+    ] = None,
+    validate_only: Annotated[
+        bool, typer.Option("--validate-only", help="Check the sheet and show it with every default; start nothing.")
+    ] = False,
+    request_id: Annotated[
+        str | None, typer.Option(help="UUID that makes repeating the command safe: it starts no second job.")
+    ] = None,
     patience: Patience = PATIENCE_SECONDS,
     json_lines: Json = False,
 ) -> None:
