@@ -26,8 +26,9 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain_client.enum_words import word
+from ltxtrain_client.errors import DOMAIN
 
-DOMAIN = "ltxtrain.v1"
 # Details travel in trailing metadata, whose hard limit is 16 KiB: lists of paths are capped, their total is told.
 MAX_SUBJECTS = 20
 MAX_TEXT = 300
@@ -238,7 +239,7 @@ def _reason_of(status: status_pb2.Status) -> "ErrorReason":
 
 def reason_name(reason: "ErrorReason") -> str:
     """The value's name without the enum's prefix, as ErrorInfo.reason and FieldViolation.reason hold it."""
-    return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
+    return word(ErrorReason.DESCRIPTOR, reason)
 
 
 def retry_info(seconds: int = 1) -> error_details_pb2.RetryInfo:

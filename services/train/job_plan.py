@@ -8,7 +8,7 @@ from typing import Literal, cast
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
 from ltxtrain.v1.train_pb2 import BasePrecision, Job, Optimizer, Schedule
-from ltxtrain_client.words import word
+from ltxtrain_client.enum_words import word
 
 from services.runtime.telemetry import current_trace
 from services.train.actors import Remote, TrainTask

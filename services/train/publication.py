@@ -16,8 +16,8 @@ from google.rpc.status_pb2 import Status
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReason, State
-from ltxtrain_client.plain import plain
-from ltxtrain_client.words import word
+from ltxtrain_client.as_json import as_json
+from ltxtrain_client.enum_words import word
 
 from services.pages.job_page import (
     AuditRow,
@@ -95,7 +95,7 @@ class Papers:
                 "validation_dataset": job.validation_dataset,
                 "training_set": job.training_set,
                 "preprocess_report": self.preprocess_report,
-                "options": plain(job.options),
+                "options": as_json(job.options),
             },
             audit=self.audit,
         )
@@ -207,7 +207,7 @@ def facts_message(facts: TrainingFacts) -> Struct:
 
 def spec_json(job: Job) -> dict[str, Any]:
     """The resolved spec in the sheet's own words, its URLs without what may be secret in them."""
-    spec = plain(job.effective_spec)
+    spec = as_json(job.effective_spec)
     if "training_data_url" in spec:
         spec["training_data_url"] = shown(spec["training_data_url"])
     for entry in spec["validation"]:

@@ -13,7 +13,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution
 from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
 from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer, Schedule
-from ltxtrain_client.words import word
+from ltxtrain_client.enum_words import word
 
 from services.runtime.errors import Violation
 from services.runtime.requests import MAX_TEXT_BYTES, excess

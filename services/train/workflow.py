@@ -8,7 +8,7 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job, JobOutput
 from ltxtrain.v1.work_pb2 import Event, Progress, QueuePosition, ReportLine, Stage, State
-from ltxtrain_client.plain import plain
+from ltxtrain_client.as_json import as_json
 
 from services.runtime import errors
 from services.runtime.cluster import WorkerLost, kill
@@ -118,7 +118,7 @@ class TrainWorkflow:
         try:
             async with errors_passed_on():
                 if job.training_set:
-                    preprocess_report = plain((await preprocess.get_training_set(job.training_set)).report)
+                    preprocess_report = as_json((await preprocess.get_training_set(job.training_set)).report)
                     report += [line async for line in preprocess.list_training_set_report(job.training_set)]
                 if job.dataset:
                     report += [line async for line in ingest.list_dataset_report(job.dataset)]
