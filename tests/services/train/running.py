@@ -26,7 +26,7 @@ from services.runtime.service import Runtime
 from services.runtime.settings import Settings
 from services.runtime.store import Store
 from services.runtime.tables import Database
-from services.runtime.work import Attempt, Ending, WorkRunner
+from services.runtime.work import Attempt, WorkRunner
 from services.train.artifacts import COLLECTION
 from services.train.estimate import Estimator
 from services.train.job_plan import Prepared
@@ -58,9 +58,8 @@ class TrainingAlone(TrainWorkflow):
         super().__init__(trainer.runtime, upstream, trainer.estimator)
         self._trainer = trainer
 
-    async def run(self, attempt: Attempt[Job]) -> Ending[Job]:
-        with self._training.place(await attempt.get()) as place:
-            return await self._training.run(attempt, self._trainer.prepared[attempt.name], place)
+    async def _prepare(self, attempt: Attempt[Job]) -> Prepared:
+        return self._trainer.prepared[attempt.name]
 
 
 @dataclass
@@ -89,8 +88,6 @@ class Trainer:
             model=resolve_model(str(self.model)),
             training_set=TrainingSet(name="trainingSets/1"),
             samples=list(samples),
-            report=(),
-            shared=[],
         )
         await self.jobs.create(job, owner="me", request_id="", digest=b"")
         self.work.start(job.name)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from trainer import seeds
-from trainer.data.dataset import read_ahead
+from trainer.data.dataset import prefetch
 
 
-def test_items_come_in_order_and_one_is_read_ahead() -> None:
+def test_items_come_in_order_and_one_is_prefetch() -> None:
     started = []
     second_started = threading.Event()
 
@@ -21,7 +21,7 @@ def test_items_come_in_order_and_one_is_read_ahead() -> None:
             second_started.set()
         return place * 10
 
-    items = read_ahead(read, range(5))
+    items = prefetch(read, range(5))
     first, waited = next(items)
     assert first == 0 and waited >= 0
     assert second_started.wait(10), "the next one is under way while the first is used"
@@ -36,14 +36,14 @@ def test_a_fault_comes_out_where_the_sample_is_used() -> None:
             raise OSError("this file is gone")
         return place
 
-    items = read_ahead(read, range(5))
+    items = prefetch(read, range(5))
     assert [next(items)[0], next(items)[0]] == [0, 1]
     with pytest.raises(OSError, match="this file is gone"):
         next(items)
 
 
 def test_the_reader_ends_with_its_user() -> None:
-    items = read_ahead(lambda place: threading.current_thread(), range(1000))
+    items = prefetch(lambda place: threading.current_thread(), range(1000))
     reader, _ = next(items)
     assert isinstance(items, Generator)
     items.close()
@@ -51,7 +51,7 @@ def test_the_reader_ends_with_its_user() -> None:
 
 
 def test_nothing_to_read() -> None:
-    assert list(read_ahead(str, [])) == []
+    assert list(prefetch(str, [])) == []
 
 
 def draw(*name: Any) -> torch.Tensor:

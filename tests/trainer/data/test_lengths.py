@@ -12,7 +12,7 @@ from tests.trainer.golden import run, sample, settings
 from trainer.data.encode import ClipEncoder, encode_audio
 from trainer.geometry import AUDIO_LATENTS_PER_SECOND, audio_latents, latent_frames
 from trainer.model.folder import resolve_model
-from trainer.training.loop import Step
+from trainer.reports import Step
 from trainer.training.objective import audio_prefix_tokens
 
 RATE = 24.0

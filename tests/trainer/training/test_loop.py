@@ -28,9 +28,10 @@ from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.errors import OptimizerUnavailable, PrefixCoversClip, SampleUnreadable, TrainingDiverged
 from trainer.geometry import audio_latents
 from trainer.model.transformer import VelocityModel
+from trainer.reports import Step
 from trainer.seeds import epoch_order, sample_at
 from trainer.training.distributed import Worker
-from trainer.training.loop import CheckpointDue, PreviewDue, Report, Step, train
+from trainer.training.loop import CheckpointDue, PreviewDue, Report, train
 from trainer.training.lora import adapter, add_lora, base_model
 from trainer.training.losses import clip_loss, suggested_stop, training_draw
 from trainer.training.optim import MAX_GRADIENT_NORM, AdapterOptimizer, learning_rate

@@ -1,7 +1,7 @@
 import pytest
 
 from services.train.recorder import StepEvents, mean_metrics
-from trainer.training.loop import Step
+from trainer.reports import Step
 
 
 def step(number: int, loss: float = 1.0) -> Step:
