@@ -57,5 +57,9 @@ class FitOutcome:
         return {"scenes": [asdict(scene) for scene in self.scenes]}
 
     @classmethod
-    def load(cls, facts: dict[str, Any]) -> "FitOutcome":
-        return cls(scenes=tuple(SceneOutcome(**scene) for scene in facts["scenes"]))
+    def load(cls, facts: dict[str, Any]) -> "FitOutcome | None":
+        """The outcome in a cache's facts; None for one with other fields than there are now."""
+        try:
+            return cls(scenes=tuple(SceneOutcome(**scene) for scene in facts["scenes"]))
+        except (KeyError, TypeError):
+            return None
