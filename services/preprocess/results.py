@@ -20,7 +20,7 @@ from services.preprocess.sample_files import SampleFile
 
 @dataclass(frozen=True, kw_only=True)
 class ClipResult:
-    """What a clip came to, and the files of its scenes."""
+    """The outcome of a clip, and the files of its scenes."""
 
     item: Item
     outcome: FitOutcome
