@@ -1,4 +1,4 @@
-"""What can go wrong with a model, a clip or a training.
+"""Errors of models, clips and trainings.
 
 TrainerError
 ├── ModelUnavailable       absent, incomplete or gated

@@ -1,4 +1,4 @@
-"""What a finished training set leaves: its samples, and what people look at."""
+"""Results of a finished training set: its samples, contact sheet and debug archive."""
 
 import json
 import tempfile

@@ -1,4 +1,4 @@
-"""What the lines of a report say, for people."""
+"""Lines of a report, as people read them."""
 
 from typing import Any
 

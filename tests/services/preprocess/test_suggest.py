@@ -1,4 +1,4 @@
-"""What is said about settings under which more clips would fit."""
+"""Suggestions of settings under which more clips would fit."""
 
 from typing import Any
 

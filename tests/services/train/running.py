@@ -64,7 +64,7 @@ class TrainingAlone(TrainWorkflow):
 
 @dataclass
 class Trainer:
-    """What the Train service consists of behind its RPCs."""
+    """The parts of the Train service behind its RPCs."""
 
     runtime: Runtime
     jobs: Store[Job]
@@ -110,8 +110,7 @@ class Trainer:
 
     async def artifacts(self, job: str) -> dict[str, Artifact]:
         """By the last part of their names."""
-        made = await self.jobs.all_children(job, COLLECTION, Artifact)
-        return {item.name.rpartition("/")[2]: item for item in made}
+        return {item.name.rpartition("/")[2]: item for item in await self.jobs.all_children(job, COLLECTION, Artifact)}
 
     async def lora(self, job: str) -> bytes:
         blob = (await self.artifacts(job))["lora.safetensors"].blob
@@ -186,7 +185,7 @@ async def running(
 
 
 def reason(job: Job) -> tuple[str, dict[str, str]]:
-    """Of the error that a job ended with."""
+    """Reason of the error that a job ended with."""
     assert job.lifecycle.state == State.STATE_FAILED, job
     return reason_of(job.lifecycle.error)
 

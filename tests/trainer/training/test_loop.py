@@ -1,4 +1,4 @@
-"""What a training computes, when it reports, and that nothing around it changes the numbers."""
+"""The numbers of a training, its reports, and that nothing around it changes either."""
 
 from collections.abc import Sequence
 from dataclasses import replace
