@@ -12,10 +12,10 @@ from ltxtrain.v1.work_pb2 import Outcome, ReportReason
 
 from services.ingest import sniff
 from services.ingest.archive import Archive, hash_file
-from services.ingest.clips import ClipStore
+from services.ingest.clip_store import ClipStore
 from services.ingest.directory import ArchiveRefused, Entry, check_directory, read_directory, unreadable
 from services.ingest.disk import retried_when_full
-from services.ingest.gather import Arrived, Gathered
+from services.ingest.gather import Arrived, ClipTally
 from services.ingest.intake import Intake
 from services.ingest.plan import Plan, make_plan, no_videos, not_examined, refusal_lines
 from services.ingest.probing import Probing
@@ -47,7 +47,7 @@ class IngestWorkflow:
     async def run(self, name: str, attempt: int) -> Callable[[Edit[Dataset]], None]:
         dataset = await self._datasets.get(name)
         report = await Report.open(self._datasets, name, attempt)
-        gathered = Gathered(name)
+        gathered = ClipTally(name)
         folder = self._folder(name)
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -83,7 +83,7 @@ class IngestWorkflow:
             if folder not in wanted:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    async def _take_archive(self, url: str, folder: Path, report: Report, gathered: Gathered) -> None:
+    async def _take_archive(self, url: str, folder: Path, report: Report, gathered: ClipTally) -> None:
         archive = folder / "archive.zip"
         await self._fetch(url, archive, report)
         entries = await self._read_directory(url, archive)
@@ -100,12 +100,12 @@ class IngestWorkflow:
             await _tell_the_rest(entries, error, report)
             raise
 
-    async def _take_clips(self, archive: Path, plan: Plan, folder: Path, report: Report, gathered: Gathered) -> None:
+    async def _take_clips(self, archive: Path, plan: Plan, folder: Path, report: Report, gathered: ClipTally) -> None:
         with Archive(archive) as opened:
             unpacking = Unpacking(opened, plan, folder, report, gathered)
             await self._gather(unpacking.files(), len(plan.clips), report, gathered)
 
-    async def _take_videos(self, urls: Sequence[str], folder: Path, report: Report, gathered: Gathered) -> None:
+    async def _take_videos(self, urls: Sequence[str], folder: Path, report: Report, gathered: ClipTally) -> None:
         # All are fetched before the first is probed: an actor that waits for a slow host would hold a CPU.
         files = [folder / f"video-{index}" for index in range(len(urls))]
         paths = [await self._sources.shown(url) for url in urls]
@@ -124,7 +124,7 @@ class IngestWorkflow:
         gathered.check(every=True)
 
     async def _gather(
-        self, files: AsyncGenerator[Arrived, None], total: int, report: Report, gathered: Gathered
+        self, files: AsyncGenerator[Arrived, None], total: int, report: Report, gathered: ClipTally
     ) -> None:
         intake = Intake(self._clips, report, gathered, total)
         async with (

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from services.ingest.actors import Prober, ProbeTask, Verdict
+from services.ingest.prober import Prober, ProbeTask, ProbeResult
 from services.ingest.gather import Candidate
 from services.ingest.names import suffix_of
 from services.runtime.cluster import ActorKilled, kill
@@ -29,7 +29,7 @@ class Probing:
 
     async def verdicts(
         self, candidates: AsyncGenerator[Candidate, None]
-    ) -> AsyncGenerator[tuple[Candidate, Verdict], None]:
+    ) -> AsyncGenerator[tuple[Candidate, ProbeResult], None]:
         """What decoding each candidate found, as it comes. Raises ObjectStoreUnavailable, Retryable, ClusterLost."""
         cluster = self._runtime.cluster
         size = min(cluster.cpu_count, MAX_ACTORS)
@@ -38,7 +38,7 @@ class Probing:
             async for candidate, result in results:
                 if isinstance(result, ActorKilled):
                     text = "Decoding it ended its worker three times."
-                    result = Verdict(failure=text, exhausted=True)
+                    result = ProbeResult(failure=text, exhausted=True)
                 if isinstance(result, ObjectMissing | ObjectCorrupt):
                     await self._runtime.objects.delete(candidate.blob.key)
                     raise Retryable(f"{candidate.blob.key} has to be stored again: {result}")
@@ -52,18 +52,18 @@ class Probing:
         limits = settings.clip_seconds + GRACE_SECONDS, settings.clip_memory_bytes
         return Prober.remote(address, *limits, current_trace())  # type: ignore[attr-defined]
 
-    async def _probe(self, actor: Any, candidate: Candidate) -> Verdict:
+    async def _probe(self, actor: Any, candidate: Candidate) -> ProbeResult:
         blob, cluster = candidate.blob, self._runtime.cluster
         task = ProbeTask(key=blob.key, sha256=blob.sha256, suffix=suffix_of(candidate.path))
         await cluster.value(actor.load.remote(task))
         limit = self._runtime.settings.clip_seconds
         try:
             async with asyncio.timeout(limit):
-                verdict: Verdict = await cluster.value(actor.probe.remote())
+                verdict: ProbeResult = await cluster.value(actor.probe.remote())
                 return verdict
         except TimeoutError:
             # Trying again would take as long; the next clip finds the actor dead and gets another.
             kill(actor)
-            return Verdict(
+            return ProbeResult(
                 failure=f"Decoding it takes longer than the {limit:.0f} s that a clip may take.", exhausted=True
             )

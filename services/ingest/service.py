@@ -9,7 +9,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import Clip, Dataset, Upload
 from ltxtrain.v1.work_pb2 import ReportLine
 
-from services.ingest.clips import ClipStore
+from services.ingest.clip_store import ClipStore
 from services.ingest.fetch import Fetcher
 from services.ingest.pipeline import CLIPS, IngestWorkflow
 from services.ingest.probing import Probing

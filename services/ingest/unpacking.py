@@ -10,7 +10,7 @@ from ltxtrain.v1.work_pb2 import Outcome, ReportReason
 from services.ingest.archive import Archive
 from services.ingest.captions import NotText, decode_caption
 from services.ingest.directory import Entry
-from services.ingest.gather import Arrived, Gathered
+from services.ingest.gather import Arrived, ClipTally
 from services.ingest.inflate import EntryCorrupt
 from services.ingest.plan import Plan, PlannedClip
 from services.ingest.report import Report, line
@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Unpacking:
     """Unpacks the clips of a plan in the order of paths, and reads their captions."""
 
-    def __init__(self, archive: Archive, plan: Plan, folder: Path, report: Report, gathered: Gathered) -> None:
+    def __init__(self, archive: Archive, plan: Plan, folder: Path, report: Report, gathered: ClipTally) -> None:
         self._archive = archive
         self._plan = plan
         self._folder = folder
@@ -64,10 +64,13 @@ class Unpacking:
             description = f"{entry.size} bytes; a text has {MAX_TEXT_BYTES} at most"
         else:
             try:
-                text, repair = decode_caption(await self._in_thread(lambda: self._archive.read(entry)))
+                text, repair = await self._in_thread(lambda: decode_caption(self._archive.read(entry)))
                 repairs += [repair] if repair else []
-            except (EntryCorrupt, NotText) as error:
+            except EntryCorrupt as error:
                 outcome, reasons = Outcome.OUTCOME_IGNORED, [ReportReason.REPORT_REASON_ENTRY_CORRUPT]
+                description = str(error)
+            except NotText as error:
+                outcome, reasons = Outcome.OUTCOME_IGNORED, [ReportReason.REPORT_REASON_CAPTION_UNREADABLE]
                 description = str(error)
             else:
                 if not text:
