@@ -13,7 +13,7 @@ from services.ingest.archive import Unpacked
 from services.ingest.clip_store import ClipStore
 from services.ingest.plan import images_refused
 from services.ingest.prober import ProbeResult
-from services.ingest.report import Report, line
+from services.ingest.report import DatasetReport, line
 from services.runtime.errors import ApiError, FailedPrecondition
 
 RECOMMENDED_CLIPS = 10
@@ -122,7 +122,7 @@ class ClipTally:
 class Intake:
     """Stores the candidates of one dataset and has each content probed once."""
 
-    def __init__(self, clips: ClipStore, report: Report, tally: ClipTally, total: int) -> None:
+    def __init__(self, clips: ClipStore, report: DatasetReport, tally: ClipTally, total: int) -> None:
         self._clips = clips
         self._report = report
         self._tally = tally
@@ -134,7 +134,7 @@ class Intake:
 
     async def unknown(self, candidates: AsyncGenerator[Candidate, None]) -> AsyncGenerator[StoredCandidate, None]:
         """Store every candidate; yields those that have to be probed, all others are settled on the way."""
-        await self._report.progress(0, self._total)
+        self._report.progress(0, self._total)
         async for candidate in candidates:
             blob, known = await self._clips.keep(candidate.file, candidate.path, self._tally.dataset)
             first_index, first_path = self._first.setdefault(blob.key, (candidate.index, candidate.path))
@@ -170,7 +170,7 @@ class Intake:
         self._report.clip_count = len(self._tally.clips)
         self._report.caption_count = self._tally.caption_count
         await self._report.add(item)
-        await self._report.progress(self._tally.examined, self._total)
+        self._report.progress(self._tally.examined, self._total)
 
 
 def _numbers(clip: Clip, duplicate_of: str) -> ClipNumbers:

@@ -73,7 +73,7 @@ def _is_japanese(text: str) -> bool:
     wide = [character for character in text if not character.isascii()]
     kana = sum("\u3041" <= one <= "\u30fe" for one in wide)
     codes = [_bytes(one, "shift_jis") for one in wide if not "\u3041" <= one <= "\u30fe"]
-    common = kana + sum(len(code) == 2 and (0x81 == code[0] or 0x88 <= code[0] <= 0x98) for code in codes)
+    common = kana + sum(len(code) == 2 and (code[0] == 0x81 or 0x88 <= code[0] <= 0x98) for code in codes)
     return kana > 0 and common >= _COMMON_SHARE * len(wide)
 
 

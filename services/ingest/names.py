@@ -46,7 +46,9 @@ JUNK_FOLDERS = frozenset(
         "@sharesnap",
     }
 )
-JUNK_FILES = frozenset({"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "zbthumbnail.info", "picasa.ini"})
+JUNK_FILES = frozenset(
+    {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "zbthumbnail.info", "picasa.ini"}
+)
 _DRIVE = re.compile(r"[A-Za-z]:/")
 
 

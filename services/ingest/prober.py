@@ -14,8 +14,8 @@ import ray
 from ltxtrain.v1.ingest_pb2 import Clip, ClipProbe
 from ltxtrain.v1.work_pb2 import AudioNumbers
 
-from services.runtime.limits import limits
 from services.runtime.objects import Objects, StoreAddress
+from services.runtime.process_limits import limits
 from services.runtime.telemetry import resumed_trace
 from trainer.errors import ClipError, NoVideoTrack, StillImage
 

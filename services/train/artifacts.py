@@ -11,7 +11,8 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Stage
 
 from services.runtime.objects import ObjectStore
-from services.runtime.store import Edit, Store
+from services.runtime.store import Edit
+from services.runtime.work import Attempt
 from trainer.plan import MadeFile
 
 COLLECTION = "artifacts"
@@ -51,8 +52,8 @@ def short_name(artifact: Artifact) -> str:
     return PurePath(artifact.name).name
 
 
-async def artifacts(jobs: Store[Job], job: str) -> list[Artifact]:
-    return await jobs.all_children(job, COLLECTION, Artifact)
+async def artifacts(attempt: Attempt[Job]) -> list[Artifact]:
+    return await attempt.children(COLLECTION, Artifact)
 
 
 def latest_checkpoint(found: Sequence[Artifact]) -> dict[str, Artifact]:

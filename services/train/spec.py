@@ -15,7 +15,7 @@ from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
 from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer, Schedule
 
 from services.runtime.errors import Violation
-from services.runtime.texts import MAX_TEXT_BYTES, excess
+from services.runtime.requests import MAX_TEXT_BYTES, excess
 from trainer.data.prompts import NEGATIVE_PROMPT
 from trainer.geometry import snap_frames
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.trainer.golden import PROMPT_TOKENS, settings
 from tests.trainer.lora_file.test_export import METADATA, trained, transformer_of
-from tests.trainer.training import PROMPT_TOKENS, settings
 from trainer.geometry import Geometry
 from trainer.lora_file.audit import Audit
 from trainer.lora_file.export import lora_tensors, write_lora

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.trainer.training import IDENTITY, run, samples, settings, weights, with_lora
+from tests.trainer.golden import IDENTITY, run, samples, settings, weights, with_lora
 from trainer.training.distributed import join
 from trainer.training.loop import Step, train
 

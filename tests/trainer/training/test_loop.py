@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.training import (
+from tests.trainer.golden import (
     FRAMES,
     IDENTITY,
     LATENT_SHAPE,
@@ -30,7 +30,7 @@ from trainer.training.lora import adapter, add_lora, base_model
 from trainer.training.losses import clip_loss, suggested_stop, training_draw
 from trainer.training.optim import MAX_GRADIENT_NORM, AdapterOptimizer, learning_rate
 
-LOSSES = Path(__file__).parent.parent / "data" / "losses.txt"
+LOSSES = Path(__file__).parents[2] / "data" / "losses.txt"
 
 
 def steps(reports):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.trainer import reference
-from tests.trainer.training import IDENTITY, LATENT_SHAPE, RATE, golden, golden_shape, samples, settings, with_lora
+from tests.trainer.golden import IDENTITY, LATENT_SHAPE, RATE, golden, golden_shape, samples, settings, with_lora
 from trainer.data.dataset import read_sample
 from trainer.geometry import audio_latents
 from trainer.seeds import sample_at

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.trainer.browser import needs_browser, open_page, plays_h264
+from tests.trainer.pages.browser import needs_browser, open_page, plays_h264
 from trainer.pages.job_page import (
     METRIC_CHARTS,
     AuditRow,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.trainer.browser import needs_browser, open_page
+from tests.trainer.pages.browser import needs_browser, open_page
 from trainer.pages.contact_sheet import SheetSample, peaks, render_contact_sheet, thumbnails
 
 PREFIX, TOTAL = 9, 17
