@@ -15,7 +15,7 @@ _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff]")
 # Tags that a caption in HTML begins with.
 _TAG = re.compile(
     r"\s*<(p|div|span|font|br|hr|b|i|u|em|strong|pre|table|ul|ol|li|h[1-6]|a|meta|title|style|center)\b[^<>]{0,300}>",
-    re.I,
+    re.IGNORECASE,
 )
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -133,11 +133,12 @@ def _utf8(data: bytes) -> tuple[str, str] | None:
     try:
         return data.decode("utf-8"), ""
     except UnicodeDecodeError as error:
-        sound, text = data[: error.start], data.decode("utf-8", "replace")
-    # Text of other encodings holds a sequence of UTF-8 now and then, not many of them and hardly an error.
-    errors = text.count("\ufffd")
-    if not sound.isascii() and error.start + _CUT_BYTES >= len(data.rstrip()):
+        sound = data[: error.start]
+    if not sound.isascii() and len(sound) + _CUT_BYTES >= len(data.rstrip()):
         return sound.decode("utf-8"), CUT
+    # Text of other encodings holds a sequence of UTF-8 now and then, not many of them and hardly an error.
+    text = data.decode("utf-8", "replace")
+    errors = text.count("\ufffd")
     if sum(not character.isascii() for character in text) - errors >= 4 * errors:
         return text.replace("\ufffd", ""), f"without {errors} bytes that are not UTF-8"
     return None

@@ -75,8 +75,10 @@ class Gate(AbstractResolver):
 
 
 class Dialler:
-    """Sends GET requests within the operator's rules. The environment's proxies are not used, only LTXTRAIN_FETCH_PROXY;
-    hosts of LTXTRAIN_FETCH_ALLOW are reached past it."""
+    """Sends GET requests within the operator's rules.
+
+    Proxies of the environment are not used, only LTXTRAIN_FETCH_PROXY, and hosts of LTXTRAIN_FETCH_ALLOW past it.
+    """
 
     def __init__(self, settings: Settings, lookup: Lookup) -> None:
         """Raises SettingsError for a proxy that is no HTTP proxy."""

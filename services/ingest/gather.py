@@ -1,4 +1,4 @@
-"""Clips on their way into a dataset: stored and probed once for each content, tallied, with a line of the report each."""
+"""Clips on their way into a dataset: each content is stored and probed once, each file has its line of the report."""
 
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence

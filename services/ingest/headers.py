@@ -1,6 +1,6 @@
 """Response headers of hosts that nobody vouches for: one parser each, total and linear.
 
-Whatever a host sends is a value or nothing; no parser raises anything but Unsupported, which only a Content-Encoding does.
+Whatever a host sends is a value or nothing; only a Content-Encoding that was not asked for is an error.
 """
 
 import re

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 _ODD = frozenset("ƒˆ˜†‡‰‹›¤¦¨¬\u00ad¯¶¸")
 # Words, with the letters that bear marks.
 _WORD = re.compile("[A-Za-zÀ-ÖØ-öø-ÿŠšŽžŒœŸ]+")
-# A marked capital inside of a word; quotes that open or close in the wrong place; symbols beside marked letters or other
-# symbols. Each alternative is of fixed length: matching is linear.
+# A marked capital inside of a word; quotes that open or close in the wrong place; symbols beside marked letters or
+# other symbols. Each alternative is of fixed length: matching is linear.
 _SYMBOLS = "¢£¥§©ª®±²³´µ·¹º¼½¾€™•×÷"
 _MISPLACED = re.compile(
     "[a-zß-öø-ÿšžœ][À-ÖØ-ÞŠŽŒŸ]"

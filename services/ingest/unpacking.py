@@ -47,7 +47,7 @@ class Unpacking:
                 target.unlink(missing_ok=True)
 
     async def _caption(self, clip: PlannedClip) -> tuple[str, list["ReportReason"]]:
-        """The caption (empty: none) and the reasons it adds to the clip's line; the caption file gets a line of its own."""
+        """The caption (empty: none) and the reasons that it adds to the clip's line; its file gets its own line."""
         reasons = [ReportReason.REPORT_REASON_DUPLICATE_PATH] if clip.duplicated else []
         text = await self._read_caption(clip.caption, clip.shares_caption) if clip.caption is not None else ""
         if not text:

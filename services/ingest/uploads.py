@@ -54,7 +54,7 @@ class Uploads:
 
     @asynccontextmanager
     async def held(self, names: Sequence[str], owner: str | None) -> AsyncIterator[None]:
-        """Keep uploads while the block makes the dataset that reads them. Raises NotFound for one that `owner` has not."""
+        """Keep uploads while the block makes the dataset that reads them. Raises NotFound for one of another owner."""
         async with self._held if names else nullcontext():
             for name in names:
                 await self._store.get(name, owner)

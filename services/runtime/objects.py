@@ -213,7 +213,7 @@ class Objects:
                 self._client.set_bucket_lifecycle(self._bucket, LifecycleConfig([rule]))
 
     def abort_stale_uploads(self, before: datetime) -> int:
-        """Give up unfinished uploads in parts that began before that. Returns how many; 0 where the store lists none."""
+        """Give up uploads in parts that began before then and did not end; how many, 0 where the store lists none."""
         aborted, marker = 0, None
         with contextlib.suppress(ObjectStoreUnavailable), self._translated(""):
             while True:
@@ -221,7 +221,8 @@ class Objects:
                 page = self._client._list_multipart_uploads(self._bucket, key_marker=marker)
                 for upload in page.uploads:
                     if upload.initiated_time is not None and upload.initiated_time <= before:
-                        self._client._abort_multipart_upload(self._bucket, upload.object_name, upload.upload_id)
+                        name, upload_id = upload.object_name, upload.upload_id or ""
+                        self._client._abort_multipart_upload(self._bucket, name, upload_id)
                         aborted += 1
                 marker = page.next_key_marker
                 if not page.is_truncated or not marker:

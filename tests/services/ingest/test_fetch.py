@@ -10,8 +10,7 @@ import pytest
 from ltxtrain.v1.error_pb2 import ErrorReason
 
 from services.ingest.dial import Gate, Refused
-from services.ingest.disk import retried_when_full
-from services.ingest.fetch import Fetched, Fetcher
+from services.ingest.fetch import Fetched, Fetcher, retried_when_full
 from services.runtime.errors import ApiError, FailedPrecondition, reason_name
 from services.runtime.settings import Settings
 from services.runtime.work import Retryable

@@ -1,6 +1,6 @@
 import pytest
 
-from services.ingest.webpage import advice, is_web_page
+from services.ingest.sniff import is_web_page, link_advice
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_no_pages(head: bytes) -> None:
     ],
 )
 def test_what_to_do_about_a_page(url: str, word: str) -> None:
-    text = advice(url)
+    text = link_advice(url)
     assert word in text
     assert text.endswith("upload the file.")
     assert ("Dropbox" in text) == ("www.dropbox.com" in url)
