@@ -1,4 +1,4 @@
-"""What the cache is worth: the same clips preprocessed twice, through running services."""
+"""Worth of the cache: the same clips preprocessed twice, through running services."""
 
 import asyncio
 import statistics

@@ -16,8 +16,8 @@ from services.runtime.object_keys import content_key
 from services.runtime.objects import ObjectStore
 
 SERVICE = "ingest"
-# The code and the libraries that decide what a probe finds: clips probed by others are probed again.
-PROBE_MODULES = ("trainer.media", "services.ingest.prober")
+# The code that decides what a probe finds, and its libraries: clips that were probed by others are probed again.
+PROBE_MODULE = "services.ingest.prober"
 PROBE_LIBRARIES = ("av", "numpy")
 VERSION_BYTES = 32
 _TYPES = {".mp4": "video/mp4", ".mov": "video/quicktime", ".avi": "video/x-msvideo", ".mkv": "video/x-matroska"}
@@ -72,7 +72,7 @@ class ClipStore:
 
 
 def probe_version() -> bytes:
-    return bytes.fromhex(code_version(PROBE_MODULES, PROBE_LIBRARIES))
+    return bytes.fromhex(code_version(PROBE_MODULE, PROBE_LIBRARIES))
 
 
 def _probed(body: bytes) -> Clip | None:

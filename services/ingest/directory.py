@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.work_pb2 import ReportReason
+from ltxtrain_client.enum_words import word
 
 from services.ingest.inflate import METHODS
 from services.ingest.names import Kind, UnsafePath, decoded_name, kind_of, printable, safe_path
@@ -223,4 +224,4 @@ def _unsupported(text: str) -> ArchiveRefused:
 
 
 def _name(reason: "ReportReason") -> str:
-    return ReportReason.Name(reason).removeprefix("REPORT_REASON_")
+    return word(ReportReason.DESCRIPTOR, reason)

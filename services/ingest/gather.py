@@ -8,6 +8,7 @@ from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.work_pb2 import ClipNumbers, Outcome, ReportLine, ReportReason
+from ltxtrain_client.enum_words import word
 
 from services.ingest.archive import Unpacked
 from services.ingest.clip_store import ClipStore
@@ -211,7 +212,7 @@ def _reason(result: ProbeResult) -> "ReportReason":
 
 
 def _unusable(skipped: Sequence[tuple[str, "ReportReason", str]]) -> ApiError:
-    names = [ReportReason.Name(reason).removeprefix("REPORT_REASON_") for _, reason, _ in skipped]
+    names = [word(ReportReason.DESCRIPTOR, reason) for _, reason, _ in skipped]
     subjects = [(path, f"{name}: {text}") for (path, _, text), name in zip(skipped, names, strict=True)]
     causes = sorted(set(names))
     first = f"{skipped[0][0]!r}: {skipped[0][2]}" if skipped else ""

@@ -66,7 +66,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the newest start."""
+        """Process id of the latest start."""
         if self._process is None:
             raise self.failure("could not be started")
         return self._process.pid

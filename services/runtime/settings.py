@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from trainer.model.folder import DEFAULT_MODEL
+
 PREFIX = "LTXTRAIN_"
 GIB = 2**30
 
@@ -69,7 +71,7 @@ class Settings:
     torch_threads: int = 2
 
     # A folder or a repo id in diffusers layout.
-    model: str = "diffusers/LTX-2.3-Diffusers"
+    model: str = DEFAULT_MODEL
     model_revision: str = ""
 
     # "host:port,host:port" that may be fetched from although private or on another port.

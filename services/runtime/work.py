@@ -15,10 +15,10 @@ from typing import Generic, Protocol, TypeVar
 from google.protobuf.message import Message
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.work_pb2 import Event, State
+from ltxtrain_client.watch import TERMINAL
 
 from services.runtime import errors, metrics, telemetry, tracing
 from services.runtime.cluster import ClusterLost
-from services.runtime.events import TERMINAL
 from services.runtime.object_types import ObjectStoreUnavailable
 from services.runtime.store import Edit, Resource, StaleAttempt, Store
 from services.runtime.tables import DatabaseUnavailable

@@ -19,17 +19,18 @@ from tests.clients.far_side import Act, FarSide, ObjectHost, progress_events, se
 
 COMMAND = (sys.executable, "-m", "ltxtrain_client.cli")
 JOB = "jobs/1"
-# What a client's installation has not.
-SERVER_ONLY = (
+# Libraries that a client's installation lacks; the distribution's own packages are always there.
+SERVER_LIBRARIES = (
     "torch",
     "ray",
     "minio",
+    "numpy",
     "sqlalchemy",
     "av",
     "diffusers",
     "transformers",
-    "services",
-    "trainer",
+    "safetensors",
+    "PIL",
     "grpc_health",
 )
 
@@ -114,7 +115,7 @@ async def test_ctrl_c_on_a_terminal_asks(far: FarSide, answer: str, code: int, c
         async with watching(far, **streams) as process:
             await terminal.shows("2/6")
             process.send_signal(signal.SIGINT)
-            await terminal.shows("[w]atch on?")
+            await terminal.shows("continue to [w]atch?")
             terminal.type(f"{answer}\n")
             assert await process.wait() == code
     assert len(far.requests("CancelJob")) == cancelled
@@ -146,10 +147,10 @@ async def test_a_service_that_stays_away_ends_the_command_not_the_job(far: FarSi
     lost, *last = told.decode().splitlines()
     absent = "The service at 127.0.0.1:1 does not answer (Connection refused)."
     # However many tries there were.
-    assert lost == f"After event 4: {absent} Trying again, for up to 1.5 s."
+    assert lost == f"After event 4: {absent} Retrying, for up to 1.5 s."
     assert last[0] == f"{absent} (UNAVAILABLE)"
     assert "ltxtrain up" in last[1]
-    assert last[2].startswith("What jobs/1 does is not known now")
+    assert last[2].startswith("The state of jobs/1 is unknown")
     assert last[2].endswith("ltxtrain --train 127.0.0.1:1 watch jobs/1 --after 4 --patience 1.5")
 
 
@@ -168,10 +169,10 @@ async def test_a_reader_that_went_away_ends_the_command_quietly(far: FarSide, ar
 
 
 def test_the_client_needs_no_server_library() -> None:
-    """Every module of the package, with the libraries of the server made impossible to import."""
+    """Every module of the package imports without the server's libraries and packages."""
     code = f"""
 import importlib, pkgutil, sys
-for name in {SERVER_ONLY!r}:
+for name in {(*SERVER_LIBRARIES, "services", "trainer")!r}:
     sys.modules[name] = None
 import ltxtrain_client
 for module in pkgutil.walk_packages(ltxtrain_client.__path__, "ltxtrain_client."):
@@ -187,7 +188,7 @@ print([name for name in ltxtrain_client.__all__ if not hasattr(ltxtrain_client, 
 def test_what_needs_the_server_says_how_to_get_it(arguments: tuple[str, ...], tmp_path: Path) -> None:
     code = f"""
 import sys
-for name in {SERVER_ONLY!r}:
+for name in {SERVER_LIBRARIES!r}:
     sys.modules[name] = None
 from ltxtrain_client.cli import main
 main()

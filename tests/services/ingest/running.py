@@ -39,7 +39,7 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """Of the error; empty: there is none."""
+        """Reason of the error; empty for none."""
         details = self.dataset.lifecycle.error.details
         if not details:
             return ""

@@ -56,20 +56,20 @@ class Ended:
 
     @property
     def reason(self) -> str:
-        """Of the error; empty: there is none."""
+        """Reason of the error; empty for none."""
         details = self.training_set.lifecycle.error.details
         info = error_details_pb2.ErrorInfo()
         return info.reason if details and details[0].Unpack(info) else ""
 
     @property
     def subjects(self) -> dict[str, str]:
-        """What the error says of each clip, by its path."""
+        """Text of the error for each clip, by its path."""
         failure = error_details_pb2.PreconditionFailure()
         found = [failure for detail in self.training_set.lifecycle.error.details if detail.Unpack(failure)]
         return {item.subject: item.type for one in found for item in one.violations}
 
     def reasons(self, path: str) -> list[str]:
-        """Of the first line of a path."""
+        """Reasons of the first line of a path."""
         found = next(line for line in self.lines if line.path == path)
         return [ReportReason.Name(reason).removeprefix("REPORT_REASON_") for reason in found.reasons]
 

@@ -1,4 +1,4 @@
-"""What the lines of a report say, for people."""
+"""Lines of a report, as people read them."""
 
 from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings

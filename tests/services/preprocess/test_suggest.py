@@ -1,4 +1,4 @@
-"""What is said about settings under which more clips would fit."""
+"""Suggestions of settings under which more clips would fit."""
 
 from ltxtrain.v1.ingest_pb2 import Clip, ClipProbe
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings

@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
+from ltxtrain_client.channel import OWNER_KEY
 
 from services.runtime.auth import caller
 from services.runtime.events import EventLog
@@ -134,7 +135,7 @@ class Stub:
         self.channel = channel
         self._calls = train_pb2_grpc.TrainServiceStub(channel)
         bearer = [("authorization", f"Bearer {token}")] if token else []
-        self.metadata = (*bearer, *([("ltxtrain-owner", owner)] if owner else []))
+        self.metadata = (*bearer, *([(OWNER_KEY, owner)] if owner else []))
 
     async def create(self, **fields: Any) -> Job:
         return (await self._calls.CreateJob(train_pb2.CreateJobRequest(**fields), metadata=self.metadata)).job

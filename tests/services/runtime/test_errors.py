@@ -26,14 +26,12 @@ UPSTREAM = errors.FailedPrecondition(ErrorReason.ERROR_REASON_NO_VIDEOS, "No vid
 # One of each class.
 SAMPLES: list[ApiError] = [
     errors.InvalidSpec([Violation("spec.rank", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, "12 is not one of 8, 16.")]),
-    errors.FieldUnimplemented("spec.with_audio", "Not yet."),
     errors.FailedPrecondition(
         ErrorReason.ERROR_REASON_IMAGE_NOT_ALLOWED, "Images.", subjects=[("a.png", "an image")], kind="IMAGE"
     ),
     errors.NotFound("jobs/1"),
     errors.RequestIdReused("jobs/1"),
     errors.NotReady("jobs/1 is not finished.", metadata={"name": "jobs/1"}),
-    errors.InUse("datasets/1 is in use.", metadata={"name": "datasets/1"}),
     errors.PageTokenInvalid("page_size is negative.", metadata={"pageSize": -1}),
     errors.CursorOutOfRange(9, 1, 3),
     errors.QueueFull("Full.", metadata={"limit": 3}),

@@ -86,7 +86,7 @@ def test_a_skipped_block_is_the_reference_perturbed(model, shape):
 
 
 class OwnGates(VelocityModel):
-    """What diffusers computes by itself: the gates follow their own modality."""
+    """The result of diffusers by itself, where the gates follow their own modality."""
 
     @contextmanager
     def _gates_follow_other_modality(self, video_sigma, audio_sigma):

@@ -12,8 +12,9 @@ import torch
 from tests.trainer.golden import IDENTITY, golden_transformer, run, same, samples, settings, weights, with_lora
 from trainer.errors import CheckpointMismatch
 from trainer.lora_file.export import lora_metadata, lora_tensors, write_lora
+from trainer.reports import Step
 from trainer.training.checkpoint import read_checkpoint, write_checkpoint
-from trainer.training.loop import CheckpointDue, PreviewDue, Step, train
+from trainer.training.loop import CheckpointDue, PreviewDue, train
 from trainer.training.lora import adapter
 
 ROOT = Path(__file__).parents[3]

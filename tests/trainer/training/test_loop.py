@@ -1,4 +1,4 @@
-"""What a training computes, when it reports, and that nothing around it changes the numbers."""
+"""The numbers of a training, its reports, and that nothing around it changes either."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +23,10 @@ from trainer.data.dataset import split_held_out
 from trainer.errors import OptimizerUnavailable, PrefixCoversClip, SampleUnreadable, TrainingDiverged
 from trainer.geometry import audio_latents
 from trainer.model.transformer import VelocityModel
+from trainer.reports import Step
 from trainer.seeds import epoch_order, sample_at
 from trainer.training.distributed import Worker
-from trainer.training.loop import CheckpointDue, PreviewDue, Step, train
+from trainer.training.loop import CheckpointDue, PreviewDue, train
 from trainer.training.lora import adapter, add_lora, base_model
 from trainer.training.losses import clip_loss, suggested_stop, training_draw
 from trainer.training.optim import MAX_GRADIENT_NORM, AdapterOptimizer, learning_rate

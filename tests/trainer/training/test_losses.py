@@ -1,4 +1,4 @@
-"""What is random about a clip, and how its loss comes about."""
+"""The draws of a clip, and its loss."""
 
 from dataclasses import replace
 

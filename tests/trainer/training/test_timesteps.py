@@ -61,7 +61,7 @@ def test_distribution_of_many_draws(tokens, mean, deviation, quantiles):
 
 
 def test_a_tenth_of_the_draws_is_uniform():
-    """Of a long sequence, whose logit-normal has practically nothing below 0.3."""
+    """Draws for a long sequence, whose logit-normal has practically nothing below 0.3."""
     levels = draw_levels(1_000_000, 16896, torch.Generator().manual_seed(0))
     low = (levels < 0.3).float().mean().item()
     normal = stretched_logit_normal(

@@ -1,13 +1,13 @@
-"""Events as sentences for people."""
+"""Text for people: events, errors, report lines, sizes, durations and prices."""
 
 from dataclasses import dataclass
 
 from ltxtrain.v1.work_pb2 import Event, Outcome, PreviewMetrics, Progress, ReportLine, ReportReason, Stage, State
 
+from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import CallError, from_status
 from ltxtrain_client.outputs import file_name
-from ltxtrain_client.tally import outcome_word
-from ltxtrain_client.words import word
+from ltxtrain_client.report_summary import outcome_word
 
 
 def stage_word(stage: int) -> str:
@@ -19,7 +19,7 @@ def state_word(state: int) -> str:
 
 
 def describe(event: Event) -> str | None:
-    """One line about an event; None for what belongs into a bar, and for clips that were kept as they are."""
+    """One line about an event; None for progress, which is shown as a bar, and for clips kept unchanged."""
     match event.WhichOneof("detail"):
         case "lifecycle":
             if event.lifecycle.HasField("error"):
@@ -42,7 +42,7 @@ def describe(event: Event) -> str | None:
 
 
 def describe_error(error: CallError) -> str:
-    """An error's text with its reason, then each field and each clip that it is about."""
+    """An error's message and reason, followed by a line for each field and each clip."""
     lines = [f"{error.message} ({error.reason or error.code.name})", *error.particulars()]
     more = int(error.metadata.get("count", "0")) if error.metadata.get("count", "").isdecimal() else 0
     if error.subjects and more > len(error.subjects):
@@ -55,15 +55,15 @@ def describe_report_line(line: ReportLine) -> str | None:
         return None
     reasons = ", ".join(word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons)
     text = line.description + (f" ({reasons})" if reasons else "")
-    # A line about the whole of the data has no path.
+    # A line about the data as a whole has no path.
     subject = f"{outcome_word(line.outcome)} {line.path}" if line.path else "data"
     return subject + (f": {text.strip()}" if text else "")
 
 
-# Told once, with what is measured first: the base model on the first validation clip.
+# Shown once, with the first preview: the base model on the first validation clip.
 PREVIEW_LEGEND = (
-    "  prefix: how near the decoded prefix is to its source, higher is nearer; at the join: change over the clip's own "
-    "from frame to frame, 1x is no more than usual; drift: of colour along the continuation, 0 is none"
+    "  prefix: similarity of the decoded prefix to its source, higher is better; at the join: change relative to the "
+    "clip's own change between frames, 1x is no more than usual; drift: of colour along the continuation, 0 is none"
 )
 
 
@@ -81,10 +81,12 @@ def describe_preview(metrics: PreviewMetrics) -> str:
 
 @dataclass(frozen=True)
 class Measure:
-    """How far a stage is: numbers for a bar, total 0 while unknown, and the same as text in the stage's own unit."""
+    """Progress of a stage: numbers for a bar, and the same as text in the stage's unit."""
 
     completed: int
     total: int
+    """0 while unknown."""
+
     text: str
 
 
@@ -112,12 +114,12 @@ def duration_text(seconds: float) -> str:
 
 
 def price_text(units: int, usd: float) -> str:
-    """What a job is billed; the unit price is a setting of the services, on one's own machine too."""
-    return f"{units} billable units ({usd:.2f} USD at the unit price that the services are set to)"
+    """Billable units and their price. The unit price is a setting of the services."""
+    return f"{units} billable units ({usd:.2f} USD at the unit price set in the services)"
 
 
 def size_text(size_bytes: float) -> str:
-    """Bytes in decimal units, as disks and networks count them."""
+    """Bytes in decimal units, as disks and networks are sold."""
     for unit in ("B", "kB", "MB", "GB"):
         if size_bytes < 1000:
             return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Messages as plain JSON for scripts: the contract's field names, enum words, numbers as numbers, times in RFC 3339."""
+"""Messages as JSON for scripts: the contract's field names, enum words, numbers as numbers, times in RFC 3339."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
+from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import CallError, from_status
-from ltxtrain_client.words import word
 
 
-def plain(message: Message, *, whole: bool = True) -> dict[str, Any]:
-    """A message as JSON values. `whole`: fields that are zero are there too, unless they can be unset."""
+def as_json(message: Message, *, whole: bool = True) -> dict[str, Any]:
+    """A message as JSON values. `whole` includes fields at their default, except unset ones with presence."""
     document: dict[str, Any] = {}
     fields: Any = message.DESCRIPTOR.fields
     for field in fields:
@@ -27,8 +27,8 @@ def plain(message: Message, *, whole: bool = True) -> dict[str, Any]:
     return document
 
 
-def plain_error(error: CallError) -> dict[str, Any]:
-    """An error as JSON values, its details taken apart."""
+def error_as_json(error: CallError) -> dict[str, Any]:
+    """An error as JSON values, with its details unpacked."""
     return {
         "code": error.code.name,
         "reason": error.reason,
@@ -43,7 +43,7 @@ def _value(field: Any, value: Any, whole: bool) -> Any:
     if isinstance(value, Timestamp):
         return value.ToJsonString()
     if isinstance(value, Status):
-        return plain_error(from_status(value))
+        return error_as_json(from_status(value))
     if isinstance(value, Message):
-        return plain(value, whole=whole)
+        return as_json(value, whole=whole)
     return word(field.enum_type, value) if field.enum_type is not None else value

@@ -4,17 +4,21 @@ Reasons stay in capitals, as in errors: "CLIP_TOO_SHORT".
 """
 
 from google.protobuf.descriptor import EnumDescriptor, EnumValueDescriptor
+from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio
 from ltxtrain.v1.work_pb2 import ReportReason
 
+# Written as they are in the contract.
+_CAPITALS = frozenset({ReportReason.DESCRIPTOR.full_name, ErrorReason.DESCRIPTOR.full_name})
+
 
 def words(enum: EnumDescriptor) -> dict[str, int]:
-    """Every value but the unspecified one, by its word."""
+    """Number of every value by its word; the unspecified value is left out."""
     return {_word(enum, value): value.number for value in enum.values if value.number != 0}
 
 
 def word(enum: EnumDescriptor, number: int) -> str:
-    """The word of a value; its number for one that this client is too old to know."""
+    """Word of a value; its number when this client is too old to know it."""
     value = enum.values_by_number.get(number)
     return str(number) if value is None else _word(enum, value)
 
@@ -22,7 +26,7 @@ def word(enum: EnumDescriptor, number: int) -> str:
 def _word(enum: EnumDescriptor, value: EnumValueDescriptor) -> str:
     prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
     text = value.name.removeprefix(prefix)
-    if enum.full_name == ReportReason.DESCRIPTOR.full_name:
+    if enum.full_name in _CAPITALS:
         return text
     text = text.lower()
     # The sheet writes shapes as 16:9, which no identifier can hold.

@@ -10,8 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.pages.charts import Line, Points, legend, line_chart, number, smoothed
-from trainer.pages.render import data_uri, render
+from services.pages.charts import Line, Points, legend, line_chart, number, smoothed
+from services.pages.render import data_uri, render
 from trainer.preview.metrics import PreviewMetrics, formulas
 
 
@@ -50,7 +50,7 @@ class AuditRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRow:
-    """What became of a file: outcome and reasons are names of the contract without their prefixes."""
+    """One file's line of the report: outcome and reasons are names of the contract without their prefixes."""
 
     path: str
     outcome: str
