@@ -27,7 +27,7 @@ from typing import Any
 from minio import Minio
 
 from services.ingest.archive import Archive, Unpacked
-from services.ingest.clips import ClipStore
+from services.ingest.clip_store import ClipStore
 from services.ingest.directory import read_directory
 from services.local.embedded import EmbeddedStore
 from services.runtime.blobs import Blobs

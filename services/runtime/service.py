@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import grpc.aio
@@ -16,7 +17,7 @@ from services.runtime.blobs import Blobs
 from services.runtime.cluster import Cluster, ClusterRefused
 from services.runtime.events import EventLog
 from services.runtime.metrics import serve_metrics
-from services.runtime.objects import ObjectStore, ObjectStoreUnavailable, StoreAddress
+from services.runtime.objects import STALE_UPLOAD_DAYS, ObjectStore, ObjectStoreUnavailable, StoreAddress
 from services.runtime.server import Server, stop_event
 from services.runtime.settings import Settings, SettingsError, read_settings
 from services.runtime.tables import Database, DatabaseUnavailable
@@ -95,7 +96,7 @@ async def _serve(settings: Settings, build: Callable[[Runtime], Service]) -> int
     await server.start()
     background = [
         asyncio.create_task(_keep_ready(server, database, objects, cluster)),
-        asyncio.create_task(_keep_tidy(service)),
+        asyncio.create_task(_keep_tidy(service, objects)),
         asyncio.create_task(_keep_counted(service)),
         asyncio.create_task(cluster.watch()),
     ]
@@ -123,6 +124,7 @@ async def _keep_ready(server: Server, database: Database, objects: ObjectStore, 
         try:
             if not bucket_exists:
                 await objects.ensure_bucket()
+                await objects.expire_stale_uploads()
                 bucket_exists = True
             else:
                 await objects.ping()
@@ -133,12 +135,13 @@ async def _keep_ready(server: Server, database: Database, objects: ObjectStore, 
         await asyncio.sleep(READY_SECONDS if ready else 0.5)
 
 
-async def _keep_tidy(service: Service) -> None:
+async def _keep_tidy(service: Service, objects: ObjectStore) -> None:
     caller.set(SERVICE)
     while True:
         await asyncio.sleep(TIDY_SECONDS)
         try:
             await service.tidy()
+            await objects.abort_stale_uploads(datetime.now(UTC) - timedelta(days=STALE_UPLOAD_DAYS))
         except (ObjectStoreUnavailable, DatabaseUnavailable) as error:
             log.warning("nothing was tidied: %s", error)
         except Exception:

@@ -27,6 +27,7 @@ def entry(
     method: int = 0,
     flags: int = 0,
     mode: int = 0o100644,
+    attributes: int = 0,
     offset: int = 0,
     extra: bytes = b"",
     compressed_size: int | None = None,
@@ -35,7 +36,7 @@ def entry(
     packed = len(raw) if compressed_size is None else compressed_size
     common = struct.pack("<HHHHHIIIHH", 20, flags, method, 0, 33, crc, packed, size, len(name), len(extra))
     local = b"PK\3\4" + common + name + extra + raw
-    central = struct.pack("<HHHII", 0, 0, 0, mode << 16, offset)
+    central = struct.pack("<HHHII", 0, 0, 0, mode << 16 | attributes, offset)
     directory = b"PK\1\2" + struct.pack("<BB", 20, 3) + common + central + name + extra
     return local, directory
 
