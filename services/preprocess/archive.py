@@ -18,7 +18,7 @@ from ltxtrain.v1.work_pb2 import ReportLine
 
 from services.runtime.objects import Objects
 from trainer.media.audio import SAMPLE_RATE
-from trainer.media.mix import Sound
+from trainer.media.downmix import Sound
 from trainer.media.video_file import read_lossless
 
 CONTENT_TYPE = "application/zip"

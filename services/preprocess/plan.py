@@ -17,7 +17,7 @@ from trainer import geometry
 from trainer.errors import ClipTooShort
 from trainer.media import scenes as media
 from trainer.media.fit import FitSettings
-from trainer.media.pick import plan
+from trainer.media.frame_schedule import plan
 from trainer.prompts import with_trigger
 
 

@@ -7,7 +7,7 @@ from ltxtrain.v1.preprocess_pb2 import PreprocessSettings
 
 from services.preprocess.outcome import Outcome
 from trainer.geometry import snap_frames
-from trainer.media.pick import MAX_STRETCH
+from trainer.media.frame_schedule import MAX_STRETCH
 
 
 def suggestions(clips: Sequence[tuple[Clip, Outcome]], settings: PreprocessSettings) -> list[str]:
