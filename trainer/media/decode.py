@@ -32,8 +32,11 @@ LEAST_INTERVAL = 1e-4
 USUAL_RATE = 25.0
 # Time that runs backwards by more than this begins anew: recordings that were glued together.
 RESTART_SECONDS = 1.0
-# Codecs whose decoders fill in what is damaged and report it only when told to.
-CONCEALING = {"mjpeg", "mjpegb", "ljpeg", "amv"}
+# Decoders that fill in what is damaged and report it only when told to; all others mark such frames, or cannot tell.
+STRICT = {"mjpeg": "explode", "mjpegb": "explode", "amv": "explode", "hevc": "explode", "png": "crccheck+explode"}
+# No coder writes so many zero bytes into the entropy-coded part of a JPEG: a part of it was lost. A decoder takes them
+# for a code like any other.
+HOLE = bytes(64)
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,9 @@ class VideoReader:
         self.stream: VideoStream = find_video(container)
         self.stream.thread_type = "AUTO"
         self.stream.thread_count = threads
-        self.stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
-        if self.stream.codec_context.name in CONCEALING:
-            self.stream.codec_context.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
+        codec = self.stream.codec_context
+        strict = {"err_detect": STRICT[codec.name]} if codec.name in STRICT else {}
+        codec.options = {"max_pixels": str(MAX_PIXELS)} | strict
         path = path_of(container)
         self.declared = declared_by(path, self.stream)
         self.clock = Clock()
@@ -303,8 +306,12 @@ class VideoReader:
                 if packet.is_corrupt:
                     self._cut_off("a frame is not there as a whole")
                     break
+                if self.stream.codec_context.name == "mjpeg" and _has_hole(bytes(packet)):
+                    self._fault = "The video is damaged (a part of a frame is zeros)"
+                    if self._first_place is not None:
+                        break
                 # An empty packet repeats a frame in AVI, and would end the decoding here.
-                if packet.size:
+                elif packet.size:
                     self._note(packet)
                     yield packet
         except av.FFmpegError as error:
@@ -325,6 +332,11 @@ class VideoReader:
     def _cut_off(self, how: str) -> None:
         self.cut_off = True
         self._fault = self._fault or f"The file is cut off ({how})"
+
+
+def _has_hole(jpeg: bytes) -> bool:
+    """Whether zeros stand where a JPEG's pixels are; headers, and what follows the end of the picture, may hold any."""
+    return any(HOLE in scan.partition(b"\xff\xd9")[0] for scan in jpeg.split(b"\xff\xda")[1:])
 
 
 def _earliest(held: deque[VideoFrame]) -> VideoFrame:
