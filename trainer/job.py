@@ -7,22 +7,22 @@ from typing import Any
 
 import torch
 
-from trainer.audit import audit_lora
-from trainer.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from trainer.distributed import Worker
 from trainer.errors import DeviceMemoryExhausted, TrainerError
-from trainer.export import lora_metadata, lora_tensors, video_only, write_lora
-from trainer.held_out import suggested_stop
-from trainer.loading import load_report, load_transformer, transformer_weight_count
-from trainer.loop import ALONE, CheckpointDue, PreviewDue, Step, train
-from trainer.lora import adapter, add_lora
-from trainer.model import ModelFolder, resolve_model
+from trainer.lora_file.audit import audit_lora
+from trainer.lora_file.export import lora_metadata, lora_tensors, video_only, write_lora
+from trainer.model.folder import ModelFolder, resolve_model
+from trainer.model.loading import load_report, load_transformer, transformer_weight_count
+from trainer.model.precision import Precision, PrecisionChoice, choose_precision
 from trainer.plan import Checkpointed, Finished, JobPlan, Loaded, MadeFile, Previewed, Previewing, SampleFolder, Warned
-from trainer.precision import Precision, PrecisionChoice, choose_precision
-from trainer.preflight import Preflight, preflight
-from trainer.preview import Previewer
+from trainer.preview.previewer import Previewer
 from trainer.publication import Publication, Videos, measured_preview
-from trainer.records import Records
+from trainer.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from trainer.training.distributed import Worker
+from trainer.training.loop import ALONE, CheckpointDue, PreviewDue, Step, train
+from trainer.training.lora import adapter, add_lora
+from trainer.training.losses import suggested_stop
+from trainer.training.preflight import Preflight, preflight
+from trainer.training.step_log import Records
 
 # What training and previews load; text encoder and VAE encoders belong to the preparation.
 COMPONENTS = ("transformer", "vae", "audio_vae", "vocoder", "scheduler")

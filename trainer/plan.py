@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trainer.data.encoded import EncodedClip, PromptEmbedding, load_clip, load_prompt
 from trainer.geometry import Geometry
-from trainer.metrics import PreviewMetrics
 from trainer.pages.job_page import ReportRow
-from trainer.sample import EncodedClip, PromptEmbedding, load_clip, load_prompt
-from trainer.settings import TrainSettings
+from trainer.preview.metrics import PreviewMetrics
+from trainer.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class EarlierPreview:
 class JobPlan:
     """Everything that one training job needs; the same on every worker.
 
-    model, revision: as resolve_model takes them. precision: "auto" or one of trainer.precision. geometry: of the
+    model, revision: as resolve_model takes them. precision: "auto" or one of trainer.model.precision. geometry: of the
     training clips. spec: the resolved sheet as JSON, for the config file. manifest: what else the caller knows of where
     the data came from. report: what became of every clip. work_dir: where files are made. checkpoint, metrics,
     earlier_previews: of the step to go on from, and before it.

@@ -8,13 +8,13 @@ from typing import Self
 
 import torch
 
-from trainer.audit import Audit
-from trainer.metrics import formulas
-from trainer.model import ModelFolder
+from trainer.lora_file.audit import Audit
+from trainer.model.folder import ModelFolder
 from trainer.pages.job_page import AuditRow, JobPage, MeasuredPreview, StepPreview, ValidationEntry, render_job_page
 from trainer.plan import EarlierPreview, JobPlan, MadeFile, Previewed
+from trainer.preview.metrics import formulas
 from trainer.recipe import config_content, device_name
-from trainer.records import COLUMNS, Records
+from trainer.training.step_log import COLUMNS, Records
 
 
 @dataclass

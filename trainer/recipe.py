@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from trainer.audit import Audit
-from trainer.export import TRAINING_TYPE
 from trainer.geometry import AUDIO_LATENTS_PER_SECOND, Geometry, audio_latents, latent_frames
-from trainer.guidance import skipped_block
-from trainer.model import ModelFolder
-from trainer.sampler import AUDIO_TEXT_GUIDANCE, STEPS, VIDEO_TEXT_GUIDANCE
-from trainer.settings import TrainSettings
+from trainer.lora_file.audit import Audit
+from trainer.lora_file.export import TRAINING_TYPE
+from trainer.model.folder import ModelFolder
+from trainer.preview.guidance import skipped_block
+from trainer.preview.sampler import AUDIO_TEXT_GUIDANCE, STEPS, VIDEO_TEXT_GUIDANCE
+from trainer.training.settings import TrainSettings
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "torchao", "av", "numpy")
 

@@ -12,19 +12,19 @@ import torch
 from torch import Tensor
 
 from bench.common.worker import Block, Shape
-from trainer.loading import load_transformer
-from trainer.loop import Step, prepare, train
-from trainer.lora import adapter, add_lora
-from trainer.losses import training_draw
-from trainer.model import resolve_model
-from trainer.optim import BETAS, EPSILON, WEIGHT_DECAY, learning_rate
-from trainer.precision import Precision
-from trainer.prefix import pack_video, video_prefix_tokens
-from trainer.sample import EncodedClip, PromptEmbedding
-from trainer.samples import Samples
+from trainer.data.dataset import Samples
+from trainer.data.encoded import EncodedClip, PromptEmbedding
+from trainer.model.folder import resolve_model
+from trainer.model.loading import load_transformer
+from trainer.model.precision import Precision
+from trainer.model.transformer import VelocityModel
 from trainer.seeds import sample_at
-from trainer.settings import TrainSettings
-from trainer.velocity import VelocityModel
+from trainer.training.loop import Step, prepare, train
+from trainer.training.lora import adapter, add_lora
+from trainer.training.losses import training_draw
+from trainer.training.objective import pack_video, video_prefix_tokens
+from trainer.training.optim import BETAS, EPSILON, WEIGHT_DECAY, learning_rate
+from trainer.training.settings import TrainSettings
 
 FRAME_RATE = 24.0
 PROMPT_TOKENS = 128

@@ -14,7 +14,7 @@ from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.preprocess import PreprocessClient
 
 from services.local.up import SERVICES, Suite
-from trainer.tiny import build_tiny_model
+from trainer.model.tiny import build_tiny_model
 
 WIDTH, HEIGHT, FRAMES = 512, 288, 17
 

@@ -49,7 +49,7 @@ async def _run(out: Path, state_dir: Path) -> int:
     _say("A small dataset and a tiny LTX 2.3 with random weights, made when absent …")
     clips, opening = make_demo_clips(made), make_validation_clip(made)
     if not (model / "model_index.json").exists():
-        from trainer.tiny import build_tiny_model
+        from trainer.model.tiny import build_tiny_model
 
         build_tiny_model(model)
     sheet = made / "job.json"

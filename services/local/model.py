@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from trainer.errors import ModelUnavailable, ModelUnsupported
-from trainer.model import DEFAULT_MODEL, resolve_model
-from trainer.model_hub import cached_snapshot
+from trainer.model.folder import DEFAULT_MODEL, resolve_model
+from trainer.model.hub import cached_snapshot
 
 LOCK = "up.lock"
 # Where the demo leaves its tiny model, below the state.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.preprocess.outcome import Scene
+from services.preprocess.outcome import SceneOutcome
 from trainer.errors import (
     AudioTrackMissing,
     AudioUndecodable,
@@ -52,7 +52,7 @@ class FitTask:
     prefix: bool = False
 
 
-def fit(path: Path, task: FitTask) -> Iterator[tuple[Scene, FittedClip | None]]:
+def fit(path: Path, task: FitTask) -> Iterator[tuple[SceneOutcome, FittedClip | None]]:
     """Every scene in order, with frames and sound where it can be used. One pass over the clip, two to find scenes."""
     if task.prefix:
         yield _prefix(path, task)
@@ -83,7 +83,7 @@ def fit(path: Path, task: FitTask) -> Iterator[tuple[Scene, FittedClip | None]]:
             yield _skipped(scene, reason, text), None
 
 
-def _prefix(path: Path, task: FitTask) -> tuple[Scene, FittedClip | None]:
+def _prefix(path: Path, task: FitTask) -> tuple[SceneOutcome, FittedClip | None]:
     settings = task.settings
     try:
         fitted = fit_prefix(
@@ -95,7 +95,7 @@ def _prefix(path: Path, task: FitTask) -> tuple[Scene, FittedClip | None]:
             threads=THREADS,
         )
     except ClipTooShort as error:
-        scene = Scene(
+        scene = SceneOutcome(
             skipped="VALIDATION_CLIP_TOO_SHORT",
             description=str(error),
             have_frames=error.frame_count,
@@ -104,18 +104,18 @@ def _prefix(path: Path, task: FitTask) -> tuple[Scene, FittedClip | None]:
         return scene, None
     except Exception as error:
         reason, text = _fault(error)
-        return Scene(skipped=reason, description=text), None
+        return SceneOutcome(skipped=reason, description=text), None
     return _fitted(fitted, 0, fitted.end_frame), fitted
 
 
-def _kept(scene: media.Scene, fitted: FittedClip) -> Scene:
+def _kept(scene: media.Scene, fitted: FittedClip) -> SceneOutcome:
     return _fitted(fitted, scene.start_frame, scene.frame_count, scene.start_seconds, scene.score)
 
 
 def _fitted(
     fitted: FittedClip, start_frame: int, source_frames: int, cut_seconds: float = 0.0, cut_score: float = 0.0
-) -> Scene:
-    return Scene(
+) -> SceneOutcome:
+    return SceneOutcome(
         start_frame=start_frame,
         source_frames=source_frames,
         frame_count=len(fitted.frames),
@@ -140,8 +140,8 @@ def _fault(error: Exception) -> tuple[str, str]:
     return "UNDECODABLE", f"its reader does not know what to make of it ({type(error).__name__})"
 
 
-def _skipped(scene: media.Scene, reason: str, text: str, too_short: ClipTooShort | None = None) -> Scene:
-    return Scene(
+def _skipped(scene: media.Scene, reason: str, text: str, too_short: ClipTooShort | None = None) -> SceneOutcome:
+    return SceneOutcome(
         start_frame=scene.start_frame,
         source_frames=scene.frame_count,
         skipped=reason,

@@ -8,7 +8,7 @@ from ltxtrain.v1.work_pb2 import ReportReason
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scene:
+class SceneOutcome:
     """One scene of a clip, or the whole of a clip that was not split: fitted, or left out for a reason."""
 
     # In frames of the clip.
@@ -38,13 +38,13 @@ class Scene:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class FitOutcome:
     """All scenes of one clip, in their order; more than one, or one with a cut, only of a clip that was split."""
 
-    scenes: Sequence[Scene] = field(default_factory=tuple)
+    scenes: Sequence[SceneOutcome] = field(default_factory=tuple)
 
     @property
-    def kept(self) -> dict[int, Scene]:
+    def kept(self) -> dict[int, SceneOutcome]:
         """Scenes that became samples, by their index."""
         return {index: scene for index, scene in enumerate(self.scenes) if not scene.skipped}
 
@@ -57,5 +57,5 @@ class Outcome:
         return {"scenes": [asdict(scene) for scene in self.scenes]}
 
     @classmethod
-    def load(cls, facts: dict[str, Any]) -> "Outcome":
-        return cls(scenes=tuple(Scene(**scene) for scene in facts["scenes"]))
+    def load(cls, facts: dict[str, Any]) -> "FitOutcome":
+        return cls(scenes=tuple(SceneOutcome(**scene) for scene in facts["scenes"]))

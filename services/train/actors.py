@@ -80,10 +80,10 @@ class TrainActor:
         """Reports as they come: Stored for those with files, Failed as the last one when the trainer gave up."""
         import torch
 
-        from trainer.distributed import join
         from trainer.errors import TrainerError
         from trainer.job import run_job
         from trainer.plan import Finished
+        from trainer.training.distributed import join
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         work_dir = Path(tempfile.mkdtemp(prefix="ltxtrain-"))
@@ -138,9 +138,9 @@ class AuditActor:
 
     def audit(self, lora: Remote, model: str, revision: str | None, with_audio: bool) -> Failed | None:
         """None for one that passed."""
-        from trainer.audit import audit_lora
         from trainer.errors import TrainerError
-        from trainer.model import resolve_model
+        from trainer.lora_file.audit import audit_lora
+        from trainer.model.folder import resolve_model
 
         with tempfile.TemporaryDirectory(prefix="ltxtrain-") as folder:
             path = Path(folder) / "lora.safetensors"

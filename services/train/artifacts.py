@@ -1,14 +1,18 @@
 """What a job leaves behind: names, keys in the object store, and which checkpoints stay."""
 
 import dataclasses
+import tempfile
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
+from ltxtrain.v1.preprocess_pb2 import TrainingSet
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Stage
 
-from services.runtime.store import Edit, Store
+from services.runtime.objects import ObjectStore
+from services.runtime.store import Edit
+from services.runtime.work import Attempt
 from trainer.plan import MadeFile
 
 COLLECTION = "artifacts"
@@ -48,8 +52,8 @@ def short_name(artifact: Artifact) -> str:
     return PurePath(artifact.name).name
 
 
-async def artifacts(jobs: Store[Job], job: str) -> list[Artifact]:
-    return await jobs.all_children(job, COLLECTION, Artifact)
+async def artifacts(attempt: Attempt[Job]) -> list[Artifact]:
+    return await attempt.children(COLLECTION, Artifact)
 
 
 def latest_checkpoint(found: Sequence[Artifact]) -> dict[str, Artifact]:
@@ -77,3 +81,27 @@ def record(edit: Edit[Job], files: Sequence[Artifact]) -> None:
         edit.put_child(COLLECTION, short_name(made), made)
         stage = Stage.STAGE_TRAIN if made.kind in OF_CHECKPOINT else Stage.STAGE_PUBLISH
         edit.add_event(Event(stage=stage, artifact=made))
+
+
+CONTACT_SHEET = MadeFile(kind="CONTACT_SHEET", path=Path("contact-sheet.html"), content_type="text/html")
+DEBUG_DATASET = MadeFile(kind="DEBUG_DATASET", path=Path("debug-dataset.zip"), content_type="application/zip")
+
+
+async def publish_training_set(objects: ObjectStore, job: str, training_set: TrainingSet) -> list[Artifact]:
+    """Copies under jobs/{job}/, so that they live as long as the job, whatever becomes of the training set."""
+    made = []
+    for file, present, blob in (
+        (CONTACT_SHEET, training_set.HasField("contact_sheet"), training_set.contact_sheet),
+        (DEBUG_DATASET, training_set.HasField("archive"), training_set.archive),
+    ):
+        if present:
+            made.append(artifact(job, await _copied(objects, job, file, blob)))
+    return made
+
+
+async def _copied(objects: ObjectStore, job: str, file: MadeFile, blob: Blob) -> StoredFile:
+    with tempfile.TemporaryDirectory(prefix="ltxtrain-publish-") as folder:
+        path = Path(folder) / file.path.name
+        await objects.get_file(blob.key, path, sha256=blob.sha256)
+        stored = await objects.put_file(object_key(job, file), path, file.content_type, sha256=blob.sha256)
+    return StoredFile(file=file, key=stored.key, size_bytes=stored.size_bytes, sha256=stored.sha256)

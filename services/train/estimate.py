@@ -20,8 +20,8 @@ from services.train.prepare import preprocess_settings
 from services.train.spec import ASPECT_NAMES, RESOLUTION_NAMES, billable_units
 from services.train.upstream import Upstream
 from trainer.geometry import BUCKETS, Geometry
-from trainer.loop import Step
-from trainer.preflight import Preflight
+from trainer.training.loop import Step
+from trainer.training.preflight import Preflight
 
 FILE = "estimates.json"
 # Seconds a token of a training step: 1.6 s and 5 s for 6912 tokens.

@@ -1,24 +1,22 @@
 """What a cancelled job keeps: the LoRA of its last checkpoint, if it is sound."""
 
-from collections.abc import Callable
-
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Stage
 
 from services.runtime.cluster import WorkerLost, kill
 from services.runtime.service import Runtime, store_address
-from services.runtime.store import Edit, Store
-from services.runtime.work import Retryable
+from services.runtime.store import Edit
+from services.runtime.work import Attempt, Ending, Retryable
 from services.train.actors import AuditActor, Failed, Remote
 from services.train.artifacts import artifacts, latest_checkpoint
 from services.train.failures import trainer_failure
 from services.train.training import job_output
 
 
-async def last_checkpoint(runtime: Runtime, jobs: Store[Job], job: Job) -> Callable[[Edit[Job]], None]:
+async def last_checkpoint(runtime: Runtime, attempt: Attempt[Job]) -> Ending[Job]:
     """Sets the output of a job that ends as cancelled; a LoRA that fails its audit is warned of and not given."""
-    found = await artifacts(jobs, job.name)
+    job, found = await attempt.get(), await artifacts(attempt)
     lora = latest_checkpoint(found).get("LORA")
     fault = None if lora is None else await _audited(runtime, job, lora)
 

@@ -15,9 +15,9 @@ from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
 from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer, Schedule
 
 from services.runtime.errors import Violation
-from services.runtime.texts import MAX_TEXT_BYTES, excess
+from services.runtime.requests import MAX_TEXT_BYTES, excess
+from trainer.data.prompts import NEGATIVE_PROMPT
 from trainer.geometry import snap_frames
-from trainer.prompts import NEGATIVE_PROMPT
 
 MAX_VALIDATION_INPUTS = 2
 T = TypeVar("T", bound=Message)

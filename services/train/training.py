@@ -14,32 +14,32 @@ from ltxtrain.v1.work_pb2 import Event, Progress, QueuePosition, Stage
 from services.runtime import errors
 from services.runtime.cluster import ActorGroup, WorkerLost
 from services.runtime.service import Runtime, store_address
-from services.runtime.store import Edit, Store
+from services.runtime.store import Edit
+from services.runtime.work import Attempt, Ending
 from services.train import artifacts as jobs_artifacts
 from services.train.actors import Failed, Stored, TrainActor, TrainTask
 from services.train.artifacts import artifact, artifacts, latest_checkpoint, outdated, record
 from services.train.failures import trainer_failure
+from services.train.job_plan import Prepared, train_task
 from services.train.queue import GpuQueue, Place
-from services.train.reports import StepEvents, preview_metrics, preview_progress
+from services.train.recorder import StepEvents, preview_metrics, preview_progress
 from services.train.spec import billable_units
-from services.train.task import Prepared, train_task
-from trainer.loop import Step
 from trainer.plan import Checkpointed, Finished, Loaded, Previewed, Previewing, Warned
-from trainer.preflight import Preflight
+from trainer.training.loop import Step
+from trainer.training.preflight import Preflight
 
 log = logging.getLogger(__name__)
 
-# How often a training may lose a worker without having got any further in between.
-MAX_LOSSES = 5
+# Restarts after a lost worker without a new checkpoint in between.
+MAX_RESTARTS = 5
 METRICS_CURSOR = "train/metrics"
 
 
 class Training:
     """Trains one job after another, or several at once where there are GPUs for it."""
 
-    def __init__(self, runtime: Runtime, jobs: Store[Job], measured: Callable[[Job, Preflight | Step], None]) -> None:
+    def __init__(self, runtime: Runtime, measured: Callable[[Job, Preflight | Step], None]) -> None:
         self._runtime = runtime
-        self._jobs = jobs
         self._measured = measured
         settings = runtime.settings
         self._queue = GpuQueue(runtime.cluster.gpu_count or settings.cpu_trainers)
@@ -48,16 +48,16 @@ class Training:
         """The job's place in the line for GPUs, to be held while it is prepared."""
         return self._queue.place(job.name, job.lifecycle.create_time.ToNanoseconds())
 
-    async def run(self, job: Job, attempt: int, prepared: Prepared, place: Place) -> Callable[[Edit[Job]], None]:
-        """Train to the end; what is returned sets the job's output in its last transaction."""
-        workers = self._worker_count(job)
+    async def run(self, attempt: Attempt[Job], prepared: Prepared, place: Place) -> Ending[Job]:
+        """Train to the end; the ending sets the job's output."""
+        workers = self._worker_count(await attempt.get())
         async with place.turn(workers) as positions:
             async for ahead in positions:
-                await self._waiting(job, attempt, ahead)
-            async with self._jobs.edit(job.name, attempt=attempt) as edit:
+                await _waiting(attempt, ahead)
+            async with attempt.edit() as edit:
                 edit.body.stage = Stage.STAGE_TRAIN
                 edit.body.ClearField("queue_position")
-            return await self._trained(job, attempt, prepared, workers)
+            return await self._trained(attempt, prepared, workers)
 
     def _worker_count(self, job: Job) -> int:
         wanted, batch = job.options.gpu_count, job.options.batch_size
@@ -70,32 +70,27 @@ class Training:
             )
         return wanted or max(count for count in range(1, available + 1) if batch % count == 0)
 
-    async def _waiting(self, job: Job, attempt: int, ahead: int) -> None:
-        async with self._jobs.edit(job.name, attempt=attempt) as edit:
-            edit.body.stage = Stage.STAGE_QUEUE
-            edit.body.queue_position = ahead
-            edit.add_event(Event(stage=Stage.STAGE_QUEUE, queue_position=QueuePosition(ahead=ahead)))
-
-    async def _trained(self, job: Job, attempt: int, prepared: Prepared, workers: int) -> Callable[[Edit[Job]], None]:
-        losses, last_step = 0, -1
+    async def _trained(self, attempt: Attempt[Job], prepared: Prepared, workers: int) -> Ending[Job]:
+        restarts, last_step = 0, -1
+        job = await attempt.get()
         while True:
-            found = await artifacts(self._jobs, job.name)
+            found = await artifacts(attempt)
             checkpoint = latest_checkpoint(found)
             step = checkpoint["CHECKPOINT"].step if checkpoint else 0
-            losses = 0 if step > last_step else losses
+            restarts = 0 if step > last_step else restarts
             last_step = step
             price = self._runtime.settings.unit_price_usd
             task = train_task(job, prepared, found, workers, price)
             try:
                 return await _Recorder(self, job, attempt, prepared.shared).follow(self._reports(task))
             except WorkerLost as error:
-                losses += 1
+                restarts += 1
                 log.warning("a worker of the training was lost: %s", error, extra={"resource": job.name})
-                if losses >= MAX_LOSSES:
+                if restarts >= MAX_RESTARTS:
                     raise errors.Unavailable(
                         ErrorReason.ERROR_REASON_WORKER_LOST,
-                        f"The training lost a worker {losses} times after step {step} without getting any further.",
-                        metadata={"step": step, "losses": losses},
+                        f"The training lost a worker {restarts} times after step {step} without getting any further.",
+                        metadata={"step": step, "losses": restarts},
                     ) from error
 
     async def _reports(self, task: TrainTask) -> AsyncGenerator[Any, None]:
@@ -107,11 +102,7 @@ class Training:
                 async for report in reports:
                     yield report
 
-    # What the recorder writes through.
-    @property
-    def jobs(self) -> Store[Job]:
-        return self._jobs
-
+    # For the recorder.
     @property
     def runtime(self) -> Runtime:
         return self._runtime
@@ -120,20 +111,26 @@ class Training:
         self._measured(job, report)
 
 
+async def _waiting(attempt: Attempt[Job], ahead: int) -> None:
+    async with attempt.edit() as edit:
+        edit.body.stage = Stage.STAGE_QUEUE
+        edit.body.queue_position = ahead
+        edit.add_event(Event(stage=Stage.STAGE_QUEUE, queue_position=QueuePosition(ahead=ahead)))
+
+
 class _Recorder:
     """Makes the reports of one start of a training durable."""
 
-    def __init__(self, training: Training, job: Job, attempt: int, shared: list[Artifact]) -> None:
+    def __init__(self, training: Training, job: Job, attempt: Attempt[Job], shared: list[Artifact]) -> None:
         self._training = training
-        self._jobs = training.jobs
         self._job = job
         self._attempt = attempt
         self._shared = shared
         self._preview_steps: set[int] = set()
 
-    async def follow(self, reports: AsyncGenerator[Any, None]) -> Callable[[Edit[Job]], None]:
+    async def follow(self, reports: AsyncGenerator[Any, None]) -> Ending[Job]:
         name = self._job.name
-        logged = await self._jobs.cursor(name, METRICS_CURSOR)
+        logged = await self._attempt.cursor(METRICS_CURSOR)
         steps = StepEvents(self._job.effective_spec.number_of_steps, logged)
         lost = "the training ended without a word"
         async with aclosing(reports) as stream:
@@ -144,7 +141,7 @@ class _Recorder:
                         # The peer itself knows better what happened, if it still can say so.
                         lost = text
                     case Failed() as failure:
-                        raise trainer_failure(failure, await artifacts(self._jobs, name))
+                        raise trainer_failure(failure, await artifacts(self._attempt))
                     case Loaded() as loaded:
                         await self._log_loaded(loaded)
                     case Preflight() as measured:
@@ -173,13 +170,13 @@ class _Recorder:
         now = time.monotonic()
         if now - self._last_slow >= 1.0 or event.progress.completed == event.progress.total:
             self._last_slow = now
-            async with self._jobs.edit(self._job.name, attempt=self._attempt) as edit:
+            async with self._attempt.edit() as edit:
                 edit.add_event(event)
 
     async def _append(
         self, events: list[Event], logged: int, files: list[Artifact] | None = None, checkpoint_step: int | None = None
     ) -> None:
-        async with self._jobs.edit(self._job.name, attempt=self._attempt) as edit:
+        async with self._attempt.edit() as edit:
             for event in events:
                 edit.add_event(event)
                 if event.WhichOneof("detail") == "progress":
@@ -190,10 +187,10 @@ class _Recorder:
                 edit.body.checkpoint_step = checkpoint_step
 
     async def _drop_outdated(self) -> None:
-        old = outdated(await artifacts(self._jobs, self._job.name), frozenset(self._preview_steps))
+        old = outdated(await artifacts(self._attempt), frozenset(self._preview_steps))
         if not old:
             return
-        async with self._jobs.edit(self._job.name, attempt=self._attempt) as edit:
+        async with self._attempt.edit() as edit:
             for item in old:
                 edit.drop_child(jobs_artifacts.COLLECTION, jobs_artifacts.short_name(item))
         for item in old:
@@ -209,7 +206,7 @@ class _Recorder:
             extra={"resource": self._job.name},
         )
 
-    def _outcome(self, files: list[Artifact]) -> Callable[[Edit[Job]], None]:
+    def _outcome(self, files: list[Artifact]) -> Ending[Job]:
         price = self._training.runtime.settings.unit_price_usd
         units = billable_units(self._job.effective_spec.number_of_steps)
 

@@ -1,7 +1,7 @@
 """A job from its spec to its LoRA: prepare, train, publish. Every step can run twice."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job
@@ -9,17 +9,17 @@ from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
 
 from services.runtime import errors
 from services.runtime.service import Runtime
-from services.runtime.store import Edit, Store
 from services.runtime.upstream import errors_passed_on
+from services.runtime.work import Attempt, Ending
+from services.train.artifacts import publish_training_set
 from services.train.estimate import Estimator
 from services.train.give_back import last_checkpoint
+from services.train.job_plan import Prepared
 from services.train.prepare import Preparation
-from services.train.publish import publish_training_set
-from services.train.task import Prepared
 from services.train.training import Training
 from services.train.upstream import Upstream
 from trainer.errors import ModelUnavailable, ModelUnsupported
-from trainer.model import ModelFolder, resolve_model
+from trainer.model.folder import ModelFolder, resolve_model
 from trainer.pages.job_page import ReportRow
 
 # ListDatasetReport and ListTrainingSetReport have all of them.
@@ -27,47 +27,36 @@ MAX_REPORT_ROWS = 1000
 
 
 class TrainWorkflow:
-    """What the Train service does with one job."""
+    """The work of the Train service on one job: prepare, queue, train, publish."""
 
-    def __init__(self, runtime: Runtime, jobs: Store[Job], upstream: Upstream, estimator: Estimator) -> None:
+    def __init__(self, runtime: Runtime, upstream: Upstream, estimator: Estimator) -> None:
         self._runtime = runtime
-        self._jobs = jobs
         self._upstream = upstream
-        self._preparation = Preparation(jobs, upstream)
-        self._training = Training(runtime, jobs, estimator.measured)
+        self._training = Training(runtime, estimator.measured)
 
-    async def run(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
-        job = await self._jobs.get(name)
-        with self._training.place(job) as place:
-            prepared = await self._prepared(job, attempt)
-            return await self._training.run(await self._jobs.get(name), attempt, prepared, place)
+    async def run(self, attempt: Attempt[Job]) -> Ending[Job]:
+        with self._training.place(await attempt.get()) as place:
+            prepared = await self._prepared(attempt)
+            return await self._training.run(attempt, prepared, place)
 
-    async def _prepared(self, job: Job, attempt: int) -> Prepared:
-        name = job.name
-        owner = await self._jobs.owner(name)
+    async def salvage(self, attempt: Attempt[Job]) -> Ending[Job]:
+        """Stop upstream work; the job keeps the LoRA of its last checkpoint and its previews."""
+        await Preparation(attempt, self._upstream).cancel()
+        return await last_checkpoint(self._runtime, attempt)
+
+    async def _prepared(self, attempt: Attempt[Job]) -> Prepared:
         model = await self._model()
-        try:
-            training_set = await self._preparation.run(job, attempt, owner, model.revision)
-        except errors.ApiError:
-            # What is left running upstream is of no use any more.
-            await self._preparation.cancel(await self._jobs.get(name), owner)
-            raise
-        job = await self._jobs.get(name)
-        preprocess = self._upstream.preprocess(owner)
+        training_set = await Preparation(attempt, self._upstream).run(await attempt.get(), model.revision)
+        preprocess = self._upstream.preprocess(attempt.owner)
+        job = await attempt.get()
         async with errors_passed_on():
             samples = [sample async for sample in preprocess.list_samples(training_set.name)]
             report = [line async for line in preprocess.list_training_set_report(training_set.name)]
-            report += [line async for line in self._upstream.ingest(owner).list_dataset_report(job.dataset)]
-        shared = await publish_training_set(self._runtime.objects, name, training_set)
+            report += [line async for line in self._upstream.ingest(attempt.owner).list_dataset_report(job.dataset)]
+        shared = await publish_training_set(self._runtime.objects, attempt.name, training_set)
         return Prepared(
             model=model, training_set=training_set, samples=samples, report=report_rows(report), shared=shared
         )
-
-    async def give_back(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
-        """Stop upstream work; the job keeps the LoRA of its last checkpoint and its previews."""
-        job = await self._jobs.get(name)
-        await self._preparation.cancel(job, await self._jobs.owner(name))
-        return await last_checkpoint(self._runtime, self._jobs, job)
 
     async def _model(self) -> ModelFolder:
         settings = self._runtime.settings

@@ -7,7 +7,7 @@ from ltxtrain_client.cli import app
 from ltxtrain_client.cli.local import DEFAULT_MODEL
 from typer.testing import CliRunner
 
-from trainer import model
+from trainer.model import folder as model
 
 COMMANDS = [(command.callback.__name__,) for command in app.registered_commands if command.callback]
 

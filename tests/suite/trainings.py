@@ -74,12 +74,12 @@ async def loss_on_fixed_noise(
     import torch
     from diffusers import LTX2ConditionPipeline
 
-    from trainer.loading import load_transformer
-    from trainer.losses import clip_loss, fixed_draw
-    from trainer.model import resolve_model
-    from trainer.precision import Precision
-    from trainer.sample import load_clip, load_prompt
-    from trainer.velocity import VelocityModel
+    from trainer.data.encoded import load_clip, load_prompt
+    from trainer.model.folder import resolve_model
+    from trainer.model.loading import load_transformer
+    from trainer.model.precision import Precision
+    from trainer.model.transformer import VelocityModel
+    from trainer.training.losses import clip_loss, fixed_draw
 
     ended = await finished(clients, job)
     transformer = load_transformer(resolve_model(str(model)), "cpu", Precision.FP32)

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.checkpoint import read_checkpoint
+from trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
 from trainer.geometry import Geometry
 from trainer.job import run_job
-from trainer.loop import Step
 from trainer.media.video_file import write_lossless
 from trainer.pages.job_page import ReportRow
 from trainer.plan import (
@@ -29,10 +28,11 @@ from trainer.plan import (
     SampleFiles,
     Warned,
 )
-from trainer.preview import DECORATED
-from trainer.records import Records
-from trainer.sample import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
-from trainer.settings import TrainSettings
+from trainer.preview.previewer import DECORATED
+from trainer.training.checkpoint import read_checkpoint
+from trainer.training.loop import Step
+from trainer.training.settings import TrainSettings
+from trainer.training.step_log import Records
 
 FRAMES, PREFIX, SIDE, RATE = 17, 9, 64, 24.0
 STEPS = 6

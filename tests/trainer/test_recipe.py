@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.test_export import METADATA, trained, transformer_of
-from tests.trainer.training import PROMPT_TOKENS, settings
-from trainer.audit import Audit
-from trainer.export import lora_tensors, write_lora
+from tests.trainer.golden import PROMPT_TOKENS, settings
+from tests.trainer.lora_file.test_export import METADATA, trained, transformer_of
 from trainer.geometry import Geometry
-from trainer.lora import adapter
-from trainer.model import resolve_model
+from trainer.lora_file.audit import Audit
+from trainer.lora_file.export import lora_tensors, write_lora
+from trainer.model.folder import resolve_model
+from trainer.model.transformer import Stream, VelocityModel
 from trainer.recipe import config_content, inference_recipe
-from trainer.velocity import Stream, VelocityModel
+from trainer.training.lora import adapter
 
 GEOMETRY = Geometry(width=96, height=64, frame_count=17, frame_rate=24.0)
 TRIGGER = 'it\'s "k1te" at $5'

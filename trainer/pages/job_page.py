@@ -10,9 +10,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.metrics import PreviewMetrics, formulas
 from trainer.pages.charts import Line, Points, legend, line_chart, number, smoothed
 from trainer.pages.render import data_uri, render
+from trainer.preview.metrics import PreviewMetrics, formulas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class ReportRow:
 
 @dataclass(frozen=True, kw_only=True)
 class JobPage:
-    """Everything the page shows. curves: (step, value) by column of trainer.records; missing ones are left out."""
+    """Everything the page shows. curves: (step, value) by column of the step log; absent ones are left out."""
 
     title: str
     state: str

@@ -13,7 +13,7 @@ StateDir = Annotated[
     Path,
     typer.Option(help="Databases, objects and logs of the suite.", envvar="LTXTRAIN_STATE_DIR", file_okay=False),
 ]
-# trainer.model.DEFAULT_MODEL, which a client's installation cannot import.
+# trainer.model.folder.DEFAULT_MODEL, which a client's installation cannot import.
 DEFAULT_MODEL = "diffusers/LTX-2.3-Diffusers"
 DEFAULT_STATE_DIR = Path(".ltxtrain")
 
@@ -46,7 +46,7 @@ def demo(
 @model.command(cls=Command)
 def tiny(folder: Annotated[Path, typer.Argument(help="Where to build it.", file_okay=False)]) -> None:
     """Build a complete LTX 2.3 pipeline with small random weights: everything runs, nothing looks good."""
-    _server_part("trainer.tiny").build_tiny_model(folder)
+    _server_part("trainer.model.tiny").build_tiny_model(folder)
     print(folder)
 
 

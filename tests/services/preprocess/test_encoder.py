@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.encode
-from services.preprocess.actors import Encoder, ModelSource, OutOfMemory, Phase, Picture
+import trainer.data.encode
+from services.preprocess.actors import Encoder, FittedScene, ModelSource, OutOfMemory, Phase
 from services.runtime.objects import Objects, StoreAddress
-from trainer.model import resolve_model
-from trainer.sample import load_clip
+from trainer.data.encoded import load_clip
+from trainer.model.folder import resolve_model
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_what_does_not_fit_is_encoded_in_tiles(
     tiles_fit: bool, encoder: Any, object_store: StoreAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
-    real = trainer.encode.encode_video
+    real = trainer.data.encode.encode_video
 
     def encode_video(vae: Any, frames: Any) -> torch.Tensor:
         tried.append(vae.use_tiling)
@@ -54,8 +54,8 @@ def test_what_does_not_fit_is_encoded_in_tiles(
             return real(vae, frames)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer.encode, "encode_video", encode_video)
-    picture = Picture(frames=np.zeros((9, 64, 64, 3), np.uint8), audio=None, frame_rate=24.0)
+    monkeypatch.setattr(trainer.data.encode, "encode_video", encode_video)
+    picture = FittedScene(frames=np.zeros((9, 64, 64, 3), np.uint8), audio=None, frame_rate=24.0)
     encoder.turn_to(Phase.CLIPS)
     if tiles_fit:
         stored = encoder.encode(picture)

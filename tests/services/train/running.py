@@ -21,7 +21,7 @@ from services.runtime.blobs import Blobs
 from services.runtime.cluster import Cluster
 from services.runtime.events import EventLog
 from services.runtime.objects import ObjectStore, StoreAddress
-from services.runtime.rpc import new_name
+from services.runtime.requests import new_name
 from services.runtime.service import Runtime
 from services.runtime.settings import Settings
 from services.runtime.store import Edit, Store
@@ -29,12 +29,12 @@ from services.runtime.tables import Database
 from services.runtime.work import WorkRunner
 from services.train.artifacts import artifacts
 from services.train.estimate import Estimator
+from services.train.job_plan import Prepared
 from services.train.spec import resolve, resolve_options
-from services.train.task import Prepared
 from services.train.upstream import Upstream
 from services.train.workflow import TrainWorkflow
-from trainer.model import resolve_model
-from trainer.sample import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
+from trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
+from trainer.model.folder import resolve_model
 
 # The smallest that the sheet allows; the latents themselves are smaller still.
 SHEET: dict[str, Any] = {

@@ -12,8 +12,8 @@ from services.runtime.settings import Settings
 from services.train.estimate import Estimator
 from services.train.spec import resolve, resolve_options
 from services.train.upstream import Upstream
-from trainer.loop import Step
-from trainer.preflight import Preflight
+from trainer.training.loop import Step
+from trainer.training.preflight import Preflight
 
 URL = "https://example.com/clips.zip"
 # Of 768 x 768 x 89.

@@ -1,8 +1,8 @@
 import pytest
 
-from services.train import reports
-from services.train.reports import StepEvents, mean_metrics
-from trainer.loop import Step
+from services.train import recorder as reports
+from services.train.recorder import StepEvents, mean_metrics
+from trainer.training.loop import Step
 
 
 def step(number: int, loss: float = 1.0) -> Step:
