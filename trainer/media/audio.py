@@ -54,6 +54,8 @@ class Block:
     seconds: float
     rate: int
     samples: Sound
+    # Channels that the samples were mixed from.
+    channels: int = 2
 
     @property
     def end_seconds(self) -> float:
@@ -113,7 +115,7 @@ def probe_audio(path: Path, origin: float, clock: Clock | None = None) -> AudioN
         stream = find_audio(container)
         if stream is None:
             raise AudioTrackMissing("The clip has no audio track.")
-        start, total, silent, rate, end = 0.0, 0, 0, 0, 0.0
+        start, total, silent, rate, channels, end = 0.0, 0, 0, 0, 0, 0.0
         for block in decode_blocks(container, stream, clock):
             start = start if total else block.seconds
             length = max(round(block.rate * SILENCE_BLOCK_SECONDS), 1)
@@ -122,10 +124,10 @@ def probe_audio(path: Path, origin: float, clock: Clock | None = None) -> AudioN
             sizes = np.diff(np.append(edges, len(power)))
             silent += int(sizes[np.add.reduceat(power, edges) / sizes < SILENCE_RMS**2].sum())
             total += len(power)
-            rate, end = block.rate, block.end_seconds
+            rate, channels, end = block.rate, block.channels, block.end_seconds
         return AudioNumbers(
             sample_rate=rate,
-            channels=stream.codec_context.channels,
+            channels=channels,
             duration_seconds=end - start,
             start_offset_seconds=start - origin,
             silence_share=silent / total,
@@ -155,7 +157,7 @@ def decode_blocks(container: InputContainer, stream: AudioStream, clock: Clock |
             surplus = round((expected - seconds) * frame.sample_rate)
             samples, seconds = samples[:, surplus:], expected
         if samples.shape[1]:
-            block = Block(seconds, frame.sample_rate, samples)
+            block = Block(seconds, frame.sample_rate, samples, frame.layout.nb_channels)
             expected = block.end_seconds
             yield block
 

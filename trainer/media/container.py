@@ -162,7 +162,8 @@ def _first_with(container: InputContainer, tracks: Sequence[int], *, packets: in
     with _open(path_of(container)) as second:
         try:
             for packet in second.demux([second.streams[index] for index in tracks]):
-                counts[packet.stream_index] += packet.size > 0
+                if packet.size:
+                    counts[packet.stream_index] += 1
                 if counts[tracks[0]] >= packets:
                     break
         except av.FFmpegError:

@@ -31,7 +31,9 @@ from trainer.media.truncation import has_fragments, missing_bytes
 LEAST_INTERVAL = 1e-4
 USUAL_RATE = 25.0
 # Time that runs backwards by more than this begins anew: recordings that were glued together.
-RESTART_SECONDS = 1.0
+RESTART_SECONDS = 0.25
+# Frames that are shown before others that are decoded before them lie no further back.
+REORDER_SECONDS = 1.0
 # Decoders that fill in what is damaged and report it only when told to; all others mark such frames, or cannot tell.
 STRICT = {"mjpeg": "explode", "mjpegb": "explode", "amv": "explode", "hevc": "explode", "png": "crccheck+explode"}
 # No coder writes so many zero bytes into the entropy-coded part of a JPEG: a part of it was lost. A decoder takes them
@@ -99,8 +101,9 @@ class VideoReader:
         self._counts_frames = container.format.name == "avi"
         self._first_place: int | None = None
         self._delay: int | None = None
-        # Whether packets come in ascending order of time: then their order is that of decoding.
+        # Whether the times of packets ascend, so far, and those of packets whose frames have not come out yet.
         self._ascending = not self._counts_frames
+        self._stamps: deque[int] = deque()
         self._latest_pts: int | None = None
         # An edit list begins between key frames: what comes before is decoded and not shown.
         self._has_preroll = False
@@ -206,7 +209,7 @@ class VideoReader:
         return None if picture.pts is None or base is None else float(picture.pts * base)
 
     def _pictures(self) -> Iterator[VideoFrame]:
-        for picture in self._in_order():
+        for picture in self._decoded():
             self.interlaced = self.interlaced or picture.interlaced_frame
             if self._deinterlacer is None or not self.interlaced:
                 yield picture
@@ -214,25 +217,6 @@ class VideoReader:
                 yield from self._deinterlacer.push(picture)
         if self._deinterlacer is not None:
             yield from self._deinterlacer.flush()
-
-    def _in_order(self) -> Iterator[VideoFrame]:
-        """Frames with ascending times, where those of a few in a row were given out in the order of decoding.
-
-        Muxers that write no composition offsets leave frames in order and times permuted.
-        """
-        held: deque[VideoFrame] = deque()
-        restart = RESTART_SECONDS / self.tick_seconds if self.tick_seconds else 0
-        for picture in self._decoded():
-            depth = self.stream.codec_context.reorder_depth if self._ascending else 0
-            begins_anew = held and picture.pts is not None and picture.pts < (held[-1].pts or 0) - restart
-            while held and (begins_anew or picture.pts is None or len(held) > depth):
-                yield _earliest(held)
-            if depth == 0 or picture.pts is None:
-                yield picture
-            else:
-                held.append(picture)
-        while held:
-            yield _earliest(held)
 
     def _decoded(self) -> Iterator[VideoFrame]:
         begun = False
@@ -264,8 +248,22 @@ class VideoReader:
                     return
                 if not begun and not self.cut_off:
                     self._fault = None
+                if picture.pts is not None:
+                    picture.pts = self._in_order(picture.pts, begun)
                 begun, self._last_pts = True, picture.pts
                 yield picture
+
+    def _in_order(self, pts: int, begun: bool) -> int:
+        """Return when a frame is shown.
+
+        Muxers that write no composition offsets leave every frame with its time of decoding: frames come out in order,
+        and their times permuted. Then the times are taken in the order of decoding.
+        """
+        if not self._ascending or not self.stream.codec_context.reorder_depth:
+            return pts
+        while not begun and self._stamps and self._stamps[0] < pts:
+            self._stamps.popleft()
+        return self._stamps.popleft() if self._stamps else pts
 
     def _first_key_frame(self) -> int:
         """Return the time stamp of the first key frame, or one before all others where there is none."""
@@ -323,11 +321,13 @@ class VideoReader:
             self._first_place = packet.dts
         self._has_preroll = self._has_preroll or packet.is_discard
         self.clock.position = max(self.clock.position, packet.pos or 0)
-        if packet.pts is not None:
+        if packet.pts is not None and self._ascending:
             back = (self._latest_pts or 0) - packet.pts
-            if 0 < back * self.tick_seconds <= RESTART_SECONDS:
-                self._ascending = False
             self._latest_pts = packet.pts
+            self._stamps.append(packet.pts)
+            if 0 < back * self.tick_seconds <= REORDER_SECONDS:
+                self._ascending = False
+                self._stamps.clear()
 
     def _cut_off(self, how: str) -> None:
         self.cut_off = True
@@ -337,15 +337,6 @@ class VideoReader:
 def _has_hole(jpeg: bytes) -> bool:
     """Whether zeros stand where a JPEG's pixels are; headers, and what follows the end of the picture, may hold any."""
     return any(HOLE in scan.partition(b"\xff\xd9")[0] for scan in jpeg.split(b"\xff\xda")[1:])
-
-
-def _earliest(held: deque[VideoFrame]) -> VideoFrame:
-    """Take the first frame, at the earliest of the times that the frames have among them."""
-    first = held.popleft()
-    earliest = min(held, key=lambda picture: picture.pts or 0, default=first)
-    if (earliest.pts or 0) < (first.pts or 0):
-        first.pts, earliest.pts = earliest.pts, first.pts
-    return first
 
 
 def _index_is_whole(container: InputContainer, path: Path) -> bool:
