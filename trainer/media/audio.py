@@ -17,7 +17,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from trainer.errors import AudioTrackMissing, AudioUndecodable
-from trainer.media.container import find_audio, open_clip
+from trainer.media.container import Rescue, find_audio, open_clip
 from trainer.media.decode import RESTART_SECONDS, Clock
 from trainer.media.downmix import Sound, stereo
 
@@ -165,11 +165,12 @@ def decode_blocks(container: InputContainer, stream: AudioStream, clock: Clock |
 def _decode(container: InputContainer, stream: AudioStream) -> Iterator[tuple[AudioFrame, int | None]]:
     """Yield every frame with the byte of the file at which its packet lies."""
     packets, failures, successes, reason = 0, 0, 0, "it holds no sound"
+    rescue = Rescue(container)
     try:
         for packet in container.demux(stream):
             packets += packet.size > 0
             try:
-                frames = stream.decode(packet if packet.size else None)
+                frames = stream.decode(rescue.packet(packet) if packet.size else None)
             except av.FFmpegError as error:
                 failures, reason = failures + 1, str(error.strerror)
                 continue

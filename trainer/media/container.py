@@ -4,16 +4,18 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.packet import Packet
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from trainer.errors import NoVideoTrack, StillImage, Undecodable
 from trainer.media.pieces import EBML, Bytes, Piece, Pieces, mapped, read_box
-from trainer.media.truncation import missing_bytes
+from trainer.media.truncation import has_fragments, missing_bytes
 
 # Contents choose the demuxer, but only among these: a playlist or a script that calls itself .avi opens nothing.
 # Names, not extensions: "mov" also reads mp4, "matroska" also reads webm.
@@ -169,6 +171,30 @@ def _first_with(container: InputContainer, tracks: Sequence[int], *, packets: in
         except av.FFmpegError:
             pass
     return next((index for index in tracks if counts[index] >= packets), None)
+
+
+class Rescue:
+    """Gives back the frames that FFmpeg leaves out where the times of an MP4's fragments begin anew."""
+
+    def __init__(self, container: InputContainer) -> None:
+        self._container = container
+        self._begun = False
+        self._in_fragments: bool | None = None
+
+    def packet(self, packet: "Packet[Any]") -> "Packet[Any]":
+        """Return the packet without its mark; before the first that is shown, the mark is that of an edit list."""
+        if not packet.is_discard:
+            self._begun = True
+            return packet
+        if self._begun and self._in_fragments is None:
+            is_mp4 = self._container.format.name.startswith("mov")
+            self._in_fragments = is_mp4 and has_fragments(path_of(self._container))
+        if not self._begun or not self._in_fragments:
+            return packet
+        shown: Packet[Any] = Packet(bytes(packet))
+        shown.pts, shown.dts, shown.duration = packet.pts, packet.dts, packet.duration
+        shown.time_base, shown.is_keyframe, shown.stream = packet.time_base, packet.is_keyframe, packet.stream
+        return shown
 
 
 def refuse_images(path: Path) -> None:

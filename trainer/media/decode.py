@@ -14,7 +14,7 @@ from av.video.stream import VideoStream
 
 from trainer.errors import ClipDamaged, Undecodable
 from trainer.media.color import colors_of
-from trainer.media.container import MAX_PIXELS, find_audio, find_video, open_clip, path_of
+from trainer.media.container import MAX_PIXELS, Rescue, find_audio, find_video, open_clip, path_of
 from trainer.media.picture import Deinterlacer
 from trainer.media.presentation import (
     Orientation,
@@ -298,7 +298,8 @@ class VideoReader:
         return float((picture.pts - self._last_pts) * base) > 1.5 / (self.nominal_rate or USUAL_RATE)
 
     def _packets(self) -> "Iterator[Packet[VideoStream] | None]":
-        """Every whole packet, then the None that makes the decoder give up its last frames."""
+        """Yield every whole packet, then the None that makes the decoder give up its last frames."""
+        rescue = Rescue(self.container)
         try:
             for packet in self.container.demux(self.stream):
                 if packet.is_corrupt:
@@ -311,7 +312,7 @@ class VideoReader:
                 # An empty packet repeats a frame in AVI, and would end the decoding here.
                 elif packet.size:
                     self._note(packet)
-                    yield packet
+                    yield rescue.packet(packet)
         except av.FFmpegError as error:
             self._cut_off(str(error.strerror))
         yield None

@@ -10,7 +10,7 @@ from av.packet import Packet
 
 from trainer.media.pieces import CLUSTER, SEGMENT, Bytes, Piece, Pieces, read_box, read_element
 
-CLUSTER_TIME, SIMPLE_BLOCK = 0xE7, 0xA3
+CLUSTER_TIME, SIMPLE_BLOCK, VOID = 0xE7, 0xA3, 0xEC
 
 # Stream, number among the packets of its stream, packet; returns the bytes to write, None to leave the packet out.
 Edit = Callable[[Any, int, "Packet[Any]"], bytes | None]
@@ -170,10 +170,31 @@ def first_of(data: Bytes, read: Callable[[Bytes, int, int], Piece | None], kind:
 
 
 def begin_anew(path: Path, *moments: float, only: int | None = None) -> Path:
-    """Let the times of a Matroska begin at zero again at each moment; its clusters begin there, and count milliseconds.
+    """Let the times of a Matroska, in milliseconds, begin at zero again at each moment.
 
     only: the number of the one track whose times do so.
     """
+
+    def change(data: bytearray, place: int, start: int, time: int) -> None:
+        back = max((round(moment * 1000) for moment in moments if time >= round(moment * 1000) - 5), default=0)
+        if only is None or data[start] & 0x7F == only:
+            struct.pack_into(">h", data, start + 1, struct.unpack_from(">h", data, start + 1)[0] - back)
+
+    return _edit_blocks(path, change)
+
+
+def lose_track(path: Path, number: int, begin: float, end: float) -> Path:
+    """Turn the blocks of a Matroska's track within these seconds into padding."""
+
+    def change(data: bytearray, place: int, start: int, time: int) -> None:
+        if data[start] & 0x7F == number and begin <= time / 1000 < end:
+            data[place] = VOID
+
+    return _edit_blocks(path, change)
+
+
+def _edit_blocks(path: Path, change: Callable[[bytearray, int, int, int], None]) -> Path:
+    """change: the file, where a simple block begins, where its contents begin (the track's number), and its time."""
     data = bytearray(path.read_bytes())
     pieces = Pieces(bytes(data), read_element)
     segment = pieces.find(None, SEGMENT)
@@ -182,32 +203,11 @@ def begin_anew(path: Path, *moments: float, only: int | None = None) -> Path:
         stamp = pieces.find(cluster, CLUSTER_TIME) if cluster.kind == CLUSTER else None
         if stamp is None:
             continue
-        time = pieces.number(stamp)
-        back = max((round(moment * 1000) for moment in moments if time >= round(moment * 1000) - 5), default=0)
-        if only is None:
-            data[stamp.start : stamp.end] = max(time - back, 0).to_bytes(stamp.end - stamp.start, "big")
-            continue
+        place = cluster.start
         for block in pieces.within(cluster):
-            # A simple block: its track (one byte), then its time after that of the cluster.
-            if block.kind == SIMPLE_BLOCK and data[block.start] & 0x7F == only:
-                place = block.start + 1
-                struct.pack_into(">h", data, place, struct.unpack_from(">h", data, place)[0] - back)
-    path.write_bytes(data)
-    return path
-
-
-def lose_track(path: Path, number: int, start: float, end: float) -> Path:
-    """Give the blocks of a Matroska's track within these seconds to a track that does not exist."""
-    data = bytearray(path.read_bytes())
-    pieces = Pieces(bytes(data), read_element)
-    segment = pieces.find(None, SEGMENT)
-    assert segment is not None
-    for cluster in pieces.within(segment):
-        stamp = pieces.find(cluster, CLUSTER_TIME) if cluster.kind == CLUSTER else None
-        for block in pieces.within(cluster) if stamp else ():
-            if block.kind == SIMPLE_BLOCK and stamp and data[block.start] & 0x7F == number:
+            if block.kind == SIMPLE_BLOCK:
                 time = pieces.number(stamp) + struct.unpack_from(">h", data, block.start + 1)[0]
-                if start <= time / 1000 < end:
-                    data[block.start] = 0xFE
+                change(data, place, block.start, time)
+            place = block.next
     path.write_bytes(data)
     return path
