@@ -18,7 +18,7 @@ from trainer.data.prompts import with_trigger
 from trainer.errors import ClipTooShort
 from trainer.media import scenes as media
 from trainer.media.fit import FitSettings
-from trainer.media.pick import plan
+from trainer.media.frame_schedule import plan
 
 
 @dataclass(frozen=True, kw_only=True)

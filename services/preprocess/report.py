@@ -9,7 +9,7 @@ from ltxtrain.v1.work_pb2 import ClipNumbers, Outcome, ReportLine, ReportReason,
 
 from services.preprocess.outcome import FitOutcome, SceneOutcome
 from trainer.geometry import snap_frames
-from trainer.media.pick import MAX_STRETCH
+from trainer.media.frame_schedule import MAX_STRETCH
 
 # A clip's own rate may differ so much from frame_rate before it is worth a word (conformance P11).
 RATE_TOLERANCE = 0.01
