@@ -61,7 +61,7 @@ def test_the_runtime_knows_no_service() -> None:
     [
         ("ray", {"services/runtime/cluster.py", "actors.py"}),
         ("minio", {"services/runtime/objects.py"}),
-        ("sqlalchemy", {f"services/runtime/{name}.py" for name in ("tables", "store", "children", "events", "blobs")}),
+        ("sqlalchemy", {f"services/runtime/{name}.py" for name in ("tables", "store", "events", "blobs")}),
         ("av", {"trainer/media", "services/local/demo_data.py", "trainer/preview/reel.py"}),
     ],
 )
