@@ -41,7 +41,7 @@ def entry(
     return local, directory
 
 
-def build(*entries: tuple[bytes, bytes, dict[str, object]], comment: bytes = b"", count: int | None = None) -> bytes:
+def build(*entries: tuple[bytes, bytes, Mapping[str, object]], comment: bytes = b"", count: int | None = None) -> bytes:
     """A zip of (name, raw bytes, fields of `entry`); without size and crc, those of raw."""
     body, directory = b"", b""
     for name, raw, fields in entries:
