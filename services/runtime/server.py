@@ -5,6 +5,7 @@ import logging
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -12,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services.runtime import tracing
 from services.runtime.auth import Tokens, server_credentials
+from services.runtime.guarded_server import GuardedServer
 from services.runtime.interceptor import CallInterceptor
 from services.runtime.settings import Settings, SettingsError
 
@@ -44,11 +46,14 @@ class Server:
     ) -> None:
         self._settings = settings
         self._names = ["", *service_names]
-        calls = CallInterceptor(Tokens.read(settings), settings.max_calls)
+        calls = CallInterceptor(Tokens.read(settings), settings)
         # Streams that are cut by it go on by their cursor.
         age = int(max_connection_age_seconds * 1000)
         ages = (("grpc.max_connection_age_ms", age), ("grpc.max_connection_age_grace_ms", age // 6))
-        self.grpc = grpc.aio.server(interceptors=[*tracing.server_interceptors(), calls], options=[*OPTIONS, *ages])
+        server: Any = GuardedServer([*tracing.server_interceptors(), calls], [*OPTIONS, *ages])
+        self.grpc: grpc.aio.Server = server
+        # Set when it accepts no more calls, for whatever reason.
+        self.ended: asyncio.Event = server.ended
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if settings.reflection:

@@ -6,7 +6,7 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Stage
 
-from services.runtime.cluster import WorkerLost, kill
+from services.runtime.cluster import NOT_A_SERVICE, WorkerLost, kill
 from services.runtime.service import Runtime, store_address
 from services.runtime.store import Edit, Store
 from services.runtime.work import Retryable
@@ -35,7 +35,7 @@ async def last_checkpoint(runtime: Runtime, jobs: Store[Job], job: Job) -> Calla
 async def _audited(runtime: Runtime, job: Job, lora: Artifact) -> Failed | None:
     settings = runtime.settings
     # Never waits for a CPU, of which others may hold all.
-    actor = AuditActor.options(num_cpus=0).remote(store_address(settings))  # type: ignore[attr-defined]
+    actor = AuditActor.options(num_cpus=0, label_selector=NOT_A_SERVICE).remote(store_address(settings))  # type: ignore[attr-defined]
     remote, with_audio = Remote(lora.blob.key, lora.blob.sha256), job.effective_spec.with_audio
     try:
         call = actor.audit.remote(remote, settings.model, settings.model_revision or None, with_audio)
