@@ -7,6 +7,8 @@ import os
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# Its C core writes a line of its own, at any rate, for each peer that breaks a rule of HTTP/2 or fails a handshake.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 if token := os.environ.get("LTXTRAIN_RAY_TOKEN"):
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_AUTH_TOKEN", token)

@@ -95,17 +95,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         async def answer(_requests: Any, context: Any) -> None:
             telemetry.bind(method=method, peer=peer_of(context))
-            started = time.monotonic()
             try:
                 self._open.take(peer_of(context))
                 async with asyncio.timeout(ARRIVAL_SECONDS):
                     request = await context.read()
             except errors.QueueFull as error:
-                await _abort(error, started, context)
+                await _abort(error, context)
             except (DecodeError, TimeoutError):
                 request = grpc.aio.EOF
             if request is grpc.aio.EOF:
-                await _abort(errors.MessageMalformed(), started, context)
+                await _abort(errors.MessageMalformed(), context)
             if handler.unary_stream:
                 await handler.unary_stream(request, context)
             else:
@@ -165,7 +164,7 @@ def _answer(method: str, call: Call, parse: Callable[[bytes], Any]) -> Callable[
         finally:
             metrics.rpc_seconds.labels(method, code.name).observe(time.monotonic() - started)
         # Outside of the handling of `error`, of which nothing may be told.
-        await _abort(refusal, started, context)
+        await _abort(refusal, context)
 
     return answer
 
@@ -174,7 +173,7 @@ def _stream(method: str, call: Call, parse: Callable[[bytes], Any] | None) -> Ca
     """`parse` makes a request of the one message; without it, what arrives is an iterator of requests."""
 
     async def stream(arrived: Any, context: Any) -> AsyncIterator[Any]:
-        started, code = time.monotonic(), grpc.StatusCode.CANCELLED
+        code = grpc.StatusCode.CANCELLED
         try:
             request = _parsed(arrived, parse, context) if parse else arrived
             async with contextlib.aclosing(call(request, context)) as responses:
@@ -187,7 +186,7 @@ def _stream(method: str, call: Call, parse: Callable[[bytes], Any] | None) -> Ca
             code = refusal.code
         finally:
             metrics.streams_ended.labels(method, code.name).inc()
-        await _abort(refusal, started, context)
+        await _abort(refusal, context)
 
     return stream
 
@@ -198,7 +197,7 @@ def _refuse(method: str, error: errors.ApiError, started: float) -> Callable[[An
     async def refuse(_requests: Any, context: Any) -> AsyncIterator[Any]:
         metrics.rpc_seconds.labels(method, error.code.name).observe(time.monotonic() - started)
         telemetry.bind(peer=peer_of(context))
-        await _abort(error, started, context)
+        await _abort(error, context)
         yield
 
     return refuse
@@ -240,9 +239,8 @@ def _unavailable(text: str) -> errors.ApiError:
     return error
 
 
-async def _abort(error: errors.ApiError, started: float, context: Any) -> NoReturn:
-    seconds = round(time.monotonic() - started, 4)
-    log.info("refused: %s", errors.reason_name(error.reason), extra={"code": error.code.name, "seconds": seconds})
+async def _abort(error: errors.ApiError, context: Any) -> NoReturn:
+    log.info("refused: %s", errors.reason_name(error.reason))
     tracing.mark_failed(error.code)
     await context.abort_with_status(rpc_status.to_status(fit_status(error.status())))
     raise AssertionError("abort_with_status raises")

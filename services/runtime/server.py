@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -22,6 +23,7 @@ log = logging.getLogger(__name__)
 # An answer repeats what was asked for, twice at most, and has to stay below the 4 MiB that clients take.
 MAX_REQUEST_BYTES = 2**20
 MAX_CONNECTION_AGE_SECONDS = 30 * 60.0
+MAX_CONNECTIONS = 4_096
 OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -31,8 +33,16 @@ OPTIONS = (
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     # Of one connection; watches of one caller are counted beside it.
     ("grpc.max_concurrent_streams", 2_000),
+    # Connections that nobody uses: one that says nothing at first, and one that has no call.
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.so_reuseport", 0),
 )
+
+
+def max_connections() -> int:
+    """Connections that strangers may open: half of the process's file handles are its own."""
+    return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 class Server:
@@ -50,7 +60,8 @@ class Server:
         # Streams that are cut by it go on by their cursor.
         age = int(max_connection_age_seconds * 1000)
         ages = (("grpc.max_connection_age_ms", age), ("grpc.max_connection_age_grace_ms", age // 6))
-        server: Any = GuardedServer([*tracing.server_interceptors(), calls], [*OPTIONS, *ages])
+        bound = ("grpc.max_allowed_incoming_connections", max_connections())
+        server: Any = GuardedServer([*tracing.server_interceptors(), calls], [*OPTIONS, *ages, bound])
         self.grpc: grpc.aio.Server = server
         # Set when it accepts no more calls, for whatever reason.
         self.ended: asyncio.Event = server.ended

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -98,6 +99,7 @@ async def run(runtime: Runtime, build: Callable[[Runtime], Service]) -> int:
     server = Server(runtime.settings, [service.full_name])
     service.register(server.grpc)
     stop = stop_event()
+    keep_collections_short()
     await server.start()
     background = [
         asyncio.create_task(_keep_ready(server, runtime), name="the readiness check"),
@@ -124,6 +126,11 @@ async def run(runtime: Runtime, build: Callable[[Runtime], Service]) -> int:
     await asyncio.gather(*background, *ends, return_exceptions=True)
     await runtime.database.close()
     return status
+
+
+def keep_collections_short() -> None:
+    """Exempt what is in memory now from garbage collection: a pass over all that is imported takes 60 ms."""
+    gc.freeze()
 
 
 def _exit_status(

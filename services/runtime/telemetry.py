@@ -20,9 +20,12 @@ from services.runtime import tracing
 
 FIELDS = ("resource", "stage", "trace_id", "method", "peer", "code", "seconds", "left_out")
 # Characters of a line's parts: all of them may hold what a stranger sent.
-MAX_MESSAGE, MAX_FIELD, MAX_TRACE = 2_000, 100, 6_000
+MAX_MESSAGE, MAX_FIELD, MAX_TRACE = 2_000, 64, 6_000
 # Lines of one place in the code that are written in a second: about one caller, and in all.
 PEER_LINES, LINES = 2, 50
+
+# Stack traces that gRPC writes for each peer that leaves in the midst of a message, or whose headers are not UTF-8.
+GRPC_NOISE = ("ExecuteBatchError raised", "Invalid encoding on")
 
 # What may be secret wherever a library puts it into its text: queries of URLs, user parts, signatures, bearer tokens.
 # Each of these takes time that is linear in the text: what is repeated has a bound, or ends where nothing else begins.
@@ -147,8 +150,7 @@ class Bounded(logging.Filter):
         self._left_out: Counter[tuple[str, ...]] = Counter()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name.startswith("grpc._cython") and "ExecuteBatchError" in record.getMessage():
-            # The stack trace that gRPC writes for each peer that leaves in the midst of a message.
+        if record.name.startswith("grpc._cython") and str(record.msg).startswith(GRPC_NOISE):
             return False
         if (second := int(self._clock())) != self._second:
             self._second = second
