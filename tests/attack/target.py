@@ -52,6 +52,10 @@ class Target:
     def has_ended(self) -> bool:
         return self._process.returncode is not None
 
+    async def ended(self) -> int:
+        """The exit status, once there is one."""
+        return await self._process.wait()
+
     @property
     def log_bytes(self) -> int:
         return self.log_path.stat().st_size
@@ -80,14 +84,14 @@ def handles(pid: int) -> int:
 
 
 @asynccontextmanager
-async def running_target(folder: Path) -> AsyncIterator[Target]:
+async def running_target(folder: Path, *program: str) -> AsyncIterator[Target]:
+    """`program` is what Python runs in place of this module."""
     folder.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join([str(ROOT), *sys.path])
     with (folder / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "tests.attack.target",
+            *(program or ("-m", "tests.attack.target")),
             str(folder),
             stdout=subprocess.PIPE,
             stderr=log,

@@ -3,27 +3,28 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import grpc.aio
 import pytest
-from grpc._cython import cygrpc
 from ltxtrain.v1 import train_pb2_grpc
 from ltxtrain.v1.train_pb2 import Job
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from services.runtime import guarded_server, service, tables
+from services.runtime import service, tables
 from services.runtime.blobs import Blobs
 from services.runtime.cluster import Cluster, _can_work
 from services.runtime.events import EventLog
 from services.runtime.objects import ObjectStore, StoreAddress
+from services.runtime.server import Server
 from services.runtime.service import EXIT_CLUSTER_LOST, EXIT_UNAVAILABLE, Runtime
 from services.runtime.settings import Settings
 from services.runtime.store import Store
 from services.runtime.tables import Database
 from services.runtime.work import WorkRunner
+from tests.attack.target import running_target
 from tests.attack.wire import connected
 from tests.services.runtime.front import FULL_NAME, JobBook
 
@@ -62,41 +63,50 @@ class StillCluster:
 
 @pytest.fixture
 def runtime(database: Database, object_store: StoreAddress, tmp_path: Path) -> Runtime:
-    settings = Settings(state_dir=tmp_path, bind=f"127.0.0.1:{free_port()}", grace_seconds=2.0)
+    settings = Settings(state_dir=tmp_path, grace_seconds=2.0)
     cluster = cast(Cluster, StillCluster())
     return Runtime(settings, database, EventLog(database), Blobs(database), ObjectStore(object_store), cluster)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def listening(address: str) -> None:
-    while True:
-        try:
-            async with connected(address):
-                return
-        except OSError:
-            await asyncio.sleep(0.01)
-
-
-async def test_a_loop_that_ends_ends_the_process(
+async def test_a_server_that_accepts_no_more_calls_ends_the_process(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As grpcio is without the guard: one request ends its accept loop, although a watch is open."""
-    monkeypatch.setattr(guarded_server._AcceptLoop, "_request_call", cygrpc.AioServer._request_call)
-    running = asyncio.create_task(service.run(runtime, Jobs))
-    await listening(runtime.settings.bind)
-    async with connected(runtime.settings.bind) as idle, connected(runtime.settings.bind) as wire:
+    started: list[Server] = []
+
+    async def start(self: Server, start: Callable[[Server], Awaitable[None]] = Server.start) -> None:
+        await start(self)
+        started.append(self)
+        self.ended.set()
+
+    monkeypatch.setattr(Server, "start", start)
+    async with asyncio.timeout(60):
+        assert await service.run(runtime, Jobs) == EXIT_UNAVAILABLE
+    assert started and "accepts no more calls" in caplog.text
+
+
+UNGUARDED = """
+import asyncio, pathlib, sys
+from grpc._cython import cygrpc
+from services.runtime import guarded_server
+guarded_server._AcceptLoop._request_call = cygrpc.AioServer._request_call
+from tests.attack.target import serve
+asyncio.run(serve(pathlib.Path(sys.argv[1])))
+"""
+
+
+async def test_the_end_of_grpcs_loop_is_noticed(tmp_path: Path) -> None:
+    """As grpcio is without the guard: one request ends its accept loop, while a watch is open, and so the process."""
+    async with (
+        running_target(tmp_path / "target", "-c", UNGUARDED) as target,
+        connected(target.address) as idle,
+        connected(target.address) as wire,
+    ):
         await idle.greet()
         await idle.request(b"/grpc.health.v1.Health/Watch")
         await wire.greet()
         await wire.request(b"/\xff")
         async with asyncio.timeout(60):
-            assert await running == EXIT_UNAVAILABLE
-    assert "accepts no more calls" in caplog.text
+            assert await target.ended() != 0
 
 
 async def test_a_background_task_that_ends_ends_the_process(
