@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ModelUnavailable
-from trainer.model_files import COMPONENTS, component_digest, digest_of, file_digest, read_json, weight_files
+from trainer.model_files import COMPONENTS, component_digest, digest_of, file_digest, read_json, readable, weight_files
 from trainer.model_hub import cached_snapshot, download_snapshot
 from trainer.model_version import check_version
 from trainer.single_file import ORIGINAL_COMPONENTS, check_original
@@ -44,6 +44,7 @@ class ModelFolder:
         return int(self.config("transformer")["num_layers"])
 
 
+@readable()
 def resolve_model(
     reference: str, revision: str | None = None, components: Collection[str] = tuple(COMPONENTS)
 ) -> ModelFolder:
