@@ -50,7 +50,13 @@ CHUNK_BYTES = 2**20
 PART_BYTES, MAX_PARTS = 8 * 2**20, 10_000  # about six parts are in memory at once
 PARALLEL_PARTS, THREADS = 3, 8
 # A store that is started again refuses connections for a second or two and may fail for some more: this waits 16 s.
-RETRY = urllib3.Retry(total=8, backoff_factor=0.1, backoff_max=5.0, status_forcelist=(500, 502, 503, 504))
+RETRY = urllib3.Retry(
+    total=8,
+    backoff_factor=0.1,
+    backoff_max=5.0,
+    status_forcelist=(500, 502, 503, 504),
+    respect_retry_after_header=False,
+)
 TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 SHA256_HEADER = "x-amz-meta-sha256"
 MISSING = {"NoSuchKey", "NoSuchObject"}

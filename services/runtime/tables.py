@@ -184,10 +184,10 @@ class Database:
             await connection.commit()
             committed()
 
-        if not self._owned:
-            raise DatabaseUnavailable(TAKEN)
         with _answering():
             async with self._writing, self._engine.connect() as connection:
+                if not self._owned:
+                    raise DatabaseUnavailable(TAKEN)
                 yield connection
                 await _uninterrupted(commit(connection))
 
