@@ -33,7 +33,7 @@ class JobBook(train_pb2_grpc.TrainServiceServicer):
     def __init__(self, database: Database, settings: Settings, heartbeat_seconds: float = 0.05) -> None:
         self.log = EventLog(database, heartbeat_seconds)
         self.jobs: Store[Job] = Store(database, self.log, "jobs", Job)
-        self._watches = Watches(self.log, settings)
+        self._watches = Watches(self.log)
         # Streams that were opened, messages that they have handed to gRPC, and a bell for each that has ended.
         self.streams = 0
         self.sent = 0

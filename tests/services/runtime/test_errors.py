@@ -38,6 +38,7 @@ SAMPLES: list[ApiError] = [
     errors.Unauthenticated("Who?"),
     errors.PermissionDenied("No."),
     errors.Draining(),
+    errors.MessageMalformed(),
     errors.Unavailable(ErrorReason.ERROR_REASON_DOWNLOAD_FAILED, "Gone.", metadata={"url": "https://example.com/a"}),
     errors.Upstream(UPSTREAM),
 ]
