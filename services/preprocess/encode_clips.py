@@ -14,10 +14,9 @@ from services.preprocess.cache import Entry, as_blob
 from services.preprocess.context import Context
 from services.preprocess.encoder_pool import Encoders
 from services.preprocess.failures import GpuOutOfMemory
-from services.preprocess.outcome import FitOutcome, SceneOutcome
+from services.preprocess.outcome import FitOutcome, SampleFile, SceneOutcome
 from services.preprocess.plan import Item
 from services.preprocess.results import ClipResult, item_files, item_key
-from services.preprocess.sample_files import SampleFile
 from services.runtime.cluster import ActorKilled, kill
 from services.runtime.objects import ObjectCorrupt, ObjectMissing, StoredBlob
 from services.runtime.pool import map_bounded

@@ -18,8 +18,9 @@ from ltxtrain.v1.work_pb2 import ReportLine
 from services.pages.contact_sheet import SheetSample, render_contact_sheet
 from services.preprocess.cache import as_blob
 from services.preprocess.context import Context
+from services.preprocess.outcome import SERVICE
 from services.preprocess.results import Results
-from services.preprocess.sample_files import SERVICE, load_sheet
+from services.preprocess.sample_files import load_sheet
 from services.runtime.objects import Objects, StoredBlob
 from services.runtime.report import COLLECTION
 from services.runtime.store import Edit

@@ -11,11 +11,10 @@ from services.preprocess.cache import Entry
 from services.preprocess.cache_keys import latents_key, lossless_key, sheet_key
 from services.preprocess.context import Context
 from services.preprocess.failures import skipped_lines
-from services.preprocess.outcome import FitOutcome
+from services.preprocess.outcome import FitOutcome, SampleFile
 from services.preprocess.plan import Item, Plan
 from services.preprocess.prompts import Prompts
 from services.preprocess.report import clip_lines, suggestions, validation_line
-from services.preprocess.sample_files import SampleFile
 
 
 @dataclass(frozen=True, kw_only=True)
