@@ -30,7 +30,7 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, Stage, State
 
 from services.runtime.events import EventLog
-from services.runtime.rpc import Watches
+from services.runtime.requests import Watches
 from services.runtime.server import Server
 from services.runtime.settings import Settings
 from services.runtime.store import Store
@@ -55,7 +55,7 @@ class Book(train_pb2_grpc.TrainServiceServicer):
         self.all_came, self.all_left = asyncio.Event(), asyncio.Event()
         self.log = EventLog(database)
         self.jobs: Store[Job] = Store(database, self.log, "jobs", Job)
-        self._watches = Watches(self.log, settings)
+        self._watches = Watches(self.log)
 
     async def WatchJob(
         self, request: train_pb2.WatchJobRequest, context: Any

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pocket.world import DUSK, Colour, Frames, Shape
+from pocket.world import DUSK, Colour, Shape
 
 Levels = NDArray[np.float64]
 

@@ -47,4 +47,3 @@ def encode_clip(vae: Any, frames: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor
 def read_latents(shards: Path) -> Tensor:
     """All clips, bfloat16 [n, 128, F, h, w]."""
     return torch.cat([safetensors.torch.load_file(file)["latents"] for file in sorted(shards.glob("*.safetensors"))])
-

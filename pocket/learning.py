@@ -15,21 +15,21 @@ import torch
 
 from pocket.detect import dusk_level, see
 from pocket.world import FRAME_RATE, Frames, Motion, Scene, Style, draw_scene, render, styled
-from trainer.decode import decode_video
-from trainer.encode import PromptEncoder, encode_video
-from trainer.held_out import held_out_loss
-from trainer.distributed import Worker
-from trainer.loading import load_transformer, load_video_vae
-from trainer.loop import train
-from trainer.lora import add_lora, base_model
-from trainer.metrics import measure
-from trainer.model import resolve_model
-from trainer.precision import Precision
-from trainer.prompts import NEGATIVE_PROMPT, with_trigger
-from trainer.sample import EncodedClip, PromptEmbedding
-from trainer.sampler import Sampled, SamplerSettings, continue_clip
-from trainer.settings import TrainSettings
-from trainer.velocity import VelocityModel
+from trainer.data.encode import PromptEncoder, encode_video
+from trainer.data.encoded import EncodedClip, PromptEmbedding
+from trainer.data.prompts import NEGATIVE_PROMPT, with_trigger
+from trainer.model.folder import resolve_model
+from trainer.model.loading import load_transformer, load_video_vae
+from trainer.model.precision import Precision
+from trainer.model.transformer import VelocityModel
+from trainer.preview.metrics import measure
+from trainer.preview.previewer import decode_video
+from trainer.preview.sampler import Sampled, SamplerSettings, continue_clip
+from trainer.training.distributed import Worker
+from trainer.training.loop import train
+from trainer.training.lora import add_lora, base_model
+from trainer.training.losses import held_out_loss
+from trainer.training.settings import TrainSettings
 
 OPENINGS_SEED, STYLE_SEED = 2401, 2402
 PREFIX_FRAMES, FRAMES = 9, 17
@@ -116,9 +116,7 @@ class Pocket:
 
     def held_out_loss_ratio(self, indices: Sequence[int]) -> float:
         """Of the LoRA over the base model's, on styled clips that were not trained on."""
-        samples = [
-            self.sample_of(styled(opening(index), Style.DUSK, PREFIX_FRAMES - 1)) for index in indices
-        ]
+        samples = [self.sample_of(styled(opening(index), Style.DUSK, PREFIX_FRAMES - 1)) for index in indices]
         model, settings = VelocityModel(self.transformer), _settings(1, 8, 0.0)
         places = range(len(samples))
         with_lora = held_out_loss(model, samples, places, settings, Worker())
@@ -129,9 +127,7 @@ class Pocket:
         """The opening of that index, continued to FRAMES frames."""
         scene = opening(index)
         prefix = self.clip(render(scene, PREFIX_FRAMES))
-        settings = SamplerSettings(
-            frame_count=FRAMES, seed=42, index=index, stg_scale=stg_scale, step_count=steps
-        )
+        settings = SamplerSettings(frame_count=FRAMES, seed=42, index=index, stg_scale=stg_scale, step_count=steps)
         reports = continue_clip(
             VelocityModel(self.transformer),
             self.folder.config("scheduler"),

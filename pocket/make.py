@@ -19,11 +19,11 @@ from pocket.model import TRANSFORMER_CONFIG, build_untrained, store_weights
 from pocket.pretraining import average_of
 from pocket.video_vae import PLAN as VIDEO_VAE_PLAN
 from pocket.video_vae import started_video_vae, train_video_vae
-from trainer.encode import PromptEncoder
-from trainer.model import resolve_model
-from trainer.prompts import NEGATIVE_PROMPT
-from trainer.quiet import hush_imports
-from trainer.sample import PromptEmbedding
+from trainer.data.encode import PromptEncoder
+from trainer.data.encoded import PromptEmbedding
+from trainer.data.prompts import NEGATIVE_PROMPT
+from trainer.model.folder import resolve_model
+from trainer.model.loading import hush_imports
 
 STAGES = ("video-vae", "latents", "transformer", "weights")
 

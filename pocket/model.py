@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pocket.video_vae import CONFIG as VIDEO_VAE
-from trainer.tiny import CONNECTORS, TRANSFORMER, build_tiny_model
+from trainer.model.tiny import CONNECTORS, TRANSFORMER, build_tiny_model
 
 WEIGHTS = Path(__file__).parent / "weights"
 LEARNED = ("vae", "transformer")

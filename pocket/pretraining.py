@@ -108,7 +108,11 @@ def rate_at(step: int, steps: int) -> float:
 
 
 def _store(
-    file: Path, step: int, trained: dict[str, nn.Parameter], average: dict[str, Tensor], optimizer: torch.optim.Optimizer
+    file: Path,
+    step: int,
+    trained: dict[str, nn.Parameter],
+    average: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     part = file.with_suffix(".part")
     weights = {name: parameter.detach() for name, parameter in trained.items()}

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from pocket.pretraining import Plan, pretrain
 from pocket.world import Scene
+from trainer.data.encoded import PromptEmbedding
 from trainer.geometry import SPATIAL_COMPRESSION, latent_frames
-from trainer.prefix import masked_loss, objective, pack_video
-from trainer.sample import PromptEmbedding
+from trainer.model.transformer import VelocityModel
 from trainer.seeds import generator
-from trainer.timesteps import draw_levels
-from trainer.velocity import VelocityModel
+from trainer.training.losses import draw_levels
+from trainer.training.objective import masked_loss, objective, pack_video
 
 PLAN = Plan(name="transformer", steps=3000, learning_rate=1.5e-3)
 SEED = 1303

@@ -121,7 +121,9 @@ def train_video_vae(folder: Path) -> Any:
     spread = vae.latents_std.view(1, -1, 1, 1, 1).clone()
 
     def losses(step: int) -> dict[str, Tensor]:
-        return reconstruction_losses(vae, batch(SEED, step), spread, torch.Generator().manual_seed(SEED * 100_000 + step))
+        return reconstruction_losses(
+            vae, batch(SEED, step), spread, torch.Generator().manual_seed(SEED * 100_000 + step)
+        )
 
     pretrain(vae, PLAN, losses, folder)
     return vae

@@ -245,7 +245,9 @@ def styled(scene: Scene, style: Style, turn: int) -> Scene:
     return replace(scene, style=style, turn=turn)
 
 
-def render(scene: Scene, frame_count: int, *, first: int = 0, window: tuple[int, int, int, int] | None = None) -> Frames:
+def render(
+    scene: Scene, frame_count: int, *, first: int = 0, window: tuple[int, int, int, int] | None = None
+) -> Frames:
     """Frames first..first + frame_count; window: left, top, width, height of the part to draw, None for all."""
     left, top, width, height = window or (0, 0, scene.width, scene.height)
     x = np.arange(left, left + width, dtype=np.float32)[None, :] + 0.5
@@ -286,13 +288,19 @@ def _styled_ground(scene: Scene, frame: int, ground: Pixels, x: Pixels, y: Pixel
     if scene.style is Style.HALO:
         state = scene.state(frame)
         around = replace(state, size=state.size + 10 + 12 * level)
-        ring = np.maximum(_cover(scene.shape, around, x, y) - _cover(scene.shape, replace(around, size=around.size - 12), x, y), 0)
+        ring = np.maximum(
+            _cover(scene.shape, around, x, y) - _cover(scene.shape, replace(around, size=around.size - 12), x, y), 0
+        )
         return ground + (level * ring)[..., None] * (np.array(HALO, np.float32) - ground)
     picture = ground
     for ghost in range(TRAIL_GHOSTS, 0, -1):
         then = frame - ghost * TRAIL_SPACING
         if then >= scene.turn - TRAIL_SPACING * TRAIL_GHOSTS:
-            cover = _cover(scene.shape, scene.state(max(then, 0.0)), x, y)[..., None] * 0.6 * (1 - ghost / (TRAIL_GHOSTS + 1))
+            cover = (
+                _cover(scene.shape, scene.state(max(then, 0.0)), x, y)[..., None]
+                * 0.6
+                * (1 - ghost / (TRAIL_GHOSTS + 1))
+            )
             picture = picture + cover * (np.array(scene.colour, np.float32) - picture)
     return picture
 

@@ -6,19 +6,22 @@ Nothing holds a CPU or a GPU while it waits: actors live in pools made for one p
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from typing import Any, TypeVar
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from services.runtime.reach import ask, in_thread, wait_for_listener
-
 log = logging.getLogger(__name__)
 
 NAMESPACE = "ltxtrain"
+# The raylets beside services have the label ltxtrain=service (docker/entrypoint); nodes without any are meant.
+NOT_A_SERVICE = {"ltxtrain": "!service"}
 PROBE_SECONDS = 5.0
 # Probes in a row without an answer until the cluster counts as lost: a busy head may miss one.
 PROBES = 2
@@ -52,6 +55,8 @@ class Cluster:
     def __init__(self) -> None:
         self.lost = asyncio.Event()
         self._node_id = ray.get_runtime_context().get_node_id()
+        # False while there is no node with CPUs, as when a head has lost its raylet: all work would wait for ever.
+        self.can_work = _can_work(_nodes())
 
     @classmethod
     def attach(cls, address: str, token: str) -> "Cluster":
@@ -91,8 +96,11 @@ class Cluster:
         return int(_resources().get("object_store_memory", 0))
 
     def model_options(self) -> dict[str, Any]:
-        """Of an actor that holds a model: a GPU; in a cluster without any, none of Ray's CPUs: it must never wait."""
-        return {"num_gpus": 1, "num_cpus": 0} if self.gpu_count else {"num_cpus": 0}
+        """Ray resources of a model actor: a GPU, or on CPU-only clusters no CPU, so that it is scheduled at once.
+
+        Without a CPU to ask for, Ray might place it on the raylet beside a service, whose memory is not meant for it.
+        """
+        return {"num_gpus": 1, "num_cpus": 0} if self.gpu_count else {"num_cpus": 0, "label_selector": NOT_A_SERVICE}
 
     async def watch(self) -> None:
         """Set `lost` when the cluster stops answering, or is another one; runs until then."""
@@ -108,7 +116,10 @@ class Cluster:
 
     def _has_node(self) -> bool:
         """Whether the cluster still has the node that this process is attached to. Without a head it hangs."""
-        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = _nodes()
+        could, self.can_work = self.can_work, _can_work(nodes)
+        if could != self.can_work:
+            log.warning("the Ray cluster has %s node with CPUs", "a" if self.can_work else "no")
         return any(node["NodeID"] == self._node_id and node["Alive"] for node in nodes)
 
     async def value(self, reference: Any) -> Any:
@@ -208,8 +219,17 @@ class ActorGroup:
                 await stream.aclose()
 
 
+def _nodes() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ray.nodes()
+    return found
+
+
+def _can_work(nodes: Sequence[Mapping[str, Any]]) -> bool:
+    return any(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in nodes)
+
+
 def _resources() -> dict[str, float]:
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    found: dict[str, float] = ray.cluster_resources()
     return found
 
 
@@ -231,3 +251,54 @@ def _translated() -> Iterator[None]:
         raise WorkerLost(f"an actor ended: {type(error).__name__}") from error
     except RayError as error:
         raise WorkerLost(type(error).__name__) from error
+
+
+def wait_for_listener(address: str, seconds: float) -> None:
+    """Return when somebody listens at host:port. Raises OSError after the seconds, and ValueError for another form."""
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
+async def ask(question: Callable[[], bool], seconds: float) -> bool:
+    """What a blocking call answers; False when it raises, or has not returned in time."""
+    try:
+        return await asyncio.wait_for(in_thread(question), seconds)
+    except Exception:
+        return False
+
+
+def in_thread(call: Callable[[], R]) -> "asyncio.Future[R]":
+    """What a blocking call returns or raises.
+
+    Its thread is not one of the loop's pool, which would hold up the end of the process.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[R] = loop.create_future()
+
+    def settle(result: R | None, error: Exception | None) -> None:
+        if future.done():
+            return
+        if error is None:
+            future.set_result(cast(R, result))
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = call()
+        except Exception as raised:
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=run, name="blocking call", daemon=True).start()
+    return future

@@ -21,7 +21,7 @@ from tests import cards
 from tests.clips import Sound, numbered, tones, write_clip
 from tests.services.preprocess.running import WHOLE, Ended, Preprocess, settings
 from tests.sounds import burst_seconds
-from trainer.sample import load_clip, load_prompt
+from trainer.data.encoded import load_clip, load_prompt
 
 
 async def test_samples_are_named_and_ordered_by_their_clips(whole: Ended) -> None:
