@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install up demo test lint check soak bench release-contract clean
+.PHONY: install up demo pocket test lint check soak bench release-contract clean
 
 install: $(INSTALLED)
 
@@ -20,6 +20,10 @@ up: install
 
 demo: install
 	$(BIN)/ltxtrain demo --out demo-out
+
+# The pocket model's weights from nothing: about an hour of two idle cores, stopped and resumed at any time.
+pocket: install
+	$(BIN)/python -m pocket.make
 
 lint: install
 	$(BIN)/ruff check

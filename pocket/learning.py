@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from pocket.detect import dusk_level, see
-from pocket.world import FRAME_RATE, Frames, Motion, Scene, Style, draw_scene, render, styled
+from pocket.scenes import FRAMES, PREFIX_FRAMES, STYLE_CLIPS, TRIGGER, opening, style_scene
+from pocket.world import FRAME_RATE, Frames, Scene, Style, render, styled
 from trainer.data.encode import PromptEncoder, encode_video
 from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.data.prompts import NEGATIVE_PROMPT, with_trigger
@@ -31,33 +32,7 @@ from trainer.training.lora import add_lora, base_model
 from trainer.training.losses import held_out_loss
 from trainer.training.settings import TrainSettings
 
-OPENINGS_SEED, STYLE_SEED = 2401, 2402
-PREFIX_FRAMES, FRAMES = 9, 17
-TRIGGER = "night falls,"
 POSITION_PIXELS, COLOUR_LEVELS, STYLE_LEVEL = 12.0, 20.0, 0.5
-# Grounds that dusk changes much.
-BY_DAY = ("pale blue", "grey", "sandy")
-STYLE_CLIPS = 12
-
-
-def opening(index: int) -> Scene:
-    """A scene that neither the model nor a LoRA was trained on, on a ground by day."""
-    return _by_day(OPENINGS_SEED, index)
-
-
-def style_scene(index: int) -> Scene:
-    """A scene of the style's dataset: night falls after the opening."""
-    return styled(_by_day(STYLE_SEED, index), Style.DUSK, PREFIX_FRAMES - 1)
-
-
-def _by_day(seed: int, index: int) -> Scene:
-    attempt = 0
-    while True:
-        motions = (Motion.DRIFT, Motion.BOUNCE, Motion.FALL, Motion.GROW, Motion.SPIN)
-        scene = draw_scene([seed, index, attempt], frame_count=49, motions=motions)
-        if scene.ground_name in BY_DAY:
-            return scene
-        attempt += 1
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ A deep stack of convolutions learns the mean of a colour only slowly. So each do
 principal components of what reaches it, and each upsampler of the decoder as the regression of finer components on
 coarser ones, with the 27 neighbours that its kernel sees. Gradient descent then goes on from something that works.
 
-Letters: N clips, C channels, T H W at the size of the stage. Where RMS norm and SiLU stand in the way of a linear map, a
-large constant in every channel keeps both near a straight line.
+Letters: N clips, C channels, T H W at the size of the stage. Where RMS norm and SiLU stand in the way of a linear
+map, a large constant in every channel keeps both near a straight line.
 """
 
 from typing import Any
@@ -24,7 +24,10 @@ PATCH = 4
 
 @torch.no_grad()
 def solve(vae: Any, pixels: Tensor, generator: torch.Generator, noise: float) -> Tensor:
-    """The latents of the pixels. pixels [N, 3, T, H, W] in -1..1, T 1 modulo 8; noise: of the latents, in their deviations, that decoding bears."""
+    """Set the weights of vae; the latents that it then makes of the pixels.
+
+    pixels [N, 3, T, H, W] in -1..1, T 1 modulo 8; noise: share of each latent's deviation that decoding has to bear.
+    """
     _silence(vae)
     latents = _solve_encoder(vae.encoder, pixels)
     _solve_decoder(vae.decoder, latents, pixels, generator, noise)

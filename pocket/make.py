@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from pocket import latents, transformer
+from pocket import transformer
 from pocket.model import TRANSFORMER_CONFIG, build_untrained, store_weights
 from pocket.pretraining import average_of
 from pocket.video_vae import PLAN as VIDEO_VAE_PLAN
@@ -40,7 +40,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     run = {
         "video-vae": lambda: train_video_vae(arguments.work),
-        "latents": lambda: latents.encode_world(started_video_vae(arguments.work), arguments.work),
+        "latents": lambda: transformer.encode_world(started_video_vae(arguments.work), arguments.work),
         "transformer": lambda: train_transformer(arguments.work),
         "weights": lambda: write_weights(arguments.work),
     }
@@ -50,11 +50,11 @@ def main() -> None:
 
 def train_transformer(work: Path) -> None:
     vae = started_video_vae(work)
-    raw = latents.read_latents(work / "latents")
+    raw = transformer.read_latents(work / "latents")
     mean, deviation = (value.view(1, -1, 1, 1, 1) for value in (vae.latents_mean, vae.latents_std))
     for clip in raw:  # in place, clip by clip: the whole in float32 would be twice as large
         clip.copy_((clip.float() - mean[0]) / deviation[0])
-    scenes = [latents.scene_of(index) for index in range(len(raw))]
+    scenes = [transformer.scene_of(index) for index in range(len(raw))]
     prompts = prompt_embeddings(work, [scene.caption for scene in scenes])
     transformer.train_transformer(untrained_transformer(), raw, prompts, scenes, work)
 
@@ -64,7 +64,9 @@ def untrained_transformer() -> Any:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(transformer.SEED)
-        return LTX2VideoTransformer3DModel(**TRANSFORMER_CONFIG)
+        model = LTX2VideoTransformer3DModel(**TRANSFORMER_CONFIG)
+    transformer.point_heads(model)
+    return model
 
 
 def prompt_embeddings(work: Path, captions: list[str]) -> dict[str, PromptEmbedding]:

@@ -1,10 +1,11 @@
 """The pocket model as a pipeline folder: what was learned, and around it what is drawn from a seed.
 
 Learned are the video VAE and the transformer; their weights lie beside this file, in half precision. Text encoder and
-connectors stay random: their embeddings tell words apart, and the transformer was trained on them. The audio VAE and the
-vocoder stay random too, so that the model has a picture and no sound.
+connectors stay random: their embeddings tell words apart, and the transformer was trained on them. The audio VAE and
+the vocoder stay random too, so that the model has a picture and no sound.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,8 @@ import torch
 from torch import Tensor
 
 from pocket.video_vae import CONFIG as VIDEO_VAE
+from pocket.weights import LEARNED, WEIGHTS
 from trainer.model.tiny import CONNECTORS, TRANSFORMER, build_tiny_model
-
-WEIGHTS = Path(__file__).parent / "weights"
-LEARNED = ("vae", "transformer")
 
 HEADS, HEAD_WIDTH, AUDIO_HEAD_WIDTH, LAYERS = 4, 48, 8, 4
 WIDTH, AUDIO_WIDTH = HEADS * HEAD_WIDTH, HEADS * AUDIO_HEAD_WIDTH
@@ -68,3 +67,7 @@ def store_weights(name: str, state: dict[str, Tensor], folder: Path = WEIGHTS) -
 
 def _widened(file: Path) -> dict[str, Tensor]:
     return {name: tensor.to(torch.float32) for name, tensor in safetensors.torch.load_file(file).items()}
+
+
+if __name__ == "__main__":
+    build_pocket_model(Path(sys.argv[1]))

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 CLIP_NORM = 1.0
 FAN_IN = 200  # inputs of a weight that learns at the full rate
-WARM_UP_STEPS = 200
+WARM_UP_STEPS = 100
 LAST_RATE = 0.02  # of the first
 AVERAGED = 0.998
-CHECKPOINT_STEPS = 200
-TOLD_STEPS = 50
+CHECKPOINT_STEPS = 50
+TOLD_STEPS = 25
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Train the pocket model's video VAE on small crops of the world; seeds are fixed.
 
-The architecture is the real one (patches of 4, 32 x 32 x 8 to one latent of 128 channels, causal encoder); the first two
-blocks of the encoder have no residual layers, since `conv_in` has 128 channels at full size whatever the configuration.
+The architecture is the real one: patches of 4, 32 x 32 x 8 pixels to one latent of 128 channels, a causal encoder. The
+encoder has no residual layers and so a closed form (pocket.least_squares); the decoder starts from one and is trained.
 """
 
 from pathlib import Path

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("trainer", "services", "clients")
+ROOMS = ("trainer", "services", "pocket", "clients")
 MAX_LINES = 400
 
 
@@ -83,6 +83,7 @@ def test_modules_are_short() -> None:
 SMALL = {
     "clients/ltxtrain_client/cli/__main__.py": "python -m",
     "clients/ltxtrain_client/grpc_log_level.py": "has to run before grpc is imported",
+    "pocket/make.py": "python -m",
     "services/ingest/__main__.py": "python -m",
     "services/preprocess/__main__.py": "python -m",
     "services/train/__main__.py": "python -m",

@@ -29,9 +29,9 @@ def up(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Folder or Hugging Face repository in diffusers layout.",
+            help="Folder or Hugging Face repository in diffusers layout, or pocket: small, trained on moving shapes.",
             envvar="LTXTRAIN_MODEL",
-            show_default=DEFAULT_MODEL,
+            show_default=f"{DEFAULT_MODEL}; pocket without a GPU",
         ),
     ] = None,
 ) -> None:
@@ -45,7 +45,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder for the results.", file_okay=False)] = Path("demo-out"),
     state_dir: StateDir = DEFAULT_STATE_DIR,
 ) -> None:
-    """Run a complete job on a small synthetic dataset and a tiny model, from zip to LoRA."""
+    """Run a complete job on a small synthetic dataset and the pocket model, from zip to LoRA."""
     with _server_packages():
         from services.local.demo import run
     raise typer.Exit(run(out=out, state_dir=state_dir))
@@ -57,6 +57,15 @@ def tiny(folder: Annotated[Path, typer.Argument(help="Folder to build it in.", f
     with _server_packages():
         from trainer.model.tiny import build_tiny_model
     build_tiny_model(folder)
+    print(folder)
+
+
+@model.command(cls=Command)
+def pocket(folder: Annotated[Path, typer.Argument(help="Folder to assemble it in.", file_okay=False)]) -> None:
+    """Assemble the pocket model: a small LTX 2.3 that has learned to continue clips of moving shapes."""
+    with _server_packages():
+        from pocket.model import build_pocket_model
+    build_pocket_model(folder)
     print(folder)
 
 

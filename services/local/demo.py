@@ -1,4 +1,4 @@
-"""`ltxtrain demo`: a complete job with a small dataset and a tiny model, on loopback, by the public command line."""
+"""`ltxtrain demo`: a complete job with a small dataset and the pocket model, by the public command line."""
 
 import asyncio
 import json
@@ -14,21 +14,22 @@ from ltxtrain_client.preprocess import PreprocessClient
 from ltxtrain_client.report_summary import training_summary, worst_first
 from ltxtrain_client.train import TrainClient
 
-from services.local.demo_data import make_demo_clips, make_validation_clip
-from services.local.model import DEMO_MODEL, way_to_a_tiny_one
+from pocket.scenes import FRAMES, PREFIX_FRAMES, TRIGGER
+from services.local.demo_data import make_demo_clips, make_validation_clip, opening_caption
+from services.local.model import POCKET, WAY_TO_TRY
 from services.local.up import SERVICES, Suite, run_to_end
 
 SHEET = {
-    "trigger_phrase": "drifting shapes",
+    "trigger_phrase": TRIGGER,
     "rank": 8,
     "number_of_steps": 100,
     "learning_rate": 0.002,
-    "conditioning_frames": 9,
-    "number_of_frames": 17,
+    "conditioning_frames": PREFIX_FRAMES,
+    "number_of_frames": FRAMES,
     "resolution": "low",
     "aspect_ratio": "16:9",
-    "validation": [{"prompt": "drifting shapes, a disc that crosses the picture"}],
-    "validation_number_of_frames": 17,
+    "validation": [{"prompt": f"{TRIGGER} {opening_caption()}"}],
+    "validation_number_of_frames": FRAMES,
     "validation_resolution": "low",
     "validation_aspect_ratio": "16:9",
     "options": {"preview_interval": 50},
@@ -42,20 +43,15 @@ def run(out: Path, state_dir: Path) -> int:
 
 
 async def _run(out: Path, state_dir: Path) -> int:
-    model = state_dir / DEMO_MODEL
-    made = model.parent
+    made = state_dir / "demo"
     made.mkdir(parents=True, exist_ok=True)
     out.mkdir(parents=True, exist_ok=True)
-    _say("A small dataset and a tiny LTX 2.3 with random weights, made when absent …")
+    _say("A small dataset, made when absent: clips of moving shapes over which night falls …")
     clips, opening = make_demo_clips(made), make_validation_clip(made)
-    if not (model / "model_index.json").exists():
-        from trainer.model.tiny import build_tiny_model
-
-        build_tiny_model(model)
     sheet = made / "job.json"
     sheet.write_text(json.dumps(SHEET, indent=2) + "\n")
-    _say("The suite: object store, Ray, Ingest, Preprocess, Train …")
-    async with Suite(state_dir, model=str(model), ports=dict.fromkeys(SERVICES, 0)) as suite:
+    _say("The suite with the pocket model: object store, Ray, Ingest, Preprocess, Train …")
+    async with Suite(state_dir, model=POCKET, ports=dict.fromkeys(SERVICES, 0)) as suite:
         try:
             status = await _one_job(suite, sheet, clips, opening, out)
         finally:
@@ -65,7 +61,7 @@ async def _run(out: Path, state_dir: Path) -> int:
         _say(f"Missing: {', '.join(missing)}")
         return 1
     if status == 0:
-        _say(f"Your own jobs on this tiny model: {way_to_a_tiny_one(state_dir)}")
+        _say(f"Your own jobs on the pocket model: {WAY_TO_TRY}")
     return status
 
 

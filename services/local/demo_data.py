@@ -2,13 +2,16 @@
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
+
+from pocket.scenes import FRAMES, STYLE_CLIPS, opening, style_scene
+from pocket.world import render
 
 WIDTH, HEIGHT, FRAME_RATE = 512, 288, 24
 # Zip has no time zones and begins in 1980.
@@ -20,86 +23,47 @@ SETTINGS = {
     "x264-params": "threads=1:lookahead-threads=1:sliced-threads=0:cpu-independent=1",
 }
 
-Mask = NDArray[np.bool_]
 Frame = NDArray[np.uint8]
 
-Y, X = np.mgrid[0:HEIGHT, 0:WIDTH]
-
-
-def disc(x: float, y: float) -> Mask:
-    return np.asarray((X - x) ** 2 + (Y - y) ** 2 < 40**2)
-
-
-def square(x: float, y: float) -> Mask:
-    return np.asarray((abs(X - x) < 36) & (abs(Y - y) < 36))
-
-
-def diamond(x: float, y: float) -> Mask:
-    return np.asarray(abs(X - x) + abs(Y - y) < 52)
-
-
-def bar(x: float, y: float) -> Mask:
-    return np.asarray((abs(X - x) < 14) & (abs(Y - y) < 90))
-
-
-# Path in the archive, shape, its colour, the ground's, frames, caption.
-CLIPS: list[tuple[str, Callable[[float, float], Mask], tuple[int, int, int], tuple[int, int, int], int, str]] = [
-    ("day/drift.mp4", disc, (230, 90, 60), (110, 160, 200), 36, "a red disc drifts over a pale blue ground"),
-    ("day/climb.mp4", square, (250, 210, 70), (90, 130, 90), 30, "a yellow square climbs over a green ground"),
-    ("night/drift.mp4", diamond, (120, 200, 250), (30, 30, 60), 36, "a light diamond drifts over a dark ground"),
-    ("night/sweep.mp4", bar, (240, 240, 230), (60, 25, 50), 24, "a white bar sweeps over a dark red ground"),
-    # Fewer frames than the demo trains on.
-    ("night/blink.mp4", disc, (250, 120, 180), (20, 20, 20), 12, "a pink disc blinks on black"),
-]
-OPENING = (disc, (90, 220, 140), (70, 60, 120), 24)
+SHORT_FRAMES = 12  # fewer than the demo trains on
+# Of the openings that pocket.scenes counts.
+OPENING = 0
 
 
 def make_demo_clips(folder: Path) -> Path:
-    """clips.zip: four clips to train on, one that is too short, and what a Mac leaves in archives."""
+    """clips.zip: clips over whose ground night falls, one that is too short, and what a Mac leaves in archives."""
     path = folder / "clips.zip"
     if not path.exists():
         part = path.with_suffix(".part")
         with zipfile.ZipFile(part, "w") as archive:
-            for name, shape, colour, ground, frame_count, caption in CLIPS:
-                clip = _encoded(_frames(shape, colour, ground, frame_count, seed=len(name) + frame_count))
-                _add(archive, name, clip)
-                _add(archive, str(Path(name).with_suffix(".txt")), f"{caption}\n".encode())
-            _add(archive, "__MACOSX/day/._drift.mp4", bytes.fromhex("00051607000200004d6163204f532058"))
+            for index in range(STYLE_CLIPS):
+                scene = style_scene(index)
+                name = f"{scene.ground_name.replace(' ', '-')}/{index:02}-{scene.colour_name}-{scene.shape}.mp4"
+                _add(archive, name, _encoded(render(scene, FRAMES)))
+                _add(archive, str(Path(name).with_suffix(".txt")), f"{scene.caption}\n".encode())
+            short = style_scene(STYLE_CLIPS)
+            _add(archive, "too-short.mp4", _encoded(render(short, SHORT_FRAMES)))
+            _add(archive, "too-short.txt", f"{short.caption}\n".encode())
+            _add(archive, "__MACOSX/grey/._clip.mp4", bytes.fromhex("00051607000200004d6163204f532058"))
         part.replace(path)
     return path
 
 
 def make_validation_clip(folder: Path) -> Path:
-    """opening.mp4: a second of a green disc, to be continued by previews."""
+    """opening.mp4: most of a second of a scene without the style, to be continued by previews."""
     path = folder / "opening.mp4"
     if not path.exists():
         part = path.with_suffix(".part")
-        shape, colour, ground, frame_count = OPENING
-        part.write_bytes(_encoded(_frames(shape, colour, ground, frame_count, seed=7)))
+        part.write_bytes(_encoded(render(opening(OPENING), FRAMES)))
         part.replace(path)
     return path
 
 
-def _frames(
-    shape: Callable[[float, float], Mask],
-    colour: tuple[int, int, int],
-    ground: tuple[int, int, int],
-    frame_count: int,
-    seed: int,
-) -> Iterator[Frame]:
-    """One shape that moves in a straight line over a shaded ground, frames uint8 [288, 512, 3]."""
-    start = np.array([90.0 + 13 * (seed % 7), 80.0 + 11 * (seed % 5)])
-    step = np.array([6.0 + seed % 3, 2.0 + seed % 2])
-    shade = 0.75 + 0.25 * X / WIDTH - 0.15 * Y / HEIGHT
-    scene = np.clip(shade[..., None] * np.array(ground), 0, 255).astype(np.uint8)
-    for number in range(frame_count):
-        frame = scene.copy()
-        x, y = start + number * step
-        frame[shape(x, y)] = colour
-        yield frame
+def opening_caption() -> str:
+    return opening(OPENING).caption
 
 
-def _encoded(frames: Iterator[Frame]) -> bytes:
+def _encoded(frames: Iterable[Frame]) -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=FRAME_RATE, options=SETTINGS)

@@ -19,7 +19,14 @@ from ltxtrain_client.channel import connect, read_settings
 
 from services.local.child import Child, ChildFailed
 from services.local.embedded import EmbeddedStore, StoreRefused
-from services.local.model import LOCK, chosen_model, missing, way_to_a_tiny_one
+from services.local.model import (
+    LOCK,
+    WAY_TO_TRY,
+    assemble_pocket_model,
+    chosen_model,
+    missing,
+    pocket_folder,
+)
 from services.local.ports import HOST, is_free, remembered_ports
 from services.local.ray_head import RayHead
 
@@ -45,9 +52,9 @@ class SuiteRefused(Exception):
 class Suite:
     """A running suite, whose state is kept in one folder; `async with Suite(folder) as suite`.
 
-    model: a folder or a repo id; None: the default one. ports: of the services; 0 is some free one, the same at every
-    start. num_cpus, num_gpus: of the own Ray; None: what there is. databases: the services' SQLAlchemy URLs; None:
-    SQLite files in the folder. environ: settings of the services beside those of this process. Where either has
+    model: a folder, a repo id, or pocket; None: the default one. ports: of the services; 0 is some free one, the same
+    at every start. num_cpus, num_gpus: of the own Ray; None: what there is. databases: the services' SQLAlchemy URLs;
+    None: SQLite files in the folder. environ: settings of the services beside those of this process. Where either has
     LTXTRAIN_S3_ENDPOINT or LTXTRAIN_RAY_ADDRESS, that is used in place of an own object store or an own Ray.
     """
 
@@ -66,7 +73,7 @@ class Suite:
         self._environ = {**os.environ, **(environ or {})}
         if model is not None:
             self._environ["LTXTRAIN_MODEL"] = str(Path(model).resolve()) if Path(model).exists() else model
-        self.model = chosen_model(self._environ)
+        self.model = self._environ["LTXTRAIN_MODEL"] = chosen_model(self._environ, self.state_dir)
         self._ports = {**SERVICES, **(ports or {})}
         self._databases = {**(databases or {})}
         self._lock: IO[str] | None = None
@@ -171,7 +178,10 @@ class Suite:
     async def _start(self) -> None:
         parts: list[EmbeddedStore | RayHead] = [self.store] if self._has_store else []
         parts += [self.ray] if self._has_ray else []
-        started = await asyncio.gather(*(_in_thread(part.start) for part in parts), return_exceptions=True)
+        starts = [part.start for part in parts]
+        if self.model == str(pocket_folder(self.state_dir)):
+            starts.append(lambda: assemble_pocket_model(Path(self.model)))
+        started = await asyncio.gather(*(_in_thread(start) for start in starts), return_exceptions=True)
         for outcome in started:
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -261,7 +271,7 @@ def _model_lines(suite: Suite) -> list[str]:
     """The model that jobs are trained with; where it is not here, why, and what to do for a try."""
     lines = [f"model      {suite.model}"]
     if lack := missing(suite.model, os.environ.get("LTXTRAIN_MODEL_REVISION")):
-        lines += [f"           {lack}", f"           to try things out: {way_to_a_tiny_one(suite.state_dir)}"]
+        lines += [f"           {lack}", f"           to try things out: {WAY_TO_TRY}"]
     return lines
 
 

@@ -19,10 +19,10 @@ from ltxtrain_client.preprocess import PreprocessClient
 from ltxtrain_client.sheet import parse_sheet
 from ltxtrain_client.train import TrainClient
 
-from services.local.demo_data import make_demo_clips, make_validation_clip
 from services.local.up import SERVICES, Suite
 from tests.services.runtime.collector import Collector, collecting
 from tests.services.runtime.postgres import Postgres
+from tests.shapes import make_clips, make_validation_clip
 
 SHEET: dict[str, Any] = {
     "trigger_phrase": "drifting shapes",
@@ -95,7 +95,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def clips_zip(made: Path) -> Path:
-    return make_demo_clips(made)
+    return make_clips(made)
 
 
 @pytest.fixture(scope="session")
