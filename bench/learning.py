@@ -23,30 +23,19 @@ work, within a minute. --pictures: the frames of some openings, truth, base mode
 import argparse
 import json
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from pocket.learning import Pocket, Verdict, base_figures, judge, lora_figures
+from pocket.learning import Extent, Pocket, Verdict, judge, measure_learning, missed
 from pocket.model import build_pocket_model
 from pocket.scenes import FRAMES, PREFIX_FRAMES, opening
 from pocket.world import Frames, render
-from trainer.training.lora import base_model
 
 SHOWN = (0, PREFIX_FRAMES - 1, PREFIX_FRAMES + 3, FRAMES - 1)
 PICTURES = 4
-
-
-@dataclass(frozen=True)
-class Extent:
-    """openings are continued in sampling_steps; the LoRA is trained for training_steps."""
-
-    openings: int
-    sampling_steps: int
-    training_steps: int
 
 
 WHOLE, QUICK = Extent(24, 30, 100), Extent(4, 8, 40)
@@ -63,32 +52,14 @@ def main() -> None:
         model = arguments.model or Path(folder) / "pocket"
         if arguments.model is None:
             build_pocket_model(model)
-        figures = measure(Pocket(model), QUICK if arguments.quick else WHOLE, arguments.pictures)
-    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
-
-
-def measure(pocket: Pocket, extent: Extent, pictures: Path | None = None) -> dict[str, float]:
-    openings = range(extent.openings)
-    figures = {"vae_psnr_db": pocket.vae_psnr_db([opening(index) for index in openings])}
-    started = time.perf_counter()
-    losses = pocket.train_style(extent.training_steps)
-    seconds = (time.perf_counter() - started) / extent.training_steps
-    print(
-        f"LoRA: {extent.training_steps} steps of {seconds:.2f} s, loss {losses[0]:.3f} to {losses[-1]:.3f}", flush=True
-    )
-    figures["held_out_loss_ratio"] = pocket.held_out_loss_ratio(openings)
-    with_lora = [pocket.continued(index, extent.sampling_steps) for index in openings]
-    with base_model(pocket.transformer):
-        with_base = [pocket.continued(index, extent.sampling_steps) for index in openings]
-    verdicts = {
-        name: [judge(index, frames) for index, frames in zip(openings, made, strict=True)]
-        for name, made in (("base", with_base), ("LoRA", with_lora))
-    }
-    for name, found in verdicts.items():
-        _print_table(name, found)
-    if pictures is not None:
-        _write_pictures(pictures, with_base[:PICTURES], with_lora[:PICTURES])
-    return figures | base_figures(verdicts["base"]) | lora_figures(verdicts["LoRA"])
+        measured = measure_learning(Pocket(model), QUICK if arguments.quick else WHOLE)
+    print(f"LoRA: {len(measured.losses)} steps, loss {measured.losses[0]:.3f} to {measured.losses[-1]:.3f}")
+    for name, made in (("base", measured.with_base), ("LoRA", measured.with_lora)):
+        _print_table(name, [judge(index, frames) for index, frames in enumerate(made)])
+    if arguments.pictures is not None:
+        _write_pictures(arguments.pictures, measured.with_base[:PICTURES], measured.with_lora[:PICTURES])
+    print(f"missed: {', '.join(missed(measured.figures)) or 'nothing'}")
+    print(json.dumps({name: round(value, 4) for name, value in measured.figures.items()}))
 
 
 def _print_table(name: str, verdicts: list[Verdict]) -> None:

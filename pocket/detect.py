@@ -24,7 +24,7 @@ CLICK_LEVEL = 0.1
 
 @dataclass(frozen=True)
 class Sight:
-    """What is seen in one frame: centre in pixels, radius of a disc of equal area, median colours in levels."""
+    """The shape as seen in one frame: centre in pixels, radius of a disc of equal area, median colours in levels."""
 
     x: float
     y: float
@@ -118,7 +118,7 @@ def _ground(pixels: Levels) -> Levels:
 
 
 def _shape(x: Levels, y: Levels) -> Shape:
-    """What points about their centre look like."""
+    """The shape that points about their centre form."""
     spread = np.linalg.eigvalsh(np.cov(np.stack([x, y])))
     if math.sqrt(spread[1] / max(spread[0], 1e-9)) > BAR_ELONGATION:
         return Shape.BAR

@@ -4,8 +4,9 @@ Openings are scenes that no training has seen. What comes after them is held aga
 shape should be, what colour it has, whether the ground has a style.
 """
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,26 @@ from trainer.training.losses import held_out_loss
 from trainer.training.settings import TrainSettings
 
 POSITION_PIXELS, COLOUR_LEVELS, STYLE_LEVEL = 12.0, 20.0, 0.5
+
+
+# Least and most of each figure.
+AIMS: dict[str, tuple[float, float]] = {
+    "vae_psnr_db": (28.0, math.inf),
+    "prefix_psnr_db": (27.0, math.inf),
+    "base_position_ok": (0.8, 1.0),
+    "base_colour_ok": (0.9, 1.0),
+    "base_join_jump": (0.0, 1.6),
+    "style_with_lora": (0.8, 1.0),
+    "style_with_base": (0.0, 0.1),
+    "held_out_loss_ratio": (0.0, 0.8),
+    "lora_position_ok": (0.8, 1.0),
+    "lora_colour_ok": (0.9, 1.0),
+}
+
+
+def missed(figures: Mapping[str, float]) -> list[str]:
+    """Names of the figures that are outside of their aims; those that were not measured are left out."""
+    return [name for name, (least, most) in AIMS.items() if name in figures and not least <= figures[name] <= most]
 
 
 @dataclass(frozen=True)
@@ -90,7 +111,7 @@ class Pocket:
         return [report.loss for report in reports if hasattr(report, "loss")]
 
     def held_out_loss_ratio(self, indices: Sequence[int]) -> float:
-        """Of the LoRA over the base model's, on styled clips that were not trained on."""
+        """Held-out loss of the LoRA over that of the base model, on styled clips that were not trained on."""
         samples = [self.sample_of(styled(opening(index), Style.DUSK, PREFIX_FRAMES - 1)) for index in indices]
         model, settings = VelocityModel(self.transformer), _settings(1, 8, 0.0)
         places = range(len(samples))
@@ -140,6 +161,39 @@ def judge(index: int, frames: Frames) -> Verdict:
     )
 
 
+@dataclass(frozen=True)
+class Extent:
+    """The openings are continued in sampling_steps; the LoRA is trained for training_steps."""
+
+    openings: int
+    sampling_steps: int
+    training_steps: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures by name, and what they were taken from: frames of each opening, continued by base model and LoRA."""
+
+    figures: dict[str, float]
+    losses: list[float]
+    with_base: list[Frames]
+    with_lora: list[Frames]
+
+
+def measure_learning(pocket: Pocket, extent: Extent) -> Measured:
+    """Every figure of AIMS, on the first openings; the pocket model has a LoRA afterwards."""
+    openings = range(extent.openings)
+    figures = {"vae_psnr_db": pocket.vae_psnr_db([opening(index) for index in openings])}
+    losses = pocket.train_style(extent.training_steps)
+    figures["held_out_loss_ratio"] = pocket.held_out_loss_ratio(openings)
+    with_lora = [pocket.continued(index, extent.sampling_steps) for index in openings]
+    with base_model(pocket.transformer):
+        with_base = [pocket.continued(index, extent.sampling_steps) for index in openings]
+    figures |= base_figures([judge(index, frames) for index, frames in enumerate(with_base)])
+    figures |= lora_figures([judge(index, frames) for index, frames in enumerate(with_lora)])
+    return Measured(figures, losses, with_base, with_lora)
+
+
 def base_figures(verdicts: Sequence[Verdict]) -> dict[str, float]:
     return {
         "prefix_psnr_db": statistics.mean(verdict.prefix_psnr_db for verdict in verdicts),
@@ -159,7 +213,7 @@ def lora_figures(verdicts: Sequence[Verdict]) -> dict[str, float]:
     }
 
 
-def _share(holds: Any) -> float:
+def _share(holds: Iterable[bool]) -> float:
     found = list(holds)
     return sum(found) / len(found)
 

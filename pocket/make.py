@@ -70,7 +70,7 @@ def untrained_transformer() -> Any:
 
 
 def prompt_embeddings(work: Path, captions: list[str]) -> dict[str, PromptEmbedding]:
-    """Of every caption, and of what stands for none."""
+    """Embeddings of every caption and of the texts that stand for none."""
     folder = work / "untrained"
     if not (folder / "model_index.json").exists():
         build_untrained(folder)

@@ -95,7 +95,7 @@ def average_of(plan: Plan, folder: Path) -> dict[str, Tensor]:
 
 
 def _share(parameter: Tensor) -> float:
-    """Of the learning rate: a step moves an output by as much as there are inputs, 3,456 of them in a convolution."""
+    """Share of the learning rate: a step moves an output in proportion to its inputs, 3,456 in a convolution."""
     return min(1.0, FAN_IN / parameter[0].numel()) if parameter.ndim > 1 else 1.0
 
 

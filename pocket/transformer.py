@@ -51,8 +51,6 @@ OFFSETS: tuple[dict[int, tuple[float, float, float]], ...] = (
     {1: (_LAST, 0, 0), 2: (0, 0, _CELL), 3: (0, _CELL, 0)},
 )
 POINTED, SHARPNESS, OPEN = 3.0, 1.5, 0.7
-# The first steps take the first clips alone, so that they need not wait for the others to be encoded.
-FIRST_STEPS, FIRST_CLIPS = 400, 150
 
 
 def scene_of(index: int) -> Scene:
@@ -113,8 +111,7 @@ def train_transformer(
         size = (latents.shape[3], latents.shape[4]) if whole else WINDOW
         shape = (frames, *size)
         count = max(TOKENS_A_STEP // (frames * size[0] * size[1]), 1)
-        known = FIRST_CLIPS if step <= FIRST_STEPS else len(latents)
-        chosen = torch.randint(known, (count,), generator=draws).tolist()
+        chosen = torch.randint(len(latents), (count,), generator=draws).tolist()
         clips = torch.stack([_window(latents[index, :, :frames], scenes[index], size, draws) for index in chosen])
         clean = pack_video(clips)
         tokens = clean.shape[1]

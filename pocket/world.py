@@ -376,7 +376,7 @@ def _fallen(y: float, velocity: float, floor: float, frame: float) -> tuple[floa
 
 
 def sound(scene: Scene, frame_count: int, sample_rate: int = 48_000) -> NDArray[np.float32]:
-    """What the clip sounds like, [2, S] in -1..1: a tone that is higher the higher the shape is, a click a bounce."""
+    """Sound of the clip, [2, S] in -1..1: a tone that is higher the higher the shape is, and a click at each bounce."""
     seconds = np.arange(round(frame_count / FRAME_RATE * sample_rate)) / sample_rate
     frames = np.arange(frame_count + 1)
     heights = np.interp(seconds * FRAME_RATE, frames, [scene.state(frame).y for frame in frames])

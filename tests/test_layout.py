@@ -83,11 +83,9 @@ def test_modules_are_short() -> None:
 SMALL = {
     "clients/ltxtrain_client/cli/__main__.py": "python -m",
     "clients/ltxtrain_client/grpc_log_level.py": "has to run before grpc is imported",
-    "pocket/make.py": "python -m",
     "services/ingest/__main__.py": "python -m",
     "services/preprocess/__main__.py": "python -m",
     "services/train/__main__.py": "python -m",
-    "services/local/commands.py": "entry points of the command line",
     "services/runtime/guarded_server.py": "goes when grpcio mends its accept loop",
     "services/runtime/healthcheck.py": "a program: the image's health check",
     "services/runtime/ray_hook.py": "named to Ray by an environment variable, imported by its processes alone",

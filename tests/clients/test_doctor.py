@@ -18,7 +18,8 @@ from ltxtrain_client.cli.doctor import (
 )
 
 from services.local import up
-from services.local.model import check_model
+from services.local.model import WAY_TO_TRY, check_model, chosen_model, pocket_folder
+from trainer.model.folder import DEFAULT_MODEL
 
 # The package has a function of that name.
 doctor = importlib.import_module("ltxtrain_client.cli.doctor")
@@ -99,6 +100,7 @@ def test_a_model_is_here_or_there_is_something_to_do(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is fetched: of a repository only the cache is asked."""
+    monkeypatch.setattr("services.local.model.has_gpu", lambda: True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for reference, lack in (
         (str(tiny_model), ""),
@@ -110,7 +112,18 @@ def test_a_model_is_here_or_there_is_something_to_do(
         finding = check_model(tmp_path, {"LTXTRAIN_MODEL": reference})
         assert finding.verdict is (Verdict.NOTE if lack else Verdict.OK)
         assert lack in finding.detail
-        assert ("LTXTRAIN_MODEL" in finding.advice and "ltxtrain model tiny" in finding.advice) is bool(lack)
+        assert ("LTXTRAIN_MODEL" in finding.advice and WAY_TO_TRY in finding.advice) is bool(lack)
+
+
+def test_without_a_gpu_the_pocket_model_is_the_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.local.model.has_gpu", lambda: False)
+    assert chosen_model({}, tmp_path) == chosen_model({"LTXTRAIN_MODEL": "pocket"}, tmp_path)
+    assert chosen_model({}, tmp_path) == str(pocket_folder(tmp_path))
+    assert chosen_model({"LTXTRAIN_MODEL": "some/where"}, tmp_path) == "some/where"
+    finding = check_model(tmp_path, {})
+    assert finding.verdict is Verdict.OK and "pocket" in finding.detail
+    monkeypatch.setattr("services.local.model.has_gpu", lambda: True)
+    assert chosen_model({}, tmp_path) == DEFAULT_MODEL
 
 
 def test_the_model_of_a_suite_that_runs_is_the_one_it_was_started_with(tiny_model: Path, tmp_path: Path) -> None:
