@@ -5,6 +5,7 @@ import json
 import os
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 from ltxtrain.v1.work_pb2 import Outcome
 from ltxtrain_client.channel import connect
@@ -19,7 +20,7 @@ from services.local.demo_data import make_demo_clips, make_validation_clip, open
 from services.local.model import POCKET, WAY_TO_TRY
 from services.local.up import SERVICES, Suite, run_to_end
 
-SHEET = {
+SHEET: dict[str, Any] = {
     "trigger_phrase": TRIGGER,
     "rank": 8,
     "number_of_steps": 100,

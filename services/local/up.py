@@ -21,6 +21,7 @@ from services.local.child import Child, ChildFailed
 from services.local.embedded import EmbeddedStore, StoreRefused
 from services.local.model import (
     LOCK,
+    POCKET,
     WAY_TO_TRY,
     assemble_pocket_model,
     chosen_model,
@@ -72,7 +73,8 @@ class Suite:
         self.state_dir = state_dir.resolve()
         self._environ = {**os.environ, **(environ or {})}
         if model is not None:
-            self._environ["LTXTRAIN_MODEL"] = str(Path(model).resolve()) if Path(model).exists() else model
+            is_folder = model != POCKET and Path(model).exists()
+            self._environ["LTXTRAIN_MODEL"] = str(Path(model).resolve()) if is_folder else model
         self.model = self._environ["LTXTRAIN_MODEL"] = chosen_model(self._environ, self.state_dir)
         self._ports = {**SERVICES, **(ports or {})}
         self._databases = {**(databases or {})}
