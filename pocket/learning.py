@@ -24,7 +24,7 @@ from trainer.model.folder import resolve_model
 from trainer.model.loading import load_transformer, load_video_vae
 from trainer.model.precision import Precision
 from trainer.model.transformer import VelocityModel
-from trainer.preview.metrics import measure
+from trainer.preview.metrics import Preview, measure
 from trainer.preview.previewer import decode_video
 from trainer.preview.sampler import Sampled, SamplerSettings, continue_clip
 from trainer.training.distributed import Worker
@@ -142,7 +142,7 @@ def judge(index: int, frames: Frames) -> Verdict:
     source = render(scene, PREFIX_FRAMES)
     first, last = see(source[0]), see(frames[-1])
     assert first is not None
-    metrics = measure(frames, source, frame_rate=FRAME_RATE, prefix_latents_equal=True)
+    metrics = measure(Preview(frames=frames, source_prefix=source, frame_rate=FRAME_RATE))
     truth = scene.state(len(frames) - 1)
     if last is None:
         position = colour = float("inf")

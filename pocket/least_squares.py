@@ -133,8 +133,9 @@ def _centre(convolution: nn.Conv3d, hidden: Tensor) -> Tensor:
 def _down(down: Any, hidden: Tensor) -> Tensor:
     """A downsampler with such a convolution: what it computes, and its shortcut."""
     hidden = torch.cat([hidden[:, :, : down.stride[0] - 1], hidden], dim=2)
-    shortcut = _folded(hidden, down.stride).unflatten(1, (-1, down.group_size)).mean(2)
-    return _folded(_centre(down.conv.conv, hidden), down.stride) + shortcut
+    shortcut: Tensor = _folded(hidden, down.stride).unflatten(1, (-1, down.group_size)).mean(2)
+    folded = _folded(_centre(down.conv.conv, hidden), down.stride)
+    return folded + shortcut
 
 
 def _patches(pixels: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ transformer` may run at the same time once the encoder is there.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     # Small averages of gradients otherwise become numbers that the processor is slow with.
     torch.set_flush_denormal(True)
-    run = {
+    run: dict[str, Callable[[], object]] = {
         "video-vae": lambda: train_video_vae(arguments.work),
         "latents": lambda: transformer.encode_world(started_video_vae(arguments.work), arguments.work),
         "transformer": lambda: train_transformer(arguments.work),

@@ -65,7 +65,7 @@ def pretrain(model: nn.Module, plan: Plan, loss_of: Callable[[int], dict[str, Te
             group["lr"] = plan.learning_rate * group["share"] * rate_at(step, plan.steps)
         optimizer.zero_grad(set_to_none=True)
         losses = loss_of(step)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), CLIP_NORM)
         optimizer.step()
         # Early averages forget their random start.

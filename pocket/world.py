@@ -191,7 +191,7 @@ def _drawn(
 ) -> Scene | None:
     """One try; None where the shape would leave the picture or look like the ground."""
     shape = list(Shape)[generator.integers(len(Shape))]
-    motion = motions[generator.integers(len(motions))]
+    motion = motions[int(generator.integers(len(motions)))]
     colour_name = list(COLOURS)[generator.integers(len(COLOURS))]
     ground_name = list(GROUNDS)[generator.integers(len(GROUNDS))]
     colour, ground = (
@@ -253,7 +253,7 @@ def render(
     x = np.arange(left, left + width, dtype=np.float32)[None, :] + 0.5
     y = np.arange(top, top + height, dtype=np.float32)[:, None] + 0.5
     shade = 1 + scene.shade[0] * (x / scene.width - 0.5) + scene.shade[1] * (y / scene.height - 0.5)
-    ground = np.clip(shade[..., None] * np.array(scene.ground, np.float32), 0, 255)
+    ground: Pixels = np.clip(shade[..., None] * np.array(scene.ground, np.float32), 0, 255).astype(np.float32)
     colour = np.array(scene.colour, np.float32)
     plain = np.rint(ground).astype(np.uint8)
     frames = np.empty((frame_count, height, width, 3), np.uint8)
@@ -284,14 +284,14 @@ def _styled_ground(scene: Scene, frame: int, ground: Pixels, x: Pixels, y: Pixel
     if level == 0:
         return ground
     if scene.style is Style.DUSK:
-        return ground + DUSK_DEPTH * level * (np.array(DUSK, np.float32) - ground)
+        return ground + np.float32(DUSK_DEPTH * level) * (np.array(DUSK, np.float32) - ground)
     if scene.style is Style.HALO:
         state = scene.state(frame)
         around = replace(state, size=state.size + 10 + 12 * level)
-        ring = np.maximum(
-            _cover(scene.shape, around, x, y) - _cover(scene.shape, replace(around, size=around.size - 12), x, y), 0
-        )
-        return ground + (level * ring)[..., None] * (np.array(HALO, np.float32) - ground)
+        hole = _cover(scene.shape, replace(around, size=around.size - 12), x, y)
+        ring: Pixels = np.float32(level) * np.maximum(_cover(scene.shape, around, x, y) - hole, 0)
+        lit: Pixels = ground + ring[..., None] * (np.array(HALO, np.float32) - ground)
+        return lit
     picture = ground
     for ghost in range(TRAIL_GHOSTS, 0, -1):
         then = frame - ghost * TRAIL_SPACING
@@ -378,7 +378,7 @@ def _fallen(y: float, velocity: float, floor: float, frame: float) -> tuple[floa
 def sound(scene: Scene, frame_count: int, sample_rate: int = 48_000) -> NDArray[np.float32]:
     """Sound of the clip, [2, S] in -1..1: a tone that is higher the higher the shape is, and a click at each bounce."""
     seconds = np.arange(round(frame_count / FRAME_RATE * sample_rate)) / sample_rate
-    frames = np.arange(frame_count + 1)
+    frames = range(frame_count + 1)
     heights = np.interp(seconds * FRAME_RATE, frames, [scene.state(frame).y for frame in frames])
     tone = TONE_LEVEL * np.sin(2 * math.pi * np.cumsum(tone_hertz(heights, scene.height)) / sample_rate)
     for frame in scene.bounces(frame_count):

@@ -180,7 +180,7 @@ class Suite:
     async def _start(self) -> None:
         parts: list[EmbeddedStore | RayHead] = [self.store] if self._has_store else []
         parts += [self.ray] if self._has_ray else []
-        starts = [part.start for part in parts]
+        starts: list[Callable[[], object]] = [part.start for part in parts]
         if self.model == str(pocket_folder(self.state_dir)):
             starts.append(lambda: assemble_pocket_model(Path(self.model)))
         started = await asyncio.gather(*(_in_thread(start) for start in starts), return_exceptions=True)

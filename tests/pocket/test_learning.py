@@ -14,7 +14,9 @@ from pocket.learning import Extent, Pocket, measure_learning, missed
 from pocket.model import build_pocket_model
 from trainer.model.transformer import VelocityModel
 from trainer.preview import sampler
+from trainer.preview.previewer import decode_video
 from trainer.training import losses, objective
+from trainer.training.lora import base_model
 
 EXTENT = Extent(openings=6, sampling_steps=12, training_steps=80)
 Plant = Callable[[pytest.MonkeyPatch, Pocket], None]
@@ -36,7 +38,7 @@ def target_sign(monkeypatch: pytest.MonkeyPatch, pocket: Pocket) -> None:
 
 
 def prefix_short_by_one_latent(monkeypatch: pytest.MonkeyPatch, pocket: Pocket) -> None:
-    right = losses.video_prefix_tokens
+    right = objective.video_prefix_tokens
     monkeypatch.setattr(losses, "video_prefix_tokens", lambda frames, shape: right(frames, shape) - shape[1] * shape[2])
 
 
@@ -50,7 +52,7 @@ def prefix_noised_in_training(monkeypatch: pytest.MonkeyPatch, pocket: Pocket) -
 
 
 def prefix_ignored_by_the_sampler(monkeypatch: pytest.MonkeyPatch, pocket: Pocket) -> None:
-    right = sampler.prefix_mask
+    right = objective.prefix_mask
 
     def nothing(count: int, prefix: int, device: Any = "cpu") -> torch.Tensor:
         return torch.zeros_like(right(count, prefix, device))
@@ -74,14 +76,14 @@ def lora_not_applied(monkeypatch: pytest.MonkeyPatch, pocket: Pocket) -> None:
     right = Pocket.continued
 
     def without(pocket: Pocket, *inputs: Any) -> Any:
-        with learning.base_model(pocket.transformer):
+        with base_model(pocket.transformer):
             return right(pocket, *inputs)
 
     monkeypatch.setattr(Pocket, "continued", without)
 
 
 def channel_order(monkeypatch: pytest.MonkeyPatch, pocket: Pocket) -> None:
-    right = learning.decode_video
+    right = decode_video
     monkeypatch.setattr(
         learning, "decode_video", lambda vae, latents: np.ascontiguousarray(right(vae, latents)[..., ::-1])
     )

@@ -42,9 +42,9 @@ def test_what_is_drawn_is_seen(picture: tuple[int, int]) -> None:
             assert math.hypot(sight.x - state.x, sight.y - state.y) < 1.5, scene
             assert math.dist(sight.colour, scene.colour) < 6
             assert math.dist(sight.ground, scene.ground) < 12
-        if scene.motion is not Motion.SPIN:
-            seen_shapes += sight.shape is scene.shape
-            assert sight.shape is scene.shape, scene
+            if scene.motion is not Motion.SPIN:
+                seen_shapes += 1
+                assert sight.shape is scene.shape, scene
     assert seen_shapes > SCENES / 2
 
 

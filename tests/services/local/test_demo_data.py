@@ -17,7 +17,7 @@ from services.local.demo_data import HEIGHT, WIDTH, make_demo_clips, make_valida
 
 def frames_of(clip: bytes | Path) -> Frames:
     source = io.BytesIO(clip) if isinstance(clip, bytes) else str(clip)
-    with av.open(source) as container:
+    with av.open(source, "r") as container:
         assert container.streams.video[0].average_rate == 24
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
