@@ -25,7 +25,7 @@ def is_healthy(settings: Settings) -> bool:
         except OSError:
             return False
         return True
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)

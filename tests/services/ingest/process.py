@@ -16,6 +16,7 @@ from tests.processes import find
 
 READY_SECONDS = 120.0
 PROBER = "ray::Prober"
+DEAD_PROXY = "http://127.0.0.1:9"
 
 
 @dataclass
@@ -70,7 +71,16 @@ def service_process(state_dir: Path, port: int, store: StoreAddress, ray_address
         "RAY_ADDRESS": ray_address,
     } | more
     environ = dict(os.environ) | {f"LTXTRAIN_{name}": value for name, value in settings.items()}
+    # As containers get it in offices, without an exception: everything has to work past a proxy that is not there.
+    environ |= {
+        name: DEAD_PROXY for scheme in ("http", "https", "grpc", "all") for name in _variables(f"{scheme}_proxy")
+    }
+    environ |= dict.fromkeys(_variables("no_proxy"), "")
     return ServiceProcess(port, environ, state_dir.with_suffix(".log"))
+
+
+def _variables(name: str) -> tuple[str, str]:
+    return name, name.upper()
 
 
 @dataclass
