@@ -72,15 +72,9 @@ def service_process(state_dir: Path, port: int, store: StoreAddress, ray_address
     } | more
     environ = dict(os.environ) | {f"LTXTRAIN_{name}": value for name, value in settings.items()}
     # As containers get it in offices, without an exception: everything has to work past a proxy that is not there.
-    environ |= {
-        name: DEAD_PROXY for scheme in ("http", "https", "grpc", "all") for name in _variables(f"{scheme}_proxy")
-    }
-    environ |= dict.fromkeys(_variables("no_proxy"), "")
+    proxies = [f"{scheme}_proxy" for scheme in ("http", "https", "grpc", "all")]
+    environ |= dict.fromkeys([*proxies, *map(str.upper, proxies)], DEAD_PROXY) | {"no_proxy": "", "NO_PROXY": ""}
     return ServiceProcess(port, environ, state_dir.with_suffix(".log"))
-
-
-def _variables(name: str) -> tuple[str, str]:
-    return name, name.upper()
 
 
 @dataclass

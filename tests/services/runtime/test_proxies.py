@@ -7,7 +7,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from ltxtrain_client.channel import connect
 from ltxtrain_client.errors import CallError
@@ -99,18 +99,12 @@ async def test_health_is_checked_past_it(proxy: Proxy, tmp_path: Path) -> None:
     server = grpc.aio.server()
     servicer = health.HealthServicer()
     await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc_add(servicer, server)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     assert await asyncio.to_thread(is_healthy, Settings(bind=f"127.0.0.1:{port}", state_dir=tmp_path))
     await server.stop(None)
     assert proxy.asked == []
-
-
-def health_pb2_grpc_add(servicer: object, server: grpc.aio.Server) -> None:
-    from grpc_health.v1 import health_pb2_grpc
-
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
 
 
 async def fetched(settings: Settings, url: str, target: Path) -> bytes:
