@@ -80,7 +80,8 @@ def test_modules_are_short() -> None:
     [
         ("ltxtrain_client", ("torch", "ray", "services", "trainer", "av", "minio")),
         ("trainer.media.probe", ("torch", "diffusers", "ray")),
-        ("services.ingest.prober", ("torch", "diffusers")),
+        ("services.ingest.prober", ("torch", "diffusers", "av")),
+        ("services.ingest.service", ("torch", "diffusers", "av")),
     ],
 )
 def test_imports_stay_light(module: str, absent: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from services.ingest.legacy_text import decode_legacy
 from services.ingest.names import Kind
 from services.ingest.sniff import HEAD_BYTES, is_web_page
 
-_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff]")
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]")
 # Tags that a caption in HTML begins with.
 _TAG = re.compile(
     r"\s*<(p|div|span|font|br|hr|b|i|u|em|strong|pre|table|ul|ol|li|h[1-6]|a|meta|title|style|center)\b[^<>]{0,300}>",
