@@ -36,7 +36,7 @@ class Entry:
     compressed_size: int
     method: int
     crc: int
-    # Where its local header begins.
+    # Position of its local header in the file.
     offset: int
     encrypted: bool
     # Why its name or its kind is refused; empty: it is not.
@@ -181,7 +181,7 @@ def _too_large(
     entries: Sequence[Entry], archive_bytes: int, settings: Settings
 ) -> Iterator[tuple[list[tuple[str, str]], str, dict[str, object]]]:
     limit = settings.archive_max_ratio
-    # What reaches beyond the end of the archive is skipped alone.
+    # Entries that reach beyond the end of the archive are skipped one by one.
     whole = [entry for entry in entries if not entry.damage and entry.offset + entry.compressed_size <= archive_bytes]
     dense = [
         (entry.path, f"{entry.size} bytes in {entry.compressed_size}")
