@@ -46,7 +46,8 @@ class Pairing:
 def pair(entries: Sequence[Entry]) -> Pairing:
     """Pair each clip with the caption of its stem in its folder, exactly spelled or else in another letter case;
     without one, with the caption named after the whole file name (name.mp4.txt)."""
-    files = [entry for entry in entries if entry.kind is Kind.CAPTION]
+    # In this order .txt comes after .TXT, and counts.
+    files = sorted((entry for entry in entries if entry.kind is Kind.CAPTION), key=lambda entry: entry.path)
     exact = {_stem(entry.path): entry for entry in files}
     folded: defaultdict[str, list[Entry]] = defaultdict(list)
     for entry in files:
