@@ -58,7 +58,7 @@ def write_preview(path: Path, continuation: Continuation, prefix: Frames, frame_
 def write_reel(path: Path, segments: Sequence[Segment], frame_rate: float) -> None:
     """All segments one after another, decorated; without audio the file has no audio stream.
 
-    ValueError unless all are of one size and have as many continuations, all with audio or all without.
+    Raises ValueError unless all are of one size and have as many continuations, all with audio or all without.
     """
     layouts = {(len(segment.continuations), segment.prefix.shape[1:]) for segment in segments}
     if len(layouts) != 1:

@@ -94,10 +94,10 @@ def continue_clip(
     negative: PromptEmbedding,
     settings: SamplerSettings,
 ) -> Iterator[Denoised | Sampled]:
-    """Yields Denoised after each step and Sampled at the end; audio is continued when the prefix has audio.
+    """Yield Denoised after each step and Sampled at the end; audio is continued when the prefix has audio.
 
-    scheduler_config is the model's own (FlowMatchEulerDiscreteScheduler). PrefixCoversClip when nothing is left to
-    generate; ValueError when the model has no block to skip where settings name it; SamplingFailed when skip guidance
+    scheduler_config is the model's own (FlowMatchEulerDiscreteScheduler). Raises PrefixCoversClip when nothing is left to
+    generate, ValueError when the model has no block to skip where settings name it, and SamplingFailed when skip guidance
     would do nothing on this model or the result is not finite.
     """
     latent_shape = (latent_frames(settings.frame_count), *prefix.video.shape[2:])
