@@ -96,9 +96,9 @@ def continue_clip(
 ) -> Iterator[Denoised | Sampled]:
     """Yield Denoised after each step and Sampled at the end; audio is continued when the prefix has audio.
 
-    scheduler_config is the model's own (FlowMatchEulerDiscreteScheduler). Raises PrefixCoversClip when nothing is left to
-    generate, ValueError when the model has no block to skip where settings name it, and SamplingFailed when skip guidance
-    would do nothing on this model or the result is not finite.
+    scheduler_config is the model's own (FlowMatchEulerDiscreteScheduler). Raises PrefixCoversClip when nothing is left
+    to generate, ValueError when the model has no block to skip where settings name it, and SamplingFailed when skip
+    guidance would do nothing on this model or the result is not finite.
     """
     latent_shape = (latent_frames(settings.frame_count), *prefix.video.shape[2:])
     video_prefix = pack_video(prefix.video)
