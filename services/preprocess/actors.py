@@ -48,7 +48,7 @@ class Fitted:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedScene:
-    """A fitted scene on its way to an encoder: frames [T, H, W, 3], audio [2, S] at 16 kHz."""
+    """A fitted scene that waits for an encoder: frames [T, H, W, 3], audio [2, S] at 16 kHz."""
 
     frames: NDArray[np.uint8]
     audio: NDArray[np.float32] | None
@@ -202,7 +202,7 @@ class Encoder:
 
 
 def give_back_memory() -> None:
-    """To the device: what nobody refers to any more."""
+    """Return unreferenced memory to the device."""
     import torch
 
     gc.collect()

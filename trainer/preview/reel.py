@@ -40,7 +40,7 @@ class Segment:
     def __post_init__(self) -> None:
         shapes = {continuation.frames.shape for continuation in self.continuations}
         if len(shapes) != 1 or self.prefix.shape[1:] != next(iter(shapes))[1:]:
-            raise ValueError(f"Continuations of shapes {sorted(shapes)} do not stand beside each other.")
+            raise ValueError(f"Continuations of shapes {sorted(shapes)} cannot be shown side by side.")
 
 
 def paste_prefix(frames: Frames, prefix: Frames) -> Frames:

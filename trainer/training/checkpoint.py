@@ -20,7 +20,7 @@ METADATA_KEY = "ltxtrain"
 class Checkpoint:
     """adapter: float32 by name; optimizer: its state as plain tensors; fingerprint: what the training was, by name.
 
-    One made by a running training holds its live tensors: write it before the training goes on.
+    One made by a running training holds its live tensors: write it before the training continues.
     """
 
     step: int

@@ -28,7 +28,7 @@ from trainer.training.settings import TrainSettings
 MIN_LEVEL = 1e-3
 UNIFORM_SHARE = 0.1
 
-# The straight line through (1024 tokens, 0.95) and (4096 tokens, 2.05); it goes on beyond both.
+# The straight line through (1024 tokens, 0.95) and (4096 tokens, 2.05); it continues beyond both.
 _TOKENS, _SHIFTS = (1024, 4096), (0.95, 2.05)
 
 # Standard normal quantiles, to the digits that the published sampler has.
