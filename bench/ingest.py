@@ -102,9 +102,9 @@ def compare_unpacking(path: Path, scratch: Path) -> tuple[float, float]:
     ours, theirs = [], []
     for _ in range(UNPACK_ROUNDS):
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            theirs.append(timed(lambda folder=folder: extract(path, Path(folder))))  # type: ignore[misc]
+            theirs.append(timed(lambda folder=folder: extract(path, Path(folder))))  # type: ignore[misc] # a lambda with a default
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            ours.append(timed(lambda folder=folder: unpack(path, Path(folder))))  # type: ignore[misc]
+            ours.append(timed(lambda folder=folder: unpack(path, Path(folder))))  # type: ignore[misc] # a lambda with a default
     return min(ours), min(theirs)
 
 
@@ -116,7 +116,7 @@ def compare_storing(path: Path, scratch: Path, address: StoreAddress) -> tuple[f
         extract(path, folder)
         objects = ObjectStore(address).objects
         for turn in range(STORE_ROUNDS):
-            theirs.append(timed(lambda turn=turn: fput(address, folder, f"fput/{turn}")))  # type: ignore[misc]
+            theirs.append(timed(lambda turn=turn: fput(address, folder, f"fput/{turn}")))  # type: ignore[misc] # a lambda with a default
             with tempfile.TemporaryDirectory(dir=scratch) as state:
                 ours.append(asyncio.run(keep(Path(state), address, files)))
             for prefix in (f"fput/{turn}/", "ingest/"):

@@ -50,7 +50,8 @@ def product(model: Path, shape: Shape) -> Callable[[int], Block]:
         for _ in range(count):
             report = next(reports)
             assert isinstance(report, Step)
-        return Block((time.perf_counter() - started) / count, report.loss)
+            loss = report.loss
+        return Block((time.perf_counter() - started) / count, loss)
 
     return block
 

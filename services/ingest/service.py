@@ -36,7 +36,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     def __init__(self, runtime: Runtime, fetcher: Fetcher | None = None) -> None:
         self._settings = runtime.settings
         self._datasets: Store[Dataset] = Store(runtime.database, runtime.log, "datasets", Dataset)
-        self._watches = Watches(runtime.log, runtime.settings)
+        self._watches = Watches(runtime.log)
         self._uploads = Uploads(Store(runtime.database, runtime.log, "uploads", Upload), runtime.objects)
         self._clips = ClipStore(runtime.objects, runtime.blobs)
         sources = Sources(runtime.settings, runtime.objects, self._uploads, fetcher or Fetcher(runtime.settings))

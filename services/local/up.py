@@ -94,7 +94,7 @@ class Suite:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process id of each service's latest start."""
+        """Process ids of the services, each of its latest start."""
         return {name: service.pid for name, service in self.services.items()}
 
     async def __aenter__(self) -> Self:

@@ -15,9 +15,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from services.preprocess.fitting import FitTask, fit
-from services.preprocess.outcome import SceneOutcome
-from services.preprocess.sample_files import SAFETENSORS, SERVICE, SampleFile, store_lossless, store_sheet
+from services.preprocess.outcome import SAFETENSORS, SERVICE, FitTask, SampleFile, SceneOutcome
 from services.runtime.objects import Objects, StoreAddress, StoredBlob
 from services.runtime.process_limits import limits
 from services.runtime.telemetry import resumed_trace
@@ -50,7 +48,7 @@ class Fitted:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedScene:
-    """A fitted scene on its way to an encoder: frames [T, H, W, 3], audio [2, S] at 16 kHz."""
+    """A fitted scene that waits for an encoder: frames [T, H, W, 3], audio [2, S] at 16 kHz."""
 
     frames: NDArray[np.uint8]
     audio: NDArray[np.float32] | None
@@ -102,7 +100,10 @@ class ClipFitter:
         self._trace = trace
 
     def fit(self, order: FitOrder) -> Iterator[FittedScene | Fitted | None]:
-        """For each scene its picture, if it is to be encoded (LATENTS), and then what became of it."""
+        """Yield for each scene its frames, or None where they are not to be encoded, and then its outcome."""
+        from services.preprocess.fitting import fit
+        from services.preprocess.sample_files import store_lossless, store_sheet
+
         with resumed_trace(self._trace, "fit"), tempfile.TemporaryDirectory(prefix="ltxtrain-fit-") as scratch:
             folder = Path(scratch)
             path = folder / "clip"
@@ -201,7 +202,7 @@ class Encoder:
 
 
 def give_back_memory() -> None:
-    """To the device: what nobody refers to any more."""
+    """Return unreferenced memory to the device."""
     import torch
 
     gc.collect()

@@ -59,6 +59,7 @@ RETRY = urllib3.Retry(
     backoff_max=5.0,
     status_forcelist=(500, 502, 503, 504),
     raise_on_status=False,  # the last answer says why
+    respect_retry_after_header=False,
 )
 TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 SHA256_HEADER = "x-amz-meta-sha256"

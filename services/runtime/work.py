@@ -149,7 +149,8 @@ class WorkRunner(Generic[M]):
             try:
                 await asyncio.sleep(pause)
                 # Started by a call, whose trace goes on while the call itself is over.
-                with telemetry.bound(resource=name, method=""), tracing.span(f"work {self._store.kind}", resource=name):
+                fields = {"resource": name, "method": "", "peer": ""}
+                with telemetry.bound(**fields), tracing.span(f"work {self._store.kind}", resource=name):
                     await self._start_once(name)
                 return
             except asyncio.CancelledError:

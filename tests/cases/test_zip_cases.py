@@ -68,7 +68,7 @@ async def test_case(case: dict[str, Any], ingest: Ingest) -> None:
 
 def first_card(data: bytes) -> int:
     """Number of a clip's first frame."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         frame = next(container.decode(video=0))
         return cards.number(np.asarray(frame.to_ndarray(format="rgb24")))
 

@@ -107,7 +107,7 @@ def _problem(error: grpc.aio.AioRpcError) -> str | None:
     """The fault of an error as an answer; None for a proper refusal."""
     if error.code() not in REFUSALS:
         return error.code().name
-    sent = rpc_status.from_call(error)  # type: ignore[arg-type]
+    sent = rpc_status.from_call(error)  # type: ignore[arg-type] # it reads the metadata alone
     info = error_details_pb2.ErrorInfo()
     if sent is None or not sent.details or not sent.details[0].Unpack(info):
         return f"{error.code().name} without an ErrorInfo"

@@ -5,7 +5,9 @@ Everything here reads headers and samples, never whole weights: a folder of 100 
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,18 @@ COMPONENTS = {
 DIGESTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 
 
+@contextmanager
+def readable() -> Iterator[None]:
+    """A block, or a decorated function, that reads a model. Raises ModelUnavailable for a file that is closed to us."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ModelUnavailable(
+            f"{error.filename} cannot be read by uid {os.geteuid()}. "
+            "Give the model's folder to that user, or let everybody read it (chmod -R a+rX)."
+        ) from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
@@ -51,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
-    """The safetensors files of a component, each known to be as long as its header says; or ModelUnavailable."""
+    """The safetensors files of a component, each known to be as long as its header says. Raises ModelUnavailable."""
     stem = COMPONENTS[name].weights
     if stem is None:
         return []
@@ -72,7 +86,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 
 
 def tensor_sizes(file: Path) -> dict[str, int]:
-    """Elements of each tensor of a safetensors file, or ModelUnavailable when the file is cut or none."""
+    """Elements of each tensor of a safetensors file. Raises ModelUnavailable when the file is cut or none."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         header_bytes = int.from_bytes(stream.read(8), "little")

@@ -57,7 +57,7 @@ def train(
     worker: Worker = ALONE,
     resume: Checkpoint | None = None,
 ) -> Iterator[Report]:
-    """Trains the adapter that add_lora gave the transformer, from its start or from a checkpoint.
+    """Train the adapter that add_lora gave the transformer, from its start or from a checkpoint.
 
     identity: what else must be equal for a checkpoint to be continued (model revision, digest of the training set).
     Every worker of several runs this with the same arguments but its own worker, and gets the same reports.
@@ -97,7 +97,7 @@ def train(
         for _ in share:
             (clip, prompt, draw), waited = next(batches)
             loss = clip_loss(model, clip, prompt, draw, settings.conditioning_frames)
-            (loss.total / settings.batch_size).backward()  # type: ignore[no-untyped-call]
+            (loss.total / settings.batch_size).backward()
             tally.add(loss, draw.video.level.item(), token_count(clip), waited)
         worker.sum(optimizer.gradients)
         numbers = tally.sum(worker, model.device)

@@ -38,7 +38,7 @@ def preflight(transformer: Any, samples: Samples, settings: TrainSettings) -> Pr
         )
         started = time.perf_counter()
         loss = clip_loss(model, clip, prompt, training_draw(clip, settings.seed, 0, 0), settings.conditioning_frames)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss.total.backward()
         loss.total.item()
         seconds = time.perf_counter() - started
         del moments

@@ -45,7 +45,7 @@ class Outcome:
             return ""
         info = error_details_pb2.ErrorInfo()
         assert details[0].Unpack(info)
-        return info.reason
+        return str(info.reason)
 
     def reasons(self, path: str) -> list[str]:
         """Of the line of a path; the last one, where there are several."""

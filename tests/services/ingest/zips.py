@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import inflate64
 import zstandard
@@ -41,12 +42,12 @@ def entry(
     return local, directory
 
 
-def build(*entries: tuple[bytes, bytes, dict[str, object]], comment: bytes = b"", count: int | None = None) -> bytes:
+def build(*entries: tuple[bytes, bytes, Mapping[str, object]], comment: bytes = b"", count: int | None = None) -> bytes:
     """A zip of (name, raw bytes, fields of `entry`); without size and crc, those of raw."""
     body, directory = b"", b""
     for name, raw, fields in entries:
-        values = {"size": len(raw), "crc": zlib.crc32(raw)} | fields
-        local, central = entry(name, raw, offset=len(body), **values)  # type: ignore[arg-type]
+        values: dict[str, Any] = {"size": len(raw), "crc": zlib.crc32(raw), **fields}
+        local, central = entry(name, raw, offset=len(body), **values)
         body += local
         directory += central
     number = len(entries) if count is None else count

@@ -52,7 +52,7 @@ class Ended:
 
     @property
     def message(self) -> str:
-        return self.training_set.lifecycle.error.message
+        return str(self.training_set.lifecycle.error.message)
 
     @property
     def reason(self) -> str:
@@ -130,16 +130,16 @@ def settings(**changes: Any) -> PreprocessSettings:
 
 @asynccontextmanager
 async def serving(
-    state_dir: Path, store: StoreAddress, cluster: Cluster, ingest: Ingest, model: Path, **more: object
+    state_dir: Path, store: StoreAddress, cluster: Cluster, ingest: Ingest, model: Path, **more: Any
 ) -> AsyncIterator[Preprocess]:
     """`more` are further settings."""
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "state_dir": state_dir,
         "ingest": ingest.address,
         "model": str(model),
         "s3_bucket": store.bucket,
     }
-    chosen = Settings(**(values | more))  # type: ignore[arg-type]
+    chosen = Settings(**(values | more))
     database = await Database.open(chosen.database, state_dir)
     log = EventLog(database)
     runtime = Runtime(chosen, database, log, Blobs(database), ObjectStore(store), cluster)

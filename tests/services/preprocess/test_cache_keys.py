@@ -1,6 +1,7 @@
 """Cached work is found again exactly when it would come out the same."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, Geometry, PreprocessSettings
@@ -22,14 +23,14 @@ from services.runtime.code_version import import_closure
 CLIP = "ab" * 32
 
 
-def settings(**changes: object) -> PreprocessSettings:
+def settings(**changes: Any) -> PreprocessSettings:
     geometry = Geometry(width=512, height=288, frame_count=17, frame_rate=24)
     made = PreprocessSettings(training=geometry, validation=geometry, conditioning_frames=9)
-    made.MergeFrom(PreprocessSettings(**changes))  # type: ignore[arg-type]
+    made.MergeFrom(PreprocessSettings(**changes))
     return made
 
 
-def fitted(**changes: object) -> str:
+def fitted(**changes: Any) -> str:
     return fit_key(CLIP, settings(**changes), split=False)
 
 
@@ -46,7 +47,7 @@ def fitted(**changes: object) -> str:
     ],
     ids=str,
 )
-def test_what_does_not_touch_a_clip_is_not_in_its_key(changes: dict[str, object]) -> None:
+def test_what_does_not_touch_a_clip_is_not_in_its_key(changes: dict[str, Any]) -> None:
     assert fitted(**changes) == fitted()
 
 
@@ -60,7 +61,7 @@ def test_what_does_not_touch_a_clip_is_not_in_its_key(changes: dict[str, object]
     ],
     ids=str,
 )
-def test_what_changes_a_clip_changes_its_key(changes: dict[str, object]) -> None:
+def test_what_changes_a_clip_changes_its_key(changes: dict[str, Any]) -> None:
     assert fitted(**changes) != fitted()
 
 

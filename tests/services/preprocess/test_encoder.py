@@ -21,7 +21,7 @@ def encoder(object_store: StoreAddress, tiny_model: Path) -> Any:
     """The class behind the actor."""
     folder = resolve_model(str(tiny_model))
     source = ModelSource(reference=str(tiny_model), revision=folder.revision, with_audio=False)
-    return Encoder.__ray_metadata__.modified_class(object_store, source, 2, {})  # type: ignore[attr-defined]
+    return Encoder.__ray_metadata__.modified_class(object_store, source, 2, {})  # type: ignore[attr-defined] # ray.remote adds it
 
 
 def held(but: Collection[int] = ()) -> dict[int, str]:

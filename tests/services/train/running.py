@@ -121,7 +121,8 @@ class Trainer:
         blob = (await self.artifacts(job))["metrics.parquet"].blob
         path = folder / f"{time.monotonic_ns()}.parquet"
         await self.runtime.objects.get_file(blob.key, path, sha256=blob.sha256)
-        return pyarrow.parquet.read_table(path).to_pylist()  # type: ignore[no-any-return]
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+        return rows
 
     async def samples(self, count: int, *, broken: int | None = None, silent: int | None = None) -> list[Sample]:
         """Stored samples; the one at `broken` holds what is not a number, all but the one at `silent` have sound."""
