@@ -99,7 +99,7 @@ async def test_health_is_checked_past_it(proxy: Proxy, tmp_path: Path) -> None:
     server = grpc.aio.server()
     servicer = health.HealthServicer()
     await servicer.set("", health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     assert await asyncio.to_thread(is_healthy, Settings(bind=f"127.0.0.1:{port}", state_dir=tmp_path))
