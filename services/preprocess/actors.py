@@ -103,6 +103,8 @@ class ClipFitter:
         from services.preprocess.sample_files import store_lossless, store_sheet
 
         self._fit, self._store_lossless, self._store_sheet = fit, store_lossless, store_sheet
+        # OpenBLAS takes its buffers at the first product, and ends the process when a clip's limit forbids it.
+        np.ones((64, 64)) @ np.ones((64, 64))
 
     def fit(self, order: FitOrder) -> Iterator[FittedScene | Fitted | None]:
         """Yield for each scene its frames, or None where they are not to be encoded, and then its outcome."""
