@@ -42,7 +42,7 @@ class FitOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What became of one scene, and the files that were made of it."""
+    """The outcome of one scene, and the files that were made of it."""
 
     scene: SceneOutcome
     stored: dict[SampleFile, StoredBlob] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Embedded:
 
 
 class Phase(StrEnum):
-    """What an encoder is there for at the moment: the text encoder and the VAEs are never in memory together."""
+    """The present task of an encoder: the text encoder and the VAEs are never in memory together."""
 
     PROMPTS = "prompts"
     CLIPS = "clips"

@@ -1,4 +1,4 @@
-"""Which clips a training set is made of, what is wanted of each, and what is known before anything is decoded."""
+"""Plan of a training set: its clips, the files wanted of each, and outcomes known before anything is decoded."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field

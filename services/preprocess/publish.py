@@ -1,4 +1,4 @@
-"""What a finished training set leaves: its samples, and what people look at."""
+"""Results of a finished training set: its samples, contact sheet and debug archive."""
 
 import json
 import tempfile
@@ -15,6 +15,7 @@ from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.preprocess_pb2 import PreprocessSettings, Sample, TrainingSet
 from ltxtrain.v1.work_pb2 import ReportLine
 
+from services.pages.contact_sheet import SheetSample, render_contact_sheet
 from services.preprocess.cache import as_blob
 from services.preprocess.context import Context
 from services.preprocess.results import Results
@@ -26,7 +27,6 @@ from services.runtime.work import Ending
 from trainer.media.audio import SAMPLE_RATE
 from trainer.media.downmix import Sound
 from trainer.media.video_file import read_lossless
-from trainer.pages.contact_sheet import SheetSample, render_contact_sheet
 
 SAMPLES = "samples"
 SAMPLES_AN_EDIT = 500

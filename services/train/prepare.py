@@ -7,20 +7,19 @@ what the first start made. Relayed events and the cursor that says how far they 
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Coroutine
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, Geometry, PreprocessSettings, TrainingSet
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, Stage, State
-from ltxtrain_client.watch import is_terminal
+from ltxtrain_client.watch import TERMINAL, is_terminal
 
 from services.runtime import errors
-from services.runtime.events import TERMINAL
 from services.runtime.upstream import errors_passed_on, passing_errors_on
 from services.runtime.work import Attempt
-from services.train.spec import ASPECT_NAMES, RESOLUTION_NAMES
+from services.train.spec import preview_geometry, training_geometry
 from services.train.upstream import Upstream
-from trainer.geometry import BUCKETS
 
 T = TypeVar("T")
 
@@ -147,18 +146,9 @@ def check_succeeded(name: str, lifecycle: Lifecycle) -> None:
 def preprocess_settings(job: Job, model_revision: str) -> PreprocessSettings:
     """The PreprocessSettings of a resolved spec."""
     spec = job.effective_spec
-    width, height = BUCKETS[RESOLUTION_NAMES[spec.resolution], ASPECT_NAMES[spec.aspect_ratio]]
-    preview_width, preview_height = BUCKETS[
-        RESOLUTION_NAMES[spec.validation_resolution], ASPECT_NAMES[spec.validation_aspect_ratio]
-    ]
     settings = PreprocessSettings(
-        training=Geometry(width=width, height=height, frame_count=spec.number_of_frames, frame_rate=spec.frame_rate),
-        validation=Geometry(
-            width=preview_width,
-            height=preview_height,
-            frame_count=spec.validation_number_of_frames,
-            frame_rate=spec.validation_frame_rate,
-        ),
+        training=Geometry(**asdict(training_geometry(spec))),
+        validation=Geometry(**asdict(preview_geometry(spec))),
         conditioning_frames=spec.conditioning_frames,
         trigger_phrase=spec.trigger_phrase,
         auto_scale_input=spec.auto_scale_input,

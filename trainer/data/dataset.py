@@ -1,18 +1,19 @@
-"""Encoded samples on their way to the model: what a training asks for, read ahead of the step that needs it."""
+"""Encoded samples on their way to the model, prefetched ahead of the step that needs them."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol, TypeVar
 
 import torch
 
 from trainer import seeds
-from trainer.data.encoded import EncodedClip, PromptEmbedding
+from trainer.data.encoded import EncodedClip, PromptEmbedding, load_clip, load_prompt
 from trainer.errors import SampleUnreadable
+from trainer.plan import SampleFiles
 
 Item = TypeVar("Item")
 Place = TypeVar("Place")
@@ -26,6 +27,24 @@ class Samples(Protocol):
     def __getitem__(self, index: int) -> tuple[EncodedClip, PromptEmbedding]: ...
 
 
+def read_files(files: SampleFiles) -> tuple[EncodedClip, PromptEmbedding]:
+    """The sample in two files. Raises SampleUnreadable."""
+    return load_clip(files.latents.read_bytes()), load_prompt(files.prompt.read_bytes())
+
+
+@dataclass(frozen=True)
+class SampleFolder:
+    """The samples of a training, each read when it is asked for."""
+
+    files: tuple[SampleFiles, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[EncodedClip, PromptEmbedding]:
+        return read_files(self.files[index])
+
+
 def read_sample(samples: Samples, index: int, with_audio: bool) -> tuple[EncodedClip, PromptEmbedding]:
     """A sample as a training uses it: its audio left out, or there."""
     clip, prompt = samples[index]
@@ -37,7 +56,7 @@ def read_sample(samples: Samples, index: int, with_audio: bool) -> tuple[Encoded
 
 
 def split_held_out(count: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Which of count samples are trained on, and which are only measured: fraction of them, at least one of each."""
+    """Split of count samples into those trained on and those held out: a fraction of them, at least one of each."""
     if fraction <= 0 or count < 2:
         return list(range(count)), []
     size = min(max(round(count * fraction), 1), count - 1)
@@ -45,7 +64,7 @@ def split_held_out(count: int, fraction: float, seed: int) -> tuple[list[int], l
     return sorted(order[size:]), sorted(order[:size])
 
 
-def read_ahead(read: Callable[[Place], Item], places: Iterable[Place]) -> Iterator[tuple[Item, float]]:
+def prefetch(read: Callable[[Place], Item], places: Iterable[Place]) -> Iterator[tuple[Item, float]]:
     """read() of every place in order, the next one under way while this one is used; with the seconds waited for it."""
     remaining = iter(places)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples") as reader:

@@ -46,7 +46,7 @@ def check(path: Path, *, tolerance: float = 6, skip: str | None = None) -> Fitte
 
 def resized(picture: Picture, width: int, height: int) -> Picture:
     frame = VideoFrame.from_ndarray(picture, format="rgb24")
-    result: Picture = frame.reformat(width=width, height=height, interpolation="AREA").to_ndarray()
+    result: Picture = frame.reformat(width=width, height=height, interpolation="AREA").to_ndarray()  # type: ignore[assignment] # uint8, as rgb24 is
     return result
 
 
@@ -271,7 +271,10 @@ def coded_hlg(light: NDArray[np.float64]) -> NDArray[np.float64]:
     luminance = np.maximum(display @ np.array([0.2627, 0.6780, 0.0593]), 1e-9)[..., None]
     scene = display * luminance ** (1 / 1.2 - 1)
     a, b, c = 0.17883277, 0.28466892, 0.55991073
-    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), a * np.log(np.maximum(12 * scene - b, 1e-9)) + c)
+    coded: NDArray[np.float64] = np.where(
+        scene <= 1 / 12, np.sqrt(3 * scene), a * np.log(np.maximum(12 * scene - b, 1e-9)) + c
+    )
+    return coded
 
 
 def coded_sdr(light: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -282,7 +285,7 @@ def coded_sdr(light: NDArray[np.float64]) -> NDArray[np.float64]:
 def write_wide(path: Path, lights: list[NDArray[np.float64]], code: Callable[..., Any], transfer: int) -> Path:
     pictures = [np.rint(np.clip(code(light), 0, 1) * 65535).astype(np.uint16) for light in lights]
     video = Video(codec="ffv1", pixel_format="yuv420p10le", matrix=9, primaries=9, transfer=transfer)
-    return write_clip(path, pictures, video)  # type: ignore[arg-type]
+    return write_clip(path, pictures, video)
 
 
 @pytest.mark.parametrize(
