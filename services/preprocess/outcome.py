@@ -22,6 +22,8 @@ class SceneOutcome:
     unused_frames: int = 0
     crop_loss_percent: float = 0.0
     silent: bool = False
+    # For how long the track has no sound beside the frames in use.
+    audio_missing_seconds: float = 0.0
     # The cut that the scene begins with.
     cut_seconds: float = 0.0
     cut_score: float = 0.0

@@ -40,7 +40,8 @@ SETTINGS = FitSettings(
 def shown(path: Path, size: tuple[int, int] = (128, 128)) -> Picture:
     """The first frame of the clip as it is fitted."""
     geometry = replace(SETTINGS.geometry, width=size[0], height=size[1], frame_count=1)
-    return fit_clip(path, replace(SETTINGS, geometry=geometry)).frames[0]
+    picture: Picture = fit_clip(path, replace(SETTINGS, geometry=geometry)).frames[0]
+    return picture
 
 
 MAGENTA = (200, 0, 200)
