@@ -72,7 +72,7 @@ class AudioReader:
             raise AudioTrackMissing("The clip has no audio track.")
         self._blocks = decode_blocks(container, stream, clock)
         self._held: deque[Block] = deque()
-        # Of the window that was read last: for how long the track has nothing.
+        # Seconds of the window that was read last for which the track has nothing.
         self.missing_seconds = 0.0
 
     def read(self, start: float, seconds: float) -> Sound:

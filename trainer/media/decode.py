@@ -15,8 +15,9 @@ from av.video.stream import VideoStream
 from trainer.errors import ClipDamaged, Undecodable
 from trainer.media.color import colors_of
 from trainer.media.container import MAX_PIXELS, Rescue, find_audio, find_video, open_clip, path_of
-from trainer.media.jpeg import jpeg_has_hole
+from trainer.media.frame_schedule import Rate, measure_rate
 from trainer.media.picture import Deinterlacer
+from trainer.media.pieces import jpeg_has_hole
 from trainer.media.presentation import (
     Orientation,
     declared_by,
@@ -25,7 +26,6 @@ from trainer.media.presentation import (
     refuse_unsupported,
     side_data_of,
 )
-from trainer.media.rate import Rate, measure_rate
 from trainer.media.truncation import has_fragments, missing_bytes
 
 # Two frames closer than this have one time stamp and a rounding error between them.
@@ -113,7 +113,7 @@ class VideoReader:
         if missing and not _index_is_whole(container, path):
             self._cut_off(f"{missing} bytes are missing at its end")
             if self._counts_frames:
-                # What lies between threads when the file ends is lost below, so there must be but one.
+                # Frames between threads are lost below when the file ends, so there must be but one.
                 self.stream.thread_count = 1
         self._last_pts: int | None = None
         self._timeline = self._timed()

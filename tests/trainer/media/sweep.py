@@ -49,9 +49,10 @@ OPTIONS = {
     "libopus": {"mapping_family": "255"},
     "opus": {"mapping_family": "255"},
 }
-RAW = ("yuv420p", "yuv422p", "yuv444p", "yuyv422", "uyvy422", "nv12", "p010le", "rgb24", "bgr24", "bgra", "rgba")
-RAW += ("argb", "rgb565le", "rgb555le", "gray", "gray10le", "gray16le", "pal8", "monow", "rgb48le", "gbrp")
-RAW += ("yuv420p10le",)
+RAW = (
+    *("yuv420p", "yuv422p", "yuv444p", "yuyv422", "uyvy422", "nv12", "p010le", "rgb24", "bgr24", "bgra", "rgba"),
+    *("argb", "rgb565le", "rgb555le", "gray", "gray10le", "gray16le", "pal8", "monow", "rgb48le", "gbrp"),
+)
 FRAMES = 10
 # Coarse coders and few colours are off by so much.
 COLOUR_TOLERANCE = 60
