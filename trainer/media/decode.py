@@ -15,7 +15,6 @@ from av.video.stream import VideoStream
 from trainer.errors import ClipDamaged, Undecodable
 from trainer.media.color import colors_of
 from trainer.media.container import MAX_PIXELS, Rescue, find_audio, find_video, open_clip, path_of
-from trainer.media.frame_schedule import Rate, measure_rate
 from trainer.media.picture import Deinterlacer
 from trainer.media.pieces import jpeg_has_hole
 from trainer.media.presentation import (
@@ -26,6 +25,7 @@ from trainer.media.presentation import (
     refuse_unsupported,
     side_data_of,
 )
+from trainer.media.rate import Rate, measure_rate
 from trainer.media.truncation import has_fragments, missing_bytes
 
 # Two frames closer than this have one time stamp and a rounding error between them.

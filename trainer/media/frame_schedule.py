@@ -1,11 +1,8 @@
-"""How fast the frames of a clip follow each other, and which is shown at each moment of the fitted clip (P11)."""
+"""Choose the frame of a clip that is shown at each moment of the fitted clip (P11). No decoder is imported."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
-
-import numpy as np
 
 from trainer.errors import ClipTooShort
 from trainer.geometry import Geometry
@@ -13,53 +10,39 @@ from trainer.geometry import Geometry
 MAX_STRETCH = 4.0
 # Time stamps are rounded and jitter; a frame that is due this share of a frame later is due now.
 EARLY = 0.1
-# Cameras and editors use these; a measured rate that fits one of them on every frame is that one.
-COMMON_RATES = (8, 10, 12, 12.5, 15, 16, 18, 20, 24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 60000 / 1001, 60, 120)
-# Containers count in ticks as coarse as a millisecond; two of them may be rounded apart.
-TICK_SECONDS = 0.0021
 
 
-@dataclass(frozen=True)
-class Rate:
-    """frames_per_second is the average; of even frames, the exact rate behind rounded time stamps."""
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """Shape and sound of fitted clips; preserve_pitch counts where sound is stretched."""
 
-    frames_per_second: float
-    variable: bool
+    geometry: Geometry
+    auto_scale: bool
+    with_audio: bool
+    normalize_audio: bool
+    preserve_pitch: bool
 
 
-def measure_rate(
-    times: Sequence[float],
-    end: float,
-    nominal: float | None,
-    *,
-    declared: float | None = None,
-    tick_seconds: float = 0.0,
-) -> Rate:
-    """Measure the rate of frames.
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Frames start_frame up to, not including, end_frame; seconds after the clip's first frame appears.
 
-    times: of each frame, ascending from 0; end: of the last one; nominal: the container's claim, if it has one;
-    declared: by the duration of one frame, which holds where the times agree with it within their tick.
+    score: mean change of a pixel at the cut that begins it, 0..48; 0 at the start of the clip.
     """
-    starts = np.asarray(times, dtype=np.float64)
-    average = len(starts) / end
-    if len(starts) < 2:
-        return Rate(declared or nominal or average, False)
-    places = np.arange(len(starts))
 
-    def deviation(rate: float) -> float:
-        """Return the greatest distance of a frame from its place at an even rate, in seconds."""
-        return float(np.abs(starts - starts[0] - places / rate).max())
+    start_frame: int
+    end_frame: int
+    start_seconds: float
+    end_seconds: float
+    score: float
 
-    if declared and deviation(declared) <= tick_seconds * 1.01:
-        return Rate(declared, False)
-    gaps = np.diff(starts)
-    typical = float(np.median(gaps))
-    if float(gaps.max() - gaps.min()) > max(0.2 * typical, TICK_SECONDS):
-        return Rate(average, True)
-    measured = (len(starts) - 1) / float(starts[-1] - starts[0])
-    candidates = [*([nominal] if nominal else []), *COMMON_RATES]
-    fitting = [rate for rate in candidates if deviation(rate) < TICK_SECONDS / 2]
-    return Rate(float(min(fitting, key=lambda rate: abs(rate - measured), default=measured)), False)
+    @property
+    def frame_count(self) -> int:
+        return self.end_frame - self.start_frame
+
+    @property
+    def seconds(self) -> float:
+        return self.end_seconds - self.start_seconds
 
 
 class Length(Protocol):

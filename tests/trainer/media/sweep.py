@@ -26,7 +26,8 @@ from tests.clips import Video, as_seen, numbered, tones, write_clip
 from trainer.errors import ClipError
 from trainer.geometry import Geometry
 from trainer.media.downmix import _keep_map
-from trainer.media.fit import FitSettings, FittedClip, fit_clip
+from trainer.media.fit import FittedClip, fit_clip
+from trainer.media.frame_schedule import FitSettings
 from trainer.media.probe import probe
 
 CONTAINERS = {"mp4": "mp4", "mov": "mov", "avi": "avi", "mkv": "matroska"}

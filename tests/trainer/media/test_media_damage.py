@@ -15,7 +15,8 @@ from tests.sounds import burst_seconds
 from tests.trainer.media.forms import Edit, from_packet, half_of, remux, zeros_in
 from trainer.errors import ClipDamaged
 from trainer.geometry import Geometry
-from trainer.media.fit import FitSettings, FittedClip, fit_clip, fit_prefix
+from trainer.media.fit import FittedClip, fit_clip, fit_prefix
+from trainer.media.frame_schedule import FitSettings
 from trainer.media.probe import Probe, probe
 
 SIZE = (256, 144)

@@ -16,7 +16,8 @@ from tests.clips import Picture, Video, card, numbered, write_clip
 from tests.trainer.media.forms import add_to_element, add_to_entry, box, element, remux
 from trainer.errors import PresentationUnsupported, Undecodable
 from trainer.geometry import Geometry
-from trainer.media.fit import FitSettings, fit_clip
+from trainer.media.fit import fit_clip
+from trainer.media.frame_schedule import FitSettings
 from trainer.media.pieces import SEGMENT, TRACKS
 from trainer.media.presentation import (
     ADDITION_DATA,

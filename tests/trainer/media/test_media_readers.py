@@ -16,7 +16,8 @@ from trainer.errors import ClipError, NoVideoTrack, Undecodable
 from trainer.geometry import Geometry
 from trainer.media.container import open_clip, why_unreadable
 from trainer.media.decode import VideoReader
-from trainer.media.fit import FitSettings, fit_clip
+from trainer.media.fit import fit_clip
+from trainer.media.frame_schedule import FitSettings
 from trainer.media.pieces import (
     CLUSTER,
     EBML,
