@@ -171,6 +171,8 @@ def _decode(container: InputContainer, stream: AudioStream) -> Iterator[tuple[Au
             packets += packet.size > 0
             try:
                 frames = stream.decode(rescue.packet(packet) if packet.size else None)
+            except MemoryError:
+                raise
             except av.FFmpegError as error:
                 failures, reason = failures + 1, str(error.strerror)
                 continue

@@ -226,6 +226,9 @@ class VideoReader:
         for packet in self._packets():
             try:
                 pictures = self.stream.decode(packet)
+            except MemoryError:
+                # The limit of this process, not the clip's damage.
+                raise
             except av.FFmpegError as error:
                 if begun and not self.cut_off:
                     self._fault = f"The video is damaged ({error.strerror})"
