@@ -20,6 +20,8 @@ IN_WORDS = {
     ReportReason.REPORT_REASON_CLIP_TOO_SHORT: "too short",
     ReportReason.REPORT_REASON_SCENE_TOO_SHORT: "too short after splitting",
     ReportReason.REPORT_REASON_UNDECODABLE: "undecodable",
+    ReportReason.REPORT_REASON_CLIP_DAMAGED: "damaged",
+    ReportReason.REPORT_REASON_PRESENTATION_UNSUPPORTED: "shown in a way that is not supported",
     ReportReason.REPORT_REASON_NO_VIDEO_TRACK: "without a moving picture",
     ReportReason.REPORT_REASON_AUDIO_UNDECODABLE: "with sound that cannot be decoded",
     ReportReason.REPORT_REASON_ACTOR_KILLED: "impossible to decode within the limits",

@@ -10,9 +10,11 @@ from services.preprocess.outcome import FitTask, SceneOutcome
 from trainer.errors import (
     AudioTrackMissing,
     AudioUndecodable,
+    ClipDamaged,
     ClipError,
     ClipTooShort,
     NoVideoTrack,
+    PresentationUnsupported,
     StillImage,
 )
 from trainer.media.fit import FittedClip, fit_prefix, fit_scenes
@@ -28,6 +30,8 @@ SKIPS: dict[type[ClipError], str] = {
     NoVideoTrack: "NO_VIDEO_TRACK",
     AudioTrackMissing: "AUDIO_TRACK_MISSING",
     AudioUndecodable: "AUDIO_UNDECODABLE",
+    ClipDamaged: "CLIP_DAMAGED",
+    PresentationUnsupported: "PRESENTATION_UNSUPPORTED",
 }
 # A fitter has one processor.
 THREADS = 1
@@ -56,7 +60,10 @@ def fit(path: Path, task: FitTask) -> Iterator[tuple[SceneOutcome, FittedClip | 
             count += 1
             if isinstance(fitted, ClipTooShort):
                 reason = "SCENE_TOO_SHORT" if len(found) > 1 else "CLIP_TOO_SHORT"
-                yield _skipped(scene, reason, str(fitted), fitted), None
+                text = str(fitted)
+                if task.damage and scene is found[-1]:
+                    reason, text = "CLIP_DAMAGED", f"{task.damage} {text} before it"
+                yield _skipped(scene, reason, text, fitted), None
             else:
                 yield _kept(scene, fitted), fitted
     except Exception as error:
@@ -107,6 +114,7 @@ def _fitted(
         unused_frames=fitted.unused_frames,
         crop_loss_percent=fitted.crop_loss_percent,
         silent=fitted.audio is not None and not (abs(fitted.audio) > SILENCE).any(),
+        audio_missing_seconds=fitted.audio_missing_seconds,
         cut_seconds=cut_seconds,
         cut_score=cut_score,
     )

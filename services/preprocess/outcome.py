@@ -34,6 +34,8 @@ class FitTask:
     # As its probe found it.
     frame_count: int
     duration_seconds: float
+    # The damage that its last frame is followed by; empty: none.
+    damage: str = ""
     # Cut at scene changes.
     split: bool = False
     # Only the opening is wanted: settings.geometry has its length and rate.
@@ -55,6 +57,8 @@ class SceneOutcome:
     unused_frames: int = 0
     crop_loss_percent: float = 0.0
     silent: bool = False
+    # For how long the track has no sound beside the frames in use.
+    audio_missing_seconds: float = 0.0
     # The cut that the scene begins with.
     cut_seconds: float = 0.0
     cut_score: float = 0.0
