@@ -13,6 +13,7 @@ COPY third_party third_party
 COPY protos protos
 COPY services services
 COPY trainer trainer
+COPY pocket pocket
 COPY clients clients
 RUN pip install --constraint constraints.txt '.[server,quantized,telemetry]'
 

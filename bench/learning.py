@@ -16,7 +16,7 @@ falls over the ground), and held against the truth of the world. The last line i
     lora_position_ok     as for the base model, within 18 pixels
     lora_colour_ok       as for the base model, within 30 levels
 
-With --quick there are 4 openings in place of 24, fewer sampling steps and fewer training steps: it says whether things
+With --quick there are 4 openings in place of 20, fewer sampling steps and fewer training steps: it says whether things
 work, within a minute. --pictures: the frames of some openings, truth, base model and LoRA, below each other.
 """
 
@@ -38,7 +38,7 @@ SHOWN = (0, PREFIX_FRAMES - 1, PREFIX_FRAMES + 3, FRAMES - 1)
 PICTURES = 4
 
 
-WHOLE, QUICK = Extent(24, 30, 100), Extent(4, 8, 40)
+WHOLE, QUICK = Extent(20, 30, 100), Extent(4, 8, 40)
 
 
 def main() -> None:

@@ -119,8 +119,8 @@ class Pocket:
         with base_model(self.transformer):
             return with_lora / held_out_loss(model, samples, places, settings, Worker())
 
-    def continued(self, index: int, steps: int, stg_scale: float = 1.0) -> Frames:
-        """The opening of that index, continued to FRAMES frames."""
+    def continued(self, index: int, steps: int, stg_scale: float = 0.0) -> Frames:
+        """The opening of that index, continued to FRAMES frames; of 4 blocks none is skipped unless asked for."""
         scene = opening(index)
         prefix = self.clip(render(scene, PREFIX_FRAMES))
         settings = SamplerSettings(frame_count=FRAMES, seed=42, index=index, stg_scale=stg_scale, step_count=steps)

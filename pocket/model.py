@@ -62,7 +62,9 @@ def store_weights(name: str, state: dict[str, Tensor], folder: Path = WEIGHTS) -
     """Keep a component's weights in half precision; the statistics of latents stay as they are."""
     folder.mkdir(exist_ok=True)
     stored = {key: (value if key.startswith("latents_") else value.half()).contiguous() for key, value in state.items()}
-    safetensors.torch.save_file(stored, folder / f"{name}.safetensors", metadata={"format": "pt"})
+    file = folder / f"{name}.safetensors"
+    safetensors.torch.save_file(stored, file, metadata={"format": "pt"})
+    file.chmod(0o644)
 
 
 def _widened(file: Path) -> dict[str, Tensor]:

@@ -231,7 +231,7 @@ def test_scripts_are_sound(script: str) -> None:
 
 def test_the_image_copies_what_the_wheel_needs() -> None:
     copied = re.findall(r"^COPY (?!--)(\S+)", (ROOT / "Dockerfile").read_text(), re.M)
-    assert {"protos", "services", "trainer", "clients", "third_party", "pyproject.toml"} <= set(copied)
+    assert {"protos", "services", "trainer", "pocket", "clients", "third_party", "pyproject.toml"} <= set(copied)
 
 
 def test_the_image_runs_the_services_that_exist() -> None:
