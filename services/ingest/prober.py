@@ -68,6 +68,9 @@ class Prober:
         self._path = Path(self._folder.name) / "clip"
         # Before the first limit is set, and not above: the service imports this module for its types, without FFmpeg.
         importlib.import_module("trainer.media.probe")
+        numpy = importlib.import_module("numpy")
+        # OpenBLAS takes its buffers at the first product, and ends the process when a clip's limit forbids it.
+        numpy.ones((64, 64)) @ numpy.ones((64, 64))
 
     def load(self, task: ProbeTask) -> None:
         """Fetch the clip. Raises ObjectStoreUnavailable, ObjectMissing and ObjectCorrupt."""

@@ -11,7 +11,7 @@ from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
 from ltxtrain_client.enum_words import word
 
-from services.preprocess.outcome import SceneOutcome
+from services.preprocess.outcome import SceneOutcome, Skip
 from services.runtime.errors import MAX_SUBJECTS, MAX_TEXT, ApiError, FailedPrecondition
 
 ALL_TOO_SHORT = "All training videos are too short to be trainable"
@@ -69,7 +69,7 @@ class Faults:
     def _reason(self) -> "ErrorReason":
         if self.without_audio:
             return ErrorReason.ERROR_REASON_AUDIO_TRACK_MISSING
-        if any(scene.skipped == "VALIDATION_CLIP_TOO_SHORT" for _, scene in self.unusable):
+        if any(scene.skipped is Skip.VALIDATION_CLIP_TOO_SHORT for _, scene in self.unusable):
             return ErrorReason.ERROR_REASON_VALIDATION_CLIP_TOO_SHORT
         return ErrorReason.ERROR_REASON_NO_USABLE_CLIPS
 

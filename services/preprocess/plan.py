@@ -8,7 +8,7 @@ from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
 
 from services.preprocess.cache_keys import fit_key, prefix_key
-from services.preprocess.outcome import FitOutcome, FitTask, SampleFile, SceneOutcome
+from services.preprocess.outcome import FitOutcome, FitTask, SampleFile, SceneOutcome, Skip
 from services.preprocess.source import Source
 from services.runtime.errors import InvalidSpec, Violation
 from trainer import geometry
@@ -157,7 +157,7 @@ def _known_outcome(clip: Clip, fit: FitSettings) -> FitOutcome | None:
         damage = clip.probe.damage
         scene = SceneOutcome(
             source_frames=clip.frame_count,
-            skipped="CLIP_DAMAGED" if damage else "CLIP_TOO_SHORT",
+            skipped=Skip.CLIP_DAMAGED if damage else Skip.CLIP_TOO_SHORT,
             description=f"{damage} {error} before it" if damage else str(error),
             have_frames=error.frame_count,
             needed_frames=error.needed_frames,
