@@ -26,6 +26,10 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 DOMAIN = "ltxtrain.v1"
 # Details travel in trailing metadata, whose hard limit is 16 KiB: lists of paths are capped, their total is told.
 MAX_SUBJECTS = 20
+# A request of a megabyte may have a hundred thousand wrong fields.
+MAX_VIOLATIONS = 200
+# Key of ErrorInfo.metadata: how many items of the lists were left out.
+OMITTED = "omitted"
 MAX_TEXT = 300
 
 
@@ -76,7 +80,7 @@ class InvalidSpec(ApiError):
 
     def __init__(self, violations: Sequence[Violation], metadata: Mapping[str, object] | None = None) -> None:
         self.violations = list(violations)
-        fields = ", ".join(violation.field for violation in violations[:5]) + (
+        fields = ", ".join(violation.field[:MAX_TEXT] for violation in violations[:5]) + (
             " and more" if len(violations) > 5 else ""
         )
         bad_request = error_details_pb2.BadRequest(
@@ -86,9 +90,11 @@ class InvalidSpec(ApiError):
                     description=violation.description[:MAX_TEXT],
                     reason=reason_name(violation.reason),
                 )
-                for violation in violations
+                for violation in violations[:MAX_VIOLATIONS]
             ]
         )
+        if len(violations) > MAX_VIOLATIONS:
+            metadata = {**(metadata or {}), OMITTED: len(violations) - MAX_VIOLATIONS}
         text = f"{len(violations)} field{'s are' if len(violations) > 1 else ' is'} wrong: {fields}."
         super().__init__(text, metadata=metadata, details=[bad_request])
 

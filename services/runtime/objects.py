@@ -309,7 +309,7 @@ class ObjectStore:
             if reading is None or reading.done():
                 await self.run(chunks.close)
             else:
-                # Cancelled while a thread is in the generator, which can be closed only afterwards; nobody waits for it.
+                # Cancelled while a thread is in the generator, which can be closed only afterwards.
                 reading.add_done_callback(lambda _: chunks.close())
 
 

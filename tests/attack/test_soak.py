@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import random
-import shutil
 import time
 import uuid
 import zipfile
@@ -17,6 +16,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
@@ -74,6 +74,7 @@ async def running(folder: Path, model: Path, databases: dict[str, str]) -> Async
     async with Suite(
         folder / "suite", model=str(model), ports=ports, num_cpus=2, databases=databases, environ=environ
     ) as suite:
+        (folder / "times/reset").touch()
         yield suite
 
 
@@ -191,10 +192,13 @@ class Soak:
         if self._proxy is not None:
             self._proxy.close()
 
-    def longest_callback(self) -> dict[str, float | str]:
-        """Of the three services, by their threads' CPU time and by the clock."""
-        times = [json.loads(path.read_text()) for path in (self._folder / "times").glob("*.json")]
-        return max(times, key=lambda found: float(found["cpu_ms"]))
+    def slow_callbacks(self) -> list[dict[str, Any]]:
+        """The slowest of the three services' event loops, by their threads' CPU time."""
+        found = [each for path in self._times() for each in json.loads(path.read_text())["slowest"]]
+        return sorted(found, key=lambda each: -float(each["cpu_ms"]))
+
+    def _times(self) -> list[Path]:
+        return list((self._folder / "times").glob("*.json"))
 
 
 async def _watch(client: IngestClient, name: str) -> None:
@@ -228,15 +232,14 @@ async def test_nothing_that_is_sent_costs_more_than_it_should(
         began = time.monotonic()
         await soak.round()
         pids, before, rounds = dict(suite.pids), soak.measure(), 1
-        for path in (tmp_path / "times").iterdir():
-            shutil.copy(path, tmp_path / f"first-{path.name}")
         while time.monotonic() - began < SECONDS:
             await soak.round()
             rounds += 1
         for source in soak._sources:
             await check_what_was_made(suite, source, CREDENTIALS)
         await asyncio.sleep(2.0)
-        after, longest, figures = soak.measure(), soak.longest_callback(), soak.figures
+        after, slow, figures = soak.measure(), soak.slow_callbacks(), soak.figures
+        longest = slow[0] if slow else {"cpu_ms": 0.0, "ms": 0.0}
         assert suite.pids == pids, "a service has ended and was started again"
         grown = {name: (after[name][0] - before[name][0], after[name][1] - before[name][1]) for name in after}
         log_bytes = figures.wire_log_bytes / max(1, figures.wire_calls)
@@ -245,7 +248,11 @@ async def test_nothing_that_is_sent_costs_more_than_it_should(
             f"{figures.wire_calls} raw calls, {figures.files} files, {figures.races} races, {figures.outages} outages;",
             f"INTERNAL 0, stops 0; longest callback {longest['cpu_ms']:.1f} ms CPU ({longest['ms']:.1f} by the clock);",
             f"{log_bytes:.1f} log bytes per refused call; grown (bytes, handles) {grown} from {before}",
-            f"\n{dict(figures.answers)}\n{longest}",
+            f"\n{dict(figures.answers)}",
+            *(
+                f"\n{each['cpu_ms']:.1f} ms of CPU, {each['ms']:.1f} ms: {each['what']}\n{each['seen']}"
+                for each in slow[:8]
+            ),
         )
         assert float(longest["cpu_ms"]) <= LONGEST_CALLBACK_MS, longest
         assert log_bytes <= LOG_BYTES_PER_REFUSED_CALL
