@@ -188,10 +188,6 @@ class Soak:
             await self.suite.wait_ready(name)
         self.figures.outages += 1
 
-    async def close(self) -> None:
-        if self._proxy is not None:
-            self._proxy.close()
-
     def slow_callbacks(self) -> list[dict[str, Any]]:
         """The slowest of the three services' event loops, by their threads' CPU time."""
         found = [each for path in self._times() for each in json.loads(path.read_text())["slowest"]]
@@ -257,4 +253,3 @@ async def test_nothing_that_is_sent_costs_more_than_it_should(
         assert float(longest["cpu_ms"]) <= LONGEST_CALLBACK_MS, longest
         assert log_bytes <= LOG_BYTES_PER_REFUSED_CALL
         assert all(memory <= GROWTH_BYTES and handles <= MORE_HANDLES for memory, handles in grown.values()), grown
-        await soak.close()

@@ -50,7 +50,7 @@ def _install(folder: Path) -> None:
             time.sleep(0.005)
             began, frame = running["began"], sys._current_frames().get(running["thread"])
             if began and frame is not None and 1000 * (time.perf_counter() - began) > SLOW_MS:
-                running["seen"] = "".join(traceback.format_stack(frame, limit=6))[-1_500:]
+                running["seen"] = "".join(traceback.format_stack(frame, limit=16))[-2_500:]
 
     def write() -> None:
         path, written, forgotten = folder / f"{os.getpid()}.json", -1, False
