@@ -78,6 +78,8 @@ class Cluster:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
+                # The first object that is serialized imports pyarrow: now, and not on the event loop of a service.
+                ray.put(None)
             except (OSError, RuntimeError, ValueError, RayError) as error:
                 raise ClusterRefused(f"LTXTRAIN_RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from error
         return cls()

@@ -19,6 +19,7 @@ from ltxtrain_client import IngestClient, NotFound, PreprocessClient, TrainClien
 from ltxtrain_client.channel import Credentials
 
 from services.local.up import Suite
+from tests.attack.worst_values import WorstValues
 from tests.suite.random_requests import PAYLOADS, RandomRequests, Rpc, every_rpc
 
 WORKERS = 8
@@ -214,6 +215,21 @@ async def fuzz(suite: Suite, count: int, seed: int) -> dict[str, float]:
 
 async def test_random_requests(suite: Suite) -> None:
     await fuzz(suite, 200, seed=8)
+
+
+async def test_the_worst_value_of_a_field(suite: Suite) -> None:
+    """Some of the cases, whose seed is fixed; the soak of attacks has them all, again and again."""
+    pids = dict(suite.pids)
+    addresses = {"train": suite.train_address, "preprocess": suite.preprocess_address, "ingest": suite.ingest_address}
+    async with AsyncExitStack() as stack:
+        channels = {
+            name: await stack.enter_async_context(grpc.aio.insecure_channel(address))
+            for name, address in addresses.items()
+        }
+        run = Fuzz(channels, await stack.enter_async_context(aiohttp.ClientSession()), WorstValues(seed=20))
+        await run.run(200)
+        await check_what_was_made(suite, run.source)
+    assert suite.pids == pids and run.answered.total() == 200
 
 
 @pytest.mark.soak
