@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.rerun import measure_rerun
+from bench.common.rerun import measure_rerun
 
 FRAMES, SIDE = 89, 768
 # Does the work on so many frames; returns seconds where it measures better than its caller can.
@@ -143,7 +143,8 @@ def serve(way: Way, clip: Path) -> None:
 
 def ours(clip: Path, frames: int, threads: int = 0) -> None:
     from trainer.geometry import Geometry
-    from trainer.media.fit import FitSettings, fit_clip
+    from trainer.media.fit import fit_clip
+    from trainer.media.frame_schedule import FitSettings
 
     geometry = Geometry(width=SIDE, height=SIDE, frame_count=frames, frame_rate=24)
     fit_clip(

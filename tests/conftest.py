@@ -27,10 +27,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole LTX-2.3 pipeline folder with small random weights (trainer.tiny). Read only."""
+    """A whole LTX-2.3 pipeline folder with small random weights (trainer.model.tiny). Read only."""
     import torch
 
-    from trainer.tiny import build_tiny_model
+    from trainer.model.tiny import build_tiny_model
 
     torch.set_num_threads(2)
     folder = tmp_path_factory.mktemp("model") / "tiny"
@@ -68,4 +68,4 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]
 
     with RayHead(tmp_path_factory.mktemp("ray"), num_cpus=2, token=os.environ["RAY_AUTH_TOKEN"]) as head:
         yield Cluster.attach(head.address, head.token)
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()

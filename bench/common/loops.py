@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from bench.common.worker import Block, Shape
-from trainer.loading import load_transformer
-from trainer.loop import Step, prepare, train
-from trainer.lora import adapter, add_lora
-from trainer.losses import training_draw
-from trainer.model import resolve_model
-from trainer.optim import BETAS, EPSILON, WEIGHT_DECAY, learning_rate
-from trainer.precision import Precision
-from trainer.prefix import pack_video, video_prefix_tokens
-from trainer.sample import EncodedClip, PromptEmbedding
-from trainer.samples import Samples
+from trainer.data.dataset import Samples
+from trainer.data.encoded import EncodedClip, PromptEmbedding
+from trainer.model.folder import resolve_model
+from trainer.model.loading import load_transformer
+from trainer.model.precision import Precision
+from trainer.model.transformer import VelocityModel
+from trainer.reports import Step
 from trainer.seeds import sample_at
-from trainer.settings import TrainSettings
-from trainer.velocity import VelocityModel
+from trainer.training.loop import prepare, train
+from trainer.training.lora import adapter, add_lora
+from trainer.training.losses import training_draw
+from trainer.training.objective import pack_video, video_prefix_tokens
+from trainer.training.optim import BETAS, EPSILON, WEIGHT_DECAY, learning_rate
+from trainer.training.settings import TrainSettings
 
 FRAME_RATE = 24.0
 PROMPT_TOKENS = 128
@@ -49,7 +50,8 @@ def product(model: Path, shape: Shape) -> Callable[[int], Block]:
         for _ in range(count):
             report = next(reports)
             assert isinstance(report, Step)
-        return Block((time.perf_counter() - started) / count, report.loss)
+            loss = report.loss
+        return Block((time.perf_counter() - started) / count, loss)
 
     return block
 
@@ -86,7 +88,7 @@ def bare(model: Path, shape: Shape) -> Callable[[int], Block]:
 
 
 class _Gates:
-    """What the published model gives the gates between modalities, set once instead of for each call."""
+    """The gate inputs between modalities as the published model computes them, set once instead of for each call."""
 
     def __init__(self, transformer: Any) -> None:
         self.level = torch.zeros(1)

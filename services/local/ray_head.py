@@ -60,7 +60,7 @@ class RayHead:
         return self._child.pid
 
     def environ(self) -> dict[str, str]:
-        """What a process that attaches to it needs in its environment."""
+        """Environment for a process that attaches to this Ray."""
         return {**LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_USAGE_STATS_ENABLED": "0"}
 
     def start(self) -> Self:

@@ -15,16 +15,14 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from services.preprocess.fitting import FitTask, fit
-from services.preprocess.outcome import Scene
-from services.preprocess.pieces import SAFETENSORS, SERVICE, Piece, store_lossless, store_sheet
+from services.preprocess.outcome import SAFETENSORS, SERVICE, FitTask, SampleFile, SceneOutcome
 from services.runtime.objects import Objects, StoreAddress, StoredBlob
 from services.runtime.process_limits import limits
 from services.runtime.telemetry import resumed_trace
 
 if TYPE_CHECKING:
-    from trainer.encode import ClipEncoder, PromptEncoder
-    from trainer.sample import EncodedClip
+    from trainer.data.encode import ClipEncoder, PromptEncoder
+    from trainer.data.encoded import EncodedClip
 
 # The service ends a fitter that takes too long; this alarm is for one whose service is gone.
 ALARM_SECONDS = 30.0
@@ -35,22 +33,22 @@ class FitOrder:
     """A clip to fit, and what to make of each scene."""
 
     task: FitTask
-    pieces: frozenset[Piece]
+    wanted_files: frozenset[SampleFile]
     # Frames that training keeps as prefix.
     conditioning_frames: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What became of one scene, and the files that were made of it."""
+    """The outcome of one scene, and the files that were made of it."""
 
-    scene: Scene
-    stored: dict[Piece, StoredBlob] = field(default_factory=dict)
+    scene: SceneOutcome
+    stored: dict[SampleFile, StoredBlob] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A fitted scene on its way to an encoder: frames [T, H, W, 3], audio [2, S] at 16 kHz."""
+class FittedScene:
+    """A fitted scene that waits for an encoder: frames [T, H, W, 3], audio [2, S] at 16 kHz."""
 
     frames: NDArray[np.uint8]
     audio: NDArray[np.float32] | None
@@ -81,7 +79,7 @@ class Embedded:
 
 
 class Phase(StrEnum):
-    """What an encoder is there for at the moment: the text encoder and the VAEs are never in memory together."""
+    """The present task of an encoder: the text encoder and the VAEs are never in memory together."""
 
     PROMPTS = "prompts"
     CLIPS = "clips"
@@ -100,14 +98,21 @@ class ClipFitter:
         self._seconds = seconds
         self._memory_bytes = memory_bytes
         self._trace = trace
+        # Decoders are loaded here: not by the service, which imports this module, nor within the limits of a clip.
+        from services.preprocess.fitting import fit
+        from services.preprocess.sample_files import store_lossless, store_sheet
 
-    def fit(self, order: FitOrder) -> Iterator[Picture | Fitted | None]:
-        """For each scene its picture, if it is to be encoded (LATENTS), and then what became of it."""
+        self._fit, self._store_lossless, self._store_sheet = fit, store_lossless, store_sheet
+        # OpenBLAS takes its buffers at the first product, and ends the process when a clip's limit forbids it.
+        np.ones((64, 64)) @ np.ones((64, 64))
+
+    def fit(self, order: FitOrder) -> Iterator[FittedScene | Fitted | None]:
+        """Yield for each scene its frames, or None where they are not to be encoded, and then its outcome."""
         with resumed_trace(self._trace, "fit"), tempfile.TemporaryDirectory(prefix="ltxtrain-fit-") as scratch:
             folder = Path(scratch)
             path = folder / "clip"
             self._objects.get_file(order.task.key, path, sha256=order.task.sha256)
-            scenes = fit(path, order.task)
+            scenes = self._fit(path, order.task)
             while True:
                 with limits(self._seconds + ALARM_SECONDS, self._memory_bytes):
                     scene, fitted = next(scenes, (None, None))
@@ -118,15 +123,17 @@ class ClipFitter:
                     yield Fitted(scene=scene)
                     continue
                 stored = {}
-                for piece in sorted(order.pieces - {Piece.LATENTS}):
-                    stored[piece] = (
-                        store_sheet(self._objects, fitted, order.conditioning_frames)
-                        if piece is Piece.SHEET
-                        else store_lossless(self._objects, fitted, folder)
+                for file in sorted(order.wanted_files - {SampleFile.LATENTS}):
+                    stored[file] = (
+                        self._store_sheet(self._objects, fitted, order.conditioning_frames)
+                        if file is SampleFile.SHEET
+                        else self._store_lossless(self._objects, fitted, folder)
                     )
-                encoded = Piece.LATENTS in order.pieces
+                encoded = SampleFile.LATENTS in order.wanted_files
                 yield (
-                    Picture(frames=fitted.frames, audio=fitted.audio, frame_rate=fitted.frame_rate) if encoded else None
+                    FittedScene(frames=fitted.frames, audio=fitted.audio, frame_rate=fitted.frame_rate)
+                    if encoded
+                    else None
                 )
                 del fitted
                 yield Fitted(scene=scene, stored=stored)
@@ -148,8 +155,8 @@ class Encoder:
         """Load what a phase needs in place of what is held. Raises ModelUnavailable and ModelUnsupported."""
         import torch
 
-        from trainer.encode import ClipEncoder, PromptEncoder
-        from trainer.model import resolve_model
+        from trainer.data.encode import ClipEncoder, PromptEncoder
+        from trainer.model.folder import resolve_model
 
         torch.set_num_threads(self._threads)
         self._free()
@@ -162,7 +169,7 @@ class Encoder:
 
     def embed(self, prompt: str) -> Embedded:
         """The embedding of a prompt, in the store."""
-        from trainer.sample import dump_prompt
+        from trainer.data.encoded import dump_prompt
 
         assert self._prompts is not None
         with resumed_trace(self._trace, "embed"):
@@ -170,14 +177,14 @@ class Encoder:
             stored = self._objects.put_content(SERVICE, dump_prompt(embedding), SAFETENSORS)
         return Embedded(stored=stored, tokens=embedding.token_count, truncated=embedding.truncated)
 
-    def encode(self, picture: Picture) -> StoredBlob:
+    def encode(self, picture: FittedScene) -> StoredBlob:
         """Latents of a fitted clip, in the store. Raises OutOfMemory."""
-        from trainer.sample import dump_clip
+        from trainer.data.encoded import dump_clip
 
         with resumed_trace(self._trace, "encode"):
             return self._objects.put_content(SERVICE, dump_clip(self._encoded(picture)), SAFETENSORS)
 
-    def _encoded(self, picture: Picture) -> "EncodedClip":
+    def _encoded(self, picture: FittedScene) -> "EncodedClip":
         """Latents, in tiles when the device has no memory for the whole."""
         from trainer.errors import DeviceMemoryExhausted
 
@@ -199,7 +206,7 @@ class Encoder:
 
 
 def give_back_memory() -> None:
-    """To the device: what nobody refers to any more."""
+    """Return unreferenced memory to the device."""
     import torch
 
     gc.collect()

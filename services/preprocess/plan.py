@@ -1,4 +1,4 @@
-"""Which clips a training set is made of, what is wanted of each, and what is known before anything is decoded."""
+"""Plan of a training set: its clips, the files wanted of each, and outcomes known before anything is decoded."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,23 +7,19 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
 
-from services.preprocess.fitting import FitTask
-from services.preprocess.keys import fit_key, prefix_key
-from services.preprocess.outcome import Outcome, Scene
-from services.preprocess.pieces import Piece
+from services.preprocess.cache_keys import fit_key, prefix_key
+from services.preprocess.outcome import FitOutcome, FitTask, SampleFile, SceneOutcome
 from services.preprocess.source import Source
 from services.runtime.errors import InvalidSpec, Violation
 from trainer import geometry
+from trainer.data.prompts import with_trigger
 from trainer.errors import ClipTooShort
-from trainer.media import scenes as media
-from trainer.media.fit import FitSettings
-from trainer.media.pick import plan
-from trainer.prompts import with_trigger
+from trainer.media.frame_schedule import FitSettings, Scene, plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One clip on its way to samples."""
+    """One clip of a training set, and the samples wanted of it."""
 
     # Among all clips of the training set; those to train on come first.
     position: int
@@ -33,10 +29,10 @@ class Item:
     # Caption or prompt as it is embedded.
     prompt: str
     task: FitTask
-    pieces: frozenset[Piece]
+    wanted_files: frozenset[SampleFile]
     validation_index: int | None = None
     # Set when the clip is known to be left out.
-    outcome: Outcome | None = None
+    outcome: FitOutcome | None = None
 
     @property
     def name(self) -> str:
@@ -46,11 +42,11 @@ class Item:
         return f"c{self.clip.name.rpartition('/')[2]}"
 
     @property
-    def main(self) -> Piece:
+    def main(self) -> SampleFile:
         """The file that makes a scene a sample."""
-        if Piece.LATENTS in self.pieces:
-            return Piece.LATENTS
-        return Piece.PREVIEW if self.validation_index is None else Piece.PREFIX
+        if SampleFile.LATENTS in self.wanted_files:
+            return SampleFile.LATENTS
+        return SampleFile.PREVIEW if self.validation_index is None else SampleFile.PREFIX
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,18 +84,18 @@ def _training_item(position: int, clip: Clip, settings: PreprocessSettings) -> I
     above = settings.split_above_seconds if settings.HasField("split_above_seconds") else float("inf")
     split = clip.probe.duration_seconds > above
     fit = _fit_settings(settings, settings.training, auto_scale=settings.auto_scale_input)
-    pieces = {Piece.SHEET}
+    wanted_files = {SampleFile.SHEET}
     if settings.export_archive or settings.fit_only:
-        pieces.add(Piece.PREVIEW)
+        wanted_files.add(SampleFile.PREVIEW)
     if not settings.fit_only:
-        pieces.add(Piece.LATENTS)
+        wanted_files.add(SampleFile.LATENTS)
     return Item(
         position=position,
         clip=clip,
         key=fit_key(clip.blob.sha256, settings, split=split),
         prompt=with_trigger(clip.caption, settings.trigger_phrase),
         task=_task(clip, fit, split=split),
-        pieces=frozenset(pieces),
+        wanted_files=frozenset(wanted_files),
         outcome=None if split else _known_outcome(clip, fit),
     )
 
@@ -109,14 +105,14 @@ def _validation_item(position: int, clip: Clip, index: int, prompt: str, setting
     validation.CopyFrom(settings.validation)
     validation.frame_count = settings.conditioning_frames
     fit = _fit_settings(settings, validation, auto_scale=True)
-    pieces = {Piece.PREFIX} if settings.fit_only else {Piece.PREFIX, Piece.LATENTS}
+    wanted_files = {SampleFile.PREFIX} if settings.fit_only else {SampleFile.PREFIX, SampleFile.LATENTS}
     return Item(
         position=position,
         clip=clip,
         key=prefix_key(clip.blob.sha256, settings),
         prompt=prompt,
         task=_task(clip, fit, prefix=True),
-        pieces=frozenset(pieces),
+        wanted_files=frozenset(wanted_files),
         validation_index=index,
     )
 
@@ -145,9 +141,9 @@ def _task(clip: Clip, fit: FitSettings, *, split: bool = False, prefix: bool = F
     )
 
 
-def _known_outcome(clip: Clip, fit: FitSettings) -> Outcome | None:
+def _known_outcome(clip: Clip, fit: FitSettings) -> FitOutcome | None:
     """A clip that is too short is known by its probe, by the rule that would fit it."""
-    whole = media.Scene(
+    whole = Scene(
         start_frame=0,
         end_frame=clip.frame_count,
         start_seconds=0.0,
@@ -157,14 +153,14 @@ def _known_outcome(clip: Clip, fit: FitSettings) -> Outcome | None:
     try:
         plan(fit.geometry, fit.auto_scale, whole)
     except ClipTooShort as error:
-        scene = Scene(
+        scene = SceneOutcome(
             source_frames=clip.frame_count,
             skipped="CLIP_TOO_SHORT",
             description=str(error),
             have_frames=error.frame_count,
             needed_frames=error.needed_frames,
         )
-        return Outcome(scenes=(scene,))
+        return FitOutcome(scenes=(scene,))
     return None
 
 

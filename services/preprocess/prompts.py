@@ -1,6 +1,7 @@
 """Every caption and prompt of a training set as embeddings, before any clip is encoded and Gemma is gone again."""
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -8,13 +9,16 @@ from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.error_pb2 import ErrorReason
 
 from services.preprocess.actors import Embedded, Phase
-from services.preprocess.attempt import Attempt
 from services.preprocess.cache import Entry, as_blob
-from services.preprocess.encoders import Encoders
-from services.preprocess.keys import prompt_key
+from services.preprocess.cache_keys import prompt_key
+from services.preprocess.context import Context
+from services.preprocess.encoder_pool import Encoders
 from services.preprocess.report import Caption
 from services.runtime.cluster import ActorKilled
 from services.runtime.errors import Unavailable
+from services.runtime.settings import Settings
+from trainer.errors import TrainerError
+from trainer.model.folder import ModelFolder, resolve_model
 
 # Gemma takes long to load: an actor more pays for so many prompts.
 PROMPTS_AN_ACTOR = 256
@@ -37,10 +41,10 @@ class Prompts:
         return Caption(text=prompt, tokens=facts.get("tokens", 0), truncated=facts.get("truncated", False))
 
 
-async def embed(attempt: Attempt, prompts: Sequence[str], encoders: Encoders) -> Prompts:
+async def embed(context: Context, prompts: Sequence[str], encoders: Encoders) -> Prompts:
     """Embeddings of all prompts, equal ones once; none that was made before is made again. Raises as Encoders."""
-    keys = {prompt: prompt_key(prompt, attempt.model_revision) for prompt in dict.fromkeys(prompts)}
-    known = await attempt.cache.find(list(keys.values()), attempt.name)
+    keys = {prompt: prompt_key(prompt, context.model_revision) for prompt in dict.fromkeys(prompts)}
+    known = await context.cache.find(list(keys.values()), context.name)
     missing = {prompt: key for prompt, key in keys.items() if key not in known}
     made: dict[str, Entry] = {}
     waiting = iter(missing.items())
@@ -50,10 +54,10 @@ async def embed(attempt: Attempt, prompts: Sequence[str], encoders: Encoders) ->
             embedded: Embedded = await encoders.call("embed", prompt)
             facts = {"tokens": embedded.tokens, "truncated": embedded.truncated}
             made[key] = Entry(as_blob(embedded.stored), facts)
-            await attempt.cache.keep({key: made[key]}, attempt.name)
+            await context.cache.keep({key: made[key]}, context.name)
 
     if missing:
-        size = min(attempt.encoder_count, 1 + len(missing) // PROMPTS_AN_ACTOR)
+        size = min(context.encoder_count, 1 + len(missing) // PROMPTS_AN_ACTOR)
         await encoders.turn_to(Phase.PROMPTS, size)
         tasks = [asyncio.create_task(work()) for _ in range(size)]
         try:
@@ -67,3 +71,32 @@ async def embed(attempt: Attempt, prompts: Sequence[str], encoders: Encoders) ->
             await asyncio.gather(*tasks, return_exceptions=True)
     entries = {prompt: {**known, **made}[key] for prompt, key in keys.items()}
     return Prompts(entries=entries, hits=len(keys) - len(missing), misses=len(missing))
+
+
+log = logging.getLogger(__name__)
+
+# A hub that does not answer shall not hold up a check of data.
+TOKENIZER_SECONDS = 20.0
+
+
+async def count_tokens(settings: Settings, prompts: Sequence[str]) -> Prompts:
+    """Captions with their tokens; without counts where the model's tokenizer is not to be had."""
+    try:
+        async with asyncio.timeout(TOKENIZER_SECONDS):
+            counts = await asyncio.to_thread(_count, settings, list(dict.fromkeys(prompts)))
+    except (TrainerError, OSError, TimeoutError) as error:
+        log.warning("tokens are not counted: %s", error)
+        return Prompts()
+    return Prompts(entries={prompt: Entry(facts=facts) for prompt, facts in counts.items()})
+
+
+def _count(settings: Settings, prompts: Sequence[str]) -> dict[str, dict[str, int | bool]]:
+    from tokenizers import Tokenizer
+
+    folder: ModelFolder = resolve_model(settings.model, settings.model_revision or None, ("tokenizer",))
+    tokenizer = Tokenizer.from_file(str(folder.path / "tokenizer" / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    limit = folder.prompt_tokens
+    counts = {prompt: len(tokenizer.encode(prompt.strip()).ids) for prompt in prompts}
+    return {prompt: {"tokens": count, "truncated": count > limit} for prompt, count in counts.items()}

@@ -7,15 +7,14 @@ from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.preprocess_pb2 import PreprocessSettings
 from ltxtrain.v1.work_pb2 import ClipNumbers, Outcome, ReportLine, ReportReason, SceneCut
 
-from services.preprocess.outcome import Outcome as ClipOutcome
-from services.preprocess.outcome import Scene
+from services.preprocess.outcome import FitOutcome, SceneOutcome
 from trainer.geometry import snap_frames
-from trainer.media.pick import MAX_STRETCH
+from trainer.media.frame_schedule import MAX_STRETCH
 
-# A clip's own rate may differ so much from frame_rate before it is worth a word (conformance P11).
+# Relative difference of a clip's own rate from frame_rate above which the report mentions it (conformance P11).
 RATE_TOLERANCE = 0.01
-# Of the picture, lost to the bucket's shape.
-WORTH_A_WORD_PERCENT = 5
+# Share of the picture lost to the bucket's shape from which the report mentions it.
+REPORT_CROP_ABOVE_PERCENT = 5
 CHANGES = frozenset(
     {
         ReportReason.REPORT_REASON_FRAMES_UNUSED,
@@ -36,7 +35,7 @@ class Caption:
 
 
 def clip_lines(
-    clip: Clip, outcome: ClipOutcome, caption: Caption, settings: PreprocessSettings, duplicate_of: str
+    clip: Clip, outcome: FitOutcome, caption: Caption, settings: PreprocessSettings, duplicate_of: str
 ) -> list[ReportLine]:
     """One line of a clip that was not split; of one that was, one of its own and one of each scene."""
     scenes = outcome.scenes
@@ -54,7 +53,7 @@ def clip_lines(
     return [parent, *(_scene_line(clip, scene, caption, settings, duplicate_of, split=True) for scene in scenes)]
 
 
-def validation_line(clip: Clip, scene: Scene, caption: Caption, settings: PreprocessSettings) -> ReportLine:
+def validation_line(clip: Clip, scene: SceneOutcome, caption: Caption, settings: PreprocessSettings) -> ReportLine:
     """The line of a validation clip; its prompt is used as given, with a word when the trigger phrase is missing."""
     line = ReportLine(path=clip.path, numbers=_clip_numbers(clip, caption, ""))
     if scene.skipped:
@@ -82,7 +81,7 @@ def rejected_line(clip: Clip, reason: "ReportReason", description: str) -> Repor
 
 def _scene_line(
     clip: Clip,
-    scene: Scene,
+    scene: SceneOutcome,
     caption: Caption,
     settings: PreprocessSettings,
     duplicate_of: str,
@@ -102,12 +101,12 @@ def _scene_line(
     _add_fit(line.numbers, scene)
     line.reasons.extend(_reasons(clip, scene, caption, settings))
     line.outcome = _kept(line.reasons)
-    line.description = place + _what_was_done(clip, scene, settings)
+    line.description = place + _description(clip, scene, settings)
     line.frame_count = scene.source_frames
     return line
 
 
-def _reasons(clip: Clip, scene: Scene, caption: Caption, settings: PreprocessSettings) -> list["ReportReason"]:
+def _reasons(clip: Clip, scene: SceneOutcome, caption: Caption, settings: PreprocessSettings) -> list["ReportReason"]:
     found = {
         ReportReason.REPORT_REASON_STRETCHED: scene.stretch > 1,
         ReportReason.REPORT_REASON_FRAMES_UNUSED: scene.unused_frames > 0,
@@ -124,13 +123,13 @@ def _rate_differs(clip: Clip, settings: PreprocessSettings) -> bool:
     return not settings.auto_scale_input and abs(clip.frame_rate - target) > RATE_TOLERANCE * target
 
 
-def _what_was_done(clip: Clip, scene: Scene, settings: PreprocessSettings) -> str:
+def _description(clip: Clip, scene: SceneOutcome, settings: PreprocessSettings) -> str:
     parts = [f"{scene.frame_count} frames at {scene.frame_rate:g} a second"]
     if scene.stretch > 1:
         parts.append(f"slowed down {scene.stretch:.2f} times")
     if scene.unused_frames:
         parts.append(f"{scene.unused_frames} frames unused")
-    if scene.crop_loss_percent >= WORTH_A_WORD_PERCENT:
+    if scene.crop_loss_percent >= REPORT_CROP_ABOVE_PERCENT:
         parts.append(f"cropped to {100 - scene.crop_loss_percent:.0f} % of its picture")
     if _rate_differs(clip, settings):
         asked = settings.training.frame_rate
@@ -138,13 +137,13 @@ def _what_was_done(clip: Clip, scene: Scene, settings: PreprocessSettings) -> st
     return ", ".join(parts)
 
 
-def _would_fit(scene: Scene, settings: PreprocessSettings) -> str:
-    """Of one that is too short: with how many frames it would not be."""
+def _would_fit(scene: SceneOutcome, settings: PreprocessSettings) -> str:
+    """The number_of_frames at which a clip that is too short would fit, as the end of a sentence."""
     if scene.have_frames is None:
         return ""
     length = snap_frames(int(scene.have_frames * (MAX_STRETCH if settings.auto_scale_input else 1)))
     prefix = settings.conditioning_frames
-    return f"; would fit at {length}" if length > prefix else f"; too short to go on after a prefix of {prefix}"
+    return f"; would fit at {length}" if length > prefix else f"; too short to continue after a prefix of {prefix}"
 
 
 def _kept(reasons: Sequence["ReportReason"]) -> "Outcome":
@@ -165,17 +164,68 @@ def _clip_numbers(clip: Clip, caption: Caption, duplicate_of: str) -> ClipNumber
     )
 
 
-def _add_fit(numbers: ClipNumbers, scene: Scene) -> None:
+def _add_fit(numbers: ClipNumbers, scene: SceneOutcome) -> None:
     numbers.used_frame_rate = scene.frame_rate
     numbers.unused_frames = scene.unused_frames
     numbers.crop_loss_percent = scene.crop_loss_percent
     numbers.stretch = scene.stretch
 
 
-def _add_length(line: ReportLine, scene: Scene) -> None:
+def _add_length(line: ReportLine, scene: SceneOutcome) -> None:
     if scene.have_frames is not None and scene.needed_frames is not None:
         line.frame_count, line.needed_frames = scene.have_frames, scene.needed_frames
 
 
-def _cut(scene: Scene) -> SceneCut:
+def _cut(scene: SceneOutcome) -> SceneCut:
     return SceneCut(frame=scene.start_frame, time_seconds=scene.cut_seconds, score=scene.cut_score)
+
+
+def suggestions(clips: Sequence[tuple[Clip, FitOutcome]], settings: PreprocessSettings) -> list[str]:
+    """Sentences "with X, N more clips fit"; empty when every clip is used."""
+    short = [
+        (clip, scene) for clip, outcome in clips for scene in outcome.scenes if scene.skipped.endswith("TOO_SHORT")
+    ]
+    found = []
+    lengths = [_usable_frames(clip, scene.source_frames, settings) for clip, scene in short]
+    for count in _counts_to_try(lengths, settings.conditioning_frames):
+        fitting = sum(length >= count for length in lengths)
+        found.append(f"With number_of_frames = {count}, {_more(fitting)}.")
+    if not settings.auto_scale_input:
+        stretched = [
+            clip for clip, scene in short if _seconds(clip, scene.source_frames) * MAX_STRETCH >= _needed(settings)
+        ]
+        if stretched:
+            found.append(f"With auto_scale_input, {_more(len(stretched))}.")
+    whole = [
+        clip
+        for clip, outcome in clips
+        if not outcome.kept and len(outcome.scenes) > 1 and clip.frame_count >= settings.training.frame_count
+    ]
+    if whole:
+        found.append(f"Without split_input_into_scenes, {_more(len(whole))}.")
+    return found
+
+
+def _counts_to_try(lengths: Sequence[int], prefix: int) -> list[int]:
+    """The largest count that saves a clip, and the one that saves as many as any does."""
+    counts = sorted({snap_frames(length) for length in lengths if snap_frames(length) > max(prefix, 8)})
+    return list(dict.fromkeys([counts[-1], counts[0]])) if counts else []
+
+
+def _usable_frames(clip: Clip, frames: int, settings: PreprocessSettings) -> int:
+    """Frames that a clip yields without being cut short: its own, or with scaling those of four times its duration."""
+    if not settings.auto_scale_input:
+        return frames
+    return int(_seconds(clip, frames) * settings.training.frame_rate * MAX_STRETCH)
+
+
+def _seconds(clip: Clip, frames: int) -> float:
+    return frames / clip.frame_rate if clip.frame_rate and frames > 1 else 0.0
+
+
+def _needed(settings: PreprocessSettings) -> float:
+    return settings.training.frame_count / settings.training.frame_rate
+
+
+def _more(count: int) -> str:
+    return f"{count} more clip{'s' if count != 1 else ''} would fit"

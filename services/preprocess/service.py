@@ -29,7 +29,7 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
         self._sets: Store[TrainingSet] = Store(runtime.database, runtime.log, "trainingSets", TrainingSet)
         self._watches = Watches(runtime.log)
         self._cache = Cache(runtime.blobs, runtime.objects)
-        self.work = WorkRunner(self._sets, PreprocessWorkflow(runtime, self._sets, self._cache))
+        self.work = WorkRunner(self._sets, PreprocessWorkflow(runtime, self._cache))
 
     def register(self, server: grpc.aio.Server) -> None:
         preprocess_pb2_grpc.add_PreprocessServiceServicer_to_server(self, server)

@@ -1,15 +1,20 @@
 """Errors that callers see. One class for each cause; one interceptor turns them into statuses.
 
 ApiError
-├── InvalidSpec              one or more fields of the request are wrong
-├── MessageMalformed         the request is no message of its call
-├── FieldUnimplemented       asked for what the server cannot do yet
-├── FailedPrecondition       what the data shows; reason by argument
-├── NotFound, RequestIdReused, NotReady, InUse, PageTokenInvalid
-├── CursorOutOfRange, QueueFull
-├── Unauthenticated, PermissionDenied
-├── Draining                 the server shuts down
-└── Unavailable              another party does not answer; reason by argument
+├── InvalidSpec        one or more fields of the request are wrong
+├── MessageMalformed   the request is no message of its call
+├── FailedPrecondition the data shows it; reason by argument
+├── NotFound
+├── RequestIdReused
+├── NotReady           the resource is not in the state that the call needs
+├── PageTokenInvalid
+├── CursorOutOfRange
+├── QueueFull
+├── Unauthenticated
+├── PermissionDenied
+├── Draining           the server shuts down
+├── Unavailable        another party does not answer; reason by argument
+└── Upstream           the status of another service, passed on unchanged
 """
 
 import secrets
@@ -22,8 +27,9 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain_client.enum_words import word
+from ltxtrain_client.errors import DOMAIN
 
-DOMAIN = "ltxtrain.v1"
 # Details travel in trailing metadata, whose hard limit is 16 KiB: lists of paths are capped, their total is told.
 MAX_SUBJECTS = 20
 # A request of a megabyte may have a hundred thousand wrong fields.
@@ -109,16 +115,6 @@ class MessageMalformed(ApiError):
         super().__init__("The request is not a message of this call. Generate the client from the suite's protos.")
 
 
-class FieldUnimplemented(ApiError):
-    """The field asks for something this server cannot do yet."""
-
-    code = grpc.StatusCode.UNIMPLEMENTED
-    reason = ErrorReason.ERROR_REASON_FIELD_UNIMPLEMENTED
-
-    def __init__(self, field: str, text: str) -> None:
-        super().__init__(text, metadata={"field": field})
-
-
 class FailedPrecondition(ApiError):
     """What the data shows; `subjects` are the clips or files concerned, capped in the status, all in the report."""
 
@@ -175,13 +171,6 @@ class NotReady(ApiError):
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = ErrorReason.ERROR_REASON_RESOURCE_NOT_READY
-
-
-class InUse(ApiError):
-    """The resource is still needed."""
-
-    code = grpc.StatusCode.FAILED_PRECONDITION
-    reason = ErrorReason.ERROR_REASON_RESOURCE_IN_USE
 
 
 class PageTokenInvalid(ApiError):
@@ -267,7 +256,7 @@ def _reason_of(status: status_pb2.Status) -> "ErrorReason":
 
 def reason_name(reason: "ErrorReason") -> str:
     """The value's name without the enum's prefix, as ErrorInfo.reason and FieldViolation.reason hold it."""
-    return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
+    return word(ErrorReason.DESCRIPTOR, reason)
 
 
 def retry_info(seconds: int = 1) -> error_details_pb2.RetryInfo:

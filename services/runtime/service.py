@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Protocol
 
 import grpc.aio
@@ -17,7 +18,7 @@ from services.runtime.blobs import Blobs
 from services.runtime.cluster import Cluster, ClusterRefused
 from services.runtime.events import EventLog
 from services.runtime.metrics import serve_metrics
-from services.runtime.objects import ObjectStore, ObjectStoreUnavailable, StoreAddress
+from services.runtime.objects import STALE_UPLOAD_DAYS, ObjectStore, ObjectStoreUnavailable, StoreAddress
 from services.runtime.server import Server, stop_event
 from services.runtime.settings import Settings, SettingsError, read_settings
 from services.runtime.tables import Database, DatabaseUnavailable
@@ -103,7 +104,7 @@ async def run(runtime: Runtime, build: Callable[[Runtime], Service]) -> int:
     await server.start()
     background = [
         asyncio.create_task(_keep_ready(server, runtime), name="the readiness check"),
-        asyncio.create_task(_keep_tidy(service), name="tidying"),
+        asyncio.create_task(_keep_tidy(service, runtime.objects), name="tidying"),
         asyncio.create_task(_keep_counted(service), name="counting resources"),
         asyncio.create_task(runtime.cluster.watch(), name="the watch over the cluster"),
     ]
@@ -158,6 +159,7 @@ async def _keep_ready(server: Server, runtime: Runtime) -> None:
         try:
             if not bucket_exists:
                 await runtime.objects.ensure_bucket()
+                await runtime.objects.expire_stale_uploads()
                 bucket_exists = True
             else:
                 await runtime.objects.ping()
@@ -168,12 +170,13 @@ async def _keep_ready(server: Server, runtime: Runtime) -> None:
         await asyncio.sleep(READY_SECONDS if ready else 0.5)
 
 
-async def _keep_tidy(service: Service) -> None:
+async def _keep_tidy(service: Service, objects: ObjectStore) -> None:
     caller.set(SERVICE)
     while True:
         await asyncio.sleep(TIDY_SECONDS)
         try:
             await service.tidy()
+            await objects.abort_stale_uploads(await objects.now() - timedelta(days=STALE_UPLOAD_DAYS))
         except (ObjectStoreUnavailable, DatabaseUnavailable) as error:
             log.warning("nothing was tidied: %s", error)
         except Exception:

@@ -38,7 +38,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         upstream = Upstream(runtime.settings)
         self._upstream = upstream
         self._estimator = Estimator(runtime, upstream)
-        self.work = WorkRunner(self._jobs, TrainWorkflow(runtime, self._jobs, upstream, self._estimator))
+        self.work = WorkRunner(self._jobs, TrainWorkflow(runtime, upstream, self._estimator))
 
     def register(self, server: grpc.aio.Server) -> None:
         train_pb2_grpc.add_TrainServiceServicer_to_server(self, server)
@@ -81,8 +81,10 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         return await self._estimator.estimate(job.effective_spec, job.options, caller.get())
 
     async def DeleteJob(self, request: train_pb2.DeleteJobRequest, context: Any) -> train_pb2.DeleteJobResponse:
-        await self._jobs.delete(request.name, visible_owner())
+        # Bytes before the row: when the store does not answer, a repeat of the call still finds the job.
+        await self._jobs.require_finished(request.name, visible_owner())
         await self._runtime.objects.delete_prefix(f"{request.name}/")
+        await self._jobs.delete(request.name, visible_owner())
         return train_pb2.DeleteJobResponse()
 
     async def WatchJob(

@@ -18,7 +18,7 @@ from services.runtime.errors import NotFound, NotReady
 from services.runtime.events import EventLog
 from services.runtime.store import StaleAttempt, Store
 from services.runtime.tables import Database
-from services.runtime.work import WorkRunner
+from services.runtime.work import Attempt, Ending, WorkRunner
 
 # Turns of the loop until everything here is done. The first are quick; the later ones give threads a moment each.
 TURNS = 24
@@ -113,11 +113,11 @@ class Endless:
     def __init__(self) -> None:
         self.go_on = asyncio.Event()
 
-    async def run(self, name: str, attempt: int) -> Callable[[Any], None]:
+    async def run(self, attempt: Attempt[Job]) -> Ending[Job]:
         await self.go_on.wait()
         return lambda edit: None
 
-    async def give_back(self, name: str, attempt: int) -> Callable[[Any], None]:
+    async def salvage(self, attempt: Attempt[Job]) -> Ending[Job]:
         return lambda edit: None
 
 

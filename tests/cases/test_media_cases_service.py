@@ -14,8 +14,8 @@ from tests.cases.reasons import NOT_OURS, PREPROCESS_ERRORS, PREPROCESS_LINES
 from tests.cases_table import FOLDER, cases, media
 from tests.services.preprocess.running import Ended, Preprocess, settings
 from tests.sounds import burst_seconds, pitch
+from trainer.data.encoded import load_clip
 from trainer.media.video_file import LosslessClip
-from trainer.sample import load_clip
 
 FRAMES, FRAME_RATE, SIDE = 89, 24.0, 256
 MEDIA = cases("media")
@@ -175,9 +175,9 @@ async def test_scenes(case: dict[str, Any], preprocess: Preprocess) -> None:
     ("names", "audio"), [(("rot90.mp4", "sdr10.mp4", "bframes.avi"), False), (("ctl_av.mp4",), True)]
 )
 async def test_encoded(names: tuple[str, ...], audio: bool, preprocess: Preprocess, tiny_model: Path) -> None:
-    """What is stored is the encoding of the frames and the sound that were kept."""
-    from trainer.encode import ClipEncoder
-    from trainer.model import resolve_model
+    """The stored sample is the encoding of the frames and the sound that were kept."""
+    from trainer.data.encode import ClipEncoder
+    from trainer.model.folder import resolve_model
 
     dataset = await preprocess.dataset({name: FOLDER / "media" / name for name in names})
     changes: dict[str, Any] = {"audio": {"normalize": True}} if audio else {}

@@ -25,20 +25,20 @@ CHECKS = {
         "tests/services/train/test_training.py::test_an_actor_that_dies_again_and_again_ends_the_job",
     ],
     "t_presign": [
-        "tests/services/test_objects.py::test_presigned_urls_name_the_public_endpoint_and_are_signed_offline",
-        "tests/services/test_objects.py::test_presigned_urls_work_without_credentials",
+        "tests/services/runtime/test_objects.py::test_presigned_urls_name_the_public_endpoint_and_are_signed_offline",
+        "tests/services/runtime/test_objects.py::test_presigned_urls_work_without_credentials",
     ],
-    "t_leak": ["tests/services/test_object_sockets.py::test_reads_leave_no_more_sockets_than_the_pool_holds"],
+    "t_leak": ["tests/services/runtime/test_object_sockets.py::test_reads_leave_no_more_sockets_than_the_pool_holds"],
     "t_lora_keys": [
         "tests/suite/test_whole_job.py::test_the_lora_holds_video_modules_alone",
-        "tests/trainer/test_export.py::test_every_key_is_consumed",
+        "tests/trainer/lora_file/test_export.py::test_every_key_is_consumed",
     ],
     "t_lora_alpha": [
-        "tests/trainer/test_export.py::test_a_fresh_pipeline_computes_what_was_trained",
-        "tests/trainer/test_export.py::test_names_are_the_original_ones_and_there_is_no_alpha",
+        "tests/trainer/lora_file/test_export.py::test_a_fresh_pipeline_computes_what_was_trained",
+        "tests/trainer/lora_file/test_export.py::test_names_are_the_original_ones_and_there_is_no_alpha",
     ],
-    "t_8k1": ["tests/trainer/test_lengths.py::test_a_clip_of_every_length_is_encoded_and_trained"],
-    "t_prefix_sync": ["tests/trainer/test_lengths.py::test_a_burst_is_clean_when_it_is_heard_in_the_prefix"],
+    "t_8k1": ["tests/trainer/data/test_lengths.py::test_a_clip_of_every_length_is_encoded_and_trained"],
+    "t_prefix_sync": ["tests/trainer/data/test_lengths.py::test_a_burst_is_clean_when_it_is_heard_in_the_prefix"],
 }
 
 

@@ -36,7 +36,7 @@ from tests.suite.conftest import (
     submit,
 )
 from tests.suite.trainings import loss_on_fixed_noise
-from trainer.lora import VIDEO_MODULES
+from trainer.training.lora import VIDEO_MODULES
 
 
 @pytest.fixture

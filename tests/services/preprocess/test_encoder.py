@@ -1,4 +1,4 @@
-"""What an encoder holds in memory, and what it does when memory ends; in this process, for a GPU's end is pretended."""
+"""An encoder's memory, and its behaviour when memory ends; in this process, with a pretended GPU."""
 
 import gc
 from collections.abc import Collection
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.encode
-from services.preprocess.actors import Encoder, ModelSource, OutOfMemory, Phase, Picture
+import trainer.data.encode
+from services.preprocess.actors import Encoder, FittedScene, ModelSource, OutOfMemory, Phase
 from services.runtime.objects import Objects, StoreAddress
-from trainer.model import resolve_model
-from trainer.sample import load_clip
+from trainer.data.encoded import load_clip
+from trainer.model.folder import resolve_model
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def encoder(object_store: StoreAddress, tiny_model: Path) -> Any:
     """The class behind the actor."""
     folder = resolve_model(str(tiny_model))
     source = ModelSource(reference=str(tiny_model), revision=folder.revision, with_audio=False)
-    return Encoder.__ray_metadata__.modified_class(object_store, source, 2, {})  # type: ignore[attr-defined]
+    return Encoder.__ray_metadata__.modified_class(object_store, source, 2, {})  # type: ignore[attr-defined] # ray.remote adds it
 
 
 def held(but: Collection[int] = ()) -> dict[int, str]:
@@ -46,7 +46,7 @@ def test_what_does_not_fit_is_encoded_in_tiles(
     tiles_fit: bool, encoder: Any, object_store: StoreAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
-    real = trainer.encode.encode_video
+    real = trainer.data.encode.encode_video
 
     def encode_video(vae: Any, frames: Any) -> torch.Tensor:
         tried.append(vae.use_tiling)
@@ -54,14 +54,14 @@ def test_what_does_not_fit_is_encoded_in_tiles(
             return real(vae, frames)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer.encode, "encode_video", encode_video)
-    picture = Picture(frames=np.zeros((9, 64, 64, 3), np.uint8), audio=None, frame_rate=24.0)
+    monkeypatch.setattr(trainer.data.encode, "encode_video", encode_video)
+    picture = FittedScene(frames=np.zeros((9, 64, 64, 3), np.uint8), audio=None, frame_rate=24.0)
     encoder.turn_to(Phase.CLIPS)
     if tiles_fit:
         stored = encoder.encode(picture)
         data = Objects(object_store).get_bytes(stored.key, sha256=stored.sha256)
         assert tuple(load_clip(data).video.shape) == (128, 2, 2, 2)
-        # What did not fit once is not tried again.
+        # A clip that did not fit whole is not tried whole again.
         assert encoder.encode(picture) == stored
         assert tried == [False, True, True]
     else:

@@ -1,22 +1,24 @@
-"""What is said about settings under which more clips would fit."""
+"""Suggestions of settings under which more clips would fit."""
+
+from typing import Any
 
 from ltxtrain.v1.ingest_pb2 import Clip, ClipProbe
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
 
-from services.preprocess.outcome import Outcome, Scene
-from services.preprocess.suggest import suggestions
+from services.preprocess.outcome import FitOutcome, SceneOutcome
+from services.preprocess.report import suggestions
 
 
-def clip(frames: int, *skipped: tuple[str, int]) -> tuple[Clip, Outcome]:
+def clip(frames: int, *skipped: tuple[str, int]) -> tuple[Clip, FitOutcome]:
     """A clip of 24 frames a second that ended in scenes (reason, frames); a reason of "" was kept."""
-    scenes = tuple(Scene(skipped=reason, source_frames=count) for reason, count in skipped)
+    scenes = tuple(SceneOutcome(skipped=reason, source_frames=count) for reason, count in skipped)
     probe = ClipProbe(duration_seconds=frames / 24)
-    return Clip(frame_count=frames, frame_rate=24, probe=probe), Outcome(scenes=scenes)
+    return Clip(frame_count=frames, frame_rate=24, probe=probe), FitOutcome(scenes=scenes)
 
 
-def chosen(**changes: object) -> PreprocessSettings:
+def chosen(**changes: Any) -> PreprocessSettings:
     geometry = Geometry(frame_count=89, frame_rate=24)
-    return PreprocessSettings(training=geometry, conditioning_frames=9, **changes)  # type: ignore[arg-type]
+    return PreprocessSettings(training=geometry, conditioning_frames=9, **changes)
 
 
 def test_nothing_is_suggested_when_all_clips_fit() -> None:

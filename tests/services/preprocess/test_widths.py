@@ -1,8 +1,8 @@
-"""How many clips are fitted at a time, and how many pictures are on their way to the encoders."""
+"""Fitters at a time, and fitted scenes on their way to the encoders."""
 
 import pytest
 
-from services.preprocess.clips import OF_A_FITTER, widths
+from services.preprocess.encode_clips import OF_A_FITTER, widths
 
 
 @pytest.mark.parametrize(

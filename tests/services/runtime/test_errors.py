@@ -12,7 +12,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 
 from services.runtime import errors
 from services.runtime.cluster import ClusterLost
-from services.runtime.errors import ApiError, Violation, reason_name
+from services.runtime.errors import ApiError, Violation
 from services.runtime.interceptor import MAX_BYTES, fit_status
 from services.runtime.object_types import ObjectStoreUnavailable
 from services.runtime.settings import Settings
@@ -21,20 +21,18 @@ from services.runtime.work import Retryable
 from tests.services.runtime.front import Front, Stub, detail_of, info_of, serving, told
 
 ROOT = Path(__file__).parents[3]
-REASONS = {reason_name(value): value for value in ErrorReason.values() if value}  # type: ignore[attr-defined]
+REASONS = {name.removeprefix("ERROR_REASON_"): value for name, value in ErrorReason.items() if value}
 NOT_READY = ErrorReason.ERROR_REASON_RESOURCE_NOT_READY
 UPSTREAM = errors.FailedPrecondition(ErrorReason.ERROR_REASON_NO_VIDEOS, "No videos.", metadata={"count": 0}).status()
 # One of each class.
 SAMPLES: list[ApiError] = [
     errors.InvalidSpec([Violation("spec.rank", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, "12 is not one of 8, 16.")]),
-    errors.FieldUnimplemented("spec.with_audio", "Not yet."),
     errors.FailedPrecondition(
         ErrorReason.ERROR_REASON_IMAGE_NOT_ALLOWED, "Images.", subjects=[("a.png", "an image")], kind="IMAGE"
     ),
     errors.NotFound("jobs/1"),
     errors.RequestIdReused("jobs/1"),
     errors.NotReady("jobs/1 is not finished.", metadata={"name": "jobs/1"}),
-    errors.InUse("datasets/1 is in use.", metadata={"name": "datasets/1"}),
     errors.PageTokenInvalid("page_size is negative.", metadata={"pageSize": -1}),
     errors.CursorOutOfRange(9, 1, 3),
     errors.QueueFull("Full.", metadata={"limit": 3}),
@@ -262,4 +260,4 @@ def metadata_keys(tree: ast.AST) -> Iterator[str]:
         for value in given:
             for node in ast.walk(value):
                 if isinstance(node, ast.Dict):
-                    yield from (key.value for key in node.keys if isinstance(key, ast.Constant))
+                    yield from (str(key.value) for key in node.keys if isinstance(key, ast.Constant))

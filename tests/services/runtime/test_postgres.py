@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
+from ltxtrain_client.backoff import Backoff
 from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,7 +17,7 @@ from services.runtime import work
 from services.runtime.settings import Settings, SettingsError
 from services.runtime.store import Edit, Store
 from services.runtime.tables import ADVISORY_LOCK, KEEPALIVE, Database, DatabaseUnavailable
-from services.runtime.work import WorkRunner
+from services.runtime.work import Attempt, WorkRunner
 from tests.services.runtime.front import info_of, serving
 from tests.services.runtime.postgres import Postgres
 
@@ -29,8 +30,7 @@ END_ALL = (
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "RETRY_FIRST_SECONDS", 0.01)
-    monkeypatch.setattr(work, "RETRY_MAX_SECONDS", 0.02)
+    monkeypatch.setattr(work, "BACKOFF", Backoff(first_seconds=0.01, last_seconds=0.02))
 
 
 @pytest.fixture
@@ -92,15 +92,15 @@ async def test_work_goes_on_when_the_server_is_back(
             self.attempts: list[int] = []
             self.waiting = asyncio.Event()
 
-        async def run(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
-            self.attempts.append(attempt)
-            if attempt == 1:
+        async def run(self, attempt: Attempt[Job]) -> Callable[[Edit[Job]], None]:
+            self.attempts.append(attempt.number)
+            if attempt.number == 1:
                 down()
                 asyncio.get_running_loop().call_soon(self.waiting.set)
             await add(jobs)
             return lambda edit: None
 
-        give_back = run
+        salvage = run
 
     workflow = Working()
     runner = WorkRunner(jobs, workflow)

@@ -9,13 +9,14 @@ import grpc
 import grpc.aio
 import pytest
 from ltxtrain.v1.train_pb2 import Job
+from ltxtrain_client.backoff import Backoff
 
 from services.runtime import errors
 from services.runtime.settings import Settings
 from services.runtime.store import Store
 from services.runtime.tables import Database
 from services.runtime.telemetry import JsonLines, without_secrets
-from services.runtime.work import Retryable, WorkRunner
+from services.runtime.work import Attempt, Retryable, WorkRunner
 from tests.services.runtime.front import serving
 
 TOKEN, WRONG_TOKEN, SERVICE_TOKEN = "tok-ann-5ecret", "tok-wrong-5ecret", "tok-service-5ecret"
@@ -83,14 +84,15 @@ async def test_no_secret_of_any_call_is_logged(
 async def test_no_secret_of_any_work_is_logged(
     jobs: Store[Job], lines: Callable[[], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.runtime.work.RETRY_FIRST_SECONDS", 0.0001)
+    monkeypatch.setattr("services.runtime.work.BACKOFF", Backoff(first_seconds=0.0001))
     raised: list[Exception] = [RuntimeError(f"GET {PRESIGNED} failed"), Retryable(BROKEN)]
 
     class Failing:
-        async def run(self, name: str, attempt: int) -> Any:
+        async def run(self, attempt: Attempt[Job]) -> Any:
             raise raised.pop()
 
-        give_back = run
+        async def salvage(self, attempt: Attempt[Job]) -> Any:
+            return lambda edit: None
 
     await jobs.create(Job(name="jobs/1"), owner="ann", request_id="", digest=b"")
     WorkRunner(jobs, Failing()).start("jobs/1")

@@ -23,7 +23,7 @@ from services.runtime.service import EXIT_CLUSTER_LOST, EXIT_UNAVAILABLE, Runtim
 from services.runtime.settings import Settings
 from services.runtime.store import Store
 from services.runtime.tables import Database
-from services.runtime.work import WorkRunner
+from services.runtime.work import Attempt, WorkRunner
 from tests.attack.target import running_target
 from tests.attack.wire import connected
 from tests.services.runtime.front import FULL_NAME, JobBook
@@ -35,7 +35,7 @@ class Jobs:
     full_name = FULL_NAME
 
     def __init__(self, runtime: Runtime) -> None:
-        self.book = JobBook(runtime.database, runtime.settings)  # type: ignore[abstract]
+        self.book = JobBook(runtime.database, runtime.settings)
         self.work: WorkRunner[Job] = WorkRunner(Store(runtime.database, runtime.log, "jobs", Job), self)
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -44,10 +44,10 @@ class Jobs:
     async def tidy(self) -> None:
         return None
 
-    async def run(self, name: str, attempt: int) -> Any:
+    async def run(self, attempt: Attempt[Job]) -> Any:
         await asyncio.Event().wait()
 
-    give_back = run
+    salvage = run
 
 
 class StillCluster:

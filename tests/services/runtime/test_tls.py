@@ -2,6 +2,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -100,21 +101,22 @@ async def test_mtls_admits_only_certificates_of_its_authority(
 
 async def test_mtls_is_asked_of_health_too(database: Database, mutual: Settings, authority: trustme.CA) -> None:
     async with serving(database, mutual) as front:
-        health = health_pb2_grpc.HealthStub(front.stub(root_certificates=authority.cert_pem.bytes()).channel)
+        health: Any = health_pb2_grpc.HealthStub(front.stub(root_certificates=authority.cert_pem.bytes()).channel)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await health.Check(health_pb2.HealthCheckRequest())
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_mtls_opens_an_address_of_the_network_and_tls_alone_does_not(tls: Settings, mutual: Settings) -> None:
-    everywhere = {"bind": "0.0.0.0:0", "tls_cert": tls.tls_cert, "tls_key": tls.tls_key}
+    everywhere: dict[str, Any] = {"bind": "0.0.0.0:0", "tls_cert": tls.tls_cert, "tls_key": tls.tls_key}
     assert server_credentials(Settings(**everywhere, tls_client_root=mutual.tls_client_root)) is not None
     with pytest.raises(SettingsError, match="LTXTRAIN_TLS_CLIENT_ROOT"):
         server_credentials(Settings(**everywhere))
 
 
 def test_half_of_a_pair_is_refused(tls: Settings, mutual: Settings) -> None:
-    for half in ({"tls_cert": tls.tls_cert}, {"tls_key": tls.tls_key}):
+    halves: list[dict[str, Any]] = [{"tls_cert": tls.tls_cert}, {"tls_key": tls.tls_key}]
+    for half in halves:
         with pytest.raises(SettingsError, match="belong together"):
             server_credentials(Settings(**half))
     with pytest.raises(SettingsError, match="LTXTRAIN_TLS_CLIENT_ROOT needs"):

@@ -68,5 +68,5 @@ def trained_when(events: Sequence[Event]) -> tuple[int, int]:
 
 
 def positions(events: Sequence[Event]) -> list[int]:
-    """How many jobs were ahead, each time that it was told."""
+    """Counts of jobs ahead, each time that one was announced."""
     return [event.queue_position.ahead for event in events if event.HasField("queue_position")]

@@ -1,0 +1,43 @@
+"""Settings of a training; defaults are those of the contract's JobOptions. No tensors."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+# Name of the task in the LoRA's metadata and in config.json.
+TRAINING_TYPE = "extend-prefix"
+# When a training reports does not change what it computes.
+REPORTING = ("checkpoint_interval", "preview_interval", "evaluation_interval")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Everything that decides what a training computes, and when it reports.
+
+    rank: also alpha. steps: optimizer steps. conditioning_frames: pixel frames of the clean prefix, 1 modulo 8.
+    batch_size: clips a step over all workers. Intervals are steps; a checkpoint, a preview and an evaluation also stand
+    at the end. preview_interval 0: only there. holdout_fraction: share of the clips that is measured, not trained on.
+    """
+
+    rank: int
+    steps: int
+    learning_rate: float
+    conditioning_frames: int
+    with_audio: bool
+    seed: int = 42
+    batch_size: int = 1
+    schedule: Literal["linear", "constant"] = "linear"
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    holdout_fraction: float = 0.0
+    gradient_checkpointing: bool = True
+    compile_blocks: bool = False
+    checkpoint_interval: int = 250
+    preview_interval: int = 0
+    evaluation_interval: int = 100
+
+    def is_due(self, interval: int, step: int) -> bool:
+        """Whether what happens every interval steps, and at the end, happens after this step (from 1)."""
+        return step == self.steps or (interval > 0 and step % interval == 0)
+
+    def computed_with(self) -> dict[str, Any]:
+        """The settings that decide the numbers, by name: all but when there are reports."""
+        return {name: value for name, value in asdict(self).items() if name not in REPORTING}
