@@ -116,7 +116,7 @@ class MessageMalformed(ApiError):
 
 
 class FailedPrecondition(ApiError):
-    """What the data shows; `subjects` are the clips or files concerned, capped in the status, all in the report."""
+    """A fault of the data; `subjects` are its clips or files, capped in the status, all in the report."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
 
@@ -271,7 +271,7 @@ def pack(message: Message) -> any_pb2.Any:
 
 
 def internal(trace_id: str | None = None) -> ApiError:
-    """What a caller sees of a bug: no text of it, only the trace id under which the log has it all."""
+    """The answer to a bug: no text of it, only the trace id under which the log has it all."""
     trace_id = trace_id or secrets.token_hex(16)
     return ApiError(
         f"Something went wrong inside the server. Its log has the details under trace {trace_id}.",

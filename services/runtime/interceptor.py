@@ -215,7 +215,7 @@ def _parsed(message: bytes, parse: Callable[[bytes], Any], context: Any) -> Any:
 
 
 def _refusal(error: Exception) -> errors.ApiError:
-    """What the caller is told. What was not foreseen is in the log alone, under the trace that the caller gets."""
+    """The answer to a caller. An unexpected error is in the log alone, under the trace that the caller gets."""
     match error:
         case errors.ApiError():
             return error

@@ -67,8 +67,7 @@ TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 CLOCK_KEY = "clock"
 SHA256_HEADER = "x-amz-meta-sha256"
 MAX_WORDS_CHARS = 500
-# Parts of an upload that a killed process left are given up after as long.
-STALE_UPLOAD_DAYS = 1
+STALE_UPLOAD_DAYS = 1  # of parts that a killed process left
 STALE_RULE = "ltxtrain-abort-stale-uploads"
 MISSING = {"NoSuchKey", "NoSuchObject"}
 REFUSALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}

@@ -39,7 +39,7 @@ EXIT_CLUSTER_LOST = 3
 
 @dataclass(frozen=True)
 class Runtime:
-    """What every service is built from."""
+    """The parts that every service is built from."""
 
     settings: Settings
     database: Database
