@@ -199,7 +199,7 @@ class ActorGroup:
         return await self._cluster.value(getattr(self._actors[rank], method).remote(*arguments))
 
     async def stream(self, method: str, *arguments: Any) -> AsyncGenerator[Any, None]:
-        """Everything that the call yields in any actor, until the last has ended. Raises WorkerLost when one is lost."""
+        """All that the call yields in any actor, until the last has ended. Raises WorkerLost for one that is lost."""
         calls = [getattr(actor, method).options(num_returns="streaming").remote(*arguments) for actor in self._actors]
         streams = [self._cluster.stream(call) for call in calls]
         following = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
