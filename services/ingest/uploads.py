@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
@@ -83,7 +82,8 @@ class Uploads:
 
     async def sweep(self, unfinished: Callable[[], Awaitable[Sequence[Dataset]]]) -> None:
         """Delete uploads of yesterday that no unfinished dataset reads, and objects whose upload is gone."""
-        before = datetime.fromtimestamp(time.time() - KEEP_SECONDS, UTC)
+        # By the store's clock, which may be a day away from ours.
+        before = await self._objects.now() - timedelta(seconds=KEEP_SECONDS)
         # Objects first: an upload has its row before its object, so that what has none later has been deleted.
         keys = await self._objects.keys_before(PREFIX, before)
         async with self._held:

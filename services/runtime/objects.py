@@ -12,8 +12,9 @@ import io
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
@@ -62,10 +63,11 @@ RETRY = urllib3.Retry(
     respect_retry_after_header=False,
 )
 TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
+# An empty object, written to ask for the time.
+CLOCK_KEY = "clock"
 SHA256_HEADER = "x-amz-meta-sha256"
 MAX_WORDS_CHARS = 500
-# Parts of an upload that a killed process left are given up after as long.
-STALE_UPLOAD_DAYS = 1
+STALE_UPLOAD_DAYS = 1  # of parts that a killed process left
 STALE_RULE = "ltxtrain-abort-stale-uploads"
 MISSING = {"NoSuchKey", "NoSuchObject"}
 REFUSALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
@@ -103,6 +105,15 @@ class Objects:
             exists = self._prober.bucket_exists(self._bucket)
         if not exists:
             raise ObjectStoreUnavailable(f"The bucket {self._bucket} does not exist at {self.address.endpoint}.")
+
+    def now(self) -> datetime:
+        """The store's time, by which the ages of its objects are measured: this machine's may be a day away."""
+        with self._translated(CLOCK_KEY):
+            written = self._client.put_object(self._bucket, CLOCK_KEY, io.BytesIO(), 0)
+        try:
+            return parsedate_to_datetime(written.http_headers["Date"])
+        except (KeyError, ValueError) as error:
+            raise ObjectStoreUnavailable(f"The object store at {self.address.endpoint} tells no time.") from error
 
     def put_bytes(self, key: str, data: bytes, content_type: str) -> StoredBlob:
         return self._put(key, io.BytesIO(data), len(data), content_type, hashlib.sha256(data).hexdigest())
@@ -320,6 +331,7 @@ class ObjectStore:
 
     ensure_bucket = _in_thread(Objects.ensure_bucket)
     ping = _in_thread(Objects.ping)
+    now = _in_thread(Objects.now)
     put_bytes = _in_thread(Objects.put_bytes)
     put_file = _in_thread(Objects.put_file)
     put_span = _in_thread(Objects.put_span)
@@ -342,11 +354,19 @@ class ObjectStore:
     async def read(self, key: str) -> AsyncGenerator[bytes, None]:
         """See Objects.read; close it with aclosing."""
         chunks = self.objects.read(key)
+        reading: Future[bytes] | None = None
         try:
-            while chunk := await self.run(lambda: next(chunks, b"")):
+            while True:
+                reading = self._threads.submit(next, chunks, b"")
+                if not (chunk := await asyncio.wrap_future(reading)):
+                    return
                 yield chunk
         finally:
-            await self.run(chunks.close)
+            if reading is None or reading.done():
+                await self.run(chunks.close)
+            else:
+                # Cancelled while a thread is in the generator, which can be closed only afterwards.
+                reading.add_done_callback(lambda _: chunks.close())
 
 
 def _client(address: StoreAddress, endpoint: str, retry: urllib3.Retry = RETRY) -> Minio:

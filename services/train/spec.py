@@ -21,6 +21,8 @@ from trainer.data.prompts import NEGATIVE_PROMPT
 from trainer.geometry import BUCKETS, Geometry, snap_frames
 
 MAX_VALIDATION_INPUTS = 2
+# Of too many, so many are looked at: a request may name twenty thousand.
+CHECKED_VALIDATION_INPUTS = 100
 T = TypeVar("T", bound=Message)
 
 
@@ -205,7 +207,7 @@ def _check_sources(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None
 
     if spec.WhichOneof("training_data") != "dataset" or not spec.dataset:
         check("spec.training_data_url", spec.training_data_url, "Name a .zip of videos, or a dataset ingested earlier.")
-    for index, entry in enumerate(spec.validation):
+    for index, entry in enumerate(spec.validation[:CHECKED_VALIDATION_INPUTS]):
         check(f"spec.validation[{index}].video_url", entry.video_url, "Name a video whose opening is continued.")
         if (found := excess(entry.prompt)) is not None:
             reason = ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE
