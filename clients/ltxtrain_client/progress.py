@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from ltxtrain_client.as_json import as_json
-from ltxtrain_client.event_text import Measure, describe, duration_text, measure, size_text, stage_word
+from ltxtrain_client.event_text import Measure, describe, measure, stage_word
+from ltxtrain_client.quantities import duration_text, size_text
 from ltxtrain_client.transfer import Transfer
 
 # Seconds between two progress lines of a stage, by the events' own clock.
@@ -41,6 +42,22 @@ def make_view(*, json_lines: bool, out: TextIO | None = None) -> View:
         return JsonView(stream)
     console = Console(file=stream)
     return BarView(console) if console.is_terminal else PlainView(stream)
+
+
+class SilentView:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def show(self, sequence: int, event: Event) -> None: ...
+
+    def show_transfer(self, label: str, step: Transfer) -> None: ...
+
+    def show_files(self, paths: Sequence[Path]) -> None: ...
 
 
 class JsonView:

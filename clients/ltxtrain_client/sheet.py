@@ -18,7 +18,7 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.train_pb2 import JobOptions
+from ltxtrain.v1.train_pb2 import Job, JobOptions
 
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import words
@@ -93,6 +93,15 @@ def format_sheet(spec: ExtendPrefixSpec, options: JobOptions | None = None) -> d
     if options is not None and (chosen := as_json(options, whole=False)):
         document[OPTIONS] = chosen
     return document
+
+
+def sheet_of_job(job: Job) -> dict[str, Any]:
+    """JSON of a job's sheet, with the dataset that it made of its data: an upload is swept after a day."""
+    spec = ExtendPrefixSpec()
+    spec.CopyFrom(job.spec)
+    if job.dataset:
+        spec.dataset = job.dataset
+    return format_sheet(spec, job.options)
 
 
 def _load(source: str | bytes, problems: list[Problem]) -> dict[str, Any]:

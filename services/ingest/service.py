@@ -18,9 +18,9 @@ from services.ingest.uploads import Uploads, uploads_of
 from services.runtime import report
 from services.runtime.addresses import check_url
 from services.runtime.auth import caller
-from services.runtime.errors import InvalidSpec, Violation
+from services.runtime.errors import InvalidSpec, NotFound, Violation
 from services.runtime.paging import request_digest
-from services.runtime.requests import Watches, check_request_id, new_name, visible_owner
+from services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
 from services.runtime.service import Runtime
 from services.runtime.store import Store
 from services.runtime.work import WorkRunner
@@ -35,9 +35,12 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
 
     def __init__(self, runtime: Runtime, fetcher: Fetcher | None = None) -> None:
         self._settings = runtime.settings
+        self._objects = runtime.objects
         self._datasets: Store[Dataset] = Store(runtime.database, runtime.log, "datasets", Dataset)
         self._watches = Watches(runtime.log, runtime.settings)
-        self._uploads = Uploads(Store(runtime.database, runtime.log, "uploads", Upload), runtime.objects)
+        self._uploads = Uploads(
+            Store(runtime.database, runtime.log, "uploads", Upload), runtime.objects, runtime.settings.fetch_max_bytes
+        )
         self._clips = ClipStore(runtime.objects, runtime.blobs)
         sources = Sources(runtime.settings, runtime.objects, self._uploads, fetcher or Fetcher(runtime.settings))
         probing = Probing(runtime)
@@ -57,6 +60,17 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self, request: ingest_pb2.CreateUploadRequest, context: Any
     ) -> ingest_pb2.CreateUploadResponse:
         return await self._uploads.create(request, caller.get())
+
+    async def ListUploadParts(
+        self, request: ingest_pb2.ListUploadPartsRequest, context: Any
+    ) -> ingest_pb2.ListUploadPartsResponse:
+        return await self._uploads.missing_parts(request, visible_owner())
+
+    async def CompleteUpload(
+        self, request: ingest_pb2.CompleteUploadRequest, context: Any
+    ) -> ingest_pb2.CompleteUploadResponse:
+        await self._uploads.complete(request.upload, visible_owner())
+        return ingest_pb2.CompleteUploadResponse()
 
     async def CreateDataset(
         self, request: ingest_pb2.CreateDatasetRequest, context: Any
@@ -106,6 +120,15 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         await self._datasets.get(request.parent, visible_owner())
         clips, token = await self._datasets.children(request.parent, CLIPS, Clip, request.page_size, request.page_token)
         return ingest_pb2.ListClipsResponse(clips=clips, next_page_token=token)
+
+    async def GetClip(self, request: ingest_pb2.GetClipRequest, context: Any) -> ingest_pb2.GetClipResponse:
+        dataset, _, name = request.name.partition(f"/{CLIPS}/")
+        await self._datasets.get(dataset, visible_owner())
+        clip = await self._datasets.child(dataset, CLIPS, name, Clip)
+        if clip is None:
+            raise NotFound(request.name)
+        url, expires = await sign_download(self._objects, clip.blob)
+        return ingest_pb2.GetClipResponse(clip=clip, download_url=url, expire_time=expires)
 
     async def ListDatasetReport(
         self, request: ingest_pb2.ListDatasetReportRequest, context: Any

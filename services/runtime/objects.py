@@ -19,6 +19,7 @@ from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
 import urllib3
 from minio import Minio
+from minio.datatypes import Part
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error
 
@@ -53,7 +54,7 @@ PARALLEL_PARTS, THREADS = 3, 8
 RETRY = urllib3.Retry(total=8, backoff_factor=0.1, backoff_max=5.0, status_forcelist=(500, 502, 503, 504))
 TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 SHA256_HEADER = "x-amz-meta-sha256"
-MISSING = {"NoSuchKey", "NoSuchObject"}
+MISSING = {"NoSuchKey", "NoSuchObject", "NoSuchUpload"}
 REFUSALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 
 
@@ -159,6 +160,44 @@ class Objects:
     def presign_put(self, key: str, expires: timedelta) -> str:
         """A URL that anybody may PUT the object by, often, with any bytes: check what came. Offline."""
         return self._signer.presigned_put_object(self._bucket, checked_key(key), expires)
+
+    def start_multipart(self, key: str) -> str:
+        """Begin an upload in parts; returns the id that the methods below take."""
+        with self._translated(key):
+            return self._client._create_multipart_upload(self._bucket, checked_key(key), {})
+
+    def presign_part(self, key: str, multipart_id: str, number: int, expires: timedelta) -> str:
+        """A URL that anybody may PUT part `number` (from 1) by. Offline."""
+        query: dict[str, str | list[str] | tuple[str]] = {"uploadId": multipart_id, "partNumber": str(number)}
+        return self._signer.get_presigned_url("PUT", self._bucket, checked_key(key), expires, extra_query_params=query)
+
+    def list_parts(self, key: str, multipart_id: str) -> dict[int, int]:
+        """Size of each part that arrived, by its number. Raises ObjectMissing when there is no such upload."""
+        return {part.part_number: part.size or 0 for part in self._parts(key, multipart_id)}
+
+    def complete_multipart(self, key: str, multipart_id: str) -> None:
+        """Join the parts that arrived. Raises ObjectMissing when there is no such upload."""
+        parts = self._parts(key, multipart_id)
+        with self._translated(key):
+            self._client._complete_multipart_upload(self._bucket, checked_key(key), multipart_id, parts)
+
+    def abort_multipart(self, key: str, multipart_id: str) -> None:
+        """Delete the parts; an upload that is missing is success."""
+        with contextlib.suppress(ObjectMissing), self._translated(key):
+            self._client._abort_multipart_upload(self._bucket, checked_key(key), multipart_id)
+
+    def _parts(self, key: str, multipart_id: str) -> list[Part]:
+        parts: list[Part] = []
+        marker = None
+        with self._translated(key):
+            while True:
+                found = self._client._list_parts(
+                    self._bucket, checked_key(key), multipart_id, part_number_marker=marker
+                )
+                parts += found.parts
+                if not found.is_truncated or not found.parts:
+                    return parts
+                marker = str(found.parts[-1].part_number)
 
     def delete(self, key: str) -> None:
         """Delete an object; one that is missing is success."""
@@ -270,6 +309,11 @@ class ObjectStore:
     exists = _in_thread(Objects.exists)
     presign_get = _in_thread(Objects.presign_get)
     presign_put = _in_thread(Objects.presign_put)
+    start_multipart = _in_thread(Objects.start_multipart)
+    presign_part = _in_thread(Objects.presign_part)
+    list_parts = _in_thread(Objects.list_parts)
+    complete_multipart = _in_thread(Objects.complete_multipart)
+    abort_multipart = _in_thread(Objects.abort_multipart)
     delete = _in_thread(Objects.delete)
     delete_prefix = _in_thread(Objects.delete_prefix)
 

@@ -3,8 +3,11 @@
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
+from google.protobuf.timestamp_pb2 import Timestamp
+from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.work_pb2 import Event
 
@@ -12,12 +15,14 @@ from services.runtime import metrics
 from services.runtime.auth import SERVICE, caller
 from services.runtime.errors import InvalidSpec, QueueFull, Violation, retry_info
 from services.runtime.events import EventLog
+from services.runtime.objects import ObjectStore
 from services.runtime.settings import Settings
 
 R = TypeVar("R")
 
 # Of a caption, a prompt or a phrase: far beyond what a text encoder reads.
 MAX_TEXT_BYTES = 64 << 10
+DOWNLOAD_SECONDS = 15 * 60
 
 
 def new_name(kind: str) -> str:
@@ -47,6 +52,13 @@ def excess(text: str) -> str | None:
     """The complaint about a caption, prompt or phrase that is too long, or None."""
     size = len(text.encode())
     return None if size <= MAX_TEXT_BYTES else f"{size} bytes; a text has {MAX_TEXT_BYTES} at most."
+
+
+async def sign_download(objects: ObjectStore, blob: Blob) -> tuple[str, Timestamp]:
+    """A URL that serves a blob to anybody for 15 minutes, and when it expires."""
+    expires = Timestamp()
+    expires.FromDatetime(datetime.now(UTC) + timedelta(seconds=DOWNLOAD_SECONDS))
+    return await objects.presign_get(blob.key, timedelta(seconds=DOWNLOAD_SECONDS)), expires
 
 
 class Watches:
