@@ -14,8 +14,9 @@ from services.preprocess.failures import skipped_lines
 from services.preprocess.outcome import FitOutcome
 from services.preprocess.plan import Item, Plan
 from services.preprocess.prompts import Prompts
-from services.preprocess.report import clip_lines, suggestions, validation_line
+from services.preprocess.report import clip_lines, validation_line
 from services.preprocess.sample_files import SampleFile
+from services.preprocess.suggestions import suggestions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,7 @@ async def checked(ltxtrain: Ltxtrain, phone: Path, sheet: Path, tmp_path_factory
     done = await ltxtrain("check", phone, sheet, "--out", out)
     (page,) = out.iterdir()
     assert f"Contact sheet: {page}" in done.stdout
-    assert page.read_text().startswith("<!DOCTYPE html>") and "second day/a.mp4" in page.read_text()
+    assert page.read_text().startswith("<!doctype html>") and "second day/a.mp4" in page.read_text()
     return done
 
 
@@ -95,7 +95,7 @@ async def test_its_suggestions_count(checked: Any) -> None:
     told = checked.stdout
     assert "With number_of_frames = 9" not in told  # the prefix would cover the clip
     assert "With aspect_ratio = 9:16, " in told and "with 16:9 it is" in told
-    assert "3 of 4 clips have no caption" in told
+    assert "2 of 3 clips have no caption and would be trained with an empty prompt." in told
 
 
 async def test_it_ends_with_the_command_that_starts_the_job(checked: Any, ltxtrain: Ltxtrain, clients: Clients) -> None:
