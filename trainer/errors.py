@@ -1,4 +1,4 @@
-"""What can go wrong with a model, a clip or a training.
+"""Errors of models, clips and trainings.
 
 TrainerError
 ├── ModelUnavailable       absent, incomplete or gated
@@ -7,6 +7,8 @@ TrainerError
 ├── DeviceMemoryExhausted  a clip, or a step on it, does not fit the device
 ├── ClipError
 │   ├── Undecodable        no decoder can read it
+│   │   └── ClipDamaged    too little lies before its damage
+│   ├── PresentationUnsupported  colours or a layout that are not implemented
 │   ├── StillImage         a picture under the name of a video
 │   ├── NoVideoTrack       nothing but sound, subtitles or cover art
 │   ├── AudioTrackMissing  sound was asked for and there is none
@@ -63,6 +65,19 @@ class ClipError(TrainerError):
 
 class Undecodable(ClipError):
     """No decoder can read the file."""
+
+
+class ClipDamaged(Undecodable):
+    """Too few frames lie before the damage; the text says where it begins."""
+
+    def __init__(self, text: str, *, frame_count: int, needed_frames: int) -> None:
+        super().__init__(text)
+        self.frame_count = frame_count
+        self.needed_frames = needed_frames
+
+
+class PresentationUnsupported(ClipError):
+    """The pictures are shown in a way that is not implemented, such as Dolby Vision profile 5 or stereoscopy."""
 
 
 class StillImage(ClipError):

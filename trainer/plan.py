@@ -49,6 +49,6 @@ class JobPlan:
     # Names what a checkpoint must share with the training that goes on from it: model revision, digest of the samples.
     identity: Mapping[str, str]
     work_dir: Path  # where files are made
-    # Of the step to go on from.
+    # Files of the step to go on from.
     checkpoint: Path | None = None
     metrics: Path | None = None

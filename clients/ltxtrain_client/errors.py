@@ -36,7 +36,7 @@ from grpc_status import rpc_status
 DOMAIN = "ltxtrain.v1"
 
 _M = TypeVar("_M", bound=Message)
-_ADDRESS = re.compile(r"ipv[46]:(\S+?): ")
+_ADDRESS = re.compile(r"ipv[46]:(\S{1,80}?): ")
 
 
 class LtxtrainError(Exception):

@@ -4,10 +4,13 @@ An upload is addressed by its content: the same bytes and file name are the same
 a client which starts again sends only what the store lacks.
 """
 
+import asyncio
 import contextlib
 import re
 import time
 import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -39,6 +42,7 @@ MAX_PARTS = 9_000
 DEFAULT_PAGE, MAX_PAGE = 50, 100
 PUT_SECONDS = 3600
 MAX_FILE_NAME = 255
+PREFIX = "ingest/uploads/"
 # An upload that no unfinished dataset reads is kept for this long after its last CreateUpload.
 KEEP_SECONDS = 24 * 3600
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -51,6 +55,8 @@ class Uploads:
         self._store = store
         self._objects = objects
         self._max_bytes = max_bytes
+        # Between the check of a dataset's uploads and its row, no sweep may take them.
+        self._held = asyncio.Lock()
 
     async def create(self, request: CreateUploadRequest, owner: str) -> CreateUploadResponse:
         """Expect a file, or find what an equal earlier request began. Raises InvalidSpec when a field is wrong."""
@@ -101,12 +107,16 @@ class Uploads:
             raise _mismatch(upload, f"{text} ListUploadParts has their URLs.")
         await self._objects.complete_multipart(_key(name), upload.multipart_id)
 
-    async def check(self, name: str, owner: str | None) -> None:
-        """Raises NotFound for an upload that the caller does not have."""
-        await self._store.get(name, owner)
+    @asynccontextmanager
+    async def held(self, names: Sequence[str], owner: str | None) -> AsyncIterator[None]:
+        """Keep uploads while the block makes the dataset that reads them. Raises NotFound for one of another owner."""
+        async with self._held if names else nullcontext():
+            for name in names:
+                await self._store.get(name, owner)
+            yield
 
     async def shown(self, name: str) -> str:
-        """Name of the video in reports: the upload, and the file that it was. Raises NotFound."""
+        """The name of the video in reports: the upload, and the file that it was. Raises NotFound."""
         upload = await self._store.get(name)
         return f"upload:{name}/{upload.file_name}" if upload.file_name else f"upload:{name}"
 
@@ -133,21 +143,31 @@ class Uploads:
                 edit.body.multipart_id = ""
             raise _mismatch(upload, f"The sha256 {upload.sha256} was announced, the bytes have {sha256}.")
 
-    async def sweep(self, unfinished: list[Dataset]) -> None:
-        """Delete uploads that have expired and that nothing reads, with the parts of those never completed."""
-        wanted = {name for dataset in unfinished for name in uploads_of(dataset)}
+    async def sweep(self, unfinished: Callable[[], Awaitable[Sequence[Dataset]]]) -> None:
+        """Delete uploads that have expired and that no unfinished dataset reads, and objects whose upload is gone."""
         now = time.time()
-        for upload in await self._store.unfinished():
-            if upload.name not in wanted and _expires(upload) < now:
-                if upload.multipart_id:
-                    await self._objects.abort_multipart(_key(upload.name), upload.multipart_id)
-                await self._objects.delete(_key(upload.name))
-                async with self._store.edit(upload.name) as edit:
-                    edit.enter(State.STATE_CANCELLED)
-                await self._store.delete(upload.name)
+        # Objects first: an upload has its row before its object, so that what has none later has been deleted.
+        keys = await self._objects.keys_before(PREFIX, datetime.fromtimestamp(now - KEEP_SECONDS, UTC))
+        async with self._held:
+            wanted = {name for dataset in await unfinished() for name in uploads_of(dataset)}
+            for upload in await self._store.unfinished():
+                if upload.name not in wanted and _expires(upload) < now:
+                    await self._forget(upload.name)
+                    if upload.multipart_id:
+                        await self._objects.abort_multipart(_key(upload.name), upload.multipart_id)
+                    keys.append(_key(upload.name))
+        known = {_key(upload.name) for upload in await self._store.unfinished()}
+        for key in dict.fromkeys(keys):
+            if key not in known:
+                await self._objects.delete(key)
+
+    async def _forget(self, name: str) -> None:
+        async with self._store.edit(name) as edit:
+            edit.enter(State.STATE_CANCELLED)
+        await self._store.delete(name)
 
     async def _created(self, request: CreateUploadRequest, owner: str) -> Upload:
-        file_name = printable(re.split(r"[/\\]", request.file_name)[-1])[:MAX_FILE_NAME]
+        file_name = printable(request.file_name.replace("\\", "/").rpartition("/")[2])[:MAX_FILE_NAME]
         upload = Upload(
             name=new_name("uploads"), size_bytes=request.size_bytes, sha256=request.sha256, file_name=file_name
         )

@@ -15,9 +15,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from services.preprocess.fitting import FitTask, fit
-from services.preprocess.outcome import SceneOutcome
-from services.preprocess.sample_files import SAFETENSORS, SERVICE, SampleFile, store_lossless, store_sheet
+from services.preprocess.outcome import SAFETENSORS, SERVICE, FitTask, SampleFile, SceneOutcome
 from services.runtime.objects import Objects, StoreAddress, StoredBlob
 from services.runtime.process_limits import limits
 from services.runtime.telemetry import resumed_trace
@@ -42,7 +40,7 @@ class FitOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What became of one scene, and the files that were made of it."""
+    """The outcome of one scene, and the files that were made of it."""
 
     scene: SceneOutcome
     stored: dict[SampleFile, StoredBlob] = field(default_factory=dict)
@@ -81,7 +79,7 @@ class Embedded:
 
 
 class Phase(StrEnum):
-    """What an encoder is there for at the moment: the text encoder and the VAEs are never in memory together."""
+    """The present task of an encoder: the text encoder and the VAEs are never in memory together."""
 
     PROMPTS = "prompts"
     CLIPS = "clips"
@@ -102,7 +100,10 @@ class ClipFitter:
         self._trace = trace
 
     def fit(self, order: FitOrder) -> Iterator[FittedScene | Fitted | None]:
-        """For each scene its picture, if it is to be encoded (LATENTS), and then what became of it."""
+        """Yield for each scene its frames, or None where they are not to be encoded, and then its outcome."""
+        from services.preprocess.fitting import fit
+        from services.preprocess.sample_files import store_lossless, store_sheet
+
         with resumed_trace(self._trace, "fit"), tempfile.TemporaryDirectory(prefix="ltxtrain-fit-") as scratch:
             folder = Path(scratch)
             path = folder / "clip"

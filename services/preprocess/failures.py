@@ -35,7 +35,7 @@ class GpuOutOfMemory(ApiError):
 
 @dataclass
 class Faults:
-    """What makes the data unfit before anything is encoded; all of it comes back together (D12, P18)."""
+    """Faults that make the data as a whole unfit before anything is encoded; all come back together (D12, P18)."""
 
     without_audio: list[Clip] = field(default_factory=list)
     # Validation clips with what fitting their prefix came to.

@@ -1,10 +1,43 @@
-"""What fitting a clip came to, as plain facts: what actors answer, the cache keeps and the report is written from."""
+"""Fitting a clip as plain facts: the task that actors are given, and the outcome that the cache and the report keep."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from ltxtrain.v1.work_pb2 import ReportReason
+
+from trainer.media.frame_schedule import FitSettings
+
+SERVICE = "preprocess"
+SAFETENSORS = "application/vnd.safetensors"
+
+
+class SampleFile(StrEnum):
+    """A file of a sample."""
+
+    LATENTS = "latents"
+    # The fitted clip, and the prefix of a validation clip; both lossless.
+    PREVIEW = "preview"
+    PREFIX = "prefix"
+    SHEET = "sheet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTask:
+    """One clip, and how it is to be fitted."""
+
+    # Its bytes in the object store.
+    key: str
+    sha256: str
+    settings: FitSettings
+    # As its probe found it.
+    frame_count: int
+    duration_seconds: float
+    # Cut at scene changes.
+    split: bool = False
+    # Only the opening is wanted: settings.geometry has its length and rate.
+    prefix: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +47,7 @@ class SceneOutcome:
     # In frames of the clip.
     start_frame: int = 0
     source_frames: int = 0
-    # What was made of it.
+    # The fitted clip.
     frame_count: int = 0
     frame_rate: float = 0.0
     # Duration after over before.
@@ -28,7 +61,7 @@ class SceneOutcome:
     # A ReportReason name without its prefix when the scene was left out.
     skipped: str = ""
     description: str = ""
-    # Of one that is too short: frames at the rate that counts, and how many there have to be.
+    # Set when it is too short: its frames at the rate that counts, and how many are needed.
     have_frames: int | None = None
     needed_frames: int | None = None
 
@@ -57,5 +90,9 @@ class FitOutcome:
         return {"scenes": [asdict(scene) for scene in self.scenes]}
 
     @classmethod
-    def load(cls, facts: dict[str, Any]) -> "FitOutcome":
-        return cls(scenes=tuple(SceneOutcome(**scene) for scene in facts["scenes"]))
+    def load(cls, facts: dict[str, Any]) -> "FitOutcome | None":
+        """The outcome in a cache's facts; None for one with other fields than there are now."""
+        try:
+            return cls(scenes=tuple(SceneOutcome(**scene) for scene in facts["scenes"]))
+        except (KeyError, TypeError):
+            return None

@@ -1,4 +1,4 @@
-"""What a finished training set leaves: its samples, and what people look at."""
+"""Results of a finished training set: its samples, contact sheet and debug archive."""
 
 import json
 import tempfile
@@ -18,14 +18,15 @@ from ltxtrain.v1.work_pb2 import ReportLine
 from services.pages.contact_sheet import SheetSample, render_contact_sheet
 from services.preprocess.cache import as_blob
 from services.preprocess.context import Context
+from services.preprocess.outcome import SERVICE
 from services.preprocess.results import Results
-from services.preprocess.sample_files import SERVICE, load_sheet
+from services.preprocess.sample_files import load_sheet
 from services.runtime.objects import Objects, StoredBlob
 from services.runtime.report import COLLECTION
 from services.runtime.store import Edit
 from services.runtime.work import Ending
 from trainer.media.audio import SAMPLE_RATE
-from trainer.media.mix import Sound
+from trainer.media.downmix import Sound
 from trainer.media.video_file import read_lossless
 
 SAMPLES = "samples"

@@ -7,7 +7,7 @@ from ltxtrain.v1.preprocess_pb2 import PreprocessSettings
 
 from services.preprocess.outcome import FitOutcome
 from trainer.geometry import BUCKETS, snap_frames
-from trainer.media.pick import MAX_STRETCH
+from trainer.media.frame_schedule import MAX_STRETCH
 
 # Another shape is suggested when it keeps so much more of the pictures on average.
 SHAPE_GAIN_PERCENT = 5

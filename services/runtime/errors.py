@@ -2,6 +2,7 @@
 
 ApiError
 ├── InvalidSpec        one or more fields of the request are wrong
+├── MessageMalformed   the request is no message of its call
 ├── FailedPrecondition the data shows it; reason by argument
 ├── NotFound
 ├── RequestIdReused
@@ -96,6 +97,16 @@ class InvalidSpec(ApiError):
         )
         text = f"{len(violations)} field{'s are' if len(violations) > 1 else ' is'} wrong: {fields}."
         super().__init__(text, metadata=metadata, details=[bad_request])
+
+
+class MessageMalformed(ApiError):
+    """The bytes of the request are not the message of its call."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = ErrorReason.ERROR_REASON_INVALID_SPEC
+
+    def __init__(self) -> None:
+        super().__init__("The request is not a message of this call. Generate the client from the suite's protos.")
 
 
 class FailedPrecondition(ApiError):

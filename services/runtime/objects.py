@@ -13,16 +13,14 @@ import os
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
 import urllib3
-from minio import Minio
-from minio.datatypes import Part
 from minio.deleteobjects import DeleteObject
-from minio.error import InvalidResponseError, MinioException, S3Error
 
+from services.runtime.bucket import THREADS, Bucket
 from services.runtime.object_keys import attachment, checked_job_prefix, checked_key, content_key
 from services.runtime.object_types import (
     ListedBlob,
@@ -49,47 +47,15 @@ R = TypeVar("R")
 
 CHUNK_BYTES = 2**20
 PART_BYTES, MAX_PARTS = 8 * 2**20, 10_000  # about six parts are in memory at once
-PARALLEL_PARTS, THREADS = 3, 8
-# A store that is started again refuses connections for a second or two and may fail for some more: this waits 16 s.
-RETRY = urllib3.Retry(total=8, backoff_factor=0.1, backoff_max=5.0, status_forcelist=(500, 502, 503, 504))
-TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
+PARALLEL_PARTS = 3
 SHA256_HEADER = "x-amz-meta-sha256"
-MISSING = {"NoSuchKey", "NoSuchObject", "NoSuchUpload"}
-REFUSALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 
 
-class Objects:
-    """One bucket. Blocking; for any number of threads.
+class Objects(Bucket):
+    """The objects of one bucket. Blocking; for any number of threads.
 
     Every method may raise ObjectStoreUnavailable. Raises ValueError for a key that not every store takes.
     """
-
-    def __init__(self, address: StoreAddress) -> None:
-        self.address = address
-        self._bucket = address.bucket
-        self._client = _client(address, address.endpoint)
-        self._signer = _client(address, address.public_endpoint)
-        self._prober = _client(address, address.endpoint, RETRY.new(total=0))
-
-    def __reduce__(self) -> tuple[type["Objects"], tuple[StoreAddress]]:
-        return Objects, (self.address,)
-
-    def ensure_bucket(self) -> None:
-        """Make the bucket unless it exists."""
-        with self._translated(""):
-            if not self._client.bucket_exists(self._bucket):
-                try:
-                    self._client.make_bucket(self._bucket)
-                except S3Error as error:
-                    if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
-                        raise
-
-    def ping(self) -> None:
-        """Return when the store answers at once and has the bucket."""
-        with self._translated(""):
-            exists = self._prober.bucket_exists(self._bucket)
-        if not exists:
-            raise ObjectStoreUnavailable(f"The bucket {self._bucket} does not exist at {self.address.endpoint}.")
 
     def put_bytes(self, key: str, data: bytes, content_type: str) -> StoredBlob:
         return self._put(key, io.BytesIO(data), len(data), content_type, hashlib.sha256(data).hexdigest())
@@ -161,44 +127,6 @@ class Objects:
         """A URL that anybody may PUT the object by, often, with any bytes: check what came. Offline."""
         return self._signer.presigned_put_object(self._bucket, checked_key(key), expires)
 
-    def start_multipart(self, key: str) -> str:
-        """Begin an upload in parts; returns the id that the methods below take."""
-        with self._translated(key):
-            return self._client._create_multipart_upload(self._bucket, checked_key(key), {})
-
-    def presign_part(self, key: str, multipart_id: str, number: int, expires: timedelta) -> str:
-        """A URL that anybody may PUT part `number` (from 1) by. Offline."""
-        query: dict[str, str | list[str] | tuple[str]] = {"uploadId": multipart_id, "partNumber": str(number)}
-        return self._signer.get_presigned_url("PUT", self._bucket, checked_key(key), expires, extra_query_params=query)
-
-    def list_parts(self, key: str, multipart_id: str) -> dict[int, int]:
-        """Size of each part that arrived, by its number. Raises ObjectMissing when there is no such upload."""
-        return {part.part_number: part.size or 0 for part in self._parts(key, multipart_id)}
-
-    def complete_multipart(self, key: str, multipart_id: str) -> None:
-        """Join the parts that arrived. Raises ObjectMissing when there is no such upload."""
-        parts = self._parts(key, multipart_id)
-        with self._translated(key):
-            self._client._complete_multipart_upload(self._bucket, checked_key(key), multipart_id, parts)
-
-    def abort_multipart(self, key: str, multipart_id: str) -> None:
-        """Delete the parts; an upload that is missing is success."""
-        with contextlib.suppress(ObjectMissing), self._translated(key):
-            self._client._abort_multipart_upload(self._bucket, checked_key(key), multipart_id)
-
-    def _parts(self, key: str, multipart_id: str) -> list[Part]:
-        parts: list[Part] = []
-        marker = None
-        with self._translated(key):
-            while True:
-                found = self._client._list_parts(
-                    self._bucket, checked_key(key), multipart_id, part_number_marker=marker
-                )
-                parts += found.parts
-                if not found.is_truncated or not found.parts:
-                    return parts
-                marker = str(found.parts[-1].part_number)
-
     def delete(self, key: str) -> None:
         """Delete an object; one that is missing is success."""
         with contextlib.suppress(ObjectMissing), self._translated(key):
@@ -218,6 +146,10 @@ class Objects:
             for item in self._client.list_objects(self._bucket, prefix=prefix, recursive=True):
                 if item.object_name and item.last_modified:
                     yield ListedBlob(item.object_name, item.size or 0, item.last_modified)
+
+    def keys_before(self, prefix: str, before: datetime) -> list[str]:
+        """Keys under the prefix of objects that are as old."""
+        return [blob.key for blob in self.list_prefix(prefix) if blob.modified <= before]
 
     def _put(self, key: str, data: IO[bytes], size: int, content_type: str, sha256: str) -> StoredBlob:
         reader = _HashingReader(data)
@@ -260,22 +192,6 @@ class Objects:
             with contextlib.closing(response):
                 yield response
 
-    @contextlib.contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
-        """Around every call of the client: its errors become ours."""
-        where = f"The object store at {self.address.endpoint}"
-        try:
-            yield
-        except S3Error as error:
-            if error.code in MISSING:
-                raise ObjectMissing(f"There is no object {key} in the bucket {self._bucket}.") from error
-            hint = " Check LTXTRAIN_S3_ACCESS_KEY and LTXTRAIN_S3_SECRET_KEY." if error.code in REFUSALS else ""
-            raise ObjectStoreUnavailable(f"{where} refused: {error.code}: {error.message}.{hint}") from error
-        except InvalidResponseError as error:
-            raise ObjectStoreUnavailable(f"{where} gave an answer that is not S3.") from error
-        except (MinioException, urllib3.exceptions.HTTPError) as error:
-            raise ObjectStoreUnavailable(f"{where} does not answer: {type(error).__name__}.") from error
-
 
 def _in_thread(
     method: Callable[Concatenate[Objects, P], R],
@@ -316,6 +232,9 @@ class ObjectStore:
     abort_multipart = _in_thread(Objects.abort_multipart)
     delete = _in_thread(Objects.delete)
     delete_prefix = _in_thread(Objects.delete_prefix)
+    keys_before = _in_thread(Objects.keys_before)
+    expire_stale_uploads = _in_thread(Objects.expire_stale_uploads)
+    abort_stale_uploads = _in_thread(Objects.abort_stale_uploads)
 
     async def list_prefix(self, prefix: str) -> list[ListedBlob]:
         return await self.run(lambda: list(self.objects.list_prefix(prefix)))
@@ -328,19 +247,6 @@ class ObjectStore:
                 yield chunk
         finally:
             await self.run(chunks.close)
-
-
-def _client(address: StoreAddress, endpoint: str, retry: urllib3.Retry = RETRY) -> Minio:
-    scheme, _, host = endpoint.rpartition("://")
-    return Minio(
-        host,
-        access_key=address.access_key,
-        secret_key=address.secret_key,
-        secure=scheme == "https" if scheme else address.secure,
-        # Without it the client would ask the store for the region before it can sign anything.
-        region=address.region,
-        http_client=urllib3.PoolManager(maxsize=4 * THREADS, retries=retry, timeout=TIMEOUT),
-    )
 
 
 class _HashingReader:

@@ -78,6 +78,9 @@ class Settings:
     fetch_allow: tuple[str, ...] = ()
     # Buckets that s3:// sources may name.
     fetch_buckets: tuple[str, ...] = ()
+    # http://host:port of a proxy that URLs are fetched through; empty: none, whatever http_proxy says. A proxy resolves
+    # names itself, so that it has to keep callers from private addresses. Hosts of fetch_allow are reached past it.
+    fetch_proxy: str = field(default="", repr=False)
     fetch_max_bytes: int = 100 * GIB
     fetch_seconds: float = 6 * 3600.0
     fetch_idle_seconds: float = 60.0

@@ -66,7 +66,7 @@ class TrainActor:
 
         with socket.socket() as free:
             free.bind(("", 0))
-            address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            address: str = ray.util.get_node_ip_address()
             return f"{address}:{free.getsockname()[1]}"
 
     def run(self, task: TrainTask, meeting_point: str) -> Iterator[Stored | PeerLost]:

@@ -1,4 +1,4 @@
-"""What a job would cost: tokens from its geometry, seconds from what this cluster was seen to need for a token.
+"""Estimate of a job: tokens from its geometry, seconds from this cluster's measured seconds a token.
 
 A training step is a forward and a backward pass, about three times a forward pass; a preview is 30 steps of three
 forward passes, four with audio, for the base model and for the LoRA. Before anything was measured here, the range is
@@ -28,7 +28,7 @@ PUBLISHED = (1.6 / 6912, 5.0 / 6912)
 FORWARD_SHARE = 1 / 3
 # One step in so many is a sample of the speed; the first, which warm up, are none.
 SAMPLE_EVERY_STEPS = 20
-# Of the 22B model in bfloat16, and for each token of a clip with gradient checkpointing.
+# Weights of the 22B model in bfloat16, and activations a token of a clip with gradient checkpointing.
 BASE_BYTES = 38 * 10**9
 ACTIVATION_BYTES_PER_TOKEN = 1_300_000
 # LoRA weights at rank 32 by target set; 16 bytes each with gradient and optimizer state.

@@ -1,4 +1,4 @@
-"""What a training actor is told: the samples of a training set, the resolved spec, and where to go on from."""
+"""The task of a training actor: samples, settings of a resolved spec, and the checkpoint to go on from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

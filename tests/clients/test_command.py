@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -46,7 +47,12 @@ async def watching(far: FarSide, *options: str, **streams: int) -> AsyncIterator
     far.jobs[JOB] = Job(name=JOB)
     far.events = progress_events(6)
     far.acts.append(Act(send=2, then=stay_silent))
-    channels = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    channels: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        **streams,
+    }
     process = await asyncio.create_subprocess_exec(*COMMAND, "watch", JOB, *options, env=environ(far), **channels)
     try:
         yield process
@@ -111,7 +117,7 @@ async def test_going_on_later_keeps_the_options(far: FarSide) -> None:
 @pytest.mark.parametrize(("answer", "code", "cancelled"), [("c", 3, 1), ("l", 130, 0), ("", 130, 0), ("w", 0, 0)])
 async def test_ctrl_c_on_a_terminal_asks(far: FarSide, answer: str, code: int, cancelled: int) -> None:
     with Terminal() as terminal:
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.slave)
+        streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.slave)
         async with watching(far, **streams) as process:
             await terminal.shows("2/6")
             process.send_signal(signal.SIGINT)
@@ -127,7 +133,7 @@ async def test_ctrl_c_on_a_terminal_asks(far: FarSide, answer: str, code: int, c
 async def test_deleting_asks_on_a_terminal(far: FarSide, answer: str, code: int, left: list[str]) -> None:
     far.jobs[JOB] = Job(name=JOB)
     with Terminal() as terminal:
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.slave)
+        streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.slave)
         process = await asyncio.create_subprocess_exec(*COMMAND, "delete", JOB, env=environ(far), **streams)
         await terminal.shows("for good?")
         terminal.type(f"{answer}\n")

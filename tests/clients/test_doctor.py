@@ -3,6 +3,7 @@
 import importlib
 import sys
 from contextlib import aclosing
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -69,12 +70,12 @@ def test_packages_of_an_extra_are_those_of_the_distribution() -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = doctor.metadata.requires
+    real = metadata.requires
 
     def requires(name: str) -> list[str]:
         return [*(real(name) or []), 'no-such-package>=1; extra == "server"']
 
-    monkeypatch.setattr(doctor.metadata, "requires", requires)
+    monkeypatch.setattr(metadata, "requires", requires)
     finding = check_extra("server")
     assert (finding.verdict, finding.detail) == (Verdict.NOTE, "missing: no-such-package")
     assert "pip install 'ltxtrain[server]'" in finding.advice

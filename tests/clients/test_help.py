@@ -45,7 +45,7 @@ def test_a_command_that_cannot_be_imported_does_not_break_the_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     broken = metadata.EntryPoint("up", "services.local.nothing:up", cli.COMMANDS)
-    monkeypatch.setattr(cli.metadata, "entry_points", lambda group: [broken])
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [broken])
     app = typer.Typer()
     cli._add_commands(app)
     assert app.registered_commands == [] and "services.local.nothing" in caplog.text

@@ -28,7 +28,7 @@ _NEGATIVE, _PROMPT, _BOTH = slice(0, 1), slice(1, 2), slice(0, 2)
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """What may differ between previews; noise depends on seed and index alone, never on the state of the process.
+    """Settings of one preview; noise depends on seed and index alone, never on the state of the process.
 
     frame_count: of the whole output, prefix included, 1 modulo 8. index: of the validation entry. skip_block: None for
     the block that fits the model's depth.

@@ -14,7 +14,7 @@ from trainer.training.lora import adapter
 from trainer.training.losses import clip_loss, token_count, training_draw
 from trainer.training.settings import TrainSettings
 
-# Of the optimizer, for each weight of the adapter: two moments, as float32 or as 8-bit codes.
+# Optimizer bytes for each weight of the adapter: two moments, as float32 or as 8-bit codes.
 _MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2}
 
 
@@ -38,7 +38,7 @@ def preflight(transformer: Any, samples: Samples, settings: TrainSettings) -> Pr
         )
         started = time.perf_counter()
         loss = clip_loss(model, clip, prompt, training_draw(clip, settings.seed, 0, 0), settings.conditioning_frames)
-        loss.total.backward()  # type: ignore[no-untyped-call]
+        loss.total.backward()
         loss.total.item()
         seconds = time.perf_counter() - started
         del moments

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from ltxtrain.v1.ingest_pb2 import ListUploadPartsRequest
 from ltxtrain_client import Backoff, FailedPrecondition, InvalidArgument, transfer
 from ltxtrain_client import ingest as client_module
 from ltxtrain_client.ingest import Upload
@@ -135,7 +136,7 @@ async def test_pages_of_parts(ingest: Ingest, tmp_path: Path) -> None:
     path = write(tmp_path / "clips.zip", 3 * PART + 1, 5)
     upload = await ingest.client.prepare_upload(path)
     stub = ingest.client._stub
-    request = client_module.ListUploadPartsRequest(upload=upload.name, page_size=3)
+    request = ListUploadPartsRequest(upload=upload.name, page_size=3)
     page = await stub.ListUploadParts(request)
     assert [(part.number, part.offset_bytes, part.size_bytes) for part in page.parts] == [
         (1, 0, PART),

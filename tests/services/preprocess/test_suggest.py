@@ -1,5 +1,7 @@
 """Suggestions: settings and captions that would make more of the data."""
 
+from typing import Any
+
 from ltxtrain.v1.ingest_pb2 import Clip, ClipProbe
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
 
@@ -17,9 +19,9 @@ def clip(
     return made, FitOutcome(scenes=scenes)
 
 
-def chosen(**changes: object) -> PreprocessSettings:
+def chosen(**changes: Any) -> PreprocessSettings:
     geometry = Geometry(frame_count=89, frame_rate=24)
-    return PreprocessSettings(training=geometry, conditioning_frames=9, **changes)  # type: ignore[arg-type]
+    return PreprocessSettings(training=geometry, conditioning_frames=9, **changes)
 
 
 def test_nothing_is_suggested_when_all_clips_fit() -> None:

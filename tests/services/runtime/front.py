@@ -33,7 +33,7 @@ class JobBook(train_pb2_grpc.TrainServiceServicer):
     def __init__(self, database: Database, settings: Settings, heartbeat_seconds: float = 0.05) -> None:
         self.log = EventLog(database, heartbeat_seconds)
         self.jobs: Store[Job] = Store(database, self.log, "jobs", Job)
-        self._watches = Watches(self.log, settings)
+        self._watches = Watches(self.log)
         # Streams that were opened, messages that they have handed to gRPC, and a bell for each that has ended.
         self.streams = 0
         self.sent = 0
@@ -153,7 +153,7 @@ class Stub:
     async def estimate(self) -> None:
         await self._calls.EstimateJob(train_pb2.EstimateJobRequest(), metadata=self.metadata)
 
-    def watch(self, name: str, after: int = 0) -> "grpc.aio.UnaryStreamCall[Any, train_pb2.WatchJobResponse]":
+    def watch(self, name: str, after: int = 0) -> Any:  # a UnaryStreamCall, whose read() is typed as object
         request = train_pb2.WatchJobRequest(name=name, after_sequence=after)
         return self._calls.WatchJob(request, metadata=self.metadata)
 

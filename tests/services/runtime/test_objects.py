@@ -12,10 +12,12 @@ import urllib.request
 from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from minio import Minio
 
+from services.runtime import bucket
 from services.runtime import objects as module
 from services.runtime.object_keys import checked_key, content_key
 from services.runtime.objects import (
@@ -87,7 +89,7 @@ def test_a_wrong_digest_is_told_at_upload_and_leaves_nothing(objects: Objects, k
 def test_bytes_that_were_changed_in_the_store_are_not_handed_out(
     objects: Objects, object_store: StoreAddress, key: str, tmp_path: Path, told: str | None
 ) -> None:
-    metadata = {"sha256": HELLO_SHA256} if told is None else {}
+    metadata: dict[str, Any] = {"sha256": HELLO_SHA256} if told is None else {}
     plain_client(object_store).put_object(object_store.bucket, key, io.BytesIO(b"jello"), 5, metadata=metadata)
     with pytest.raises(ObjectCorrupt, match=HELLO_SHA256):
         objects.get_bytes(key, sha256=told)
@@ -194,7 +196,7 @@ def test_keys_that_every_store_takes(objects: Objects) -> None:
 def test_a_store_that_is_not_there_is_unavailable(
     object_store: StoreAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module._client, "__defaults__", (module.RETRY.new(total=0),))
+    monkeypatch.setattr(bucket._client, "__defaults__", (bucket.RETRY.new(total=0),))
     nobody = Objects(dataclasses.replace(object_store, endpoint="127.0.0.1:1"))
     for call in (
         nobody.ping,

@@ -1,4 +1,4 @@
-"""What a job would cost, before and after this cluster was measured."""
+"""Estimates before and after this cluster was measured."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +15,7 @@ from services.train.upstream import Upstream
 from trainer.reports import Preflight, Step
 
 URL = "https://example.com/clips.zip"
-# Of 768 x 768 x 89.
+# Tokens of 768 x 768 x 89.
 TOKENS = 24 * 24 * 12
 
 

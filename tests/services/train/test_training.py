@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
@@ -21,7 +23,7 @@ STEPS = 100
 
 
 async def test_events_and_file_agree_on_every_step(trainer: Trainer, undisturbed: str, tmp_path: Path) -> None:
-    rows = await trainer.preview.metrics(undisturbed, tmp_path)
+    rows = await trainer.metrics(undisturbed, tmp_path)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     events = await trainer.events(undisturbed)
     known = 0
@@ -47,6 +49,15 @@ async def test_two_checkpoints_are_kept(trainer: Trainer, undisturbed: str) -> N
     ]
 
 
+async def papers(trainer: Trainer, job: str) -> tuple[dict[str, Any], str]:
+    """config.json and job.html of a job that has ended."""
+    found = await trainer.artifacts(job)
+    config, page = [
+        (await trainer.runtime.objects.get_bytes(found[name].blob.key)).decode() for name in ("config.json", "job.html")
+    ]
+    return json.loads(config), page
+
+
 async def test_a_killed_actor_changes_no_byte(
     trainer: Trainer, samples: Sequence[Sample], undisturbed: str, tmp_path: Path
 ) -> None:
@@ -57,8 +68,8 @@ async def test_a_killed_actor_changes_no_byte(
         processes.kill(actor)
         await processes.gone(actor)
     assert (await trainer.ended(job)).lifecycle.state == State.STATE_SUCCEEDED
-    assert await trainer.training.lora(job) == await trainer.training.lora(undisturbed)
-    assert [row["step"] for row in await trainer.preview.metrics(job, tmp_path)] == list(range(1, STEPS + 1))
+    assert await trainer.lora(job) == await trainer.lora(undisturbed)
+    assert [row["step"] for row in await trainer.metrics(job, tmp_path)] == list(range(1, STEPS + 1))
     steps = steps_of(await trainer.events(job))
     assert steps == sorted(set(steps)) and steps[-1] == STEPS
 
@@ -81,13 +92,13 @@ async def test_a_service_that_is_stopped_goes_on_where_it_was(
         assert (await second.jobs.get(job)).checkpoint_step >= 20
         await second.work.resume()
         assert (await second.ended(job)).lifecycle.state == State.STATE_SUCCEEDED
-        assert await second.lora(job) == await trainer.training.lora(undisturbed)
+        assert await second.lora(job) == await trainer.lora(undisturbed)
 
 
 async def test_a_sample_that_is_no_number_ends_the_job_as_diverged(trainer: Trainer) -> None:
     # The third step's.
     broken = epoch_order(42, 0, 3)[2]
-    job = await trainer.start(await trainer.data.dataset(3, broken=broken), {"checkpoint_interval": 1})
+    job = await trainer.start(await trainer.samples(3, broken=broken), {"checkpoint_interval": 1})
     ended = await trainer.ended(job)
     assert reason(ended) == (
         "TRAINING_DIVERGED",
@@ -96,6 +107,9 @@ async def test_a_sample_that_is_no_number_ends_the_job_as_diverged(trainer: Trai
     assert ended.billable_units == 0
     lora = (await trainer.artifacts(job))["lora-000002.safetensors"]
     assert await trainer.runtime.objects.exists(lora.blob.key)
+    config, page = await papers(trainer, job)
+    assert config["state"] == "failed" and "FAILED" in page
+    assert (await trainer.jobs.get(job)).output.lora_file == lora.name
 
 
 async def test_an_actor_that_dies_again_and_again_ends_the_job(trainer: Trainer, samples: Sequence[Sample]) -> None:
@@ -124,6 +138,11 @@ async def test_a_cancelled_training_gives_back_its_last_checkpoint(trainer: Trai
     loras = {item.step: item for item in (await trainer.artifacts(job)).values() if item.kind == Artifact.KIND_LORA}
     assert ended.checkpoint_step == max(loras) >= 10
     assert ended.output.lora_file == loras[max(loras)].name
+    config, page = await papers(trainer, job)
+    assert ended.output.config_file == f"{job}/artifacts/config.json"
+    assert config["state"] == "cancelled" and config["billing"]["billable_units"] == 0
+    assert config["audit"]["modules"] > 0 and config["manifest"]["device"]
+    assert "CANCELLED" in page and f"{ended.checkpoint_step} of 100" in page
     events = await trainer.events(job)
     cancelled_at = [event.lifecycle.state for event in events].index(State.STATE_CANCELLING)
     assert not any(event.stage == Stage.STAGE_TRAIN for event in events[cancelled_at:])
@@ -192,7 +211,7 @@ async def test_what_one_of_two_workers_cannot_do_ends_the_job(
     async with running(tmp_path, tiny_model, object_store, ray_cluster, cpu_trainers=2) as trainer:
         # The second clip of the first step: the second worker's.
         silent = epoch_order(42, 0, 3)[1]
-        samples = await trainer.data.dataset(3, silent=silent)
+        samples = await trainer.samples(3, silent=silent)
         job = await trainer.start(samples, {"batch_size": 2, "gpu_count": 2}, with_audio=True)
         ended = await trainer.ended(job)
         assert reason(ended)[0] == "RESOURCE_NOT_READY" and f"Sample {silent} " in ended.lifecycle.error.message

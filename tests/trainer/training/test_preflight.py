@@ -1,5 +1,7 @@
 """The pass before step 1 measures and leaves nothing behind."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -9,14 +11,14 @@ from trainer.model.transformer import VelocityModel
 from trainer.training.preflight import preflight
 
 
-def test_it_says_what_a_clip_costs():
+def test_it_says_what_a_clip_costs() -> None:
     found = preflight(with_lora(settings()), samples(), settings())
     assert found.seconds > 0
     assert found.tokens == LATENT_SHAPE[0] * LATENT_SHAPE[1] * LATENT_SHAPE[2] + 26
     assert found.peak_memory_bytes == 0, "there is no device to measure"
 
 
-def test_a_training_after_it_is_the_same():
+def test_a_training_after_it_is_the_same() -> None:
     transformer = with_lora(settings())
     before = weights(transformer)
     preflight(transformer, samples(), settings())
@@ -24,7 +26,7 @@ def test_a_training_after_it_is_the_same():
     assert same(run(settings(), transformer=transformer)[1], run(settings())[1])
 
 
-def test_a_prefix_that_covers_the_clip_is_found_before_step_1():
+def test_a_prefix_that_covers_the_clip_is_found_before_step_1() -> None:
     with pytest.raises(PrefixCoversClip):
         preflight(with_lora(settings()), samples(), settings(conditioning_frames=25))
 
@@ -36,8 +38,10 @@ def test_a_prefix_that_covers_the_clip_is_found_before_step_1():
         ({"gradient_checkpointing": True}, "base_precision to int8"),
     ],
 )
-def test_too_little_memory_names_the_setting_to_change(monkeypatch, change, remedy):
-    def exhausted(*arguments, **options):
+def test_too_little_memory_names_the_setting_to_change(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], remedy: str
+) -> None:
+    def exhausted(*arguments: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     transformer = with_lora(settings(rank=16))

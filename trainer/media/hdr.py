@@ -1,4 +1,4 @@
-"""Pictures with more light or more colour than BT.709 has, mapped into it by a table.
+"""Map pictures with more light or more colour than BT.709 has into it, by a table.
 
 Letters: N steps of the table along each of its axes red, green and blue.
 
@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from trainer.media.color import Colors, Transfer
-from trainer.media.orientation import side_data_of
+from trainer.media.presentation import side_data_of
 
 Numbers = NDArray[np.float64]
 
@@ -41,7 +41,7 @@ D65 = (0.3127, 0.3290)
 
 
 def peak_of(frame: VideoFrame) -> float:
-    """The brightest light of a PQ clip in nits, as its metadata say."""
+    """Return the brightest light of a PQ clip in nits, as its metadata say."""
     found = side_data_of(frame)
     # AVContentLightMetadata: MaxCLL, MaxFALL.
     brightest = struct.unpack("=I", found[Type.CONTENT_LIGHT_LEVEL][:4])[0] if Type.CONTENT_LIGHT_LEVEL in found else 0
@@ -53,7 +53,7 @@ def peak_of(frame: VideoFrame) -> float:
 
 
 def cube_file(colors: Colors, peak: float) -> str:
-    """The table as the text of a .cube file, from coded RGB of these colours to BT.709 RGB, all 0..1."""
+    """Return the table as the text of a .cube file, from coded RGB of these colours to BT.709 RGB, all 0..1."""
     return _cube_file(colors.transfer if colors.hdr else 0, colors.wide_primaries, round(peak))
 
 
@@ -67,7 +67,7 @@ def _cube_file(transfer: int, primaries: int, peak: int) -> str:
 
 
 def map_colors(coded: Numbers, transfer: int, primaries: int, peak: float) -> Numbers:
-    """Coded RGB [..., 3] in 0..1 to BT.709 RGB; transfer 0 is SDR. peak: of PQ, in nits."""
+    """Map coded RGB [..., 3] in 0..1 to BT.709 RGB; transfer 0 is SDR. peak: of PQ, in nits."""
     weights = luminance_weights(primaries)
     if transfer == Transfer.PQ:
         light = roll_off(pq_light(coded), peak)

@@ -1,4 +1,4 @@
-"""Which frame of a clip is shown at each moment of what is made of it (P11)."""
+"""Choose the frame of a clip that is shown at each moment of the fitted clip (P11). No decoder is imported."""
 
 import math
 from dataclasses import dataclass
@@ -12,8 +12,41 @@ MAX_STRETCH = 4.0
 EARLY = 0.1
 
 
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """Shape and sound of fitted clips; preserve_pitch counts where sound is stretched."""
+
+    geometry: Geometry
+    auto_scale: bool
+    with_audio: bool
+    normalize_audio: bool
+    preserve_pitch: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Frames start_frame up to, not including, end_frame; seconds after the clip's first frame appears.
+
+    score: mean change of a pixel at the cut that begins it, 0..48; 0 at the start of the clip.
+    """
+
+    start_frame: int
+    end_frame: int
+    start_seconds: float
+    end_seconds: float
+    score: float
+
+    @property
+    def frame_count(self) -> int:
+        return self.end_frame - self.start_frame
+
+    @property
+    def seconds(self) -> float:
+        return self.end_seconds - self.start_seconds
+
+
 class Length(Protocol):
-    """How long a clip or a scene is."""
+    """The length of a clip or a scene."""
 
     @property
     def frame_count(self) -> int: ...
@@ -23,8 +56,8 @@ class Length(Protocol):
 
 
 @dataclass(frozen=True)
-class Pick:
-    """How a clip, or a scene of it, becomes frame_count frames.
+class Schedule:
+    """The way in which a clip, or a scene of it, becomes frame_count frames.
 
     frame_rate None: its frames one by one, as they are. Else at that rate, the clip made `stretch` times as long.
     planned: its length was known, and is enough.
@@ -36,7 +69,7 @@ class Pick:
     planned: bool = False
 
     def repeats(self, shown: int, seconds: float, end_seconds: float, last: bool) -> int:
-        """How often a frame that is there from seconds to end_seconds is shown, after `shown` frames."""
+        """Return how often a frame that is there from seconds to end_seconds is shown, after `shown` frames."""
         left = self.frame_count - shown
         if self.frame_rate is None:
             return min(left, 1)
@@ -53,8 +86,8 @@ class Pick:
         return count
 
 
-def plan(geometry: Geometry, auto_scale: bool, length: Length | None) -> Pick:
-    """How a clip of this length is fitted; None: not known, so long enough.
+def plan(geometry: Geometry, auto_scale: bool, length: Length | None) -> Schedule:
+    """Plan how a clip of this length is fitted; None: not known, so long enough.
 
     With auto_scale it is resampled to the geometry's rate, slowed down if that leaves too few frames, and cut if too
     many. Raises ClipTooShort.
@@ -64,32 +97,32 @@ def plan(geometry: Geometry, auto_scale: bool, length: Length | None) -> Pick:
         if length and length.frame_count < needed:
             text = f"{length.frame_count} frames, {needed} needed"
             raise ClipTooShort(text, frame_count=length.frame_count, needed_frames=needed)
-        return Pick(needed)
+        return Schedule(needed)
     available = frames_at(geometry.frame_rate, length.seconds) if length else needed
     if available >= needed:
-        return Pick(needed, geometry.frame_rate, planned=length is not None)
+        return Schedule(needed, geometry.frame_rate, planned=length is not None)
     if available * MAX_STRETCH < needed:
         text = (
             f"{available} frames at {geometry.frame_rate:g} fps, {needed} needed, and no clip is slowed down more than "
             f"{MAX_STRETCH:g} times"
         )
         raise ClipTooShort(text, frame_count=available, needed_frames=needed)
-    return Pick(needed, geometry.frame_rate, needed / available, planned=True)
+    return Schedule(needed, geometry.frame_rate, needed / available, planned=True)
 
 
-def plan_prefix(geometry: Geometry, length: Length | None = None) -> Pick:
-    """How the first frames of a validation clip are taken: at the geometry's rate, and never slowed down.
+def plan_prefix(geometry: Geometry, length: Length | None = None) -> Schedule:
+    """Plan how the first frames of a validation clip are taken: at the geometry's rate, and never slowed down.
 
-    Raises ClipTooShort with the clip's frames at that rate.
+    Raises ClipTooShort, with the clip's frames at that rate, when it has fewer.
     """
     needed = geometry.frame_count
     available = frames_at(geometry.frame_rate, length.seconds) if length else needed
     if available < needed:
         text = f"{available} frames at {geometry.frame_rate:g} fps, {needed} needed for the prefix"
         raise ClipTooShort(text, frame_count=available, needed_frames=needed)
-    return Pick(needed, geometry.frame_rate)
+    return Schedule(needed, geometry.frame_rate)
 
 
 def frames_at(frame_rate: float, seconds: float) -> int:
-    """Frames of so many seconds at a constant rate; the last one counts when half of it is there."""
+    """Count the frames of so many seconds at a constant rate; the last one counts when half of it is there."""
     return max(int(seconds * frame_rate + 0.5 + 1e-6), 1)
