@@ -12,7 +12,7 @@ from ltxtrain.v1.work_pb2 import Event, ReportLine, State
 
 from ltxtrain_client.errors import CallError, from_status
 from ltxtrain_client.progress import SilentView, View
-from ltxtrain_client.sheet import Sheet
+from ltxtrain_client.sheet import Sheet, name_datasets
 from ltxtrain_client.sheet_files import NO_FILES, SheetFiles
 from ltxtrain_client.suite import Suite
 
@@ -104,6 +104,7 @@ async def _ingested(suite: Suite, spec: ExtendPrefixSpec, options: JobOptions, v
         return found
     made = await suite.ingest.create_dataset(videos=[entry.video_url for entry in spec.validation])
     validation, report = await _ended(suite, made.name, view)
+    name_datasets(spec, "", made.name)
     return replace(found, validation_dataset=validation, validation_report=report)
 
 

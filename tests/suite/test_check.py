@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
+from ltxtrain_client import NotFound
 from ltxtrain_client.check import check_data
 from ltxtrain_client.cli import app
 from ltxtrain_client.local_data import open_local_data
@@ -82,6 +84,13 @@ async def checked(ltxtrain: Ltxtrain, phone: Path, sheet: Path, tmp_path_factory
     return done
 
 
+@pytest.fixture(scope="module")
+def dataset(checked: Any) -> str:
+    """The dataset that the check made."""
+    words: list[str] = checked.stdout.splitlines()[-1].split()
+    return words[words.index("--data") + 1]
+
+
 async def test_a_check_says_it_all_in_one_view(checked: Any) -> None:
     lines = checked.stdout.splitlines()
     assert lines[0].startswith("holiday.zip: 4 videos, 1 caption file, ")
@@ -108,7 +117,7 @@ async def test_it_ends_with_the_command_that_starts_the_job(checked: Any, ltxtra
     assert {clip.path for clip in clips} == {"a.mp4", "b.mp4", "second day/a.mp4", "second day/short.mov"}
 
 
-async def test_a_second_check_sends_nothing(suite: Suite, checked: Any, clients: Clients, phone: Path) -> None:
+async def test_a_second_check_sends_nothing(checked: Any, clients: Clients, phone: Path) -> None:
     """The same through the Python client."""
     both = SuiteClient(clients.train, clients.ingest, clients.preprocess)
     data = open_local_data([phone])
@@ -134,7 +143,7 @@ async def test_data_that_cannot_be_trained_on(ltxtrain: Ltxtrain, phone: Path, t
 
 async def test_an_opening_clip_is_checked_too(ltxtrain: Ltxtrain, phone: Path, sheet: Path, tmp_path: Path) -> None:
     done = await ltxtrain("check", phone, sheet, "--validation", phone / "a.mp4", "--out", tmp_path)
-    assert "validation[0].video_url=upload:uploads/" in done.stdout.splitlines()[-1]
+    assert "validation[0].video_url=dataset:datasets/" in done.stdout.splitlines()[-1]
     short = (
         "--set",
         "conditioning_frames=25",
@@ -148,11 +157,7 @@ async def test_an_opening_clip_is_checked_too(ltxtrain: Ltxtrain, phone: Path, s
     assert "This data cannot be trained on" in done.stderr
 
 
-async def test_datasets_and_training_sets_are_things(
-    ltxtrain: Ltxtrain, checked: Any, clients: Clients, tmp_path: Path
-) -> None:
-    words = checked.stdout.splitlines()[-1].split()
-    dataset = words[words.index("--data") + 1]
+async def test_datasets_and_training_sets_are_things(ltxtrain: Ltxtrain, dataset: str, tmp_path: Path) -> None:
     assert dataset in (await ltxtrain("datasets")).stdout
     shown = (await ltxtrain("datasets", "show", dataset.partition("/")[2])).stdout
     assert "second day/short.mov" in shown and "a street by day" in shown and "144x256" in shown
@@ -164,3 +169,40 @@ async def test_datasets_and_training_sets_are_things(
     assert [path.name for path in tmp_path.iterdir()] == ["contact-sheet.html"]
     await ltxtrain("training-sets", "delete", name, "--yes")
     await ltxtrain("training-sets", "show", name, code=5)
+
+
+async def test_files_are_served_by_url_to_anybody(
+    ltxtrain: Ltxtrain, dataset: str, clients: Clients, phone: Path
+) -> None:
+    clips = {clip.path: clip.name async for clip in clients.ingest.list_clips(dataset)}
+    url = (await ltxtrain("fetch", clips["b.mp4"], "--url")).stdout.strip()
+    async with aiohttp.ClientSession() as session, session.get(url) as response:
+        assert await response.read() == (phone / "b.mp4").read_bytes()
+    for name in (f"{dataset}/clips/nothing", "trainingSets/nothing/contact_sheet", "jobs/nothing/artifacts/x"):
+        await ltxtrain("fetch", name, "--url", code=5)
+
+
+async def test_a_sample_can_be_looked_at(clients: Clients, dataset: str) -> None:
+    """A preview is served; a field that is no file, or is not set, is not found."""
+    both = SuiteClient(clients.train, clients.ingest, clients.preprocess)
+    found = await check_data(both, parse_sheet(SHEET | {"dataset": dataset}))
+    assert found.training_set is not None
+    samples = [sample async for sample in clients.preprocess.list_samples(found.training_set.name)]
+    preview = await both.remote_file(f"{samples[0].name}/clip_preview")
+    assert preview.blob == samples[0].clip_preview and preview.file_name == "clip.mkv"
+    for field in ("latents", "caption", "no_such_field", ""):
+        with pytest.raises(NotFound):
+            await both.remote_file(f"{samples[0].name}/{field}")
+    with pytest.raises(NotFound):
+        await both.remote_file(f"{found.training_set.name}/archive")
+
+
+async def test_a_job_like_another(ltxtrain: Ltxtrain, dataset: str, sheet: Path) -> None:
+    job = (await ltxtrain("submit", sheet, "--data", dataset, "--set", "options.seed=7")).stdout.strip()
+    await ltxtrain("cancel", job)
+    again = json.loads(
+        (await ltxtrain("submit", "--like", job, "--set", "rank=16", "--validate-only", "--json")).stdout
+    )
+    assert (again["dataset"], again["rank"], again["options"]["seed"]) == (dataset, 16, 7)
+    other = await ltxtrain("submit", "--like", job, "--data", "datasets/other", "--validate-only", code=5)
+    assert "datasets/other" in other.stderr

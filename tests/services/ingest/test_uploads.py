@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from ltxtrain.v1.ingest_pb2 import ListUploadPartsRequest
-from ltxtrain_client import Backoff, FailedPrecondition, InvalidArgument, transfer
+from ltxtrain_client import Backoff, FailedPrecondition, InvalidArgument, NotFound, transfer
 from ltxtrain_client import ingest as client_module
 from ltxtrain_client.ingest import Upload
 from ltxtrain_client.upload_source import FileSource, StoredZip
@@ -197,3 +197,20 @@ async def test_uploads_that_were_never_completed_are_swept(
         await ingest.runtime.objects.list_parts(f"ingest/{upload.name}", kept.multipart_id)
     again = await ingest.client.prepare_upload(tmp_path / "clips.zip")
     assert again.name != upload.name
+
+
+async def test_a_clip_of_a_dataset_is_a_video_of_another(ingest: Ingest, tmp_path: Path) -> None:
+    files = {f"{n}.mp4": write_clip(tmp_path / f"{n}.mp4", numbered(11, clip=80 + n, size=(64, 64))) for n in (1, 2)}
+    first = await ingest.run(upload=(await ingest.client.upload(StoredZip("two.zip", files))).name)
+    urls = [f"dataset:{clip.name}" for clip in reversed(first.clips)]
+    second = await ingest.run(videos=urls)
+    assert second.state == "SUCCEEDED"
+    assert [clip.blob.sha256 for clip in second.clips] == [clip.blob.sha256 for clip in reversed(first.clips)]
+    assert [clip.name.rpartition("/")[2] for clip in second.clips] == ["0", "1"]
+    assert [clip.path for clip in second.clips] == [f"{urls[0]}/2.mp4", f"{urls[1]}/1.mp4"]
+    for url in (f"dataset:{first.dataset.name}/clips/7", f"dataset:datasets/{'0' * 32}/clips/0"):
+        with pytest.raises(NotFound):
+            await ingest.client.create_dataset(videos=[url])
+    with pytest.raises(InvalidArgument):  # it is no archive
+        await ingest.client.create_dataset(archive_url=urls[0])
+    await ingest.client.delete_dataset(second.dataset.name)
