@@ -11,10 +11,10 @@ from ltxtrain.v1.train_pb2 import EstimateJobResponse, JobOptions
 from ltxtrain.v1.work_pb2 import Event, ReportLine, State
 
 from ltxtrain_client.errors import CallError, from_status
-from ltxtrain_client.progress import SilentView, View
 from ltxtrain_client.sheet import Sheet, name_datasets
 from ltxtrain_client.sheet_files import NO_FILES, SheetFiles
 from ltxtrain_client.suite import Suite
+from ltxtrain_client.view import SilentView, View
 
 
 @dataclass(frozen=True, kw_only=True)

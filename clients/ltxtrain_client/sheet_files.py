@@ -8,9 +8,9 @@ from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 
 from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.local_data import LocalData
-from ltxtrain_client.progress import View
 from ltxtrain_client.sheet import Problem, SheetInvalid
 from ltxtrain_client.upload_source import FileSource, Source
+from ltxtrain_client.view import View
 
 # Placeholder for a file that is not uploaded yet, while the rest of the spec is checked.
 PENDING_UPLOAD = "upload:uploads/" + "0" * 32

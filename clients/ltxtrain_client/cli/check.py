@@ -18,9 +18,10 @@ from ltxtrain_client.cli.session import Exit, Json, command_line, fail, run, set
 from ltxtrain_client.cli.sheet_file import STDIN, Settings
 from ltxtrain_client.cli.submit import estimate_lines, read_filled
 from ltxtrain_client.event_text import describe_error
-from ltxtrain_client.progress import View, make_view, print_json
+from ltxtrain_client.progress import make_view, print_json
 from ltxtrain_client.sheet import Sheet
 from ltxtrain_client.suite import Suite, open_suite
+from ltxtrain_client.view import View
 
 
 def check(

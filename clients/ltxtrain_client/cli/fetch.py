@@ -15,9 +15,10 @@ from ltxtrain_client.cli.session import Exit, Json, command_line, fail, run, set
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import describe_error
 from ltxtrain_client.outputs import PAGES, file_name, is_result, result_files
-from ltxtrain_client.progress import View, make_view, print_line
+from ltxtrain_client.progress import make_view, print_line
 from ltxtrain_client.suite import RemoteFile, Suite, open_suite
 from ltxtrain_client.train import TrainClient
+from ltxtrain_client.view import View
 
 
 def fetch(

@@ -17,9 +17,10 @@ from ltxtrain_client.cli.fetch import fetch_files, left_behind, what_cancelling_
 from ltxtrain_client.cli.resources import Resource, cancel_resource, get_resource, resource_name, watch_resource
 from ltxtrain_client.cli.session import Exit, Json, command_line, note, run, run_interruptible, settings_of
 from ltxtrain_client.event_text import state_word
-from ltxtrain_client.progress import View, make_view, print_json
+from ltxtrain_client.progress import make_view, print_json
 from ltxtrain_client.quantities import duration_text, price_text
 from ltxtrain_client.suite import open_suite
+from ltxtrain_client.view import View
 from ltxtrain_client.watch import Pace
 
 PATIENCE_SECONDS = 300.0

@@ -19,11 +19,12 @@ from ltxtrain_client.cli.session import Exit, Json, fail, note, run, settings_of
 from ltxtrain_client.cli.sheet_file import Settings, SheetFile, read_sheet
 from ltxtrain_client.cli.show import indented
 from ltxtrain_client.errors import CallError, InvalidArgument
-from ltxtrain_client.progress import View, make_view, print_json
+from ltxtrain_client.progress import make_view, print_json
 from ltxtrain_client.quantities import duration_text, price_text, size_text
 from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet, sheet_of_job
 from ltxtrain_client.sheet_files import SheetFiles, stand_in
 from ltxtrain_client.suite import open_suite
+from ltxtrain_client.view import View
 
 
 def submit(
