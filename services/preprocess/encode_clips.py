@@ -22,7 +22,7 @@ from services.runtime.objects import ObjectCorrupt, ObjectMissing, StoredBlob
 from services.runtime.pool import map_bounded
 from services.runtime.work import Retryable
 
-# Share of Ray's object store that pictures on their way may take; where it is nearly full, Ray writes them to disk.
+# Share of Ray's object store for scenes that wait to be encoded; when it is nearly full, Ray spills to disk.
 IN_FLIGHT_SHARE = 0.5
 # Pictures that wait for one encoder; more would not make it faster.
 WAITING = 2

@@ -118,9 +118,9 @@ def _fault(error: Exception) -> tuple[str, str]:
         return "ACTOR_KILLED", "fitting it needs more memory than a clip may use"
     if isinstance(error, ClipError):
         return SKIPS.get(type(error), "UNDECODABLE"), str(error)
-    # The file is somebody's invention: what nobody foresaw of it is its fault, and this worker's log has it all.
+    # Files are untrusted input: an unexpected error is blamed on the file, and logged here in full.
     log.exception("unforeseen", exc_info=error)
-    return "UNDECODABLE", f"its reader does not know what to make of it ({type(error).__name__})"
+    return "UNDECODABLE", f"its reader failed unexpectedly ({type(error).__name__})"
 
 
 def _skipped(scene: Scene, reason: str, text: str, too_short: ClipTooShort | None = None) -> SceneOutcome:

@@ -19,7 +19,7 @@ from trainer.media.frame_schedule import FitSettings, Scene, plan
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One clip on its way to samples."""
+    """One clip of a training set, and the samples wanted of it."""
 
     # Among all clips of the training set; those to train on come first.
     position: int
