@@ -17,9 +17,8 @@ def _suffixes(words: str) -> frozenset[str]:
 
 
 VIDEO_SUFFIXES = _suffixes("mp4 mov avi mkv")
-CAPTION_SUFFIXES = _suffixes("txt caption json")
-# Captions of a whole folder, in the Hugging Face form.
-METADATA_FILES = frozenset({"metadata.jsonl", "metadata.csv"})
+# The kinds of files are those of Ingest.
+CAPTION_SUFFIXES = _suffixes("txt")
 # Ingest refuses data with images, so they are found before the upload.
 IMAGE_SUFFIXES = _suffixes(
     "jpg jpeg jpe jfif png apng gif bmp dib webp tif tiff heic heif avif jxl jp2 j2k jpx svg ico psd tga exr hdr "
@@ -107,7 +106,7 @@ def kind_of(path: str) -> Kind:
     suffix = PurePosixPath(name).suffix
     if suffix in VIDEO_SUFFIXES:
         return Kind.VIDEO
-    if suffix in CAPTION_SUFFIXES or name in METADATA_FILES:
+    if suffix in CAPTION_SUFFIXES:
         return Kind.CAPTION
     return Kind.IMAGE if suffix in IMAGE_SUFFIXES else Kind.OTHER
 
@@ -187,16 +186,12 @@ def _by_kind(paths: Iterable[str]) -> dict[Kind, list[str]]:
     stems = {stem for video in names[Kind.VIDEO] for stem in (video.casefold(), _stem(video))}
     captions, names[Kind.CAPTION] = names[Kind.CAPTION], []
     for path in captions:
-        names[Kind.CAPTION if _stem(path) in stems or _is_metadata(path) else Kind.OTHER].append(path)
+        names[Kind.CAPTION if _stem(path) in stems else Kind.OTHER].append(path)
     return names
 
 
 def _stem(path: str) -> str:
     return path.casefold().rpartition(".")[0]
-
-
-def _is_metadata(path: str) -> bool:
-    return path.casefold().rpartition("/")[2] in METADATA_FILES
 
 
 def _open_files(paths: Sequence[Path]) -> LocalData:
@@ -229,7 +224,6 @@ def _collect(paths: Sequence[Path]) -> dict[str, Path]:
         else:
             beside = (path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
             found.update((path, *(caption for caption in beside if caption.is_file())))
-            found.update(path.with_name(name) for name in METADATA_FILES if path.with_name(name).is_file())
     roots = [path if path.is_dir() else path.parent for path in (path.absolute() for path in paths)]
     root = Path(os.path.commonpath(roots))
     return {path.relative_to(root).as_posix(): path for path in sorted(found)}

@@ -57,7 +57,7 @@ class Sources:
                 yield step
 
     async def shown(self, url: str) -> str:
-        """What reports and errors call a source. Raises NotFound for an upload that is not there."""
+        """Name of a source in reports and errors. Raises NotFound for an upload that is not there."""
         if upload := UPLOAD.fullmatch(url):
             return await self._uploads.shown(upload[1])
         if clip := CLIP.fullmatch(url):

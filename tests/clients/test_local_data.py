@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from ltxtrain_client.local_data import (
+    CAPTION_SUFFIXES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     DataInvalid,
@@ -21,8 +22,8 @@ FILES = {
     "a.mp4": MP4,
     "a.txt": b"a caption",
     "day one/B.MOV": MP4,
-    "day one/b.caption": b"another",
-    "day one/metadata.jsonl": b"{}",
+    "day one/b.txt": b"another, in other letters",
+    "day one/B.MOV.txt": b"a third",
     "notes.txt": b"of no video",
     ".DS_Store": b"x",
     "__MACOSX/._a.mp4": b"x",
@@ -50,7 +51,7 @@ def content(data: LocalData) -> list[str]:
 
 def test_a_folder_brings_videos_and_their_captions(folder: Path) -> None:
     data = open_local_data([folder])
-    sent = ["a.mp4", "a.txt", "day one/B.MOV", "day one/b.caption", "day one/metadata.jsonl"]
+    sent = ["a.mp4", "a.txt", "day one/B.MOV", "day one/B.MOV.txt", "day one/b.txt"]
     assert sorted(content(data)) == sorted(sent)
     assert data.videos == ("a.mp4", "day one/B.MOV") and set(data.left_out) == {"notes.txt", "list.csv"}
     assert data.source.name == "clips.zip" and data.size_bytes == data.source.size_bytes
@@ -62,7 +63,7 @@ def test_single_videos_bring_their_captions(folder: Path) -> None:
     write(folder.parent / "more", {"a.mp4": MP4, "c.mkv": MP4})
     data = open_local_data([folder / "a.mp4", folder.parent / "more" / "a.mp4"])
     assert sorted(content(data)) == ["clips/a.mp4", "clips/a.txt", "more/a.mp4"]
-    assert content(open_local_data([folder / "day one" / "B.MOV"])) == ["B.MOV", "metadata.jsonl"]
+    assert content(open_local_data([folder / "day one" / "B.MOV"])) == ["B.MOV"]
     mixed = open_local_data([folder, folder.parent / "more" / "c.mkv"])
     assert {"clips/a.mp4", "more/c.mkv"} <= set(content(mixed))
 
@@ -136,3 +137,4 @@ def test_an_opening_clip_is_looked_at(tmp_path: Path) -> None:
 def test_kinds_are_those_of_ingest() -> None:
     assert IMAGE_SUFFIXES == names.IMAGES
     assert VIDEO_SUFFIXES == names.VIDEOS
+    assert CAPTION_SUFFIXES == names.CAPTIONS
