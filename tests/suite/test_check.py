@@ -95,6 +95,8 @@ async def test_a_check_says_it_all_in_one_view(checked: Any) -> None:
     lines = checked.stdout.splitlines()
     assert lines[0].startswith("holiday.zip: 4 videos, 1 caption file, ")
     assert "not sent: notes.txt" in lines[0]
+    # One line for each clip: that of the training set.
+    assert sum("b.mp4" in line for line in lines) == 1
     assert "3 of 4 videos are used for training, 1 is not" in lines
     assert any("CLIP_TOO_SHORT" in line and "second day/short.mov" in line for line in lines)
     assert any(line.startswith("time ") for line in lines) and any(line.startswith("price ") for line in lines)
@@ -127,6 +129,7 @@ async def test_a_second_check_sends_nothing(checked: Any, clients: Clients, phon
     assert found.error is None and found.estimate is not None
     assert found.dataset.reused_count == found.dataset.clip_count == 4
     assert found.training_set is not None and found.training_set.settings.fit_only
+    assert (found.estimate.cached_samples, found.estimate.total_samples) == (0, 4)
     # Nothing was fitted again either.
     assert found.training_set.report.samples == 3
 

@@ -100,7 +100,7 @@ def _print(found: DataCheck, page: Path | None, again: str) -> None:
     if found.training_set is not None:
         lines[found.training_set.name] = [*found.training_report]
         suggestions[found.training_set.name] = [*found.training_set.report.suggestions]
-    print_data_report(lines, suggestions)
+    print_data_report(lines, suggestions, brief=True)
     if found.estimate is not None:
         print("\n".join(estimate_lines(found.estimate)) + "\n")
     if page is not None:

@@ -3,7 +3,7 @@
 from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import typer
-from ltxtrain.v1.work_pb2 import ReportLine, ReportReason
+from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
 
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
@@ -60,8 +60,14 @@ async def _suggestions(suite: Suite, name: str) -> list[str]:
     return list((await suite.preprocess.get_training_set(name)).report.suggestions)
 
 
-def print_data_report(found: Mapping[str, list[ReportLine]], suggestions: Mapping[str, Sequence[str]]) -> None:
-    """Print a section per resource; a summary first when there are a dataset and its training set."""
+def print_data_report(
+    found: Mapping[str, list[ReportLine]], suggestions: Mapping[str, Sequence[str]], *, brief: bool = False
+) -> None:
+    """Print a section per resource; a summary first when there are a dataset and its training set.
+
+    `brief` leaves out what Ingest kept, when the training set has a line about it.
+    """
+    fitted = {line.path for name, lines in found.items() if name.startswith("trainingSets/") for line in lines}
     dataset = next((lines for name, lines in found.items() if name.startswith("datasets/")), [])
     for name, lines in found.items():
         if dataset and lines and name.startswith("trainingSets/"):
@@ -74,7 +80,8 @@ def print_data_report(found: Mapping[str, list[ReportLine]], suggestions: Mappin
             f"{name}: {outcome_summary(training)}"
             + (f"; for validation {outcome_summary(validation)}" if validation else "")
         )
-        _print_lines(lines)
+        told_later = fitted if brief and name.startswith("datasets/") else set()
+        _print_lines([line for line in lines if line.outcome != Outcome.OUTCOME_KEPT or line.path not in told_later])
         for suggestion in suggestions.get(name, ()):
             print(f"  {suggestion}")
         print()
