@@ -75,7 +75,10 @@ def _count(clips: int) -> str:
 def _lengths(clips: Sequence[tuple[Clip, FitOutcome]], settings: PreprocessSettings) -> list[str]:
     """Sentences "with X, N more clips fit"; empty when every clip is used."""
     short = [
-        (clip, scene) for clip, outcome in clips for scene in outcome.scenes if scene.skipped.endswith("TOO_SHORT")
+        (clip, scene)
+        for clip, outcome in clips
+        for scene in outcome.scenes
+        if scene.skipped and scene.skipped.for_length
     ]
     found = []
     lengths = [_usable_frames(clip, scene.source_frames, settings) for clip, scene in short]

@@ -5,7 +5,7 @@ from typing import Any
 from ltxtrain.v1.ingest_pb2 import Clip, ClipProbe
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
 
-from services.preprocess.outcome import FitOutcome, SceneOutcome
+from services.preprocess.outcome import FitOutcome, SceneOutcome, Skip
 from services.preprocess.suggestions import suggestions
 
 
@@ -13,7 +13,9 @@ def clip(
     frames: int, *skipped: tuple[str, int], size: tuple[int, int] = (0, 0), caption: str = "a street"
 ) -> tuple[Clip, FitOutcome]:
     """A clip of 24 frames a second that ended in scenes (reason, frames); a reason of "" was kept."""
-    scenes = tuple(SceneOutcome(skipped=reason, source_frames=count) for reason, count in skipped)
+    scenes = tuple(
+        SceneOutcome(skipped=Skip(reason) if reason else None, source_frames=count) for reason, count in skipped
+    )
     probe = ClipProbe(duration_seconds=frames / 24)
     made = Clip(frame_count=frames, frame_rate=24, probe=probe, width=size[0], height=size[1], caption=caption)
     return made, FitOutcome(scenes=scenes)
