@@ -45,9 +45,19 @@ class FileSource:
             file.seek(offset)
             while length and (chunk := file.read(min(CHUNK_BYTES, length))):
                 length -= len(chunk)
+                # Before the last chunk: what a store takes is whole with it.
+                if not length:
+                    self._check()
                 yield chunk
-        if length or _version(self.path) != self._version:
-            raise TransferFailed(f"{self.path} changed while it was read. Try again when nothing writes to it.")
+        if length:
+            raise self._changed()
+
+    def _check(self) -> None:
+        if _version(self.path) != self._version:
+            raise self._changed()
+
+    def _changed(self) -> TransferFailed:
+        return TransferFailed(f"{self.path} changed while it was read. Try again when nothing writes to it.")
 
 
 class StoredZip:

@@ -159,7 +159,7 @@ def test_a_rule_for_stores_that_take_one(own_bucket: StoreAddress) -> None:
     assert config is not None
     (rule,) = config.rules
     assert rule.abort_incomplete_multipart_upload is not None
-    assert rule.abort_incomplete_multipart_upload.days_after_initiation == 1
+    assert rule.abort_incomplete_multipart_upload.days_after_initiation == bucket.STALE_UPLOAD_DAYS
 
 
 def test_an_operators_rules_stay_as_they_are(own_bucket: StoreAddress) -> None:
