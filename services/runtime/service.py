@@ -15,10 +15,11 @@ import grpc.aio
 from services.runtime import tracing
 from services.runtime.auth import SERVICE, caller
 from services.runtime.blobs import Blobs
+from services.runtime.bucket import STALE_UPLOAD_DAYS
 from services.runtime.cluster import Cluster, ClusterRefused
 from services.runtime.events import EventLog
 from services.runtime.metrics import serve_metrics
-from services.runtime.objects import STALE_UPLOAD_DAYS, ObjectStore, ObjectStoreUnavailable, StoreAddress
+from services.runtime.objects import ObjectStore, ObjectStoreUnavailable, StoreAddress
 from services.runtime.server import Server, stop_event
 from services.runtime.settings import Settings, SettingsError, read_settings
 from services.runtime.tables import Database, DatabaseUnavailable

@@ -96,7 +96,7 @@ class Fuzz:
         )
         response = await call(request, metadata=self._metadata)
         self.source.note(response)
-        if isinstance(request, CreateUploadRequest) and isinstance(response, CreateUploadResponse):
+        if isinstance(request, CreateUploadRequest) and isinstance(response, CreateUploadResponse) and response.put_url:
             await self._put(response.put_url, BY_SHA256.get(request.sha256))
 
     async def _watch(self, rpc: Rpc, request: Message) -> None:

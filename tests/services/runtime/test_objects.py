@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from minio import Minio
 
+from services.runtime import bucket
 from services.runtime import objects as module
 from services.runtime.object_keys import checked_key, content_key
 from services.runtime.objects import (
@@ -197,7 +198,7 @@ def test_keys_that_every_store_takes(objects: Objects) -> None:
 def test_a_store_that_is_not_there_is_unavailable(
     object_store: StoreAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module._client, "__defaults__", (module.RETRY.new(total=0),))
+    monkeypatch.setattr(bucket._client, "__defaults__", (bucket.RETRY.new(total=0),))
     nobody = Objects(dataclasses.replace(object_store, endpoint="127.0.0.1:1"))
     for call in (
         nobody.ping,
