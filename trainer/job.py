@@ -11,7 +11,7 @@ from trainer.errors import DeviceMemoryExhausted, TrainerError
 from trainer.lora_file.audit import audit_lora
 from trainer.lora_file.export import lora_metadata, lora_tensors, video_only, write_lora
 from trainer.model.folder import ModelFolder, resolve_model
-from trainer.model.loading import load_report, load_transformer, transformer_weight_count
+from trainer.model.loading import load_report, load_transformer
 from trainer.model.precision import Precision, PrecisionChoice, choose_precision
 from trainer.plan import Checkpointed, Finished, JobPlan, Loaded, MadeFile, Previewed, Previewing, SampleFolder, Warned
 from trainer.preview.previewer import Previewer
@@ -60,7 +60,9 @@ class _Job:
         settings = self._plan.settings
         choice = self._choose_precision()
         self._precision = choice.precision
-        self._transformer = load_transformer(self._folder, self._device, choice.precision)
+        self._transformer = load_transformer(
+            self._folder, self._device, choice.precision, video_only=not settings.with_audio
+        )
         report = load_report(self._transformer)
         add_lora(self._transformer, rank=settings.rank, with_audio=settings.with_audio, seed=settings.seed)
         yield Loaded(
@@ -108,7 +110,7 @@ class _Job:
                 return PrecisionChoice(Precision.BF16, "asked for; slower than fp32 on a CPU")
             return PrecisionChoice(Precision(self._plan.precision), "asked for")
         free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
-        return choose_precision(transformer_weight_count(self._folder), free)
+        return choose_precision(19 * 10**9, free)
 
     def _checkpointed(self, step: int, checkpoint: Checkpoint) -> Checkpointed:
         work_dir = self._plan.work_dir

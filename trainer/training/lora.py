@@ -46,6 +46,13 @@ def is_video_module(module: str) -> bool:
     return re.fullmatch(VIDEO_MODULES, module) is not None
 
 
+class AdapterLinear(nn.Linear):
+    """A linear map with float32 weights that multiplies, and answers, in the dtype of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight.to(input.dtype))
+
+
 def add_lora(transformer: Any, *, rank: int, with_audio: bool, seed: int) -> None:
     """Freezes the transformer (of any precision) and adds float32 adapters that change nothing yet; alpha is rank.
 
@@ -62,11 +69,11 @@ def add_lora(transformer: Any, *, rank: int, with_audio: bool, seed: int) -> Non
     with torch.no_grad():
         for name, parameter in adapter(transformer).items():
             parameter.data = _initial(name, parameter.shape, seed).to(parameter.device)
-    if transformer.device.type == "cuda":
-        # Autocast takes the input as it is; peft would widen it to float32 first.
-        for module in transformer.modules():
-            if hasattr(module, "cast_input_dtype_enabled"):
-                module.cast_input_dtype_enabled = False
+    for module in transformer.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False  # peft would widen the input to float32
+            for side in (module.lora_A, module.lora_B):
+                side[ADAPTER].__class__ = AdapterLinear
 
 
 def adapter(transformer: Any) -> dict[str, nn.Parameter]:
