@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common.rerun import measure_rerun
+from bench.common.rerun import measure_rerun
 
 FRAMES, SIDE = 89, 768
 # Does the work on so many frames; returns seconds where it measures better than its caller can.

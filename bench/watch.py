@@ -30,7 +30,7 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, Stage, State
 
 from services.runtime.events import EventLog
-from services.runtime.rpc import Watches
+from services.runtime.requests import Watches
 from services.runtime.server import Server
 from services.runtime.settings import Settings
 from services.runtime.store import Store

@@ -18,12 +18,27 @@ TrainerError
 ├── OptimizerUnavailable   its library is not installed
 ├── SamplingFailed         a preview cannot be sampled
 ├── CheckpointMismatch     a checkpoint of another training
+├── PeerLost               another worker of the same training does not answer
 └── AuditFailed            the LoRA is not what was asked for
 """
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def _restore(kind: type["TrainerError"], arguments: tuple[Any, ...], state: Mapping[str, Any]) -> "TrainerError":
+    error = kind.__new__(kind)
+    error.args = arguments
+    vars(error).update(state)
+    return error
 
 
 class TrainerError(Exception):
     """Base of every error of this package; its text is written for the user."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickled as it is: a subclass whose constructor takes more than a text crosses processes as itself.
+        return _restore, (type(self), self.args, vars(self))
 
 
 class ModelUnavailable(TrainerError):

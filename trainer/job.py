@@ -1,5 +1,7 @@
 """One whole training: model, adapter, steps, checkpoints, previews, audit and the files that a job leaves behind."""
 
+import importlib.metadata
+import platform
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -7,27 +9,37 @@ from typing import Any
 
 import torch
 
-from trainer.errors import DeviceMemoryExhausted, TrainerError
+from trainer.data.dataset import SampleFolder
+from trainer.errors import TrainerError
 from trainer.lora_file.audit import audit_lora
 from trainer.lora_file.export import lora_metadata, lora_tensors, video_only, write_lora
 from trainer.model.folder import ModelFolder, resolve_model
 from trainer.model.loading import load_report, load_transformer
 from trainer.model.precision import Precision, PrecisionChoice, choose_precision
-from trainer.plan import Checkpointed, Finished, JobPlan, Loaded, MadeFile, Previewed, Previewing, SampleFolder, Warned
+from trainer.plan import JobPlan
 from trainer.preview.previewer import Previewer
-from trainer.publication import Publication, Videos, measured_preview
+from trainer.reports import (
+    Checkpointed,
+    FileKind,
+    Finished,
+    Loaded,
+    MadeFile,
+    Report,
+    Step,
+    TrainingFacts,
+    Warned,
+)
 from trainer.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from trainer.training.distributed import Worker
-from trainer.training.loop import ALONE, CheckpointDue, PreviewDue, Step, train
+from trainer.training.loop import ALONE, CheckpointDue, PreviewDue, train
 from trainer.training.lora import adapter, add_lora
 from trainer.training.losses import suggested_stop
-from trainer.training.preflight import Preflight, preflight
-from trainer.training.step_log import Records
+from trainer.training.preflight import preflight
+from trainer.training.step_log import StepLog
 
-# What training and previews load; text encoder and VAE encoders belong to the preparation.
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "torchao", "av", "numpy")
+# Components that training and previews load; text encoder and VAE encoders belong to the preparation.
 COMPONENTS = ("transformer", "vae", "audio_vae", "vocoder", "scheduler")
-
-Report = Loaded | Preflight | Step | Checkpointed | Previewing | Previewed | Warned | Finished
 
 
 def run_job(plan: JobPlan, *, device: torch.device, worker: Worker = ALONE) -> Iterator[Report]:
@@ -42,6 +54,24 @@ def run_job(plan: JobPlan, *, device: torch.device, worker: Worker = ALONE) -> I
         yield job.finish()
 
 
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that numbers depend on, as far as they are installed."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def device_name(device: torch.device) -> str:
+    """The name of the card, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return platform.processor() or platform.machine()
+
+
 class _Job:
     def __init__(self, plan: JobPlan, device: torch.device, worker: Worker) -> None:
         self._plan = plan
@@ -49,24 +79,23 @@ class _Job:
         self._worker = worker
         self._folder: ModelFolder = resolve_model(plan.model, plan.revision, COMPONENTS)
         self._resume = read_checkpoint(plan.checkpoint) if plan.checkpoint else None
-        self._records = Records.read(plan.metrics, self._resume.step) if plan.metrics and self._resume else Records()
-        self._precision = ""
+        self._log = StepLog.read(plan.metrics, self._resume.step) if plan.metrics and self._resume else StepLog()
         self._transformer: Any = None
         self._previewer: Previewer | None = None
-        self._videos = Videos.of(plan.earlier_previews)
-        self._warnings: list[str] = []
 
     def load(self) -> Iterator[Report]:
         settings = self._plan.settings
         choice = self._choose_precision()
-        self._precision = choice.precision
         self._transformer = load_transformer(
             self._folder, self._device, choice.precision, video_only=not settings.with_audio
         )
         report = load_report(self._transformer)
         add_lora(self._transformer, rank=settings.rank, with_audio=settings.with_audio, seed=settings.seed)
         yield Loaded(
-            precision=choice.precision, reason=choice.reason, seconds=report.seconds, size_bytes=report.size_bytes
+            facts=self._facts(choice.precision),
+            reason=choice.reason,
+            seconds=report.seconds,
+            size_bytes=report.size_bytes,
         )
         if self._resume is None:
             yield preflight(self._transformer, SampleFolder(self._plan.samples), settings)
@@ -91,18 +120,27 @@ class _Job:
         for report in reports:
             match report:
                 case Step():
-                    self._records.add(report)
+                    self._log.add(report)
                     yield report
                 case CheckpointDue(step, checkpoint) if self._worker.rank == 0:
                     yield self._checkpointed(step, checkpoint)
                 case PreviewDue(step) if self._previewer is not None:
                     yield from self._previews(self._previewer, step)
-        if stop := suggested_stop(self._records.series("held_out_loss")):
-            yield self._warned(f"The held-out loss was lowest at step {stop}; later steps may know the clips by heart.")
+        if stop := suggested_stop(self._log.series("held_out_loss")):
+            yield Warned(f"The held-out loss was lowest at step {stop}; later steps may be overfitting.")
 
-    def _warned(self, text: str) -> Warned:
-        self._warnings.append(text)
-        return Warned(text)
+    def _facts(self, precision: str) -> TrainingFacts:
+        return TrainingFacts(
+            device=device_name(self._device),
+            precision=precision,
+            model=self._folder.reference,
+            model_revision=self._folder.revision,
+            model_digests=self._folder.digests,
+            layer_count=self._folder.layer_count,
+            clip_count=len(self._plan.samples),
+            libraries=library_versions(),
+            python=platform.python_version(),
+        )
 
     def _choose_precision(self) -> PrecisionChoice:
         if self._plan.precision != "auto":
@@ -118,52 +156,43 @@ class _Job:
         write_checkpoint(checkpoint, state)
         lora = self._write_lora(work_dir / f"lora-{step:06}.safetensors")
         metrics = work_dir / f"metrics-{step:06}.parquet"
-        self._records.write(metrics)
+        self._log.write(metrics)
         return Checkpointed(
             step=step,
             files=(
-                MadeFile(kind="CHECKPOINT", path=state, step=step),
-                MadeFile(kind="LORA", path=lora, step=step),
-                MadeFile(kind="METRICS", path=metrics, step=step),
+                MadeFile(kind=FileKind.CHECKPOINT, path=state, step=step),
+                MadeFile(kind=FileKind.LORA, path=lora, step=step),
+                MadeFile(kind=FileKind.METRICS, path=metrics, step=step),
             ),
         )
 
     def _previews(self, previewer: Previewer, step: int) -> Iterator[Report]:
         try:
-            for report in previewer.run(step):
-                if isinstance(report, Previewed):
-                    self._records.add_preview(measured_preview(report))
-                    self._videos.add(report)
-                yield report
+            yield from previewer.run(step)
         except (TrainerError, RuntimeError, OSError) as error:
             # The training is worth more than its previews.
-            text = str(error) if isinstance(error, TrainerError | DeviceMemoryExhausted) else type(error).__name__
-            yield self._warned(f"The preview of step {step} failed, the training goes on: {text}")
+            text = str(error) if isinstance(error, TrainerError) else type(error).__name__
+            yield Warned(f"The preview of step {step} failed, the training goes on: {text}")
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 
     def finish(self) -> Finished:
-        """The outputs. AuditFailed when the LoRA is not what was asked for."""
+        """Write the outputs. Raises AuditFailed when the LoRA is not what was asked for."""
         plan, work_dir = self._plan, self._plan.work_dir
         lora = self._write_lora(work_dir / "lora.safetensors")
         audit = audit_lora(lora, self._folder, with_audio=plan.settings.with_audio)
-        files = [MadeFile(kind="LORA", path=lora, step=plan.settings.steps)]
+        files = [MadeFile(kind=FileKind.LORA, path=lora, step=plan.settings.steps)]
         if plan.settings.with_audio:
             part = self._write_lora(work_dir / "lora-video-only.safetensors", video_part=True)
             audit_lora(part, self._folder, with_audio=False)
-            files.append(MadeFile(kind="LORA_VIDEO_ONLY", path=part, step=plan.settings.steps))
+            files.append(MadeFile(kind=FileKind.LORA_VIDEO_ONLY, path=part, step=plan.settings.steps))
         metrics = work_dir / "metrics.parquet"
-        self._records.write(metrics)
-        files.append(MadeFile(kind="METRICS", path=metrics))
+        self._log.write(metrics)
+        files.append(MadeFile(kind=FileKind.METRICS, path=metrics))
         if self._previewer is not None and self._previewer.complete:
             reel = work_dir / "reel.mp4"
             self._previewer.write_reel(reel)
-            files.append(MadeFile(kind="VALIDATION_REEL", path=reel, content_type="video/mp4"))
-        publication = Publication(
-            plan, self._folder, self._device, self._precision, self._records, audit, self._videos, self._warnings
-        )
-        files.append(publication.write_config(work_dir / "config.json"))
-        files.append(publication.write_page(work_dir / "job.html"))
+            files.append(MadeFile(kind=FileKind.VALIDATION_REEL, path=reel, content_type="video/mp4"))
         return Finished(files=tuple(files), audit=asdict(audit))
 
     def _write_lora(self, path: Path, *, video_part: bool = False) -> Path:
@@ -173,7 +202,7 @@ class _Job:
             revision=self._folder.revision,
             trigger_phrase=self._plan.trigger_phrase,
             settings=self._plan.settings,
-            step=self._records.rows[-1]["step"],
+            step=self._log.rows[-1]["step"],
         )
         write_lora(video_only(tensors) if video_part else tensors, metadata, path)
         return path

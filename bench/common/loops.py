@@ -18,8 +18,9 @@ from trainer.model.folder import resolve_model
 from trainer.model.loading import load_transformer
 from trainer.model.precision import Precision
 from trainer.model.transformer import VelocityModel
+from trainer.reports import Step
 from trainer.seeds import sample_at
-from trainer.training.loop import Step, prepare, train
+from trainer.training.loop import prepare, train
 from trainer.training.lora import adapter, add_lora
 from trainer.training.losses import training_draw
 from trainer.training.objective import pack_video, video_prefix_tokens

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import ray
 
-from services.runtime.limits import limits
 from services.runtime.objects import Objects, StoreAddress
+from services.runtime.process_limits import limits
 from services.runtime.telemetry import resumed_trace
 from trainer.errors import ClipError, NoVideoTrack, StillImage
 from trainer.media.probe import Probe, probe

@@ -9,13 +9,13 @@ from services.ingest import measured
 from services.ingest.actors import Verdict
 from services.ingest.clips import ClipStore
 from services.ingest.gather import Arrived, Candidate, Gathered
-from services.ingest.report import Report
+from services.ingest.report import DatasetReport
 
 
 class Intake:
     """The files of one dataset."""
 
-    def __init__(self, clips: ClipStore, report: Report, gathered: Gathered, total: int) -> None:
+    def __init__(self, clips: ClipStore, report: DatasetReport, gathered: Gathered, total: int) -> None:
         self._clips = clips
         self._report = report
         self._gathered = gathered
@@ -27,7 +27,7 @@ class Intake:
 
     async def unknown(self, files: AsyncGenerator[Arrived, None]) -> AsyncGenerator[Candidate, None]:
         """Store every file; yields those that have to be probed, all others are settled on the way."""
-        await self._report.progress(0, self._total)
+        self._report.progress(0, self._total)
         async for arrived in files:
             blob, known = await self._clips.keep(arrived.file, arrived.path, self._gathered.dataset)
             first_index, first_path = self._first.setdefault(blob.key, (arrived.index, arrived.path))
@@ -69,4 +69,4 @@ class Intake:
         self._report.clip_count = len(self._gathered.clips)
         self._report.caption_count = self._gathered.caption_count
         await self._report.add(item)
-        await self._report.progress(self._gathered.looked_at, self._total)
+        self._report.progress(self._gathered.looked_at, self._total)

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
@@ -19,14 +19,15 @@ from services.ingest.gather import Arrived, Gathered
 from services.ingest.intake import Intake
 from services.ingest.plan import Plan, make_plan, no_videos, not_examined, refusal_lines
 from services.ingest.probing import Probing
-from services.ingest.report import Report, line
+from services.ingest.report import DatasetReport, line
 from services.ingest.sources import Sources
 from services.ingest.unpacking import Unpacking
 from services.ingest.webpage import advice
 from services.runtime.addresses import shown
 from services.runtime.errors import ApiError, FailedPrecondition
 from services.runtime.settings import Settings
-from services.runtime.store import Edit, Store
+from services.runtime.store import Edit
+from services.runtime.work import Attempt, Ending
 
 CLIPS = "clips"
 
@@ -34,47 +35,42 @@ CLIPS = "clips"
 class IngestWorkflow:
     """The work of one dataset; see services.runtime.work."""
 
-    def __init__(
-        self, settings: Settings, datasets: Store[Dataset], sources: Sources, clips: ClipStore, probing: Probing
-    ) -> None:
+    def __init__(self, settings: Settings, sources: Sources, clips: ClipStore, probing: Probing) -> None:
         self._settings = settings
-        self._datasets = datasets
         self._sources = sources
         self._clips = clips
         self._probing = probing
         self.scratch = settings.state_dir / "ingest"
 
-    async def run(self, name: str, attempt: int) -> Callable[[Edit[Dataset]], None]:
-        dataset = await self._datasets.get(name)
-        report = await Report.open(self._datasets, name, attempt)
-        gathered = Gathered(name)
-        folder = self._folder(name)
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with retried_when_full(folder):
-                if dataset.WhichOneof("source") == "videos":
-                    await self._take_videos(list(dataset.videos.urls), folder, report, gathered)
-                else:
-                    url = f"upload:{dataset.upload}" if dataset.upload else dataset.archive_url
-                    await self._take_archive(url, folder, report, gathered)
-        except ApiError:
-            await report.close()
-            await self._clear(name)
-            raise
-        if (warning := gathered.few_clips()) is not None and dataset.WhichOneof("source") != "videos":
-            await report.add(warning)
-        await report.close()
-        await self._clear(name)
+    async def run(self, attempt: Attempt[Dataset]) -> Ending[Dataset]:
+        dataset = await attempt.get()
+        report = await DatasetReport.open(attempt)
+        gathered = Gathered(attempt.name)
+        async with report.writing():
+            await self._take(dataset, report, gathered)
+            if (warning := gathered.few_clips()) is not None and dataset.WhichOneof("source") != "videos":
+                await report.add(warning)
+        await self._clear(attempt.name)
 
-        def outcome(edit: Edit[Dataset]) -> None:
+        def ending(edit: Edit[Dataset]) -> None:
             for clip in gathered.in_order():
                 edit.put_child(CLIPS, clip.name.rpartition("/")[2], clip)
 
-        return outcome
+        return ending
 
-    async def give_back(self, name: str, attempt: int) -> Callable[[Edit[Dataset]], None]:
-        await self._clear(name)
+    async def salvage(self, attempt: Attempt[Dataset]) -> Ending[Dataset]:
+        await self._clear(attempt.name)
         return lambda edit: None
+
+    async def _take(self, dataset: Dataset, report: DatasetReport, gathered: Gathered) -> None:
+        folder = self._folder(dataset.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with retried_when_full(folder):
+            if dataset.WhichOneof("source") == "videos":
+                await self._take_videos(list(dataset.videos.urls), folder, report, gathered)
+            else:
+                url = f"upload:{dataset.upload}" if dataset.upload else dataset.archive_url
+                await self._take_archive(url, folder, report, gathered)
 
     async def sweep(self, unfinished: Sequence[Dataset]) -> None:
         """Remove what a killed process left of datasets that nobody works on."""
@@ -83,7 +79,7 @@ class IngestWorkflow:
             if folder not in wanted:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    async def _take_archive(self, url: str, folder: Path, report: Report, gathered: Gathered) -> None:
+    async def _take_archive(self, url: str, folder: Path, report: DatasetReport, gathered: Gathered) -> None:
         archive = folder / "archive.zip"
         await self._fetch(url, archive, report)
         entries = await self._read_directory(url, archive)
@@ -100,12 +96,14 @@ class IngestWorkflow:
             await _tell_the_rest(entries, error, report)
             raise
 
-    async def _take_clips(self, archive: Path, plan: Plan, folder: Path, report: Report, gathered: Gathered) -> None:
+    async def _take_clips(
+        self, archive: Path, plan: Plan, folder: Path, report: DatasetReport, gathered: Gathered
+    ) -> None:
         with Archive(archive) as opened:
             unpacking = Unpacking(opened, plan, folder, report, gathered)
             await self._gather(unpacking.files(), len(plan.clips), report, gathered)
 
-    async def _take_videos(self, urls: Sequence[str], folder: Path, report: Report, gathered: Gathered) -> None:
+    async def _take_videos(self, urls: Sequence[str], folder: Path, report: DatasetReport, gathered: Gathered) -> None:
         # All are fetched before the first is probed: an actor that waits for a slow host would hold a CPU.
         files = [folder / f"video-{index}" for index in range(len(urls))]
         paths = [await self._sources.shown(url) for url in urls]
@@ -124,7 +122,7 @@ class IngestWorkflow:
         gathered.check(every=True)
 
     async def _gather(
-        self, files: AsyncGenerator[Arrived, None], total: int, report: Report, gathered: Gathered
+        self, files: AsyncGenerator[Arrived, None], total: int, report: DatasetReport, gathered: Gathered
     ) -> None:
         intake = Intake(self._clips, report, gathered, total)
         async with (
@@ -134,16 +132,16 @@ class IngestWorkflow:
         ):
             async for candidate, verdict in verdicts:
                 await intake.settle(candidate, verdict)
-        await report.progress(gathered.looked_at, total)
+        report.progress(gathered.looked_at, total)
 
-    async def _fetch(self, url: str, target: Path, report: Report) -> None:
+    async def _fetch(self, url: str, target: Path, report: DatasetReport) -> None:
         """Fetch to `target`, which appears whole or not at all; one that an earlier attempt left is taken as it is."""
         if target.exists():
             return
         part = target.with_suffix(".part")
         async with aclosing(self._sources.read(url, part)) as steps:
             async for step in steps:
-                await report.fetched(step.completed_bytes, step.total_bytes)
+                report.fetched(step.completed_bytes, step.total_bytes)
         part.replace(target)
 
     async def _read_directory(self, url: str, archive: Path) -> list[Entry]:
@@ -168,7 +166,7 @@ async def _arrived(paths: Sequence[str], files: Sequence[Path]) -> AsyncGenerato
         file.unlink()
 
 
-async def _tell_the_rest(entries: Sequence[Entry], error: ApiError, report: Report) -> None:
+async def _tell_the_rest(entries: Sequence[Entry], error: ApiError, report: DatasetReport) -> None:
     """A line for every file that has none yet."""
     if isinstance(error, ArchiveRefused):
         lines = [item for item in refusal_lines(entries, error) if not report.has(item.path)]

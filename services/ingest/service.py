@@ -13,14 +13,14 @@ from services.ingest.clips import ClipStore
 from services.ingest.fetch import Fetcher
 from services.ingest.pipeline import CLIPS, IngestWorkflow
 from services.ingest.probing import Probing
-from services.ingest.report import COLLECTION
 from services.ingest.sources import Sources
 from services.ingest.uploads import Uploads, uploads_of
+from services.runtime import report
 from services.runtime.addresses import check_url
 from services.runtime.auth import caller
 from services.runtime.errors import InvalidSpec, Violation
 from services.runtime.paging import request_digest
-from services.runtime.rpc import Watches, check_request_id, new_name, visible_owner
+from services.runtime.requests import Watches, check_request_id, new_name, visible_owner
 from services.runtime.service import Runtime
 from services.runtime.store import Store
 from services.runtime.work import WorkRunner
@@ -41,7 +41,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self._clips = ClipStore(runtime.objects, runtime.blobs)
         sources = Sources(runtime.settings, runtime.objects, self._uploads, fetcher or Fetcher(runtime.settings))
         probing = Probing(runtime)
-        self._workflow = IngestWorkflow(runtime.settings, self._datasets, sources, self._clips, probing)
+        self._workflow = IngestWorkflow(runtime.settings, sources, self._clips, probing)
         self.work = WorkRunner(self._datasets, self._workflow)
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -112,7 +112,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.ListDatasetReportResponse:
         await self._datasets.get(request.parent, visible_owner())
         lines, token = await self._datasets.children(
-            request.parent, COLLECTION, ReportLine, request.page_size, request.page_token
+            request.parent, report.COLLECTION, ReportLine, request.page_size, request.page_token
         )
         return ingest_pb2.ListDatasetReportResponse(lines=lines, next_page_token=token)
 

@@ -13,8 +13,8 @@ from services.ingest.directory import Entry
 from services.ingest.gather import Arrived, Gathered
 from services.ingest.inflate import EntryCorrupt
 from services.ingest.plan import Plan, PlannedClip
-from services.ingest.report import Report, line
-from services.runtime.texts import MAX_TEXT_BYTES
+from services.ingest.report import DatasetReport, line
+from services.runtime.requests import MAX_TEXT_BYTES
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Unpacking:
     """Unpacks the clips of a plan in the order of paths, and reads their captions."""
 
-    def __init__(self, archive: Archive, plan: Plan, folder: Path, report: Report, gathered: Gathered) -> None:
+    def __init__(self, archive: Archive, plan: Plan, folder: Path, report: DatasetReport, gathered: Gathered) -> None:
         self._archive = archive
         self._plan = plan
         self._folder = folder

@@ -13,7 +13,7 @@ from services.ingest.names import printable
 from services.runtime.addresses import UPLOAD
 from services.runtime.errors import FailedPrecondition, InvalidSpec, Violation
 from services.runtime.objects import ObjectStore
-from services.runtime.rpc import new_name
+from services.runtime.requests import new_name
 from services.runtime.store import Store
 
 # One PUT of S3 holds no more.

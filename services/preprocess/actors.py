@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from services.preprocess.fitting import FitTask, fit
 from services.preprocess.outcome import SceneOutcome
 from services.preprocess.sample_files import SAFETENSORS, SERVICE, SampleFile, store_lossless, store_sheet
-from services.runtime.limits import limits
 from services.runtime.objects import Objects, StoreAddress, StoredBlob
+from services.runtime.process_limits import limits
 from services.runtime.telemetry import resumed_trace
 
 if TYPE_CHECKING:

@@ -1,24 +1,29 @@
-"""What every step of one attempt at one training set works with."""
+"""The collaborators that every step of one attempt at a training set shares."""
 
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from ltxtrain.v1.preprocess_pb2 import PreprocessSettings, TrainingSet
+from ltxtrain.v1.work_pb2 import Progress, ReportLine, Stage
 
 from services.preprocess.actors import ClipFitter, Encoder, ModelSource
 from services.preprocess.cache import Cache
-from services.preprocess.progress import Journal
+from services.runtime.report import ReportWriter
 from services.runtime.service import Runtime
 from services.runtime.telemetry import current_trace
+from services.runtime.work import Attempt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """One start of the work on a training set."""
+    """One attempt at a training set, and what its steps work with."""
 
+    attempt: Attempt[TrainingSet]
     runtime: Runtime
     cache: Cache
-    journal: Journal
+    report: "ClipReport"
     training_set: TrainingSet
     # Of the model that encodes; empty with fit_only.
     model_revision: str
@@ -51,3 +56,32 @@ class Context:
         address = self.runtime.objects.objects.address
         limits = settings.clip_seconds, settings.clip_memory_bytes
         return ClipFitter.remote(address, *limits, current_trace())  # type: ignore[attr-defined]
+
+
+class ClipReport:
+    """The report of a training set: clips end in any order, their lines are written in the order of the dataset."""
+
+    def __init__(self, writer: ReportWriter[TrainingSet], clip_count: int, *, fit_only: bool) -> None:
+        self._writer = writer
+        self._clip_count = clip_count
+        stages = [Stage.STAGE_PREPROCESS, *([] if fit_only else [Stage.STAGE_ENCODE])]
+        self._reached: dict[int, set[int]] = {stage: set() for stage in stages}
+        for stage in stages:
+            self._advance(stage)
+
+    def writing(self) -> AbstractAsyncContextManager[None]:
+        """See ReportWriter.writing."""
+        return self._writer.writing()
+
+    def reach(self, stage: "Stage", position: int) -> None:
+        """Count the clip at a position as through with a stage."""
+        if stage in self._reached:
+            self._reached[stage].add(position)
+            self._advance(stage)
+
+    def add_lines(self, position: int, lines: Sequence[tuple[str, ReportLine]]) -> None:
+        """Add the named lines of the clip at a position; every position from 0 on comes once."""
+        self._writer.add_in_turn(position, lines)
+
+    def _advance(self, stage: "Stage") -> None:
+        self._writer.progress(stage, Progress(completed=len(self._reached[stage]), total=self._clip_count))

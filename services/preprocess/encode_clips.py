@@ -135,7 +135,7 @@ class ClipPipeline:
 
     async def _finish(self, item: Item, result: FitOutcome | Exception) -> ClipResult:
         """What an item came to, recorded when all of its scenes are encoded."""
-        self._context.journal.reach(Stage.STAGE_PREPROCESS, item.position)
+        self._context.report.reach(Stage.STAGE_PREPROCESS, item.position)
         fitting = self._fittings.get(item.key, _Fitting())
         encoded: dict[int, StoredBlob] = {}
         try:

@@ -5,7 +5,7 @@ import tempfile
 import wave
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
@@ -15,49 +15,49 @@ from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.preprocess_pb2 import PreprocessSettings, Sample, TrainingSet
 from ltxtrain.v1.work_pb2 import ReportLine
 
+from services.pages.contact_sheet import SheetSample, render_contact_sheet
 from services.preprocess.cache import as_blob
 from services.preprocess.context import Context
 from services.preprocess.results import Results
 from services.preprocess.sample_files import SERVICE, load_sheet
 from services.runtime.objects import Objects, StoredBlob
-from services.runtime.store import Edit, Store
+from services.runtime.report import COLLECTION
+from services.runtime.store import Edit
+from services.runtime.work import Ending
 from trainer.media.audio import SAMPLE_RATE
 from trainer.media.mix import Sound
 from trainer.media.video_file import read_lossless
-from trainer.pages.contact_sheet import SheetSample, render_contact_sheet
 
 SAMPLES = "samples"
 SAMPLES_AN_EDIT = 500
 
 
-async def publish(
-    context: Context, sets: Store[TrainingSet], number: int, results: Results
-) -> Callable[[Edit[TrainingSet]], None]:
-    """Writes all samples; what is returned sets the rest in the transaction that ends the training set."""
+async def publish(context: Context, results: Results) -> Ending[TrainingSet]:
+    """Write all samples; the ending sets the rest."""
     samples = results.samples(context.name)
-    await _put_samples(context, sets, number, samples)
+    await _put_samples(context, samples)
     sheet = await _sheet(context, results, samples)
-    archive = await _archive(context, sets, samples) if context.settings.export_archive else None
+    archive = await _archive(context, samples) if context.settings.export_archive else None
     negative = results.prompts.blob(context.settings.negative_prompt) if results.plan.validation else None
 
-    def outcome(edit: Edit[TrainingSet]) -> None:
+    def ending(edit: Edit[TrainingSet]) -> None:
         edit.body.report.CopyFrom(results.report())
         for field, blob in (("contact_sheet", sheet), ("archive", archive), ("negative_prompt", negative)):
             if blob is not None:
                 getattr(edit.body, field).CopyFrom(blob)
 
-    return outcome
+    return ending
 
 
-async def _put_samples(context: Context, sets: Store[TrainingSet], number: int, samples: Sequence[Sample]) -> None:
+async def _put_samples(context: Context, samples: Sequence[Sample]) -> None:
     """All of them in their order, and none that an earlier attempt may have left beyond."""
     names = [sample.name.rpartition("/")[2] for sample in samples]
-    older = {sample.name.rpartition("/")[2] for sample in await sets.all_children(context.name, SAMPLES, Sample)}
-    async with sets.edit(context.name, attempt=number) as edit:
+    older = {sample.name.rpartition("/")[2] for sample in await context.attempt.children(SAMPLES, Sample)}
+    async with context.attempt.edit() as edit:
         for name in older.difference(names):
             edit.drop_child(SAMPLES, name)
     for start in range(0, len(samples), SAMPLES_AN_EDIT):
-        async with sets.edit(context.name, attempt=number) as edit:
+        async with context.attempt.edit() as edit:
             for name, sample in zip(names[start:], samples[start : start + SAMPLES_AN_EDIT], strict=False):
                 edit.put_child(SAMPLES, name, sample)
 
@@ -70,9 +70,9 @@ async def _sheet(context: Context, results: Results, samples: Sequence[Sample]) 
     return await _held(context, stored)
 
 
-async def _archive(context: Context, sets: Store[TrainingSet], samples: Sequence[Sample]) -> Blob:
+async def _archive(context: Context, samples: Sequence[Sample]) -> Blob:
     objects = context.runtime.objects
-    lines = await sets.all_children(context.name, "report", ReportLine)
+    lines = await context.attempt.children(COLLECTION, ReportLine)
 
     def make() -> StoredBlob:
         with tempfile.TemporaryDirectory(prefix="ltxtrain-archive-") as folder:

@@ -4,7 +4,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, OnSkippedClip
 
 from services.runtime.errors import Violation
-from services.runtime.texts import excess
+from services.runtime.requests import excess
 from trainer.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 
 MAX_SIDE = 4096

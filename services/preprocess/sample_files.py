@@ -5,10 +5,10 @@ import json
 from enum import StrEnum
 from pathlib import Path
 
+from services.pages.contact_sheet import Thumbnails, peaks, thumbnails
 from services.runtime.objects import Objects, StoredBlob
 from trainer.media.fit import FittedClip
 from trainer.media.video_file import write_lossless
-from trainer.pages.contact_sheet import Thumbnails, peaks, thumbnails
 
 SERVICE = "preprocess"
 SAFETENSORS = "application/vnd.safetensors"

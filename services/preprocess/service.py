@@ -14,7 +14,7 @@ from services.preprocess.workflow import PreprocessWorkflow
 from services.runtime.auth import caller
 from services.runtime.errors import InvalidSpec
 from services.runtime.paging import request_digest
-from services.runtime.rpc import Watches, check_request_id, new_name, visible_owner
+from services.runtime.requests import Watches, check_request_id, new_name, visible_owner
 from services.runtime.service import Runtime
 from services.runtime.store import Store
 from services.runtime.work import WorkRunner
@@ -29,7 +29,7 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
         self._sets: Store[TrainingSet] = Store(runtime.database, runtime.log, "trainingSets", TrainingSet)
         self._watches = Watches(runtime.log, runtime.settings)
         self._cache = Cache(runtime.blobs, runtime.objects)
-        self.work = WorkRunner(self._sets, PreprocessWorkflow(runtime, self._sets, self._cache))
+        self.work = WorkRunner(self._sets, PreprocessWorkflow(runtime, self._cache))
 
     def register(self, server: grpc.aio.Server) -> None:
         preprocess_pb2_grpc.add_PreprocessServiceServicer_to_server(self, server)

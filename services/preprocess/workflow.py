@@ -1,7 +1,7 @@
 """From a dataset to a training set. Every step can run twice: what was made before is found again."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,12 +13,11 @@ from ltxtrain_client.ingest import IngestClient
 
 from services.preprocess.actors import Phase
 from services.preprocess.cache import Cache
-from services.preprocess.context import Context
+from services.preprocess.context import ClipReport, Context
 from services.preprocess.encode_clips import ClipGone, ClipPipeline
 from services.preprocess.encoder_pool import Encoders
 from services.preprocess.failures import Faults, all_too_short, clip_skipped, nothing_left
 from services.preprocess.plan import Item, Plan, make_plan
-from services.preprocess.progress import Journal
 from services.preprocess.prompts import Prompts, count_tokens, embed
 from services.preprocess.publish import publish
 from services.preprocess.report import rejected_line
@@ -26,9 +25,10 @@ from services.preprocess.results import ClipResult, Results, find_cached
 from services.preprocess.sample_files import SampleFile
 from services.preprocess.source import Source, check_alive, keep_alive, read_source, skipped_at_ingest
 from services.runtime.errors import ApiError, FailedPrecondition, NotFound
+from services.runtime.report import ReportWriter
 from services.runtime.service import Runtime
-from services.runtime.store import Edit, Store
 from services.runtime.upstream import connect_service
+from services.runtime.work import Attempt, Ending
 from trainer.errors import ModelUnavailable, ModelUnsupported
 from trainer.model.folder import resolve_model
 
@@ -38,36 +38,37 @@ COMPONENTS = ("vae", "audio_vae", "text_encoder", "tokenizer", "connectors")
 
 
 class PreprocessWorkflow:
-    """What the Preprocess service does with one training set."""
+    """The work of the Preprocess service on one training set."""
 
-    def __init__(self, runtime: Runtime, sets: Store[TrainingSet], cache: Cache) -> None:
+    def __init__(self, runtime: Runtime, cache: Cache) -> None:
         self._runtime = runtime
-        self._sets = sets
         self._cache = cache
         self._ingest: IngestClient | None = None
 
-    async def run(self, name: str, attempt: int) -> Callable[[Edit[TrainingSet]], None]:
-        training_set = await self._sets.get(name)
-        ingest = self._client(await self._sets.owner(name))
+    async def run(self, attempt: Attempt[TrainingSet]) -> Ending[TrainingSet]:
+        training_set = await attempt.get()
+        settings = training_set.settings
+        ingest = self._client(attempt.owner)
         source = await read_source(ingest, training_set)
-        plan = make_plan(source, training_set.settings)
+        plan = make_plan(source, settings)
+        writer = await ReportWriter.open(attempt, Stage.STAGE_PREPROCESS)
         context = Context(
+            attempt=attempt,
             runtime=self._runtime,
             cache=self._cache,
-            journal=await Journal.open(self._sets, name, attempt),
+            report=ClipReport(writer, len(plan.items), fit_only=settings.fit_only),
             training_set=training_set,
-            model_revision=await self._model_revision(training_set.settings),
+            model_revision=await self._model_revision(settings),
         )
-        making = TrainingSetRun(context, self._sets, attempt, plan, source, ingest)
         try:
-            return await _unless(making.run(), keep_alive(ingest, training_set))
+            return await _unless(TrainingSetRun(context, plan, source, ingest).run(), keep_alive(ingest, training_set))
         except ClipGone as gone:
             # The dataset went while it was read; its name says more than that of a clip.
             await check_alive(ingest, training_set)
             raise NotFound(gone.clip) from gone
 
-    async def give_back(self, name: str, attempt: int) -> Callable[[Edit[TrainingSet]], None]:
-        """Actors ended with the cancelled run; what was made stays in the cache."""
+    async def salvage(self, attempt: Attempt[TrainingSet]) -> Ending[TrainingSet]:
+        """Actors ended with the run; what was made stays in the cache."""
         return lambda edit: None
 
     def _client(self, owner: str) -> IngestClient:
@@ -97,7 +98,7 @@ class PreprocessWorkflow:
 
 
 async def _unless(work: Coroutine[Any, Any, T], guard: Coroutine[Any, Any, Any]) -> T:
-    """What `work` gives, unless `guard` raises before that."""
+    """Return the result of `work`, or raise what `guard` raises first."""
     tasks: tuple[asyncio.Task[T], asyncio.Task[Any]] = (asyncio.create_task(work), asyncio.create_task(guard))
     working, guarding = tasks
     try:
@@ -117,15 +118,11 @@ class TrainingSetRun:
     def __init__(
         self,
         context: Context,
-        sets: Store[TrainingSet],
-        number: int,
         plan: Plan,
         source: Source,
         ingest: IngestClient,
     ) -> None:
         self._context = context
-        self._sets = sets
-        self._number = number
         self._plan = plan
         self._ingest = ingest
         self._results = Results(plan=plan, settings=context.settings, duplicates=source.duplicates)
@@ -134,27 +131,25 @@ class TrainingSetRun:
         for item in plan.items:
             self._by_key.setdefault(item.key, []).append(item)
 
-    async def run(self) -> Callable[[Edit[TrainingSet]], None]:
-        """All of it. Raises what the data shows, when its report is written."""
-        journal, settings = self._context.journal, self._context.settings
-        journal.expect(len(self._plan.items))
-        stages = [Stage.STAGE_PREPROCESS, *([] if settings.fit_only else [Stage.STAGE_ENCODE])]
+    async def run(self) -> Ending[TrainingSet]:
+        """Make all samples. Raises ApiError for what the data shows, once its report is written."""
+        context = self._context
         try:
-            async with journal.writing(*stages):
+            async with context.report.writing():
                 prefixes = await self._check_faults()
                 await self._settle_known()
-                async with Encoders(self._context.runtime.cluster, self._context.make_encoder) as encoders:
+                async with Encoders(context.runtime.cluster, context.make_encoder) as encoders:
                     self._results.prompts = await self._embed(encoders)
-                    if settings.fit_only:
+                    if context.settings.fit_only:
                         for made in prefixes:
                             self._accept(made)
                     await self._make_clips(encoders)
                 await self._check_result()
         except ApiError:
-            async with self._sets.edit(self._context.name, attempt=self._number) as edit:
+            async with context.attempt.edit() as edit:
                 edit.body.report.CopyFrom(self._results.report())
             raise
-        return await publish(self._context, self._sets, self._number, self._results)
+        return await publish(context, self._results)
 
     async def _check_faults(self) -> Sequence[ClipResult]:
         """Validation clips, fitted. Raises every fault that makes the data as a whole unfit (D12, P18) at once."""
@@ -177,10 +172,10 @@ class TrainingSetRun:
         for item in self._plan.items:
             if item.clip.name in clips:
                 line = rejected_line(item.clip, ReportReason.REPORT_REASON_AUDIO_TRACK_MISSING, "no audio track")
-                self._context.journal.add_lines(item.position, [(item.name, line)])
+                self._context.report.add_lines(item.position, [(item.name, line)])
             elif item.key in made and made[item.key].outcome.scenes[0].skipped:
                 self._results.made[item.key] = made[item.key]
-                self._context.journal.add_lines(item.position, self._results.lines(item))
+                self._context.report.add_lines(item.position, self._results.lines(item))
         raise error
 
     async def _settle_known(self) -> None:
@@ -223,9 +218,9 @@ class TrainingSetRun:
         if made.item.validation_index is None and len(made.outcome.kept) < len(made.outcome.scenes):
             self._skipped = True
         for item in self._by_key[made.item.key]:
-            self._context.journal.reach(Stage.STAGE_PREPROCESS, item.position)
-            self._context.journal.reach(Stage.STAGE_ENCODE, item.position)
-            self._context.journal.add_lines(item.position, self._results.lines(item))
+            self._context.report.reach(Stage.STAGE_PREPROCESS, item.position)
+            self._context.report.reach(Stage.STAGE_ENCODE, item.position)
+            self._context.report.add_lines(item.position, self._results.lines(item))
 
     def _stops_at_a_skip(self) -> bool:
         strict = self._context.settings.on_skipped_clip == OnSkippedClip.ON_SKIPPED_CLIP_FAIL

@@ -1,4 +1,4 @@
-"""What the three services share; it knows none of them.
+"""The library of the three services; it knows none of them.
 
 Ray reads how to authenticate when it is imported, and never again: so this comes before any import of it.
 """

@@ -1,14 +1,19 @@
 """Errors that callers see. One class for each cause; one interceptor turns them into statuses.
 
 ApiError
-├── InvalidSpec              one or more fields of the request are wrong
-├── FieldUnimplemented       asked for what the server cannot do yet
-├── FailedPrecondition       what the data shows; reason by argument
-├── NotFound, RequestIdReused, NotReady, InUse, PageTokenInvalid
-├── CursorOutOfRange, QueueFull
-├── Unauthenticated, PermissionDenied
-├── Draining                 the server shuts down
-└── Unavailable              another party does not answer; reason by argument
+├── InvalidSpec        one or more fields of the request are wrong
+├── FailedPrecondition the data shows it; reason by argument
+├── NotFound
+├── RequestIdReused
+├── NotReady           the resource is not in the state that the call needs
+├── PageTokenInvalid
+├── CursorOutOfRange
+├── QueueFull
+├── Unauthenticated
+├── PermissionDenied
+├── Draining           the server shuts down
+├── Unavailable        another party does not answer; reason by argument
+└── Upstream           the status of another service, passed on unchanged
 """
 
 import secrets
@@ -92,16 +97,6 @@ class InvalidSpec(ApiError):
         super().__init__(text, metadata=metadata, details=[bad_request])
 
 
-class FieldUnimplemented(ApiError):
-    """The field asks for something this server cannot do yet."""
-
-    code = grpc.StatusCode.UNIMPLEMENTED
-    reason = ErrorReason.ERROR_REASON_FIELD_UNIMPLEMENTED
-
-    def __init__(self, field: str, text: str) -> None:
-        super().__init__(text, metadata={"field": field})
-
-
 class FailedPrecondition(ApiError):
     """What the data shows; `subjects` are the clips or files concerned, capped in the status, all in the report."""
 
@@ -158,13 +153,6 @@ class NotReady(ApiError):
 
     code = grpc.StatusCode.FAILED_PRECONDITION
     reason = ErrorReason.ERROR_REASON_RESOURCE_NOT_READY
-
-
-class InUse(ApiError):
-    """The resource is still needed."""
-
-    code = grpc.StatusCode.FAILED_PRECONDITION
-    reason = ErrorReason.ERROR_REASON_RESOURCE_IN_USE
 
 
 class PageTokenInvalid(ApiError):

@@ -22,7 +22,6 @@ from minio import Minio
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, MinioException, S3Error
 
-from services.runtime.hashing import HashingReader, file_sha256
 from services.runtime.object_keys import attachment, checked_job_prefix, checked_key, content_key
 from services.runtime.object_types import (
     ListedBlob,
@@ -97,7 +96,7 @@ class Objects:
     def put_file(self, key: str, path: Path, content_type: str, *, sha256: str | None = None) -> StoredBlob:
         """Put a file of any size, in parts. `sha256` saves a reading of it; raises ObjectCorrupt when it is wrong."""
         whole = (0, path.stat().st_size)
-        return self.put_span(key, path, whole, content_type, sha256=sha256 or file_sha256(path))
+        return self.put_span(key, path, whole, content_type, sha256=sha256 or _file_sha256(path))
 
     def put_span(self, key: str, path: Path, span: tuple[int, int], content_type: str, *, sha256: str) -> StoredBlob:
         """As put_file, for a span of the file: its offset and its size."""
@@ -182,7 +181,7 @@ class Objects:
                     yield ListedBlob(item.object_name, item.size or 0, item.last_modified)
 
     def _put(self, key: str, data: IO[bytes], size: int, content_type: str, sha256: str) -> StoredBlob:
-        reader = HashingReader(data)
+        reader = _HashingReader(data)
         with self._translated(key):
             self._client.put_object(
                 self._bucket,
@@ -298,3 +297,21 @@ def _client(address: StoreAddress, endpoint: str, retry: urllib3.Retry = RETRY) 
         region=address.region,
         http_client=urllib3.PoolManager(maxsize=4 * THREADS, retries=retry, timeout=TIMEOUT),
     )
+
+
+class _HashingReader:
+    """A file that is read once, from front to back; hashes the bytes as they pass."""
+
+    def __init__(self, data: IO[bytes]) -> None:
+        self._data = data
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._data.read(size)
+        self.digest.update(data)
+        return data
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

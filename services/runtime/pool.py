@@ -1,14 +1,13 @@
 """A pool of actors for one piece of work: each item goes to one that is free, and those that die are replaced."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Generic, TypeVar
 
 from ltxtrain.v1.error_pb2 import ErrorReason
 
 from services.runtime.cluster import ATTEMPTS, ActorKilled, Cluster, ClusterLost, WorkerLost, kill
 from services.runtime.errors import Unavailable
-from services.runtime.sharing import Shared
 
 # Actors in a row that end before they have anything to do, until none is started any more.
 STARTS = 10
@@ -108,3 +107,24 @@ class _Place(Generic[I, R]):
                     text = f"{STARTS} workers in a row ended before they had anything to do: {error}."
                     raise Unavailable(ErrorReason.ERROR_REASON_WORKER_LOST, text) from error
         raise AssertionError
+
+
+class Shared(Generic[I]):
+    """Each item goes to one of those who iterate."""
+
+    def __init__(self, items: Iterable[I] | AsyncIterable[I]) -> None:
+        self._items = aiter(items) if isinstance(items, AsyncIterable) else _later(items)
+        # A generator cannot be asked by two at once.
+        self._taking = asyncio.Lock()
+
+    def __aiter__(self) -> "Shared[I]":
+        return self
+
+    async def __anext__(self) -> I:
+        async with self._taking:
+            return await anext(self._items)
+
+
+async def _later(items: Iterable[I]) -> AsyncIterator[I]:
+    for item in items:
+        yield item

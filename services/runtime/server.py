@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services.runtime import tracing
 from services.runtime.auth import Tokens, server_credentials
-from services.runtime.edge import Edge
+from services.runtime.interceptor import CallInterceptor
 from services.runtime.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -44,11 +44,11 @@ class Server:
     ) -> None:
         self._settings = settings
         self._names = ["", *service_names]
-        edge = Edge(Tokens.read(settings), settings.max_calls)
+        calls = CallInterceptor(Tokens.read(settings), settings.max_calls)
         # Streams that are cut by it go on by their cursor.
         age = int(max_connection_age_seconds * 1000)
         ages = (("grpc.max_connection_age_ms", age), ("grpc.max_connection_age_grace_ms", age // 6))
-        self.grpc = grpc.aio.server(interceptors=[*tracing.server_interceptors(), edge], options=[*OPTIONS, *ages])
+        self.grpc = grpc.aio.server(interceptors=[*tracing.server_interceptors(), calls], options=[*OPTIONS, *ages])
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if settings.reflection:

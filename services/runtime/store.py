@@ -1,19 +1,18 @@
 """Resources, their children and their events: every query of the suite is here, in `events` and in `blobs`."""
 
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, State
-from sqlalchemy import ColumnElement, Select, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime import blobs, tables
-from services.runtime.children import put_children
 from services.runtime.errors import NotFound, NotReady, RequestIdReused
 from services.runtime.events import TERMINAL, EventLog
 from services.runtime.paging import MAX_PAGE_BYTES, make_token, page_size, read_token
@@ -31,6 +30,9 @@ class Resource(Protocol):
 M = TypeVar("M", bound=Resource)
 C = TypeVar("C", bound=Message)
 AnyRow = tuple[object, ...]
+
+# Children in one statement: a dataset may have a hundred thousand report lines, SQLite takes so many variables.
+CHUNK = 500
 
 
 class StaleAttempt(Exception):
@@ -239,7 +241,7 @@ class Store(Generic[M]):
                 .where(tables.resource.c.name == name)
                 .values(attempt=edit.attempt, **_columns(edit.body))
             )
-            await put_children(connection, edit.children)
+            await _put_children(connection, edit.children)
             await _move_cursors(connection, name, edit.cursors)
             await blobs.refer(connection, name, edit.blob_keys)
 
@@ -298,3 +300,41 @@ async def _move_cursors(connection: AsyncConnection, name: str, cursors: dict[st
         )
         if not moved.rowcount:
             await connection.execute(insert(table).values(resource=name, upstream=upstream, sequence=sequence))
+
+
+async def _put_children(connection: AsyncConnection, children: Sequence[tuple[str, str, Message | None]]) -> None:
+    """Insert or replace children (parent, name, body) inside the caller's transaction; without a body, delete them."""
+    parents: dict[str, dict[str, Message | None]] = {}
+    for parent, name, body in children:
+        parents.setdefault(parent, {})[name] = body
+    for parent, bodies in parents.items():
+        await _put_below(connection, parent, bodies)
+
+
+async def _put_below(connection: AsyncConnection, parent: str, bodies: dict[str, Message | None]) -> None:
+    child, known = tables.child, set[str]()
+    for names in _chunks(list(bodies)):
+        query = select(child.c.name).where(child.c.parent == parent, child.c.name.in_(names))
+        known.update(await connection.scalars(query))
+    gone = [name for name, body in bodies.items() if body is None and name in known]
+    for names in _chunks(gone):
+        await connection.execute(delete(child).where(child.c.parent == parent, child.c.name.in_(names)))
+    kept = {name: body.SerializeToString() for name, body in bodies.items() if body is not None}
+    replaced = [{"known_name": name, "new_body": body} for name, body in kept.items() if name in known]
+    if replaced:
+        statement = update(child).where(child.c.parent == parent, child.c.name == bindparam("known_name"))
+        await connection.execute(statement.values(body=bindparam("new_body")), replaced)
+    fresh = [name for name in kept if name not in known]
+    if fresh:
+        last = select(func.coalesce(func.max(child.c.sequence), 0)).where(child.c.parent == parent)
+        first = (await connection.scalar(last) or 0) + 1
+        rows = [
+            {"parent": parent, "sequence": sequence, "name": name, "body": kept[name]}
+            for sequence, name in enumerate(fresh, start=first)
+        ]
+        await connection.execute(insert(child), rows)
+
+
+def _chunks(names: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(names), CHUNK):
+        yield names[start : start + CHUNK]

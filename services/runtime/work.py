@@ -8,8 +8,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
+from google.protobuf.message import Message
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.work_pb2 import Event, State
 
@@ -23,14 +26,18 @@ from services.runtime.tables import DatabaseUnavailable
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Resource)
+C = TypeVar("C", bound=Message)
 T = TypeVar("T")
+
+# Applied in the transaction that ends a resource.
+Ending = Callable[[Edit[M]], None]
 
 # Seconds between tries when another party does not answer: 1, 2, 4 … 60, for about eight minutes together.
 RETRY_FIRST_SECONDS = 1.0
 RETRY_MAX_SECONDS = 60.0
 RUN_TRIES = 14
-# Giving back is tried for half a minute.
-GIVE_BACK_TRIES = 6
+# For about half a minute.
+SALVAGE_TRIES = 6
 # After work that went well for so long, an outage is a new one.
 STEADY_SECONDS = 600.0
 
@@ -43,14 +50,44 @@ class Retryable(Exception):
 LEFT_UNFINISHED = (StaleAttempt, ClusterLost, DatabaseUnavailable)
 
 
+@dataclass(frozen=True)
+class Attempt(Generic[M]):
+    """One start of the work on one resource: everything that a workflow reads and writes of it goes through here."""
+
+    store: Store[M]
+    name: str
+    number: int
+    owner: str
+
+    async def get(self) -> M:
+        return await self.store.get(self.name)
+
+    def edit(self) -> AbstractAsyncContextManager[Edit[M]]:
+        """Change the resource. Raises StaleAttempt once another attempt runs or the resource has ended."""
+        return self.store.edit(self.name, attempt=self.number)
+
+    async def cursor(self, upstream: str) -> int:
+        """Sequence of the last event of an upstream resource that was relayed; 0 for none."""
+        return await self.store.cursor(self.name, upstream)
+
+    async def children(self, collection: str, kind: type[C]) -> list[C]:
+        return await self.store.all_children(self.name, collection, kind)
+
+    async def named_children(self, collection: str, kind: type[C]) -> list[tuple[str, C]]:
+        return await self.store.named_children(self.name, collection, kind)
+
+
 class Workflow(Protocol[M]):
-    """What a service does with one resource."""
+    """The work of a service on one resource."""
 
-    async def run(self, name: str, attempt: int) -> Callable[[Edit[M]], None]:
-        """Do all of it. What is returned is applied in the transaction that ends the resource as SUCCEEDED."""
+    async def run(self, attempt: Attempt[M]) -> Ending[M]:
+        """Do all of it. The ending is applied as the resource ends as SUCCEEDED."""
 
-    async def give_back(self, name: str, attempt: int) -> Callable[[Edit[M]], None]:
-        """After a cancellation: stop upstream work; what is returned is applied in the transaction of CANCELLED."""
+    async def salvage(self, attempt: Attempt[M]) -> Ending[M]:
+        """Stop upstream work and keep what can be kept of a run that was cancelled or failed.
+
+        The ending is applied as the resource ends as CANCELLED or FAILED.
+        """
 
 
 class WorkRunner(Generic[M]):
@@ -139,65 +176,68 @@ class WorkRunner(Generic[M]):
             edit.attempt += 1
             if edit.body.lifecycle.state == State.STATE_PENDING:
                 edit.enter(State.STATE_RUNNING)
-            attempt, cancelling = edit.attempt, edit.body.lifecycle.state == State.STATE_CANCELLING
+            attempt = Attempt(self._store, name, edit.attempt, edit.owner)
+            cancelling = edit.body.lifecycle.state == State.STATE_CANCELLING
         metrics.work_starts.labels(self._store.kind).inc()
         if cancelling:
-            await self._end_cancelled(name, attempt)
+            await self._end_cancelled(attempt)
         else:
-            await self._run(name, attempt)
+            await self._run(attempt)
 
-    async def _run(self, name: str, attempt: int) -> None:
+    async def _run(self, attempt: Attempt[M]) -> None:
         try:
-            outcome = await _tried(lambda: self._workflow.run(name, attempt), RUN_TRIES)
-            await self._end(name, attempt, State.STATE_SUCCEEDED, outcome)
+            ending = await _tried(lambda: self._workflow.run(attempt), RUN_TRIES)
+            await self._end(attempt, State.STATE_SUCCEEDED, ending)
         except LEFT_UNFINISHED:
             raise
         except errors.ApiError as error:
             log.info("failed: %s: %s", errors.reason_name(error.reason), error)
-            await self._fail(name, attempt, error)
+            await self._fail(attempt, error)
         except Exception:
             log.exception("unforeseen")
-            await self._fail(name, attempt, errors.internal(telemetry.trace_id()))
+            await self._fail(attempt, errors.internal(telemetry.trace_id()))
 
-    async def _fail(self, name: str, attempt: int, error: errors.ApiError) -> None:
+    async def _fail(self, attempt: Attempt[M], error: errors.ApiError) -> None:
         if _is_stopped():
             # What fails while it is being stopped may have failed because of it.
             raise asyncio.CancelledError from error
+        salvaged = await self._salvaged(attempt)
 
-        def set_error(edit: Edit[M]) -> None:
+        def ending(edit: Edit[M]) -> None:
+            salvaged(edit)
             edit.body.lifecycle.error.CopyFrom(error.status())
 
-        await self._end(name, attempt, State.STATE_FAILED, set_error)
+        await self._end(attempt, State.STATE_FAILED, ending)
 
-    async def _end(self, name: str, attempt: int, state: "State", outcome: Callable[[Edit[M]], None]) -> None:
-        async with self._store.edit(name, attempt=attempt) as edit:
+    async def _end(self, attempt: Attempt[M], state: "State", ending: Ending[M]) -> None:
+        async with attempt.edit() as edit:
             cancelled = edit.body.lifecycle.state == State.STATE_CANCELLING
             if not cancelled:
-                outcome(edit)
+                ending(edit)
                 edit.enter(state)
         if cancelled:
-            await self._end_cancelled(name, attempt)
+            await self._end_cancelled(attempt)
         else:
             metrics.count_end(self._store.kind, state)
 
-    async def _end_cancelled(self, name: str, attempt: int) -> None:
-        outcome = await self._given_back(name, attempt)
-        async with self._store.edit(name, attempt=attempt) as edit:
-            outcome(edit)
+    async def _end_cancelled(self, attempt: Attempt[M]) -> None:
+        ending = await self._salvaged(attempt)
+        async with attempt.edit() as edit:
+            ending(edit)
             edit.enter(State.STATE_CANCELLED)
         metrics.count_end(self._store.kind, State.STATE_CANCELLED)
 
-    async def _given_back(self, name: str, attempt: int) -> Callable[[Edit[M]], None]:
-        """What the workflow gives back; a warning in its place when it cannot, for a cancellation always ends."""
+    async def _salvaged(self, attempt: Attempt[M]) -> Ending[M]:
+        """The workflow's salvage, or a warning where it fails: a cancellation and a failure always end."""
         try:
-            return await _tried(lambda: self._workflow.give_back(name, attempt), GIVE_BACK_TRIES)
+            return await _tried(lambda: self._workflow.salvage(attempt), SALVAGE_TRIES)
         except LEFT_UNFINISHED:
             raise
         except errors.ApiError as error:
-            log.warning("nothing given back: %s", error)
+            log.warning("nothing salvaged: %s", error)
             warning = error.status()
         except Exception:
-            log.exception("nothing given back")
+            log.exception("nothing salvaged")
             warning = errors.internal(telemetry.trace_id()).status()
         return lambda edit: edit.add_event(Event(warning=warning))
 

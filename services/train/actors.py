@@ -14,14 +14,16 @@ import ray
 from services.runtime.objects import Objects, StoreAddress
 from services.runtime.telemetry import resumed_trace
 from services.train.artifacts import StoredFile, object_key
-from trainer.plan import JobPlan, MadeFile
+from trainer.errors import PeerLost
+from trainer.plan import JobPlan
+from trainer.reports import Report
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A file in the object store that a plan needs on this machine; `name` is what it is called there."""
+    """A file in the object store that a plan needs on this machine."""
 
     key: str
     sha256: str
@@ -43,17 +45,8 @@ class TrainTask:
 class Stored:
     """A report of the trainer, and its files where they are now."""
 
-    report: Any
-    files: tuple[StoredFile, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failed:
-    """The trainer's own word of what went wrong: the name of its error class, its text, and its numbers."""
-
-    error: str
-    text: str
-    values: dict[str, Any]
+    report: Report
+    files: tuple[StoredFile, ...] = ()
 
 
 @ray.remote
@@ -76,13 +69,15 @@ class TrainActor:
             address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
             return f"{address}:{free.getsockname()[1]}"
 
-    def run(self, task: TrainTask, meeting_point: str) -> Iterator[Any]:
-        """Reports as they come: Stored for those with files, Failed as the last one when the trainer gave up."""
+    def run(self, task: TrainTask, meeting_point: str) -> Iterator[Stored | PeerLost]:
+        """Yield the first worker's reports as they come; PeerLost is the last item when another worker is gone.
+
+        Raises every other TrainerError.
+        """
         import torch
 
-        from trainer.errors import TrainerError
         from trainer.job import run_job
-        from trainer.plan import Finished
+        from trainer.reports import Finished
         from trainer.training.distributed import join
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,8 +96,8 @@ class TrainActor:
             # Whoever gets the last report ends this process: before it, the trace and the peers are left in order.
             if self._rank == 0:
                 yield last
-        except TrainerError as error:
-            yield _failed(error)
+        except PeerLost as error:
+            yield error
         finally:
             shutil.rmtree(work_dir, ignore_errors=True)
 
@@ -116,45 +111,32 @@ class TrainActor:
         assert isinstance(placed, JobPlan)
         return dataclasses.replace(placed, work_dir=made)
 
-    def _stored(self, job: str, report: Any) -> Any:
-        files: tuple[MadeFile, ...] | None = getattr(report, "files", None)
-        if files is None:
-            return report
+    def _stored(self, job: str, report: Report) -> Stored:
         stored = []
-        for file in files:
-            blob = self._objects.put_file(object_key(job, file), file.path, file.content_type)
-            named = dataclasses.replace(file, path=Path(file.path.name))
-            stored.append(StoredFile(file=named, key=blob.key, size_bytes=blob.size_bytes, sha256=blob.sha256))
+        for file in getattr(report, "files", ()):
+            blob = self._objects.put_file(object_key(job, file.path.name), file.path, file.content_type)
+            stored.append(StoredFile(file=dataclasses.replace(file, path=Path(file.path.name)), blob=blob))
             file.path.unlink()
-        return Stored(dataclasses.replace(report, files=()), tuple(stored))
+        return Stored(report, tuple(stored))
 
 
 @ray.remote
 class AuditActor:
-    """Says whether a stored LoRA is sound; needs no GPU."""
+    """Audits a stored LoRA; needs no GPU."""
 
     def __init__(self, store: StoreAddress) -> None:
         self._objects = Objects(store)
 
-    def audit(self, lora: Remote, model: str, revision: str | None, with_audio: bool) -> Failed | None:
-        """None for one that passed."""
-        from trainer.errors import TrainerError
+    def audit(self, lora: Remote, model: str, revision: str | None, with_audio: bool) -> dict[str, Any]:
+        """The numbers of a LoRA that passes. Raises TrainerError."""
         from trainer.lora_file.audit import audit_lora
         from trainer.model.folder import resolve_model
 
         with tempfile.TemporaryDirectory(prefix="ltxtrain-") as folder:
             path = Path(folder) / "lora.safetensors"
             self._objects.get_file(lora.key, path, sha256=lora.sha256)
-            try:
-                audit_lora(path, resolve_model(model, revision, ("transformer",)), with_audio=with_audio)
-            except TrainerError as error:
-                return _failed(error)
-        return None
-
-
-def _failed(error: Exception) -> Failed:
-    values = {name: value for name, value in vars(error).items() if isinstance(value, int | float | str)}
-    return Failed(error=type(error).__name__, text=str(error), values=values)
+            audit = audit_lora(path, resolve_model(model, revision, ("transformer",)), with_audio=with_audio)
+        return dataclasses.asdict(audit)
 
 
 def _replace_paths(value: Any, folder: Path) -> Any:

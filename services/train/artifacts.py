@@ -1,8 +1,8 @@
-"""What a job leaves behind: names, keys in the object store, and which checkpoints stay."""
+"""Artifacts of a job: names, keys in the object store, and which checkpoints stay."""
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePath
 
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
@@ -10,38 +10,51 @@ from ltxtrain.v1.preprocess_pb2 import TrainingSet
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Stage
 
+from services.runtime.object_types import StoredBlob
 from services.runtime.objects import ObjectStore
-from services.runtime.store import Edit, Store
-from trainer.plan import MadeFile
+from services.runtime.store import Edit
+from services.runtime.work import Attempt
+from trainer.reports import MadeFile
 
 COLLECTION = "artifacts"
 KEPT_CHECKPOINTS = 2
 OF_CHECKPOINT = frozenset({Artifact.KIND_CHECKPOINT, Artifact.KIND_LORA, Artifact.KIND_METRICS})
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class StoredFile:
-    """A file of a job that the object store holds."""
+    """A file of a training, and where the object store has it."""
 
     file: MadeFile
-    key: str
-    size_bytes: int
-    sha256: str
+    blob: StoredBlob
 
 
-def object_key(job: str, file: MadeFile) -> str:
+def object_key(job: str, name: str) -> str:
     """jobs/{job}/{file name}: a job's own blobs go with the job."""
-    return f"{job}/{file.path.name}"
+    return f"{job}/{name}"
 
 
-def artifact(job: str, stored: StoredFile) -> Artifact:
+def training_artifact(job: str, stored: StoredFile) -> Artifact:
+    """The artifact of a file that a training made."""
     file = stored.file
+    kind: Artifact.Kind = getattr(Artifact, f"KIND_{file.kind}")
+    return artifact(job, file.path.name, kind, stored.blob, file.step, file.validation_index)
+
+
+def artifact(
+    job: str,
+    name: str,
+    kind: "Artifact.Kind",
+    stored: StoredBlob,
+    step: int | None = None,
+    validation_index: int | None = None,
+) -> Artifact:
     made = Artifact(
-        name=f"{job}/artifacts/{file.path.name}",
-        kind=f"KIND_{file.kind}",
-        blob=Blob(key=stored.key, size_bytes=stored.size_bytes, sha256=stored.sha256, content_type=file.content_type),
-        step=file.step,
-        validation_index=file.validation_index,
+        name=f"{job}/artifacts/{name}",
+        kind=kind,
+        blob=Blob(**asdict(stored)),
+        step=step,
+        validation_index=validation_index,
     )
     made.create_time.GetCurrentTime()
     return made
@@ -51,8 +64,8 @@ def short_name(artifact: Artifact) -> str:
     return PurePath(artifact.name).name
 
 
-async def artifacts(jobs: Store[Job], job: str) -> list[Artifact]:
-    return await jobs.all_children(job, COLLECTION, Artifact)
+async def artifacts(attempt: Attempt[Job]) -> list[Artifact]:
+    return await attempt.children(COLLECTION, Artifact)
 
 
 def latest_checkpoint(found: Sequence[Artifact]) -> dict[str, Artifact]:
@@ -68,7 +81,7 @@ def latest_checkpoint(found: Sequence[Artifact]) -> dict[str, Artifact]:
 
 
 def outdated(found: Sequence[Artifact], preview_steps: frozenset[int]) -> list[Artifact]:
-    """Checkpoints and what belongs to them that are neither among the last two nor of a preview."""
+    """Checkpoints, with their LoRAs and metrics, that are neither among the last two nor of a preview."""
     steps = sorted({item.step for item in found if item.kind == Artifact.KIND_CHECKPOINT})
     kept = set(steps[-KEPT_CHECKPOINTS:]) | preview_steps
     return [item for item in found if item.kind in OF_CHECKPOINT and item.HasField("step") and item.step not in kept]
@@ -82,25 +95,22 @@ def record(edit: Edit[Job], files: Sequence[Artifact]) -> None:
         edit.add_event(Event(stage=stage, artifact=made))
 
 
-CONTACT_SHEET = MadeFile(kind="CONTACT_SHEET", path=Path("contact-sheet.html"), content_type="text/html")
-DEBUG_DATASET = MadeFile(kind="DEBUG_DATASET", path=Path("debug-dataset.zip"), content_type="application/zip")
-
-
-async def publish_training_set(objects: ObjectStore, job: str, training_set: TrainingSet) -> list[Artifact]:
-    """Copies under jobs/{job}/, so that they live as long as the job, whatever becomes of the training set."""
+async def publish_training_set(objects: ObjectStore, attempt: Attempt[Job], training_set: TrainingSet) -> None:
+    """Copy contact sheet and debug archive under jobs/{job}/, once: they live as long as the job does."""
+    known = {item.kind for item in await artifacts(attempt)}
     made = []
-    for file, present, blob in (
-        (CONTACT_SHEET, training_set.HasField("contact_sheet"), training_set.contact_sheet),
-        (DEBUG_DATASET, training_set.HasField("archive"), training_set.archive),
+    for name, kind, present, blob in (
+        ("contact-sheet.html", Artifact.KIND_CONTACT_SHEET, "contact_sheet", training_set.contact_sheet),
+        ("debug-dataset.zip", Artifact.KIND_DEBUG_DATASET, "archive", training_set.archive),
     ):
-        if present:
-            made.append(artifact(job, await _copied(objects, job, file, blob)))
-    return made
+        if training_set.HasField(present) and kind not in known:
+            made.append(artifact(attempt.name, name, kind, await _copied(objects, attempt.name, name, blob)))
+    async with attempt.edit() as edit:
+        record(edit, made)
 
 
-async def _copied(objects: ObjectStore, job: str, file: MadeFile, blob: Blob) -> StoredFile:
+async def _copied(objects: ObjectStore, job: str, name: str, blob: Blob) -> StoredBlob:
     with tempfile.TemporaryDirectory(prefix="ltxtrain-publish-") as folder:
-        path = Path(folder) / file.path.name
+        path = Path(folder) / name
         await objects.get_file(blob.key, path, sha256=blob.sha256)
-        stored = await objects.put_file(object_key(job, file), path, file.content_type, sha256=blob.sha256)
-    return StoredFile(file=file, key=stored.key, size_bytes=stored.size_bytes, sha256=stored.sha256)
+        return await objects.put_file(object_key(job, name), path, blob.content_type, sha256=blob.sha256)

@@ -17,19 +17,17 @@ from ltxtrain.v1.work_pb2 import State
 from services.runtime.service import Runtime
 from services.runtime.upstream import errors_passed_on
 from services.train.prepare import preprocess_settings
-from services.train.spec import ASPECT_NAMES, RESOLUTION_NAMES, billable_units
+from services.train.spec import billable_units, preview_geometry, training_geometry
 from services.train.upstream import Upstream
-from trainer.geometry import BUCKETS, Geometry
-from trainer.training.loop import Step
-from trainer.training.preflight import Preflight
+from trainer.preview.recipe import STEPS, passes
+from trainer.reports import Preflight, Step
 
 FILE = "estimates.json"
 # Seconds a token of a training step: 1.6 s and 5 s for 6912 tokens.
 PUBLISHED = (1.6 / 6912, 5.0 / 6912)
 FORWARD_SHARE = 1 / 3
-PREVIEW_STEPS = 30
-# The first steps warm up and would spoil the measurement.
-WARM_STEPS = 20
+# One step in so many is a sample of the speed; the first, which warm up, are none.
+SAMPLE_EVERY_STEPS = 20
 # Of the 22B model in bfloat16, and for each token of a clip with gradient checkpointing.
 BASE_BYTES = 38 * 10**9
 ACTIVATION_BYTES_PER_TOKEN = 1_300_000
@@ -40,7 +38,7 @@ LORA_BYTES_PER_WEIGHT = 16
 
 @dataclass
 class Measured:
-    """Extremes of what was seen; zero: nothing yet."""
+    """Extremes of all measurements; zero before the first."""
 
     seconds_per_token_low: float = 0.0
     seconds_per_token_high: float = 0.0
@@ -57,14 +55,14 @@ class Estimator:
         self._path = runtime.settings.state_dir / FILE
         self._seen = _read(self._path)
 
-    def measured(self, job: Job, report: Preflight | Step) -> None:
-        """Take in what a job found out."""
+    def observe(self, report: Preflight | Step) -> None:
+        """Learn from a report of any job."""
         if isinstance(report, Preflight):
             if report.peak_memory_bytes:
                 self._seen.peak_bytes, self._seen.peak_tokens = report.peak_memory_bytes, report.tokens
                 self._keep()
             return
-        if report.step % WARM_STEPS or not report.tokens_per_second:
+        if report.step % SAMPLE_EVERY_STEPS or not report.tokens_per_second:
             return
         seconds = 1 / report.tokens_per_second
         self._seen.seconds_per_token_low = min(self._seen.seconds_per_token_low or seconds, seconds)
@@ -75,8 +73,8 @@ class Estimator:
         self._path.write_text(json.dumps(asdict(self._seen)))
 
     async def estimate(self, spec: ExtendPrefixSpec, options: JobOptions, owner: str) -> EstimateJobResponse:
-        """Of a resolved spec."""
-        training = _geometry(spec.resolution, spec.aspect_ratio, spec.number_of_frames, spec.frame_rate)
+        """The estimate for a resolved spec."""
+        training = training_geometry(spec)
         audio_tokens = training.audio_tokens if spec.with_audio else 0
         tokens = training.video_tokens + audio_tokens
         work = float(spec.number_of_steps * options.batch_size * tokens) + self._preview_tokens(spec, options)
@@ -127,21 +125,17 @@ class Estimator:
         """Tokens of training steps that take as long as all previews."""
         if not spec.validation:
             return 0.0
-        geometry = _geometry(
-            spec.validation_resolution,
-            spec.validation_aspect_ratio,
-            spec.validation_number_of_frames,
-            spec.validation_frame_rate,
-        )
+        geometry = preview_geometry(spec)
         tokens = geometry.video_tokens + (geometry.audio_tokens if spec.with_audio else 0)
-        passes = 2 + (spec.stg_scale > 0) + spec.with_audio
         times = 1 + (spec.number_of_steps - 1) // options.preview_interval if options.preview_interval else 1
-        return len(spec.validation) * (times + 1) * PREVIEW_STEPS * passes * tokens * FORWARD_SHARE
-
-
-def _geometry(resolution: int, aspect_ratio: int, frame_count: int, frame_rate: int) -> Geometry:
-    width, height = BUCKETS[RESOLUTION_NAMES[resolution], ASPECT_NAMES[aspect_ratio]]  # type: ignore[index]
-    return Geometry(width=width, height=height, frame_count=frame_count, frame_rate=frame_rate)
+        return (
+            len(spec.validation)
+            * (times + 1)
+            * STEPS
+            * passes(spec.stg_scale, spec.with_audio)
+            * tokens
+            * FORWARD_SHARE
+        )
 
 
 def _read(path: Path) -> Measured:

@@ -7,6 +7,7 @@ what the first start made. Relayed events and the cursor that says how far they 
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Coroutine
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, Geometry, PreprocessSettings, TrainingSet
@@ -16,11 +17,10 @@ from ltxtrain_client.watch import is_terminal
 
 from services.runtime import errors
 from services.runtime.events import TERMINAL
-from services.runtime.store import Store
 from services.runtime.upstream import errors_passed_on, passing_errors_on
-from services.train.spec import ASPECT_NAMES, RESOLUTION_NAMES
+from services.runtime.work import Attempt
+from services.train.spec import preview_geometry, training_geometry
 from services.train.upstream import Upstream
-from trainer.geometry import BUCKETS
 
 T = TypeVar("T")
 
@@ -28,20 +28,18 @@ DATASET, VALIDATION_DATASET, TRAINING_SET = "dataset", "validation_dataset", "tr
 
 
 class Preparation:
-    """Brings a job from its spec to a training set."""
+    """The upstream work of one attempt at a job."""
 
-    def __init__(self, jobs: Store[Job], upstream: Upstream) -> None:
-        self._jobs = jobs
-        self._upstream = upstream
+    def __init__(self, attempt: Attempt[Job], upstream: Upstream) -> None:
+        self._attempt = attempt
+        self._ingest = upstream.ingest(attempt.owner)
+        self._preprocess = upstream.preprocess(attempt.owner)
 
-    async def run(self, job: Job, attempt: int, owner: str, model_revision: str) -> TrainingSet:
-        """The finished training set. Raises what ended the dataset or the training set, unchanged."""
-        dataset, validation = await together(
-            self._dataset(job, attempt, owner), self._validation_dataset(job, attempt, owner)
-        )
-        preprocess = self._upstream.preprocess(owner)
+    async def run(self, job: Job, model_revision: str) -> TrainingSet:
+        """Return the finished training set. Raises errors.Upstream with the status that ended it or its dataset."""
+        dataset, validation = await together(self._dataset(job), self._validation_dataset(job))
         training_set = await passing_errors_on(
-            preprocess.create_training_set(
+            self._preprocess.create_training_set(
                 dataset,
                 preprocess_settings(job, model_revision),
                 validation_dataset=validation,
@@ -49,22 +47,22 @@ class Preparation:
             )
         )
         name = training_set.name
-        await self._made(job, attempt, TRAINING_SET, name, Stage.STAGE_PREPROCESS)
-        await self._relay(job, attempt, name, preprocess.watch_training_set(name, await self._after(job, name)))
-        training_set = await passing_errors_on(preprocess.get_training_set(name))
+        await self._made(TRAINING_SET, name, Stage.STAGE_PREPROCESS)
+        await self._relay(name, self._preprocess.watch_training_set(name, await self._attempt.cursor(name)))
+        training_set = await passing_errors_on(self._preprocess.get_training_set(name))
         check_succeeded(training_set.name, training_set.lifecycle)
         return training_set
 
-    async def cancel(self, job: Job, owner: str) -> None:
-        """Cancel what this job started upstream; a dataset that was given stays."""
+    async def cancel(self) -> None:
+        """Cancel all that this job started upstream; a dataset that was given stays."""
+        job = await self._attempt.get()
         calls: list[Awaitable[object]] = []
         if job.training_set:
-            calls.append(self._upstream.preprocess(owner).cancel_training_set(job.training_set))
-        ingest = self._upstream.ingest(owner)
+            calls.append(self._preprocess.cancel_training_set(job.training_set))
         if job.dataset and not job.effective_spec.dataset:
-            calls.append(ingest.cancel_dataset(job.dataset))
+            calls.append(self._ingest.cancel_dataset(job.dataset))
         if job.validation_dataset:
-            calls.append(ingest.cancel_dataset(job.validation_dataset))
+            calls.append(self._ingest.cancel_dataset(job.validation_dataset))
         for call in calls:
             try:
                 await passing_errors_on(call)
@@ -72,52 +70,46 @@ class Preparation:
                 if error.code is not errors.NotFound.code:
                     raise
 
-    async def _dataset(self, job: Job, attempt: int, owner: str) -> str:
-        spec = job.effective_spec
-        if spec.dataset:
-            await self._made(job, attempt, DATASET, spec.dataset, Stage.STAGE_INGEST)
-        else:
-            made = await passing_errors_on(
-                self._upstream.ingest(owner).create_dataset(
-                    archive_url=spec.training_data_url, request_id=request_id(job, DATASET)
-                )
+    async def _dataset(self, job: Job) -> str:
+        if given := job.effective_spec.dataset:
+            await self._made(DATASET, given, Stage.STAGE_INGEST)
+            return await self._ingested(given)
+        made = await passing_errors_on(
+            self._ingest.create_dataset(
+                archive_url=job.effective_spec.training_data_url, request_id=request_id(job, DATASET)
             )
-            await self._made(job, attempt, DATASET, made.name, Stage.STAGE_INGEST)
-            spec.dataset = made.name
-        return await self._ingested(job, attempt, owner, spec.dataset)
+        )
+        await self._made(DATASET, made.name, Stage.STAGE_INGEST)
+        return await self._ingested(made.name)
 
-    async def _validation_dataset(self, job: Job, attempt: int, owner: str) -> str:
+    async def _validation_dataset(self, job: Job) -> str:
         urls = [entry.video_url for entry in job.effective_spec.validation]
         if not urls:
             return ""
         made = await passing_errors_on(
-            self._upstream.ingest(owner).create_dataset(videos=urls, request_id=request_id(job, VALIDATION_DATASET))
+            self._ingest.create_dataset(videos=urls, request_id=request_id(job, VALIDATION_DATASET))
         )
-        await self._made(job, attempt, VALIDATION_DATASET, made.name, Stage.STAGE_INGEST)
-        return await self._ingested(job, attempt, owner, made.name)
+        await self._made(VALIDATION_DATASET, made.name, Stage.STAGE_INGEST)
+        return await self._ingested(made.name)
 
-    async def _ingested(self, job: Job, attempt: int, owner: str, name: str) -> str:
-        ingest = self._upstream.ingest(owner)
-        await self._relay(job, attempt, name, ingest.watch_dataset(name, await self._after(job, name)))
-        dataset = await passing_errors_on(ingest.get_dataset(name))
+    async def _ingested(self, name: str) -> str:
+        await self._relay(name, self._ingest.watch_dataset(name, await self._attempt.cursor(name)))
+        dataset = await passing_errors_on(self._ingest.get_dataset(name))
         check_succeeded(name, dataset.lifecycle)
         return name
 
-    async def _made(self, job: Job, attempt: int, field: str, name: str, stage: "Stage") -> None:
-        async with self._jobs.edit(job.name, attempt=attempt) as edit:
+    async def _made(self, field: str, name: str, stage: "Stage") -> None:
+        async with self._attempt.edit() as edit:
             setattr(edit.body, field, name)
             edit.body.stage = stage
             edit.body.ClearField("progress")
 
-    async def _after(self, job: Job, upstream: str) -> int:
-        return await self._jobs.cursor(job.name, upstream)
-
-    async def _relay(self, job: Job, attempt: int, upstream: str, events: AsyncIterator[tuple[int, Event]]) -> None:
+    async def _relay(self, upstream: str, events: AsyncIterator[tuple[int, Event]]) -> None:
         async with errors_passed_on():
             async for sequence, event in events:
                 if is_terminal(event):
                     return
-                async with self._jobs.edit(job.name, attempt=attempt) as edit:
+                async with self._attempt.edit() as edit:
                     edit.move_cursor(upstream, sequence)
                     if event.WhichOneof("detail") == "lifecycle":
                         continue
@@ -128,7 +120,7 @@ class Preparation:
 
 
 async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
-    """The results of all; the first error cancels the others and is raised as it is."""
+    """Return all results; the first error cancels the others and is raised as it is."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
     try:
         return list(await asyncio.gather(*tasks))
@@ -139,7 +131,7 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
 
 
 def request_id(job: Job, purpose: str) -> str:
-    """The same for every start of a job."""
+    """A request id that is the same at every start of a job."""
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{job.name}/{purpose}"))
 
 
@@ -153,20 +145,11 @@ def check_succeeded(name: str, lifecycle: Lifecycle) -> None:
 
 
 def preprocess_settings(job: Job, model_revision: str) -> PreprocessSettings:
-    """What a resolved spec asks of Preprocess."""
+    """The PreprocessSettings of a resolved spec."""
     spec = job.effective_spec
-    width, height = BUCKETS[RESOLUTION_NAMES[spec.resolution], ASPECT_NAMES[spec.aspect_ratio]]
-    preview_width, preview_height = BUCKETS[
-        RESOLUTION_NAMES[spec.validation_resolution], ASPECT_NAMES[spec.validation_aspect_ratio]
-    ]
     settings = PreprocessSettings(
-        training=Geometry(width=width, height=height, frame_count=spec.number_of_frames, frame_rate=spec.frame_rate),
-        validation=Geometry(
-            width=preview_width,
-            height=preview_height,
-            frame_count=spec.validation_number_of_frames,
-            frame_rate=spec.validation_frame_rate,
-        ),
+        training=Geometry(**asdict(training_geometry(spec))),
+        validation=Geometry(**asdict(preview_geometry(spec))),
         conditioning_frames=spec.conditioning_frames,
         trigger_phrase=spec.trigger_phrase,
         auto_scale_input=spec.auto_scale_input,

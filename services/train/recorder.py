@@ -1,15 +1,40 @@
-"""From the trainer's reports to events: at most one a second, means of the steps between, each step once."""
+"""The reports of a training made durable: events at most once a second, artifacts, and what its papers are made of."""
 
+import hashlib
+import logging
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterable, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from statistics import fmean
+from typing import Any
 
-from ltxtrain.v1 import work_pb2
-from ltxtrain.v1.work_pb2 import Event, Progress, QuarterLoss, Stage, TrainMetrics
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.work_pb2 import Event, PreviewMetrics, Progress, QuarterLoss, Stage, TrainMetrics
 
-from trainer.plan import Previewed, Previewing
-from trainer.training.loop import Step
+from services.runtime import errors
+from services.runtime.cluster import WorkerLost
+from services.runtime.objects import ObjectStore
+from services.runtime.work import Attempt
+from services.train import artifacts as of_job
+from services.train.actors import Stored
+from services.train.publication import FACTS, MEASURED, WARNINGS, facts_message, measured_key
+from trainer.errors import PeerLost
+from trainer.reports import (
+    Checkpointed,
+    Finished,
+    Loaded,
+    Preflight,
+    Previewed,
+    Previewing,
+    Step,
+    Warned,
+)
 
+log = logging.getLogger(__name__)
+
+METRICS_CURSOR = "train/metrics"
 EVENT_SECONDS = 1.0
 # Steps whose mean duration the remaining time is guessed from.
 ETA_STEPS = 50
@@ -74,25 +99,129 @@ def mean_metrics(steps: list[Step]) -> TrainMetrics:
     return metrics
 
 
-def preview_progress(report: Previewing) -> Event:
-    return Event(stage=Stage.STAGE_PREVIEW, progress=Progress(completed=report.completed, total=report.total))
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """The files of a finished training, not recorded yet, and the numbers of its LoRA's audit."""
+
+    artifacts: Sequence[Artifact]
+    audit: dict[str, Any]
 
 
-def preview_metrics(report: Previewed) -> Event:
-    numbers = report.metrics
-    metrics = work_pb2.PreviewMetrics(
+class Recorder:
+    """Makes the reports of one start of a training durable; `observe` learns how fast it was."""
+
+    def __init__(
+        self, attempt: Attempt[Job], objects: ObjectStore, steps: int, observe: Callable[[Preflight | Step], None]
+    ) -> None:
+        self._attempt = attempt
+        self._objects = objects
+        self._steps = steps
+        self._observe = observe
+        self._preview_steps: set[int] = set()
+        self._sampled = 0.0
+
+    async def follow(self, reports: AsyncIterable[Stored | PeerLost]) -> TrainingResult:
+        """Record every report until the last. Raises WorkerLost for a training that ends without one."""
+        events = StepEvents(self._steps, await self._attempt.cursor(METRICS_CURSOR))
+        lost = "the training stream ended without a final report"
+        async for item in reports:
+            if isinstance(item, PeerLost):
+                # The peer itself knows better what happened, if it still can say so.
+                lost = str(item)
+                continue
+            files = [of_job.training_artifact(self._attempt.name, stored) for stored in item.files]
+            match item.report:
+                case Loaded() as loaded:
+                    await self._loaded(loaded)
+                case Preflight() as preflight:
+                    self._observe(preflight)
+                case Step() as step:
+                    self._observe(step)
+                    if due := list(events.add(step)):
+                        await self._append(due, events.logged)
+                case Checkpointed(step=at):
+                    await self._append(list(events.flush(at)), events.logged, files, at)
+                    await self._drop_outdated()
+                case Previewing() as progress:
+                    await self._sampling(progress)
+                case Previewed() as previewed:
+                    await self._previewed(previewed, events.logged, files)
+                case Warned(text):
+                    await self._warned(text)
+                case Finished(audit=audit):
+                    return TrainingResult(artifacts=files, audit=dict(audit))
+        raise WorkerLost(lost)
+
+    async def _append(
+        self,
+        events: Sequence[Event],
+        logged: int,
+        files: Sequence[Artifact] = (),
+        checkpoint_step: int | None = None,
+    ) -> None:
+        async with self._attempt.edit() as edit:
+            for event in events:
+                edit.add_event(event)
+                if event.WhichOneof("detail") == "progress":
+                    edit.body.progress.CopyFrom(event.progress)
+            edit.move_cursor(METRICS_CURSOR, logged)
+            of_job.record(edit, files)
+            if checkpoint_step is not None:
+                edit.body.checkpoint_step = checkpoint_step
+
+    async def _loaded(self, loaded: Loaded) -> None:
+        log.info(
+            "base model held as %s (%s), %.1f GB in %.1f s",
+            loaded.facts.precision,
+            loaded.reason,
+            loaded.size_bytes / 1e9,
+            loaded.seconds,
+            extra={"resource": self._attempt.name},
+        )
+        async with self._attempt.edit() as edit:
+            edit.put_child(FACTS, "training", facts_message(loaded.facts))
+
+    async def _sampling(self, report: Previewing) -> None:
+        now = time.monotonic()
+        if now - self._sampled < EVENT_SECONDS and report.completed < report.total:
+            return
+        self._sampled = now
+        progress = Progress(completed=report.completed, total=report.total)
+        async with self._attempt.edit() as edit:
+            edit.add_event(Event(stage=Stage.STAGE_PREVIEW, progress=progress))
+
+    async def _previewed(self, report: Previewed, logged: int, files: Sequence[Artifact]) -> None:
+        self._preview_steps.add(report.step)
+        measured = preview_metrics(report)
+        async with self._attempt.edit() as edit:
+            edit.put_child(MEASURED, measured_key(measured), measured)
+            edit.add_event(Event(stage=Stage.STAGE_PREVIEW, preview_metrics=measured))
+            edit.move_cursor(METRICS_CURSOR, logged)
+            of_job.record(edit, files)
+
+    async def _warned(self, text: str) -> None:
+        warning = errors.FailedPrecondition(ErrorReason.ERROR_REASON_UNSPECIFIED, text).status()
+        async with self._attempt.edit() as edit:
+            # By its text: a training that is started again says it again.
+            edit.put_child(WARNINGS, hashlib.sha256(text.encode()).hexdigest()[:16], warning)
+            edit.add_event(Event(stage=Stage.STAGE_TRAIN, warning=warning))
+
+    async def _drop_outdated(self) -> None:
+        old = of_job.outdated(await of_job.artifacts(self._attempt), frozenset(self._preview_steps))
+        if not old:
+            return
+        async with self._attempt.edit() as edit:
+            for item in old:
+                edit.drop_child(of_job.COLLECTION, of_job.short_name(item))
+        for item in old:
+            await self._objects.delete(item.blob.key)
+
+
+def preview_metrics(report: Previewed) -> PreviewMetrics:
+    """The numbers of a preview; the base model's are those of step 0."""
+    return PreviewMetrics(
         step=0 if report.base_model else report.step,
         validation_index=report.index,
         base_model=report.base_model,
-        prefix_latents_equal=numbers.prefix_latents_equal,
-        prefix_psnr_db=numbers.prefix_psnr_db,
-        join_colour_jump=numbers.join_colour_jump,
-        join_contrast_jump=numbers.join_contrast_jump,
-        join_luminance_jump=numbers.join_luminance_jump,
-        join_motion_break=numbers.join_motion_break,
-        colour_drift=numbers.colour_drift,
-        contrast_drift=numbers.contrast_drift,
-        first_second_motion=numbers.first_second_motion,
-        loudness_step_db=numbers.loudness_step_db,
+        **asdict(report.metrics),
     )
-    return Event(stage=Stage.STAGE_PREVIEW, preview_metrics=metrics)

@@ -14,7 +14,7 @@ from services.runtime.addresses import check_url
 from services.runtime.auth import caller
 from services.runtime.errors import InvalidSpec, NotFound, QueueFull
 from services.runtime.paging import request_digest
-from services.runtime.rpc import Watches, check_request_id, new_name, visible_owner
+from services.runtime.requests import Watches, check_request_id, new_name, visible_owner
 from services.runtime.service import Runtime
 from services.runtime.store import Store
 from services.runtime.work import WorkRunner
@@ -38,7 +38,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         upstream = Upstream(runtime.settings)
         self._upstream = upstream
         self._estimator = Estimator(runtime, upstream)
-        self.work = WorkRunner(self._jobs, TrainWorkflow(runtime, self._jobs, upstream, self._estimator))
+        self.work = WorkRunner(self._jobs, TrainWorkflow(runtime, upstream, self._estimator))
 
     def register(self, server: grpc.aio.Server) -> None:
         train_pb2_grpc.add_TrainServiceServicer_to_server(self, server)

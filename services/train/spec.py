@@ -13,11 +13,12 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution
 from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
 from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer, Schedule
+from ltxtrain_client.words import word
 
 from services.runtime.errors import Violation
-from services.runtime.texts import MAX_TEXT_BYTES, excess
+from services.runtime.requests import MAX_TEXT_BYTES, excess
 from trainer.data.prompts import NEGATIVE_PROMPT
-from trainer.geometry import snap_frames
+from trainer.geometry import BUCKETS, Geometry, snap_frames
 
 MAX_VALIDATION_INPUTS = 2
 T = TypeVar("T", bound=Message)
@@ -242,13 +243,22 @@ def billable_units(number_of_steps: int) -> int:
     return max(100, number_of_steps)
 
 
-RESOLUTION_NAMES = {
-    Resolution.RESOLUTION_LOW: "low",
-    Resolution.RESOLUTION_MEDIUM: "medium",
-    Resolution.RESOLUTION_HIGH: "high",
-}
-ASPECT_NAMES = {
-    AspectRatio.ASPECT_RATIO_16_9: "16:9",
-    AspectRatio.ASPECT_RATIO_1_1: "1:1",
-    AspectRatio.ASPECT_RATIO_9_16: "9:16",
-}
+def training_geometry(spec: ExtendPrefixSpec) -> Geometry:
+    """The shape of training clips; of a resolved spec."""
+    return _geometry(spec.resolution, spec.aspect_ratio, spec.number_of_frames, spec.frame_rate)
+
+
+def preview_geometry(spec: ExtendPrefixSpec) -> Geometry:
+    """The shape of whole previews, prefix included; of a resolved spec."""
+    return _geometry(
+        spec.validation_resolution,
+        spec.validation_aspect_ratio,
+        spec.validation_number_of_frames,
+        spec.validation_frame_rate,
+    )
+
+
+def _geometry(resolution: int, aspect_ratio: int, frame_count: int, frame_rate: int) -> Geometry:
+    bucket = word(Resolution.DESCRIPTOR, resolution), word(AspectRatio.DESCRIPTOR, aspect_ratio)
+    width, height = BUCKETS[bucket]
+    return Geometry(width=width, height=height, frame_count=frame_count, frame_rate=frame_rate)

@@ -1,104 +1,65 @@
-"""The second half of a job: wait for a GPU, train in Ray actors, and make durable what they report."""
+"""Training of a prepared job in Ray actors, started again from its checkpoint when a worker is lost."""
 
 import logging
-import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AbstractContextManager, aclosing
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
-from ltxtrain.v1.train_pb2 import Job, JobOutput
-from ltxtrain.v1.work_pb2 import Event, Progress, QueuePosition, Stage
+from ltxtrain.v1.train_pb2 import Job
 
 from services.runtime import errors
 from services.runtime.cluster import ActorGroup, WorkerLost
 from services.runtime.service import Runtime, store_address
-from services.runtime.store import Edit, Store
-from services.train import artifacts as jobs_artifacts
-from services.train.actors import Failed, Stored, TrainActor, TrainTask
-from services.train.artifacts import artifact, artifacts, latest_checkpoint, outdated, record
-from services.train.failures import trainer_failure
+from services.runtime.trainer_errors import api_error
+from services.runtime.work import Attempt
+from services.train.actors import Stored, TrainActor, TrainTask
+from services.train.artifacts import artifacts, latest_checkpoint
 from services.train.job_plan import Prepared, train_task
-from services.train.queue import GpuQueue, Place
-from services.train.recorder import StepEvents, preview_metrics, preview_progress
-from services.train.spec import billable_units
-from trainer.plan import Checkpointed, Finished, Loaded, Previewed, Previewing, Warned
-from trainer.training.loop import Step
-from trainer.training.preflight import Preflight
+from services.train.recorder import Recorder, TrainingResult
+from trainer.errors import PeerLost, TrainerError, TrainingDiverged
+from trainer.reports import Preflight, Step
 
 log = logging.getLogger(__name__)
 
-# How often a training may lose a worker without having got any further in between.
-MAX_LOSSES = 5
-METRICS_CURSOR = "train/metrics"
+# Restarts after a lost worker without a new checkpoint in between.
+MAX_RESTARTS = 5
 
 
 class Training:
-    """Trains one job after another, or several at once where there are GPUs for it."""
+    """Trains jobs on the cluster; `observe` learns how fast each was."""
 
-    def __init__(self, runtime: Runtime, jobs: Store[Job], measured: Callable[[Job, Preflight | Step], None]) -> None:
+    def __init__(self, runtime: Runtime, observe: Callable[[Preflight | Step], None]) -> None:
         self._runtime = runtime
-        self._jobs = jobs
-        self._measured = measured
-        settings = runtime.settings
-        self._queue = GpuQueue(runtime.cluster.gpu_count or settings.cpu_trainers)
+        self._observe = observe
 
-    def place(self, job: Job) -> AbstractContextManager[Place]:
-        """The job's place in the line for GPUs, to be held while it is prepared."""
-        return self._queue.place(job.name, job.lifecycle.create_time.ToNanoseconds())
-
-    async def run(self, job: Job, attempt: int, prepared: Prepared, place: Place) -> Callable[[Edit[Job]], None]:
-        """Train to the end; what is returned sets the job's output in its last transaction."""
-        workers = self._worker_count(job)
-        async with place.turn(workers) as positions:
-            async for ahead in positions:
-                await self._waiting(job, attempt, ahead)
-            async with self._jobs.edit(job.name, attempt=attempt) as edit:
-                edit.body.stage = Stage.STAGE_TRAIN
-                edit.body.ClearField("queue_position")
-            return await self._trained(job, attempt, prepared, workers)
-
-    def _worker_count(self, job: Job) -> int:
-        wanted, batch = job.options.gpu_count, job.options.batch_size
-        available = self._queue.capacity
-        if wanted > available:
-            raise errors.FailedPrecondition(
-                ErrorReason.ERROR_REASON_RESOURCE_NOT_READY,
-                f"The job asks for {wanted} GPUs and the cluster has {available}.",
-                metadata={"gpuCount": wanted, "available": available},
-            )
-        return wanted or max(count for count in range(1, available + 1) if batch % count == 0)
-
-    async def _waiting(self, job: Job, attempt: int, ahead: int) -> None:
-        async with self._jobs.edit(job.name, attempt=attempt) as edit:
-            edit.body.stage = Stage.STAGE_QUEUE
-            edit.body.queue_position = ahead
-            edit.add_event(Event(stage=Stage.STAGE_QUEUE, queue_position=QueuePosition(ahead=ahead)))
-
-    async def _trained(self, job: Job, attempt: int, prepared: Prepared, workers: int) -> Callable[[Edit[Job]], None]:
-        losses, last_step = 0, -1
+    async def run(self, attempt: Attempt[Job], prepared: Prepared, workers: int) -> TrainingResult:
+        """Train to the end. Raises ApiError for what ended the training."""
+        restarts, last_step = 0, -1
+        job = await attempt.get()
         while True:
-            found = await artifacts(self._jobs, job.name)
+            found = await artifacts(attempt)
             checkpoint = latest_checkpoint(found)
             step = checkpoint["CHECKPOINT"].step if checkpoint else 0
-            losses = 0 if step > last_step else losses
+            restarts = 0 if step > last_step else restarts
             last_step = step
-            price = self._runtime.settings.unit_price_usd
-            task = train_task(job, prepared, found, workers, price)
+            recorder = Recorder(attempt, self._runtime.objects, job.effective_spec.number_of_steps, self._observe)
             try:
-                return await _Recorder(self, job, attempt, prepared.shared).follow(self._reports(task))
+                async with aclosing(self._reports(train_task(job, prepared, found, workers))) as reports:
+                    return await recorder.follow(reports)
+            except TrainerError as error:
+                raise _ended(error, await artifacts(attempt)) from error
             except WorkerLost as error:
-                losses += 1
+                restarts += 1
                 log.warning("a worker of the training was lost: %s", error, extra={"resource": job.name})
-                if losses >= MAX_LOSSES:
+                if restarts >= MAX_RESTARTS:
                     raise errors.Unavailable(
                         ErrorReason.ERROR_REASON_WORKER_LOST,
-                        f"The training lost a worker {losses} times after step {step} without getting any further.",
-                        metadata={"step": step, "losses": losses},
+                        f"The training lost a worker {restarts} times after step {step} without getting any further.",
+                        metadata={"step": step, "losses": restarts},
                     ) from error
 
-    async def _reports(self, task: TrainTask) -> AsyncGenerator[Any, None]:
+    async def _reports(self, task: TrainTask) -> AsyncGenerator[Stored | PeerLost, None]:
         settings = self._runtime.settings
         arguments = [(store_address(settings), rank, settings.torch_threads) for rank in range(task.worker_count)]
         async with ActorGroup.start(self._runtime.cluster, TrainActor, arguments) as group:
@@ -107,136 +68,13 @@ class Training:
                 async for report in reports:
                     yield report
 
-    # What the recorder writes through.
-    @property
-    def jobs(self) -> Store[Job]:
-        return self._jobs
 
-    @property
-    def runtime(self) -> Runtime:
-        return self._runtime
-
-    def measured(self, job: Job, report: Preflight | Step) -> None:
-        self._measured(job, report)
-
-
-class _Recorder:
-    """Makes the reports of one start of a training durable."""
-
-    def __init__(self, training: Training, job: Job, attempt: int, shared: list[Artifact]) -> None:
-        self._training = training
-        self._jobs = training.jobs
-        self._job = job
-        self._attempt = attempt
-        self._shared = shared
-        self._preview_steps: set[int] = set()
-
-    async def follow(self, reports: AsyncGenerator[Any, None]) -> Callable[[Edit[Job]], None]:
-        name = self._job.name
-        logged = await self._jobs.cursor(name, METRICS_CURSOR)
-        steps = StepEvents(self._job.effective_spec.number_of_steps, logged)
-        lost = "the training ended without a word"
-        async with aclosing(reports) as stream:
-            async for report in stream:
-                files = [artifact(name, stored) for stored in report.files] if isinstance(report, Stored) else []
-                match report.report if isinstance(report, Stored) else report:
-                    case Failed(error="PeerLost", text=text):
-                        # The peer itself knows better what happened, if it still can say so.
-                        lost = text
-                    case Failed() as failure:
-                        raise trainer_failure(failure, await artifacts(self._jobs, name))
-                    case Loaded() as loaded:
-                        await self._log_loaded(loaded)
-                    case Preflight() as measured:
-                        self._training.measured(self._job, measured)
-                    case Step() as step:
-                        self._training.measured(self._job, step)
-                        if events := list(steps.add(step)):
-                            await self._append(events, steps.logged)
-                    case Checkpointed(step=at):
-                        await self._append(list(steps.flush(at)), steps.logged, files, at)
-                        await self._drop_outdated()
-                    case Previewing() as progress:
-                        await self._append_slowly(preview_progress(progress))
-                    case Previewed() as previewed:
-                        self._preview_steps.add(previewed.step)
-                        await self._append([preview_metrics(previewed)], steps.logged, files)
-                    case Warned(text):
-                        await self._append([_warning(text)], steps.logged)
-                    case Finished():
-                        return self._outcome([*files, *self._shared])
-        raise WorkerLost(lost)
-
-    _last_slow = 0.0
-
-    async def _append_slowly(self, event: Event) -> None:
-        now = time.monotonic()
-        if now - self._last_slow >= 1.0 or event.progress.completed == event.progress.total:
-            self._last_slow = now
-            async with self._jobs.edit(self._job.name, attempt=self._attempt) as edit:
-                edit.add_event(event)
-
-    async def _append(
-        self, events: list[Event], logged: int, files: list[Artifact] | None = None, checkpoint_step: int | None = None
-    ) -> None:
-        async with self._jobs.edit(self._job.name, attempt=self._attempt) as edit:
-            for event in events:
-                edit.add_event(event)
-                if event.WhichOneof("detail") == "progress":
-                    edit.body.progress.CopyFrom(event.progress)
-            edit.move_cursor(METRICS_CURSOR, logged)
-            record(edit, files or [])
-            if checkpoint_step is not None:
-                edit.body.checkpoint_step = checkpoint_step
-
-    async def _drop_outdated(self) -> None:
-        old = outdated(await artifacts(self._jobs, self._job.name), frozenset(self._preview_steps))
-        if not old:
-            return
-        async with self._jobs.edit(self._job.name, attempt=self._attempt) as edit:
-            for item in old:
-                edit.drop_child(jobs_artifacts.COLLECTION, jobs_artifacts.short_name(item))
-        for item in old:
-            await self._training.runtime.objects.delete(item.blob.key)
-
-    async def _log_loaded(self, loaded: Loaded) -> None:
-        log.info(
-            "base model held as %s (%s), %.1f GB in %.1f s",
-            loaded.precision,
-            loaded.reason,
-            loaded.size_bytes / 1e9,
-            loaded.seconds,
-            extra={"resource": self._job.name},
-        )
-
-    def _outcome(self, files: list[Artifact]) -> Callable[[Edit[Job]], None]:
-        price = self._training.runtime.settings.unit_price_usd
-        units = billable_units(self._job.effective_spec.number_of_steps)
-
-        def apply(edit: Edit[Job]) -> None:
-            record(edit, files)
-            edit.body.output.CopyFrom(job_output(files))
-            edit.body.billable_units = units
-            edit.body.price_usd = units * price
-            edit.body.stage = Stage.STAGE_PUBLISH
-            total = sum(item.blob.size_bytes for item in files)
-            edit.body.progress.CopyFrom(Progress(completed=total, total=total))
-            edit.add_event(Event(stage=Stage.STAGE_PUBLISH, progress=edit.body.progress))
-
-        return apply
-
-
-def job_output(files: list[Artifact]) -> JobOutput:
-    names = {item.kind: item.name for item in files}
-    return JobOutput(
-        lora_file=names.get(Artifact.KIND_LORA, ""),
-        config_file=names.get(Artifact.KIND_CONFIG, ""),
-        video=names.get(Artifact.KIND_VALIDATION_REEL, ""),
-        debug_dataset=names.get(Artifact.KIND_DEBUG_DATASET, ""),
-        lora_video_only_file=names.get(Artifact.KIND_LORA_VIDEO_ONLY, ""),
-    )
-
-
-def _warning(text: str) -> Event:
-    status = errors.FailedPrecondition(ErrorReason.ERROR_REASON_UNSPECIFIED, text).status()
-    return Event(stage=Stage.STAGE_TRAIN, warning=status)
+def _ended(error: TrainerError, found: Sequence[Artifact]) -> errors.ApiError:
+    """The status of a training that an error ended; a diverged one names its last good LoRA."""
+    if not isinstance(error, TrainingDiverged):
+        return api_error(error)
+    good = latest_checkpoint(found).get("LORA")
+    metadata: dict[str, object] = {"step": error.step, "checkpointStep": good.step if good else 0}
+    if good is not None:
+        metadata["lora"] = good.name
+    return api_error(error, metadata)

@@ -1,93 +1,185 @@
-"""A job from its spec to its LoRA: prepare, train, publish. Every step can run twice."""
+"""A job from its spec to its LoRA: prepare, queue, train, publish. Every step can run twice."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
+from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
-from ltxtrain.v1.train_pb2 import Job
-from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
+from ltxtrain.v1.train_pb2 import Job, JobOutput
+from ltxtrain.v1.work_pb2 import Event, Progress, QueuePosition, ReportLine, Stage, State
+from ltxtrain_client.plain import plain
 
 from services.runtime import errors
-from services.runtime.service import Runtime
-from services.runtime.store import Edit, Store
+from services.runtime.cluster import WorkerLost, kill
+from services.runtime.service import Runtime, store_address
+from services.runtime.store import Edit
+from services.runtime.trainer_errors import api_error, translated
 from services.runtime.upstream import errors_passed_on
-from services.train.artifacts import publish_training_set
+from services.runtime.work import Attempt, Ending, Retryable
+from services.train.actors import AuditActor, Remote
+from services.train.artifacts import artifacts, latest_checkpoint, publish_training_set, record
 from services.train.estimate import Estimator
-from services.train.give_back import last_checkpoint
 from services.train.job_plan import Prepared
 from services.train.prepare import Preparation
+from services.train.publication import publish_papers
+from services.train.queue import GpuQueue
+from services.train.recorder import TrainingResult
+from services.train.spec import billable_units
 from services.train.training import Training
 from services.train.upstream import Upstream
-from trainer.errors import ModelUnavailable, ModelUnsupported
+from trainer.errors import TrainerError
 from trainer.model.folder import ModelFolder, resolve_model
-from trainer.pages.job_page import ReportRow
-
-# ListDatasetReport and ListTrainingSetReport have all of them.
-MAX_REPORT_ROWS = 1000
 
 
 class TrainWorkflow:
-    """What the Train service does with one job."""
+    """The work of the Train service on one job."""
 
-    def __init__(self, runtime: Runtime, jobs: Store[Job], upstream: Upstream, estimator: Estimator) -> None:
+    def __init__(self, runtime: Runtime, upstream: Upstream, estimator: Estimator) -> None:
         self._runtime = runtime
-        self._jobs = jobs
         self._upstream = upstream
-        self._preparation = Preparation(jobs, upstream)
-        self._training = Training(runtime, jobs, estimator.measured)
+        self._training = Training(runtime, estimator.observe)
+        self._queue = GpuQueue(runtime.cluster.gpu_count or runtime.settings.cpu_trainers)
 
-    async def run(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
-        job = await self._jobs.get(name)
-        with self._training.place(job) as place:
-            prepared = await self._prepared(job, attempt)
-            return await self._training.run(await self._jobs.get(name), attempt, prepared, place)
+    async def run(self, attempt: Attempt[Job]) -> Ending[Job]:
+        job = await attempt.get()
+        with self._queue.place(job.name, job.lifecycle.create_time.ToNanoseconds()) as place:
+            prepared = await self._prepare(attempt)
+            workers = _worker_count(job, self._queue.capacity)
+            async with place.turn(workers) as positions:
+                await _wait(attempt, positions)
+                result = await self._training.run(attempt, prepared, workers)
+        return await self._publish(attempt, result)
 
-    async def _prepared(self, job: Job, attempt: int) -> Prepared:
-        name = job.name
-        owner = await self._jobs.owner(name)
-        model = await self._model()
-        try:
-            training_set = await self._preparation.run(job, attempt, owner, model.revision)
-        except errors.ApiError:
-            # What is left running upstream is of no use any more.
-            await self._preparation.cancel(await self._jobs.get(name), owner)
-            raise
-        job = await self._jobs.get(name)
-        preprocess = self._upstream.preprocess(owner)
-        async with errors_passed_on():
-            samples = [sample async for sample in preprocess.list_samples(training_set.name)]
-            report = [line async for line in preprocess.list_training_set_report(training_set.name)]
-            report += [line async for line in self._upstream.ingest(owner).list_dataset_report(job.dataset)]
-        shared = await publish_training_set(self._runtime.objects, name, training_set)
-        return Prepared(
-            model=model, training_set=training_set, samples=samples, report=report_rows(report), shared=shared
-        )
+    async def salvage(self, attempt: Attempt[Job]) -> Ending[Job]:
+        """Cancel upstream work; the job keeps its previews and the LoRA of its last checkpoint, if that is sound."""
+        await Preparation(attempt, self._upstream).cancel()
+        lora = latest_checkpoint(await artifacts(attempt)).get("LORA")
+        audit: Mapping[str, Any] = {}
+        fault: TrainerError | None = None
+        if lora is not None:
+            try:
+                audit = await self._audited(await attempt.get(), lora)
+            except TrainerError as error:
+                lora, fault = None, error
+        cancelling = (await attempt.get()).lifecycle.state == State.STATE_CANCELLING
+        state = State.STATE_CANCELLED if cancelling else State.STATE_FAILED
+        papers = await self._papers(attempt, state, audit)
 
-    async def give_back(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
-        """Stop upstream work; the job keeps the LoRA of its last checkpoint and its previews."""
-        job = await self._jobs.get(name)
-        await self._preparation.cancel(job, await self._jobs.owner(name))
-        return await last_checkpoint(self._runtime, self._jobs, job)
+        def ending(edit: Edit[Job]) -> None:
+            edit.body.ClearField("queue_position")
+            record(edit, papers)
+            if fault is not None:
+                edit.add_event(Event(stage=Stage.STAGE_PUBLISH, warning=api_error(fault).status()))
+            if papers or lora is not None:
+                edit.body.output.CopyFrom(job_output([*papers, *([lora] if lora is not None else [])]))
 
-    async def _model(self) -> ModelFolder:
+        return ending
+
+    async def _prepare(self, attempt: Attempt[Job]) -> Prepared:
         settings = self._runtime.settings
+        with translated():
+            model: ModelFolder = await asyncio.to_thread(resolve_model, settings.model, settings.model_revision or None)
+        training_set = await Preparation(attempt, self._upstream).run(await attempt.get(), model.revision)
+        async with errors_passed_on():
+            samples = [
+                sample async for sample in self._upstream.preprocess(attempt.owner).list_samples(training_set.name)
+            ]
+        await publish_training_set(self._runtime.objects, attempt, training_set)
+        return Prepared(model=model, training_set=training_set, samples=samples)
+
+    async def _publish(self, attempt: Attempt[Job], result: TrainingResult) -> Ending[Job]:
+        papers = await self._papers(attempt, State.STATE_SUCCEEDED, result.audit, result.artifacts)
+        made = [*result.artifacts, *papers]
+        shared = [item for item in await artifacts(attempt) if item.kind == Artifact.KIND_DEBUG_DATASET]
+        job = await attempt.get()
+        units = billable_units(job.effective_spec.number_of_steps)
+
+        def ending(edit: Edit[Job]) -> None:
+            record(edit, made)
+            edit.body.output.CopyFrom(job_output([*made, *shared]))
+            edit.body.billable_units = units
+            edit.body.price_usd = units * self._runtime.settings.unit_price_usd
+            edit.body.stage = Stage.STAGE_PUBLISH
+            total = sum(item.blob.size_bytes for item in made)
+            edit.body.progress.CopyFrom(Progress(completed=total, total=total))
+            edit.add_event(Event(stage=Stage.STAGE_PUBLISH, progress=edit.body.progress))
+
+        return ending
+
+    async def _papers(
+        self, attempt: Attempt[Job], state: "State", audit: Mapping[str, Any], made: Sequence[Artifact] = ()
+    ) -> list[Artifact]:
+        """config.json and job.html, with as much of the report as the other services still have."""
+        job = await attempt.get()
+        preprocess, ingest = self._upstream.preprocess(attempt.owner), self._upstream.ingest(attempt.owner)
+        report: list[ReportLine] = []
+        preprocess_report: Mapping[str, Any] = {}
         try:
-            return await asyncio.to_thread(resolve_model, settings.model, settings.model_revision or None)
-        except ModelUnavailable as error:
-            raise errors.FailedPrecondition(ErrorReason.ERROR_REASON_MODEL_UNAVAILABLE, str(error)) from error
-        except ModelUnsupported as error:
-            raise errors.FailedPrecondition(ErrorReason.ERROR_REASON_MODEL_UNSUPPORTED, str(error)) from error
-
-
-def report_rows(lines: Sequence[ReportLine]) -> tuple[ReportRow, ...]:
-    """For the job's page: what was left out or changed first, and no more than a person reads."""
-    ordered = sorted(lines, key=lambda line: (-line.outcome, line.path))
-    return tuple(
-        ReportRow(
-            path=line.path,
-            outcome=Outcome.Name(line.outcome).removeprefix("OUTCOME_"),
-            reasons=[ReportReason.Name(reason).removeprefix("REPORT_REASON_") for reason in line.reasons],
-            description=line.description,
+            async with errors_passed_on():
+                if job.training_set:
+                    preprocess_report = plain((await preprocess.get_training_set(job.training_set)).report)
+                    report += [line async for line in preprocess.list_training_set_report(job.training_set)]
+                if job.dataset:
+                    report += [line async for line in ingest.list_dataset_report(job.dataset)]
+        except errors.Upstream as error:
+            if error.code is not errors.NotFound.code:
+                raise
+        return await publish_papers(
+            self._runtime,
+            attempt,
+            state,
+            audit=audit,
+            report=report,
+            preprocess_report=preprocess_report,
+            made=made,
         )
-        for line in ordered[:MAX_REPORT_ROWS]
+
+    async def _audited(self, job: Job, lora: Artifact) -> Mapping[str, Any]:
+        """The audit's numbers. Raises TrainerError for a LoRA that does not pass."""
+        settings = self._runtime.settings
+        # Never waits for a CPU, of which others may hold all.
+        actor = AuditActor.options(num_cpus=0).remote(store_address(settings))  # type: ignore[attr-defined]
+        remote, with_audio = Remote(lora.blob.key, lora.blob.sha256), job.effective_spec.with_audio
+        try:
+            call = actor.audit.remote(remote, settings.model, settings.model_revision or None, with_audio)
+            audit: Mapping[str, Any] = await self._runtime.cluster.value(call)
+            return audit
+        except WorkerLost as error:
+            raise Retryable(str(error)) from error
+        finally:
+            kill(actor)
+
+
+def job_output(files: Sequence[Artifact]) -> JobOutput:
+    names = {item.kind: item.name for item in files}
+    return JobOutput(
+        lora_file=names.get(Artifact.KIND_LORA, ""),
+        config_file=names.get(Artifact.KIND_CONFIG, ""),
+        video=names.get(Artifact.KIND_VALIDATION_REEL, ""),
+        debug_dataset=names.get(Artifact.KIND_DEBUG_DATASET, ""),
+        lora_video_only_file=names.get(Artifact.KIND_LORA_VIDEO_ONLY, ""),
     )
+
+
+async def _wait(attempt: Attempt[Job], positions: AsyncIterator[int]) -> None:
+    """Tell the number of jobs ahead each time it changes, until it is this job's turn."""
+    async for ahead in positions:
+        async with attempt.edit() as edit:
+            edit.body.stage = Stage.STAGE_QUEUE
+            edit.body.queue_position = ahead
+            edit.add_event(Event(stage=Stage.STAGE_QUEUE, queue_position=QueuePosition(ahead=ahead)))
+    async with attempt.edit() as edit:
+        edit.body.stage = Stage.STAGE_TRAIN
+        edit.body.ClearField("queue_position")
+
+
+def _worker_count(job: Job, available: int) -> int:
+    wanted, batch = job.options.gpu_count, job.options.batch_size
+    if wanted > available:
+        raise errors.FailedPrecondition(
+            ErrorReason.ERROR_REASON_RESOURCE_NOT_READY,
+            f"The job asks for {wanted} GPUs and the cluster has {available}.",
+            metadata={"gpuCount": wanted, "available": available},
+        )
+    return wanted or max(count for count in range(1, available + 1) if batch % count == 0)

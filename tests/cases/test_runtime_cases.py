@@ -25,10 +25,10 @@ CHECKS = {
         "tests/services/train/test_training.py::test_an_actor_that_dies_again_and_again_ends_the_job",
     ],
     "t_presign": [
-        "tests/services/test_objects.py::test_presigned_urls_name_the_public_endpoint_and_are_signed_offline",
-        "tests/services/test_objects.py::test_presigned_urls_work_without_credentials",
+        "tests/services/runtime/test_objects.py::test_presigned_urls_name_the_public_endpoint_and_are_signed_offline",
+        "tests/services/runtime/test_objects.py::test_presigned_urls_work_without_credentials",
     ],
-    "t_leak": ["tests/services/test_object_sockets.py::test_reads_leave_no_more_sockets_than_the_pool_holds"],
+    "t_leak": ["tests/services/runtime/test_object_sockets.py::test_reads_leave_no_more_sockets_than_the_pool_holds"],
     "t_lora_keys": [
         "tests/suite/test_whole_job.py::test_the_lora_holds_video_modules_alone",
         "tests/trainer/lora_file/test_export.py::test_every_key_is_consumed",

@@ -1,7 +1,6 @@
 """A whole job of the trainer on the tiny model: files, previews, resume."""
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,27 +11,13 @@ import pytest
 import torch
 
 from trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
-from trainer.geometry import Geometry
 from trainer.job import run_job
 from trainer.media.video_file import write_lossless
-from trainer.pages.job_page import ReportRow
-from trainer.plan import (
-    Checkpointed,
-    Finished,
-    JobPlan,
-    Loaded,
-    MadeFile,
-    Previewed,
-    PreviewInput,
-    PreviewSettings,
-    SampleFiles,
-    Warned,
-)
-from trainer.preview.previewer import DECORATED
+from trainer.plan import JobPlan, PreviewInput, PreviewSettings, SampleFiles
+from trainer.reports import LABELLED, Checkpointed, Finished, Loaded, MadeFile, Previewed, Step, Warned
 from trainer.training.checkpoint import read_checkpoint
-from trainer.training.loop import Step
 from trainer.training.settings import TrainSettings
-from trainer.training.step_log import Records
+from trainer.training.step_log import StepLog
 
 FRAMES, PREFIX, SIDE, RATE = 17, 9, 64, 24.0
 STEPS = 6
@@ -108,14 +93,10 @@ def make_plan(
         revision=None,
         precision="auto",
         settings=settings,
+        trigger_phrase="in style",
         samples=tuple(sample_files(inputs, f"clip{number}", FRAMES, number, with_audio) for number in range(3)),
         previews=preview_settings,
         identity={"samples": "3"},
-        geometry=Geometry(width=SIDE, height=SIDE, frame_count=FRAMES, frame_rate=RATE),
-        spec={"trigger_phrase": "in style", "validation_negative_prompt": "bad", "stg_scale": 1.0},
-        manifest={"job": "jobs/1"},
-        report=(ReportRow(path="a/1.mp4", outcome="SKIPPED", reasons=["CLIP_TOO_SHORT"], description="9 frames"),),
-        billing={"billable_units": 100, "unit_price_usd": 0.0062, "price_usd": 0.62},
         work_dir=made,
     )
 
@@ -128,27 +109,26 @@ def made(reports: list[Any], kind: type = Finished) -> dict[str, MadeFile]:
     return {file.path.name: file for report in reports if isinstance(report, kind) for file in report.files}
 
 
-def test_a_job_leaves_lora_config_reel_and_page(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_job_leaves_lora_metrics_previews_and_reel(tiny_model: Path, tmp_path: Path) -> None:
     plan = make_plan(tiny_model, tmp_path)
     reports = run(plan)
     assert isinstance(reports[0], Loaded)
+    facts = reports[0].facts
+    assert (facts.precision, facts.clip_count, facts.layer_count) == ("fp32", 3, 4)
+    assert {"torch", "diffusers", "peft"} <= facts.libraries.keys()
     assert [report.step for report in reports if isinstance(report, Step)] == list(range(1, STEPS + 1))
     assert [report.step for report in reports if isinstance(report, Checkpointed)] == [2, 4, 6]
     files = made(reports)
-    assert set(files) == {"lora.safetensors", "metrics.parquet", "reel.mp4", "config.json", "job.html"}
+    assert set(files) == {"lora.safetensors", "metrics.parquet", "reel.mp4"}
     previews = [report for report in reports if isinstance(report, Previewed)]
     assert [(report.step, report.base_model) for report in previews] == [(STEPS, True), (STEPS, False)]
     assert all(report.metrics.prefix_latents_equal for report in previews)
-    assert set(made(reports, Previewed)) == {"base-0.mp4", "preview-000006-0.mp4", f"preview-000006-0{DECORATED}"}
+    assert set(made(reports, Previewed)) == {"base-0.mp4", "preview-000006-0.mp4", f"preview-000006-0{LABELLED}"}
 
-    config = json.loads(files["config.json"].path.read_text())
-    assert config["training_type"] == "extend-prefix" and config["trigger_phrase"] == "in style"
-    assert config["billing"]["price_usd"] == 0.62 and len(config["previews"]["measured"]) == 2
     with av.open(str(files["reel.mp4"].path)) as reel:
         assert [stream.type for stream in reel.streams] == ["video"]
         assert sum(1 for _ in reel.decode(video=0)) == FRAMES
-    assert "a &lt;b&gt;disc" in files["job.html"].path.read_text()
-    assert [row["step"] for row in Records.read(files["metrics.parquet"].path, 3).rows] == [1, 2, 3]
+    assert [row["step"] for row in StepLog.read(files["metrics.parquet"].path, 3).rows] == [1, 2, 3]
 
 
 def test_with_audio_there_is_a_video_only_file_too(tiny_model: Path, tmp_path: Path) -> None:
@@ -170,8 +150,8 @@ def test_a_killed_job_ends_with_the_same_bytes(tiny_model: Path, tmp_path: Path)
     assert [report.step for report in resumed if isinstance(report, Step)] == [5, 6]
     files = made(resumed)
     assert files["lora.safetensors"].path.read_bytes() == undisturbed["lora.safetensors"].path.read_bytes()
-    rows = Records.read(files["metrics.parquet"].path, STEPS).rows
-    expected = Records.read(undisturbed["metrics.parquet"].path, STEPS).rows
+    rows = StepLog.read(files["metrics.parquet"].path, STEPS).rows
+    expected = StepLog.read(undisturbed["metrics.parquet"].path, STEPS).rows
     assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in expected]
 
 

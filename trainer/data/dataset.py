@@ -1,18 +1,19 @@
-"""Encoded samples on their way to the model: what a training asks for, read ahead of the step that needs it."""
+"""Encoded samples on their way to the model, prefetched ahead of the step that needs them."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol, TypeVar
 
 import torch
 
 from trainer import seeds
-from trainer.data.encoded import EncodedClip, PromptEmbedding
+from trainer.data.encoded import EncodedClip, PromptEmbedding, load_clip, load_prompt
 from trainer.errors import SampleUnreadable
+from trainer.plan import SampleFiles
 
 Item = TypeVar("Item")
 Place = TypeVar("Place")
@@ -24,6 +25,24 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[EncodedClip, PromptEmbedding]: ...
+
+
+def read_files(files: SampleFiles) -> tuple[EncodedClip, PromptEmbedding]:
+    """The sample in two files. Raises SampleUnreadable."""
+    return load_clip(files.latents.read_bytes()), load_prompt(files.prompt.read_bytes())
+
+
+@dataclass(frozen=True)
+class SampleFolder:
+    """The samples of a training, each read when it is asked for."""
+
+    files: tuple[SampleFiles, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[EncodedClip, PromptEmbedding]:
+        return read_files(self.files[index])
 
 
 def read_sample(samples: Samples, index: int, with_audio: bool) -> tuple[EncodedClip, PromptEmbedding]:
@@ -45,7 +64,7 @@ def split_held_out(count: int, fraction: float, seed: int) -> tuple[list[int], l
     return sorted(order[size:]), sorted(order[:size])
 
 
-def read_ahead(read: Callable[[Place], Item], places: Iterable[Place]) -> Iterator[tuple[Item, float]]:
+def prefetch(read: Callable[[Place], Item], places: Iterable[Place]) -> Iterator[tuple[Item, float]]:
     """read() of every place in order, the next one under way while this one is used; with the seconds waited for it."""
     remaining = iter(places)
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="samples") as reader:

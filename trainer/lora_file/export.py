@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from trainer.training.lora import is_video_module
-from trainer.training.settings import TrainSettings
+from trainer.training.settings import TRAINING_TYPE, TrainSettings
 
 PREFIX = "diffusion_model."
-TRAINING_TYPE = "extend-prefix"
 
 
 def lora_tensors(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -50,8 +50,3 @@ def rescale(guided: Tensor, reference: Tensor, share: float) -> Tensor:
     """
     spread = guided.std(dim=(1, 2), keepdim=True)
     return guided * (share * reference.std(dim=(1, 2), keepdim=True) / spread + 1 - share)
-
-
-def skipped_block(layer_count: int) -> int:
-    """The block whose self-attention is skipped: 28 of the 48 of LTX 2.3, in proportion elsewhere."""
-    return 28 * layer_count // 48

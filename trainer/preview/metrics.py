@@ -4,18 +4,21 @@ All picture metrics but the PSNR look at the decoded video alone, prefix include
 the PSNR tells) is not mistaken for a jump that the model made. Frames count from 0; N is the number of prefix frames,
 hence frame N is the first generated one and the step from N - 1 to N is the join. Levels are 8-bit, 0..255.
 
-Each function is named as its field of `PreviewMetrics` and documents its formula; `formulas` collects them for readers.
+`MEASURES` is the table of them: each function is named as its field of `PreviewMetrics`, computes it, and documents its
+formula for config.json and the job's page.
 """
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 Frames = npt.NDArray[np.uint8]  # [T, H, W, 3], RGB
 Audio = npt.NDArray[np.float32]  # [2, S], -1..1
+Latents = npt.NDArray[np.float32]
 Series = npt.NDArray[np.float64]
 
 BT709_LUMA = np.array([0.2126, 0.7152, 0.0722])
@@ -46,7 +49,7 @@ class PreviewMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameStatistics:
-    """What the picture metrics need of T frames, taken in one pass over them."""
+    """Statistics of T frames, taken in one pass over them."""
 
     colour_mean: Series  # [T, 3], mean of each channel, levels
     colour_deviation: Series  # [T, 3], standard deviation of each channel, levels
@@ -84,106 +87,105 @@ def frame_statistics(frames: Frames) -> FrameStatistics:
     )
 
 
-def measure(
-    frames: Frames,
-    source_prefix: Frames,
-    *,
-    frame_rate: float,
-    prefix_latents_equal: bool,
-    audio: Audio | None = None,
-    sample_rate: int = 48_000,
-) -> PreviewMetrics:
-    """Every metric of one decoded preview [T, H, W, 3] that continues source_prefix [N, H, W, 3], 2 <= N < T - 1."""
-    prefix_frames = len(source_prefix)
-    statistics = frame_statistics(frames)
-    return PreviewMetrics(
-        prefix_latents_equal=prefix_latents_equal,
-        prefix_psnr_db=prefix_psnr_db(frames, source_prefix),
-        join_colour_jump=join_colour_jump(statistics, prefix_frames),
-        join_contrast_jump=join_contrast_jump(statistics, prefix_frames),
-        join_luminance_jump=join_luminance_jump(statistics, prefix_frames),
-        join_motion_break=join_motion_break(statistics, prefix_frames),
-        colour_drift=colour_drift(statistics, prefix_frames, frame_rate),
-        contrast_drift=contrast_drift(statistics, prefix_frames, frame_rate),
-        first_second_motion=first_second_motion(statistics, prefix_frames, frame_rate),
-        loudness_step_db=None if audio is None else loudness_step_db(audio, prefix_frames / frame_rate, sample_rate),
-    )
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """One decoded preview beside the prefix that it continues; 2 <= N < T - 1."""
+
+    frames: Frames  # [T, H, W, 3], decoded prefix included
+    source_prefix: Frames  # [N, H, W, 3]
+    frame_rate: float
+    # Prefix latents of each modality as they were given, and the same place of the result.
+    given_latents: Sequence[Latents] = field(default=())
+    made_latents: Sequence[Latents] = field(default=())
+    audio: Audio | None = None
+    sample_rate: int = 48_000
+
+    @property
+    def prefix_frames(self) -> int:
+        return len(self.source_prefix)
+
+    @cached_property
+    def statistics(self) -> FrameStatistics:
+        return frame_statistics(self.frames)
 
 
-def prefix_latents_equal(given: npt.NDArray[np.float32], result: npt.NDArray[np.float32]) -> bool:
-    """Whether every bit of the prefix latents in the result equals what was given."""
-    return given.dtype == result.dtype and given.shape == result.shape and given.tobytes() == result.tobytes()
+def prefix_latents_equal(preview: Preview) -> bool:
+    """Whether every bit of the prefix latents in the result equals what was given, in each modality."""
+    given, made = preview.given_latents, preview.made_latents
+    return len(given) == len(made) and all(_same_bits(ours, theirs) for ours, theirs in zip(given, made, strict=True))
 
 
-def prefix_psnr_db(frames: Frames, source_prefix: Frames) -> float:
+def prefix_psnr_db(preview: Preview) -> float:
     """10 log10(255^2 / MSE) in dB, at most 100; MSE over all values of the decoded prefix against the source frames."""
-    decoded = frames[: len(source_prefix)]
-    squares = [
-        np.square(ours.astype(np.float64) - theirs).mean() for ours, theirs in zip(decoded, source_prefix, strict=True)
-    ]
+    pairs = zip(preview.frames[: preview.prefix_frames], preview.source_prefix, strict=True)
+    squares = [np.square(ours.astype(np.float64) - theirs).mean() for ours, theirs in pairs]
     floor = 255.0**2 / 10 ** (MAX_PSNR_DB / 10)
     return float(10 * np.log10(255.0**2 / max(float(np.mean(squares)), floor)))
 
 
-def join_colour_jump(statistics: FrameStatistics, prefix_frames: int) -> float:
+def join_colour_jump(preview: Preview) -> float:
     """c(N) / usual, c(t) = |m(t) - m(t-1)|, m the mean RGB of a frame; usual: median of other c, at least 0.1."""
-    return _jump(np.linalg.norm(np.diff(statistics.colour_mean, axis=0), axis=1), prefix_frames)
+    return _jump(np.linalg.norm(np.diff(preview.statistics.colour_mean, axis=0), axis=1), preview.prefix_frames)
 
 
-def join_contrast_jump(statistics: FrameStatistics, prefix_frames: int) -> float:
+def join_contrast_jump(preview: Preview) -> float:
     """As the colour jump, m being the standard deviations of R, G and B over a frame."""
-    return _jump(np.linalg.norm(np.diff(statistics.colour_deviation, axis=0), axis=1), prefix_frames)
+    return _jump(np.linalg.norm(np.diff(preview.statistics.colour_deviation, axis=0), axis=1), preview.prefix_frames)
 
 
-def join_luminance_jump(statistics: FrameStatistics, prefix_frames: int) -> float:
+def join_luminance_jump(preview: Preview) -> float:
     """As the colour jump, m being the mean BT.709 luma of a frame (0.2126 R + 0.7152 G + 0.0722 B)."""
-    return _jump(np.abs(np.diff(statistics.luminance)), prefix_frames)
+    return _jump(np.abs(np.diff(preview.statistics.luminance)), preview.prefix_frames)
 
 
-def join_motion_break(statistics: FrameStatistics, prefix_frames: int) -> float:
+def join_motion_break(preview: Preview) -> float:
     """a(N) / usual, a(t) = mean |Y(t) - 2 Y(t-1) + Y(t-2)|, Y the luma of a frame averaged over 32 x 32 cells.
 
     Motion that goes on as it was has a small second difference; a stop, a reversal and a cut have a large one at the
     join. usual: median of a but for frames N and N + 1, at least 0.1.
     """
-    others = np.delete(statistics.turn, [prefix_frames - 2, prefix_frames - 1])
-    return float(statistics.turn[prefix_frames - 2] / _usual(others))
+    turn, join = preview.statistics.turn, preview.prefix_frames - 2
+    return float(turn[join] / _usual(np.delete(turn, [join, join + 1])))
 
 
-def colour_drift(statistics: FrameStatistics, prefix_frames: int, frame_rate: float) -> float:
+def colour_drift(preview: Preview) -> float:
     """Length of the vector of least-squares slopes of the mean R, G and B over frames N..T-1, in levels a second."""
-    return float(np.linalg.norm(_slope_a_second(statistics.colour_mean[prefix_frames:], frame_rate)))
+    return float(
+        np.linalg.norm(_slope_a_second(preview.statistics.colour_mean[preview.prefix_frames :], preview.frame_rate))
+    )
 
 
-def contrast_drift(statistics: FrameStatistics, prefix_frames: int, frame_rate: float) -> float:
+def contrast_drift(preview: Preview) -> float:
     """Least-squares slope of the deviation of luma over frames N..T-1, in levels a second; below 0: fading."""
-    return float(_slope_a_second(statistics.contrast[prefix_frames:, None], frame_rate)[0])
+    return float(_slope_a_second(preview.statistics.contrast[preview.prefix_frames :, None], preview.frame_rate)[0])
 
 
-def first_second_motion(statistics: FrameStatistics, prefix_frames: int, frame_rate: float) -> float:
+def first_second_motion(preview: Preview) -> float:
     """Mean of e in the first generated second over its mean in the prefix, e(t) = mean |Y(t) - Y(t-1)|, Y the luma.
 
     The step over the join belongs to neither. The mean in the prefix counts as at least 0.1. 0: frozen, 1: as before.
     """
-    second = max(round(frame_rate) - 1, 1)
-    before = statistics.motion[: prefix_frames - 1]
-    after = statistics.motion[prefix_frames : prefix_frames + second]
+    second = max(round(preview.frame_rate) - 1, 1)
+    before = preview.statistics.motion[: preview.prefix_frames - 1]
+    after = preview.statistics.motion[preview.prefix_frames : preview.prefix_frames + second]
     return float(after.mean() / max(before.mean(), SMALLEST_USUAL_CHANGE))
 
 
-def loudness_step_db(audio: Audio, join_seconds: float, sample_rate: int = 48_000) -> float:
+def loudness_step_db(preview: Preview) -> float | None:
     """L(after) - L(before), L = 10 log10(mean square over both channels), at least -70 dB; 0.4 s each side of the join.
 
-    The window is shorter where the prefix or the continuation is.
+    The window is shorter where the prefix or the continuation is. None without audio.
     """
-    join = round(join_seconds * sample_rate)
-    window = max(min(round(LOUDNESS_WINDOW_SECONDS * sample_rate), join, audio.shape[-1] - join), 1)
+    if (audio := preview.audio) is None:
+        return None
+    join = round(preview.prefix_frames / preview.frame_rate * preview.sample_rate)
+    window = max(min(round(LOUDNESS_WINDOW_SECONDS * preview.sample_rate), join, audio.shape[-1] - join), 1)
     return _loudness_db(audio[:, join : join + window]) - _loudness_db(audio[:, join - window : join])
 
 
-def formulas() -> dict[str, str]:
-    """Field of PreviewMetrics -> its formula in one paragraph, as config.json and the job page print it."""
-    measured: list[Callable[..., float]] = [
+MEASURES: dict[str, Callable[[Preview], float | bool | None]] = {
+    function.__name__: function
+    for function in (
         prefix_latents_equal,
         prefix_psnr_db,
         join_colour_jump,
@@ -194,8 +196,22 @@ def formulas() -> dict[str, str]:
         contrast_drift,
         first_second_motion,
         loudness_step_db,
-    ]
-    return {function.__name__: " ".join((inspect.getdoc(function) or "").split()) for function in measured}
+    )
+}
+
+
+def measure(preview: Preview) -> PreviewMetrics:
+    """Every metric of a preview."""
+    return PreviewMetrics(**{name: function(preview) for name, function in MEASURES.items()})  # type: ignore[arg-type] # each its own field's type
+
+
+def formulas() -> dict[str, str]:
+    """Field of PreviewMetrics -> its formula in one paragraph."""
+    return {name: " ".join((inspect.getdoc(function) or "").split()) for name, function in MEASURES.items()}
+
+
+def _same_bits(ours: Latents, theirs: Latents) -> bool:
+    return ours.dtype == theirs.dtype and ours.shape == theirs.shape and ours.tobytes() == theirs.tobytes()
 
 
 def _jump(change: Series, prefix_frames: int) -> float:

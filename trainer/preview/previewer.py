@@ -11,15 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainer.data.dataset import read_files
 from trainer.data.encoded import load_prompt
 from trainer.media.video_file import read_lossless
 from trainer.model.folder import ModelFolder
 from trainer.model.loading import Device, compute_dtype, load_audio_vae, load_video_vae, load_vocoder
 from trainer.model.transformer import VelocityModel
-from trainer.plan import MadeFile, Previewed, Previewing, PreviewInput, PreviewSettings
-from trainer.preview.metrics import PreviewMetrics, measure
+from trainer.plan import PreviewInput, PreviewSettings
+from trainer.preview.metrics import Preview, PreviewMetrics, measure
+from trainer.preview.recipe import STEPS
 from trainer.preview.reel import Continuation, Frames, Segment, write_preview, write_reel
-from trainer.preview.sampler import STEPS, Denoised, Sampled, SamplerSettings, continue_clip
+from trainer.preview.sampler import Denoised, Sampled, SamplerSettings, continue_clip
+from trainer.reports import LABELLED, FileKind, MadeFile, Previewed, Previewing
 from trainer.training.lora import base_model
 
 if TYPE_CHECKING:
@@ -60,8 +63,6 @@ def decode_audio(
 
 
 BASE, LORA = "Base model", "LoRA"
-# How the names of previews end that stand beside the base model's, with labels.
-DECORATED = "-beside-base.mp4"
 AUDIO_RATE = 48_000
 
 
@@ -123,7 +124,7 @@ class Previewer:
         write_reel(path, segments, frame_rate)
 
     def _continue(self, entry: PreviewInput, is_base: bool) -> Iterator[Denoised | _Result]:
-        prefix, prompt = entry.prefix.read()
+        prefix, prompt = read_files(entry.prefix)
         settings = SamplerSettings(
             frame_count=self.settings.frame_count,
             seed=self.seed,
@@ -145,15 +146,21 @@ class Previewer:
             if isinstance(report, Sampled):
                 break
             yield report
-        frames, frame_rate = self._source(entry)
-        given = prefix.video.float().numpy()
-        made = report.video[:, : given.shape[1]].float().cpu().numpy()
-        exact = np.array_equal(given, made)
+        source, frame_rate = self._source(entry)
+        given, made = [prefix.video], [report.video[:, : prefix.video.shape[1]]]
         if prefix.audio is not None and report.audio is not None:
-            exact = exact and torch.equal(prefix.audio.float(), report.audio[: len(prefix.audio)].float().cpu())
+            given, made = [*given, prefix.audio], [*made, report.audio[: len(prefix.audio)]]
         pixels, sound = self._decode(report)
         metrics = measure(
-            pixels, frames, frame_rate=frame_rate, prefix_latents_equal=bool(exact), audio=sound, sample_rate=AUDIO_RATE
+            Preview(
+                frames=pixels,
+                source_prefix=source,
+                frame_rate=frame_rate,
+                given_latents=[latents.float().cpu().numpy() for latents in given],
+                made_latents=[latents.float().cpu().numpy() for latents in made],
+                audio=sound,
+                sample_rate=AUDIO_RATE,
+            )
         )
         yield _Result(Continuation(label=BASE if is_base else LORA, frames=pixels, audio=sound), metrics)
 
@@ -165,6 +172,9 @@ class Previewer:
         try:
             pixels = decode_video(vae, sampled.video)
         except torch.OutOfMemoryError:
+            pixels = None
+        if pixels is None:
+            # Not in the handler: until it is left, the error holds what had been computed.
             torch.cuda.empty_cache()
             pixels = decode_video(vae, sampled.video, tiling=True)
         del vae
@@ -188,13 +198,13 @@ class Previewer:
         stem = f"base-{entry.index}" if is_base else f"preview-{step:06}-{entry.index}"
         plain = self.work_dir / f"{stem}.mp4"
         write_preview(plain, result.continuation, prefix, frame_rate)
-        kind = "BASE_VIDEO" if is_base else "VALIDATION_VIDEO"
+        kind = FileKind.BASE_VIDEO if is_base else FileKind.VALIDATION_VIDEO
         files = [MadeFile(kind=kind, path=plain, content_type="video/mp4", step=step, validation_index=entry.index)]
         if not is_base:
-            decorated = self.work_dir / f"{stem}{DECORATED}"
+            labelled = self.work_dir / f"{stem}{LABELLED}"
             sides = (self._base[entry.index].continuation, result.continuation)
-            write_reel(decorated, [Segment(prompt=entry.prompt, prefix=prefix, continuations=sides)], frame_rate)
+            write_reel(labelled, [Segment(prompt=entry.prompt, prefix=prefix, continuations=sides)], frame_rate)
             files.append(
-                MadeFile(kind=kind, path=decorated, content_type="video/mp4", step=step, validation_index=entry.index)
+                MadeFile(kind=kind, path=labelled, content_type="video/mp4", step=step, validation_index=entry.index)
             )
         return Previewed(step=step, index=entry.index, base_model=is_base, metrics=result.metrics, files=tuple(files))

@@ -18,13 +18,10 @@ from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.errors import SamplingFailed
 from trainer.geometry import audio_latents, latent_frames
 from trainer.model.transformer import Stream, VelocityModel
-from trainer.preview.guidance import Guidance, Predictions, guide, skipped_block
+from trainer.preview.guidance import Guidance, Predictions, guide
+from trainer.preview.recipe import AUDIO_TEXT_GUIDANCE, STEPS, VIDEO_TEXT_GUIDANCE, skipped_block
 from trainer.seeds import generator
 from trainer.training.objective import pack_video, prefix_mask, unpack_video
-
-VIDEO_TEXT_GUIDANCE = 3.0
-AUDIO_TEXT_GUIDANCE = 7.0
-STEPS = 30
 
 _NEGATIVE, _PROMPT, _BOTH = slice(0, 1), slice(1, 2), slice(0, 2)
 

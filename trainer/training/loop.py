@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.data.dataset import Samples, read_ahead, read_sample, split_held_out
+from trainer.data.dataset import Samples, prefetch, read_sample, split_held_out
 from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.errors import TrainingDiverged
 from trainer.model.transformer import VelocityModel
+from trainer.reports import QUARTERS, Step
 from trainer.seeds import sample_at
 from trainer.training.checkpoint import Checkpoint, fingerprint, require_same
 from trainer.training.distributed import Worker
@@ -26,30 +27,7 @@ from trainer.training.losses import ClipLoss, Draw, clip_loss, held_out_loss, to
 from trainer.training.optim import AdapterOptimizer, learning_rate
 from trainer.training.settings import TrainSettings
 
-QUARTERS = 4
 ALONE = Worker()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One optimizer step is done: means over the clips of the global batch.
-
-    quarter_losses: video loss of the clips whose video noise level fell into each quarter of 0..1, None for none.
-    gradient_norm: before clipping. seconds: without the caller's own time and without evaluation, the wait for data
-    included. held_out_loss: after this step, where it was measured.
-    """
-
-    step: int
-    loss: float
-    video_loss: float
-    audio_loss: float | None
-    quarter_losses: tuple[float | None, ...]
-    gradient_norm: float
-    learning_rate: float
-    seconds: float
-    tokens_per_second: float
-    data_wait_seconds: float
-    held_out_loss: float | None
 
 
 @dataclass(frozen=True)
@@ -111,7 +89,7 @@ def train(
         return clip, prompt, training_draw(clip, settings.seed, step, index)
 
     steps = range(done + 1, settings.steps + 1)
-    batches = read_ahead(read, ((step, index) for step in steps for index in share))
+    batches = prefetch(read, ((step, index) for step in steps for index in share))
     for step in steps:
         started = time.perf_counter()
         tally = _Tally()

@@ -1,7 +1,6 @@
 """One real forward and backward pass before step 1: what does not fit fails within a minute, not after an hour."""
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ import torch
 from trainer.data.dataset import Samples, read_sample
 from trainer.errors import DeviceMemoryExhausted
 from trainer.model.transformer import VelocityModel
+from trainer.reports import Preflight
 from trainer.training.loop import prepare
 from trainer.training.lora import adapter
 from trainer.training.losses import clip_loss, token_count, training_draw
@@ -16,15 +16,6 @@ from trainer.training.settings import TrainSettings
 
 # Of the optimizer, for each weight of the adapter: two moments, as float32 or as 8-bit codes.
 _MOMENT_BYTES = {"adamw": 8, "adamw_8bit": 2}
-
-
-@dataclass(frozen=True)
-class Preflight:
-    """What one clip costs: seconds of a forward and backward pass, tokens, and the peak on the device (0 on a CPU)."""
-
-    seconds: float
-    tokens: int
-    peak_memory_bytes: int
 
 
 def preflight(transformer: Any, samples: Samples, settings: TrainSettings) -> Preflight:

@@ -1,8 +1,10 @@
-"""What a training is told; defaults are those of the contract's JobOptions."""
+"""Settings of a training; defaults are those of the contract's JobOptions. No tensors."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+# Name of the task in the LoRA's metadata and in config.json.
+TRAINING_TYPE = "extend-prefix"
 # When a training reports does not change what it computes.
 REPORTING = ("checkpoint_interval", "preview_interval", "evaluation_interval")
 

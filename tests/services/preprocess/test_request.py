@@ -2,7 +2,7 @@ from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, Prepr
 
 from services.preprocess.request import check_request
 from services.runtime.errors import reason_name
-from services.runtime.texts import MAX_TEXT_BYTES
+from services.runtime.requests import MAX_TEXT_BYTES
 
 
 def request(**changes: object) -> CreateTrainingSetRequest:

@@ -11,7 +11,7 @@ from tests.clips import Video, numbered, write_clip
 from tests.services.preprocess.running import Ended, Preprocess, settings
 
 
-def inverted(count: int, clip: int) -> list[cards.FittedScene]:
+def inverted(count: int, clip: int) -> list[cards.Picture]:
     """Cards that are no continuation of `numbered` ones."""
     return [255 - picture for picture in numbered(count, clip=clip)]
 

@@ -17,7 +17,7 @@ from ltxtrain.v1.work_pb2 import Event, Progress, State
 from services.runtime.auth import caller
 from services.runtime.events import EventLog
 from services.runtime.paging import request_digest
-from services.runtime.rpc import Watches, new_name, visible_owner
+from services.runtime.requests import Watches, new_name, visible_owner
 from services.runtime.server import Server
 from services.runtime.settings import Settings
 from services.runtime.store import Store

@@ -12,10 +12,10 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from services.runtime import errors
 from services.runtime.cluster import ClusterLost
 from services.runtime.errors import ApiError, Violation, reason_name
+from services.runtime.interceptor import MAX_BYTES, fit_status
 from services.runtime.object_types import ObjectStoreUnavailable
 from services.runtime.settings import Settings
 from services.runtime.tables import Database, DatabaseUnavailable
-from services.runtime.trailers import MAX_BYTES, fitted
 from services.runtime.work import Retryable
 from tests.services.runtime.front import Front, Stub, detail_of, info_of, serving, told
 
@@ -26,14 +26,12 @@ UPSTREAM = errors.FailedPrecondition(ErrorReason.ERROR_REASON_NO_VIDEOS, "No vid
 # One of each class.
 SAMPLES: list[ApiError] = [
     errors.InvalidSpec([Violation("spec.rank", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, "12 is not one of 8, 16.")]),
-    errors.FieldUnimplemented("spec.with_audio", "Not yet."),
     errors.FailedPrecondition(
         ErrorReason.ERROR_REASON_IMAGE_NOT_ALLOWED, "Images.", subjects=[("a.png", "an image")], kind="IMAGE"
     ),
     errors.NotFound("jobs/1"),
     errors.RequestIdReused("jobs/1"),
     errors.NotReady("jobs/1 is not finished.", metadata={"name": "jobs/1"}),
-    errors.InUse("datasets/1 is in use.", metadata={"name": "datasets/1"}),
     errors.PageTokenInvalid("page_size is negative.", metadata={"pageSize": -1}),
     errors.CursorOutOfRange(9, 1, 3),
     errors.QueueFull("Full.", metadata={"limit": 3}),
@@ -151,7 +149,7 @@ async def test_no_error_is_lost_for_its_length(front: Front, stub: Stub, error: 
 
 def test_what_was_cut_is_told() -> None:
     violations = [Violation(f"videos.urls[{index}]", NOT_READY, "x" * 100) for index in range(200)]
-    status = fitted(errors.InvalidSpec(violations).status())
+    status = fit_status(errors.InvalidSpec(violations).status())
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     assert status.details[0].Unpack(info) and status.details[1].Unpack(bad)
     assert len(bad.field_violations) + int(info.metadata["omitted"]) == 200
@@ -160,8 +158,8 @@ def test_what_was_cut_is_told() -> None:
 
 def test_a_short_status_is_left_alone() -> None:
     status = shortened(3).status()
-    assert fitted(status) is status
-    assert fitted(status_pb2.Status()) == status_pb2.Status()
+    assert fit_status(status) is status
+    assert fit_status(status_pb2.Status()) == status_pb2.Status()
 
 
 class Row:

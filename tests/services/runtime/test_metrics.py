@@ -13,7 +13,7 @@ from services.runtime.metrics import serve_metrics
 from services.runtime.settings import Settings, SettingsError
 from services.runtime.store import Edit, Store
 from services.runtime.tables import Database
-from services.runtime.work import WorkRunner
+from services.runtime.work import Attempt, WorkRunner
 from tests.services.runtime.front import Front, serving
 
 JOB = "jobs/1"
@@ -107,10 +107,10 @@ async def test_resources_are_counted_by_state(jobs: Store[Job]) -> None:
 
 
 class Succeeding:
-    async def run(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
+    async def run(self, attempt: Attempt[Job]) -> Callable[[Edit[Job]], None]:
         return lambda edit: None
 
-    give_back = run
+    salvage = run
 
 
 async def test_attempts_and_their_ends_are_counted(jobs: Store[Job]) -> None:

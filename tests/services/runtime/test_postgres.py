@@ -14,7 +14,7 @@ from services.runtime import work
 from services.runtime.settings import Settings, SettingsError
 from services.runtime.store import Edit, Store
 from services.runtime.tables import ADVISORY_LOCK, Database, DatabaseUnavailable
-from services.runtime.work import WorkRunner
+from services.runtime.work import Attempt, WorkRunner
 from tests.services.runtime.front import info_of, serving
 from tests.services.runtime.postgres import Postgres
 
@@ -90,15 +90,15 @@ async def test_work_goes_on_when_the_server_is_back(
             self.attempts: list[int] = []
             self.waiting = asyncio.Event()
 
-        async def run(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
-            self.attempts.append(attempt)
-            if attempt == 1:
+        async def run(self, attempt: Attempt[Job]) -> Callable[[Edit[Job]], None]:
+            self.attempts.append(attempt.number)
+            if attempt.number == 1:
                 down()
                 asyncio.get_running_loop().call_soon(self.waiting.set)
             await add(jobs)
             return lambda edit: None
 
-        give_back = run
+        salvage = run
 
     workflow = Working()
     runner = WorkRunner(jobs, workflow)

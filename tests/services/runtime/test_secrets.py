@@ -15,7 +15,7 @@ from services.runtime.settings import Settings
 from services.runtime.store import Store
 from services.runtime.tables import Database
 from services.runtime.telemetry import JsonLines, without_secrets
-from services.runtime.work import Retryable, WorkRunner
+from services.runtime.work import Attempt, Retryable, WorkRunner
 from tests.services.runtime.front import serving
 
 TOKEN, WRONG_TOKEN, SERVICE_TOKEN = "tok-ann-5ecret", "tok-wrong-5ecret", "tok-service-5ecret"
@@ -87,10 +87,11 @@ async def test_no_secret_of_any_work_is_logged(
     raised: list[Exception] = [RuntimeError(f"GET {PRESIGNED} failed"), Retryable(BROKEN)]
 
     class Failing:
-        async def run(self, name: str, attempt: int) -> Any:
+        async def run(self, attempt: Attempt[Job]) -> Any:
             raise raised.pop()
 
-        give_back = run
+        async def salvage(self, attempt: Attempt[Job]) -> Any:
+            return lambda edit: None
 
     await jobs.create(Job(name="jobs/1"), owner="ann", request_id="", digest=b"")
     WorkRunner(jobs, Failing()).start("jobs/1")

@@ -24,7 +24,7 @@ from services.runtime.store import Edit, Store
 from services.runtime.tables import Database
 from services.runtime.telemetry import JsonLines, bound, current_trace, resumed_trace
 from services.runtime.upstream import connect_service
-from services.runtime.work import WorkRunner
+from services.runtime.work import Attempt, WorkRunner
 from tests.services.runtime.collector import collecting
 from tests.services.runtime.front import Front, info_of, serving
 
@@ -104,13 +104,13 @@ async def test_work_and_the_watches_that_it_opens_belong_to_the_call_that_began_
     front: Front, behind: TrainClient, jobs: Store[Job], spans: Callable[[], list[ReadableSpan]]
 ) -> None:
     class Watching:
-        async def run(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
+        async def run(self, attempt: Attempt[Job]) -> Callable[[Edit[Job]], None]:
             upstream = await behind.submit(Job().spec)
             await front.book.finish(upstream.name)
             assert [sequence async for sequence, _ in behind.watch_job(upstream.name)] == [1, 2]
             return lambda edit: None
 
-        give_back = run
+        salvage = run
 
     await front.book.jobs.create(Job(name="jobs/1"), owner="ann", request_id="", digest=b"")
     runner = WorkRunner(front.book.jobs, Watching())

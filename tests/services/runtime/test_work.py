@@ -15,7 +15,7 @@ from services.runtime.cluster import ClusterLost
 from services.runtime.object_types import ObjectStoreUnavailable
 from services.runtime.store import Edit, Store
 from services.runtime.tables import Database, DatabaseUnavailable
-from services.runtime.work import Retryable, WorkRunner
+from services.runtime.work import Attempt, Retryable, WorkRunner
 
 BACKENDS = ("sqlite", "postgresql")
 JOB = "jobs/1"
@@ -59,23 +59,23 @@ def failing_when_stopped(error: Exception) -> Act:
 class Scripted:
     """A workflow whose runs and returns a test writes down; the last act of each is repeated."""
 
-    def __init__(self, *acts: Act, giving_back: tuple[Act, ...] = (succeed,)) -> None:
+    def __init__(self, *acts: Act, salvages: tuple[Act, ...] = (succeed,)) -> None:
         self.acts = deque(acts)
-        self.giving_back = deque(giving_back)
+        self.salvages = deque(salvages)
         self.attempts: list[int] = []
-        self.given_back: list[int] = []
+        self.salvaged: list[int] = []
         self.running = asyncio.Event()
 
-    async def run(self, name: str, attempt: int) -> Apply:
-        self.attempts.append(attempt)
+    async def run(self, attempt: Attempt[Job]) -> Apply:
+        self.attempts.append(attempt.number)
         self.running.set()
         act = self.acts.popleft() if len(self.acts) > 1 else self.acts[0]
-        return await act(name, attempt)
+        return await act(attempt.name, attempt.number)
 
-    async def give_back(self, name: str, attempt: int) -> Apply:
-        self.given_back.append(attempt)
-        act = self.giving_back.popleft() if len(self.giving_back) > 1 else self.giving_back[0]
-        return await act(name, attempt)
+    async def salvage(self, attempt: Attempt[Job]) -> Apply:
+        self.salvaged.append(attempt.number)
+        act = self.salvages.popleft() if len(self.salvages) > 1 else self.salvages[0]
+        return await act(attempt.name, attempt.number)
 
 
 @pytest.fixture(autouse=True)
@@ -257,7 +257,7 @@ async def test_cancelling_wins_over_a_success_that_is_not_written_yet(start: Sta
         edit.enter(State.STATE_CANCELLING)
     release.set()
     job = await ended(jobs)
-    assert (job.lifecycle.state, job.checkpoint_step, workflow.given_back) == (State.STATE_CANCELLED, 7, [1])
+    assert (job.lifecycle.state, job.checkpoint_step, workflow.salvaged) == (State.STATE_CANCELLED, 7, [1])
 
 
 async def test_cancelling_wins_over_the_error_that_it_causes(start: Start, jobs: Store[Job]) -> None:
@@ -275,7 +275,7 @@ async def test_cancelling_again_changes_nothing(start: Start, jobs: Store[Job]) 
     await asyncio.gather(*[runner.cancel(JOB, "ann") for _ in range(3)])
     job = await ended(jobs)
     assert await runner.cancel(JOB, "ann") == job
-    assert len(workflow.given_back) == 1
+    assert len(workflow.salvaged) == 1
     assert (await states(jobs)).count(State.STATE_CANCELLING) == 1
 
 
@@ -310,10 +310,10 @@ async def test_a_cancellation_that_nobody_worked_on_is_ended_by_the_next_start(j
         (ZeroDivisionError("a bug"), "INTERNAL"),
     ],
 )
-async def test_a_cancellation_ends_even_when_nothing_can_be_given_back(
+async def test_a_cancellation_ends_even_when_nothing_can_be_salvaged(
     start: Start, jobs: Store[Job], error: Exception, told: str
 ) -> None:
-    workflow = Scripted(never_end, giving_back=(raising(error),))
+    workflow = Scripted(never_end, salvages=(raising(error),))
     runner = await start(workflow)
     await workflow.running.wait()
     await runner.cancel(JOB, None)
@@ -322,9 +322,9 @@ async def test_a_cancellation_ends_even_when_nothing_can_be_given_back(
     assert [reason(item.warning) for item in events if item.HasField("warning")] == [told]
 
 
-async def test_giving_back_waits_for_an_outage(start: Start, jobs: Store[Job]) -> None:
+async def test_salvages_waits_for_an_outage(start: Start, jobs: Store[Job]) -> None:
     gone = raising(ObjectStoreUnavailable("gone"))
-    workflow = Scripted(never_end, giving_back=(gone, gone, succeed))
+    workflow = Scripted(never_end, salvages=(gone, gone, succeed))
     runner = await start(workflow)
     await workflow.running.wait()
     await runner.cancel(JOB, None)
@@ -346,14 +346,14 @@ async def test_draining_leaves_the_work_to_the_next_start(start: Start, jobs: St
     assert (await states(jobs)).count(State.STATE_RUNNING) == 1
 
 
-async def test_draining_in_the_midst_of_giving_back(start: Start, jobs: Store[Job]) -> None:
+async def test_draining_in_the_midst_of_salvages(start: Start, jobs: Store[Job]) -> None:
     giving = asyncio.Event()
 
     async def give_forever(name: str, attempt: int) -> Apply:
         giving.set()
         return await never_end(name, attempt)
 
-    workflow = Scripted(never_end, giving_back=(give_forever, succeed))
+    workflow = Scripted(never_end, salvages=(give_forever, succeed))
     runner = await start(workflow)
     await workflow.running.wait()
     await runner.cancel(JOB, None)

@@ -21,7 +21,7 @@ from services.runtime.blobs import Blobs
 from services.runtime.cluster import Cluster
 from services.runtime.events import EventLog
 from services.runtime.objects import ObjectStore, StoreAddress
-from services.runtime.rpc import new_name
+from services.runtime.requests import new_name
 from services.runtime.service import Runtime
 from services.runtime.settings import Settings
 from services.runtime.store import Edit, Store

@@ -5,15 +5,14 @@ from typing import Any, cast
 
 import pytest
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
-from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job, JobOptions
+from ltxtrain.v1.train_pb2 import EstimateJobResponse, JobOptions
 
 from services.runtime.service import Runtime
 from services.runtime.settings import Settings
 from services.train.estimate import Estimator
 from services.train.spec import resolve, resolve_options
 from services.train.upstream import Upstream
-from trainer.training.loop import Step
-from trainer.training.preflight import Preflight
+from trainer.reports import Preflight, Step
 
 URL = "https://example.com/clips.zip"
 # Of 768 x 768 x 89.
@@ -81,7 +80,7 @@ async def test_memory_grows_with_rank_and_tokens(tmp_path: Path) -> None:
 async def test_what_was_measured_here_counts_and_is_kept(tmp_path: Path) -> None:
     asked = estimator(tmp_path)
     for number, speed in ((1, 1.0), (20, 1000.0), (40, 500.0)):
-        asked.measured(Job(), step(number, speed))
+        asked.observe(step(number, speed))
     for found in (asked, estimator(tmp_path)):
         answer = await estimate(found, number_of_steps=100)
         # The first steps warm up and do not count.
@@ -91,6 +90,6 @@ async def test_what_was_measured_here_counts_and_is_kept(tmp_path: Path) -> None
 
 async def test_a_preflights_memory_counts(tmp_path: Path) -> None:
     asked = estimator(tmp_path)
-    asked.measured(Job(), Preflight(seconds=1.0, tokens=TOKENS, peak_memory_bytes=50 * 10**9))
+    asked.observe(Preflight(seconds=1.0, tokens=TOKENS, peak_memory_bytes=50 * 10**9))
     assert (await estimate(asked)).peak_memory_bytes == 50 * 10**9
     assert (await estimate(asked, number_of_frames=121)).peak_memory_bytes > 50 * 10**9

@@ -8,7 +8,7 @@ from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolut
 from ltxtrain.v1.train_pb2 import JobOptions
 
 from services.runtime.errors import InvalidSpec, reason_name
-from services.runtime.texts import MAX_TEXT_BYTES
+from services.runtime.requests import MAX_TEXT_BYTES
 from services.train.spec import (
     OPTIONS,
     SPEC,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer import training
+from tests.trainer.golden import run, sample, settings
 from trainer.data.encode import ClipEncoder, encode_audio
 from trainer.geometry import AUDIO_LATENTS_PER_SECOND, audio_latents, latent_frames
 from trainer.model.folder import resolve_model
@@ -40,11 +40,9 @@ def test_a_clip_of_every_length_is_encoded_and_trained(encoder, frame_count):
     assert (clip.audio is not None) == with_audio
     if with_audio:
         assert len(clip.audio) == audio_latents(frame_count, RATE)
-    _, prompt = training.sample(0)
-    wanted = training.settings(
-        steps=1, batch_size=1, with_audio=with_audio, conditioning_frames=min(9, frame_count - 8)
-    )
-    (step, *_), trained = training.run(wanted, data=[(clip, prompt)])
+    _, prompt = sample(0)
+    wanted = settings(steps=1, batch_size=1, with_audio=with_audio, conditioning_frames=min(9, frame_count - 8))
+    (step, *_), trained = run(wanted, data=[(clip, prompt)])
     assert math.isfinite(step.loss) and step.loss > 0
     assert all(torch.isfinite(weight).all() for weight in trained.values())
     with pytest.raises(ValueError, match="1 modulo 8"):

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.trainer.training import LATENT_SHAPE, PROMPT_TOKENS, settings
+from tests.trainer.golden import LATENT_SHAPE, PROMPT_TOKENS, settings
 from trainer.lora_file.export import PREFIX, lora_metadata, lora_tensors, module_of, video_only, write_lora
 from trainer.model.transformer import Stream, VelocityModel
 from trainer.training.lora import adapter, add_lora, is_video_module

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from tests.trainer.training import golden, golden_shape, golden_transformer
+from tests.trainer.golden import golden, golden_shape, golden_transformer
 from trainer.model.transformer import Stream, VelocityModel
 from trainer.training.objective import masked_loss, objective, prefix_mask
 

@@ -11,7 +11,7 @@ from trainer.model.folder import resolve_model
 from trainer.model.loading import load_connectors, load_report, load_transformer
 from trainer.model.precision import Precision
 
-NAMES = Path(__file__).parents[1] / "data" / "original_names.txt"
+NAMES = Path(__file__).parents[2] / "data" / "original_names.txt"
 LAYERS, CONNECTOR_LAYERS = 4, 2
 
 

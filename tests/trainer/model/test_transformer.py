@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.trainer.training import LATENT_SHAPE, PROMPT_TOKENS, golden_transformer
+from tests.trainer.golden import LATENT_SHAPE, PROMPT_TOKENS, golden_transformer
 from trainer.geometry import audio_latents
 from trainer.model.transformer import Stream, VelocityModel
 

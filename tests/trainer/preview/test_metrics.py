@@ -5,9 +5,10 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+from ltxtrain.v1 import work_pb2
 
 from trainer.preview import metrics
-from trainer.preview.metrics import PreviewMetrics, frame_statistics
+from trainer.preview.metrics import Preview, PreviewMetrics, frame_statistics
 
 HEIGHT, WIDTH = 64, 96
 PREFIX, TOTAL, RATE = 25, 73, 24
@@ -37,7 +38,7 @@ def step_at_join(value):
 
 def measure(frames, prefix=None):
     source = frames[:PREFIX] if prefix is None else prefix
-    return metrics.measure(frames, source, frame_rate=RATE, prefix_latents_equal=True)
+    return metrics.measure(Preview(frames=frames, source_prefix=source, frame_rate=RATE))
 
 
 def test_a_clip_that_goes_on_as_it_was_shows_nothing():
@@ -137,10 +138,23 @@ def test_psnr_of_a_constant_error(error, decibel):
 
 def test_latents_are_equal_only_bit_for_bit():
     given = np.array([[0.0, 1.0], [2.0, 3.0]], np.float32)
-    assert metrics.prefix_latents_equal(given, given.copy())
-    assert not metrics.prefix_latents_equal(given, np.where(given == 0, np.float32(-0.0), given))
-    assert not metrics.prefix_latents_equal(given, given[:1])
-    assert not metrics.prefix_latents_equal(given, np.nextafter(given, np.float32(9)))
+    frames = steady()
+
+    def equal(*made: np.ndarray) -> bool:
+        preview = Preview(
+            frames=frames,
+            source_prefix=frames[:PREFIX],
+            frame_rate=RATE,
+            given_latents=[given] * len(made),
+            made_latents=made,
+        )
+        return metrics.measure(preview).prefix_latents_equal
+
+    assert equal(given.copy()) and equal(given.copy(), given.copy())
+    assert not equal(np.where(given == 0, np.float32(-0.0), given))
+    assert not equal(given[:1])
+    assert not equal(np.nextafter(given, np.float32(9)))
+    assert not equal(given, np.nextafter(given, np.float32(9))), "each modality counts"
 
 
 def sound(before, after, *, rate=48_000, join=PREFIX / RATE, seconds=3.0):
@@ -149,31 +163,38 @@ def sound(before, after, *, rate=48_000, join=PREFIX / RATE, seconds=3.0):
     return np.stack([level * np.sin(2 * np.pi * 440 * t)] * 2).astype(np.float32)
 
 
+def loudness_step(audio: np.ndarray, prefix: int = PREFIX, rate: float = RATE) -> float | None:
+    frames = np.zeros((prefix + 8, 2, 2, 3), np.uint8)
+    return metrics.loudness_step_db(Preview(frames=frames, source_prefix=frames[:prefix], frame_rate=rate, audio=audio))
+
+
 @pytest.mark.parametrize(("before", "after", "decibel"), [(0.1, 0.1, 0), (0.1, 0.2, 6.02), (0.5, 0.05, -20)])
 def test_a_loudness_step_is_in_decibel(before, after, decibel):
-    assert metrics.loudness_step_db(sound(before, after), PREFIX / RATE) == pytest.approx(decibel, abs=0.05)
+    assert loudness_step(sound(before, after)) == pytest.approx(decibel, abs=0.05)
 
 
 def test_falling_silent_is_a_finite_step():
     full_scale = 10 * math.log10(0.5)
-    assert metrics.loudness_step_db(sound(1.0, 0.0), PREFIX / RATE) == pytest.approx(-70 - full_scale, abs=0.05)
+    assert loudness_step(sound(1.0, 0.0)) == pytest.approx(-70 - full_scale, abs=0.05)
 
 
 def test_a_prefix_shorter_than_the_window_is_measured_whole():
-    assert metrics.loudness_step_db(sound(0.1, 0.2, join=0.2), 0.2) == pytest.approx(6.02, abs=0.05)
+    assert loudness_step(sound(0.1, 0.2, join=0.2), prefix=5, rate=25) == pytest.approx(6.02, abs=0.05)
 
 
 def test_shortest_prefix_and_shortest_continuation_have_all_numbers():
     frames = steady()
     for prefix, total in ((9, 17), (65, 73)):
         audio = sound(0.1, 0.2, join=prefix / RATE)[:, : total * 2000]
-        result = metrics.measure(
-            frames[:total], frames[:prefix], frame_rate=RATE, prefix_latents_equal=True, audio=audio
-        )
+        preview = Preview(frames=frames[:total], source_prefix=frames[:prefix], frame_rate=RATE, audio=audio)
+        result = metrics.measure(preview)
         assert all(math.isfinite(getattr(result, field.name)) for field in fields(result))
         assert result.loudness_step_db == pytest.approx(6.02, abs=0.05)
 
 
-def test_every_metric_has_a_formula():
-    assert list(metrics.formulas()) == [field.name for field in fields(PreviewMetrics)]
+def test_every_metric_has_a_measure_a_formula_and_a_field_of_the_contract():
+    names = [field.name for field in fields(PreviewMetrics)]
+    assert list(metrics.MEASURES) == list(metrics.formulas()) == names
+    told = {field.name for field in work_pb2.PreviewMetrics.DESCRIPTOR.fields}
+    assert told - {"step", "validation_index", "base_model"} == set(names)
     assert all(len(formula) > 40 for formula in metrics.formulas().values())

@@ -10,7 +10,8 @@ from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.errors import PrefixCoversClip, SamplingFailed
 from trainer.geometry import audio_latents
 from trainer.model.transformer import VelocityModel
-from trainer.preview.guidance import Guidance, Predictions, guide, skipped_block
+from trainer.preview.guidance import Guidance, Predictions, guide
+from trainer.preview.recipe import skipped_block
 from trainer.preview.sampler import Denoised, Sampled, SamplerSettings, continue_clip, noise_levels, preview_noise
 
 PREFIX_FRAMES, FRAMES, RATE, SIZE = 17, 33, 24.0, 64

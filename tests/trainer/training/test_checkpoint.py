@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.training import IDENTITY, golden_transformer, run, same, samples, settings, weights, with_lora
+from tests.trainer.golden import IDENTITY, golden_transformer, run, same, samples, settings, weights, with_lora
 from trainer.errors import CheckpointMismatch
 from trainer.lora_file.export import lora_metadata, lora_tensors, write_lora
+from trainer.reports import Step
 from trainer.training.checkpoint import read_checkpoint, write_checkpoint
-from trainer.training.loop import CheckpointDue, PreviewDue, Step, train
+from trainer.training.loop import CheckpointDue, PreviewDue, train
 from trainer.training.lora import adapter
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 WANTED = settings(checkpoint_interval=1, preview_interval=4)
 
 

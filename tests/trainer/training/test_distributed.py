@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.trainer.training import IDENTITY, run, samples, settings, weights, with_lora
+from tests.trainer.golden import IDENTITY, run, samples, settings, weights, with_lora
+from trainer.reports import Step
 from trainer.training.distributed import join
-from trainer.training.loop import Step, train
+from trainer.training.loop import train
 
 WANTED = settings(steps=4, batch_size=4, holdout_fraction=0.4, evaluation_interval=2)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.training import (
+from tests.trainer.golden import (
     FRAMES,
     IDENTITY,
     LATENT_SHAPE,
@@ -23,14 +23,15 @@ from trainer.data.dataset import split_held_out
 from trainer.errors import OptimizerUnavailable, PrefixCoversClip, SampleUnreadable, TrainingDiverged
 from trainer.geometry import audio_latents
 from trainer.model.transformer import VelocityModel
+from trainer.reports import Step
 from trainer.seeds import epoch_order, sample_at
 from trainer.training.distributed import Worker
-from trainer.training.loop import CheckpointDue, PreviewDue, Step, train
+from trainer.training.loop import CheckpointDue, PreviewDue, train
 from trainer.training.lora import adapter, add_lora, base_model
 from trainer.training.losses import clip_loss, suggested_stop, training_draw
 from trainer.training.optim import MAX_GRADIENT_NORM, AdapterOptimizer, learning_rate
 
-LOSSES = Path(__file__).parent.parent / "data" / "losses.txt"
+LOSSES = Path(__file__).parents[2] / "data" / "losses.txt"
 
 
 def steps(reports):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.trainer.training import GOLDEN, golden_transformer, same, samples, settings, weights, with_lora
+from tests.trainer.golden import GOLDEN, golden_transformer, same, samples, settings, weights, with_lora
 from trainer.model.transformer import VelocityModel
 from trainer.training.lora import adapter, add_lora, base_model, is_video_module, module_family
 from trainer.training.losses import clip_loss, training_draw

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.trainer.training import golden_transformer, sample
+from tests.trainer.golden import golden_transformer, sample
 from trainer.data.encoded import EncodedClip
 from trainer.geometry import audio_latents
 from trainer.model.transformer import VelocityModel

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.trainer.training import LATENT_SHAPE, run, same, samples, settings, weights, with_lora
+from tests.trainer.golden import LATENT_SHAPE, run, same, samples, settings, weights, with_lora
 from trainer.errors import DeviceMemoryExhausted, PrefixCoversClip
 from trainer.model.transformer import VelocityModel
 from trainer.training.preflight import preflight

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from tests.trainer import reference
-from tests.trainer.training import IDENTITY, LATENT_SHAPE, RATE, golden, golden_shape, samples, settings, with_lora
+from tests.trainer.golden import IDENTITY, LATENT_SHAPE, RATE, golden, golden_shape, samples, settings, with_lora
 from trainer.data.dataset import read_sample
 from trainer.geometry import audio_latents
+from trainer.reports import Step
 from trainer.seeds import sample_at
-from trainer.training.loop import Step, train
+from trainer.training.loop import train
 from trainer.training.lora import adapter
 from trainer.training.losses import training_draw
 

@@ -15,9 +15,8 @@ import ray
 
 from services.local.ray_head import MAX_FOLDER_BYTES, short_folder
 from services.runtime import cluster as module
-from services.runtime.cluster import ActorGroup, Cluster, WorkerLost
-from services.runtime.reach import ask, wait_for_listener
-from tests.services.ray_workers import remote_worker, until, until_gone
+from services.runtime.cluster import ActorGroup, Cluster, WorkerLost, ask, wait_for_listener
+from tests.services.runtime.ray_workers import remote_worker, until, until_gone
 
 
 @pytest.fixture(scope="module")

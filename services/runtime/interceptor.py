@@ -1,13 +1,16 @@
-"""What surrounds every call: who calls, how many at once, what errors look like, what is logged and counted."""
+"""The server interceptor of every call: authentication, limits of each caller, errors as statuses, logs and metrics."""
 
 import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, NoReturn
+from urllib.parse import quote
 
 import grpc
 import grpc.aio
+from google.protobuf.any_pb2 import Any as Packed
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from ltxtrain.v1.error_pb2 import ErrorReason
 
@@ -16,19 +19,25 @@ from services.runtime.auth import LOCAL_OWNER, Tokens, caller
 from services.runtime.cluster import ClusterLost
 from services.runtime.object_types import ObjectStoreUnavailable
 from services.runtime.tables import DatabaseUnavailable
-from services.runtime.trailers import fitted
 from services.runtime.work import Retryable
 
 log = logging.getLogger(__name__)
 
 OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+# A status travels in trailing metadata. Peers accept 8 KiB for certain and may drop all of what is longer.
+MAX_BYTES = 7 * 2**10
+MAX_MESSAGE = 1_000
+# Lengths of descriptions in lists, tried before anything is left out.
+DESCRIPTIONS = (120, 60, 30)
+# Key of ErrorInfo.metadata: how many items of the lists were left out.
+OMITTED = "omitted"
 
 Call = Callable[[Any, Any], Any]
 Details = grpc.HandlerCallDetails
 Handler = Any  # grpc.RpcMethodHandler, which is generic in its stubs alone
 
 
-class Edge(grpc.aio.ServerInterceptor):
+class CallInterceptor(grpc.aio.ServerInterceptor):
     """The interceptor of a service; calls of the health service pass it by."""
 
     def __init__(self, tokens: Tokens | None, max_calls: int) -> None:
@@ -145,5 +154,71 @@ async def _abort(error: errors.ApiError, started: float, context: Any) -> NoRetu
     seconds = round(time.monotonic() - started, 4)
     log.info("refused: %s", errors.reason_name(error.reason), extra={"code": error.code.name, "seconds": seconds})
     tracing.mark_failed(error.code)
-    await context.abort_with_status(rpc_status.to_status(fitted(error.status())))
+    await context.abort_with_status(rpc_status.to_status(fit_status(error.status())))
     raise AssertionError("abort_with_status raises")
+
+
+def fit_status(status: status_pb2.Status) -> status_pb2.Status:
+    """The status with texts shortened and lists cut from the end as far as trailing metadata demands."""
+    if _size(status) <= MAX_BYTES:
+        return status
+    made = status_pb2.Status(code=status.code, message=_short(status.message, MAX_MESSAGE), details=status.details)
+    for length in DESCRIPTIONS:
+        for detail in made.details:
+            if (listing := _listing(detail)) is not None:
+                for item in _items(listing):
+                    item.description = _short(item.description, length)
+                detail.Pack(listing)
+        if _size(made) <= MAX_BYTES:
+            return made
+    return _cut(made)
+
+
+def _cut(status: status_pb2.Status) -> status_pb2.Status:
+    lists = {index: found for index, detail in enumerate(status.details) if (found := _listing(detail)) is not None}
+    omitted = 0
+    while _size(status) > MAX_BYTES:
+        longest = max(lists.items(), key=lambda item: len(_items(item[1])), default=None)
+        if longest is None or not _items(longest[1]):
+            return _bare(status)
+        index, listing = longest
+        del _items(listing)[-1]
+        status.details[index].Pack(listing)
+        omitted += 1
+    info = error_details_pb2.ErrorInfo()
+    if omitted and status.details[0].Unpack(info):
+        info.metadata[OMITTED] = str(omitted)
+        status.details[0].Pack(info)
+    return status
+
+
+def _bare(status: status_pb2.Status) -> status_pb2.Status:
+    """Code, message and reason: what no error is too long for."""
+    info = error_details_pb2.ErrorInfo()
+    del status.details[1:]
+    if status.details and status.details[0].Unpack(info):
+        info.metadata.clear()
+        status.details[0].Pack(info)
+    return status
+
+
+def _size(status: status_pb2.Status) -> int:
+    """Bytes in the trailers: the message percent-encoded, and the status, which holds it again, in base 64."""
+    packed_bytes: int = status.ByteSize()
+    return len(quote(status.message, safe=" ")) + (packed_bytes + 2) // 3 * 4
+
+
+def _listing(detail: Packed) -> Any:
+    for kind in (error_details_pb2.BadRequest, error_details_pb2.PreconditionFailure):
+        message = kind()
+        if detail.Unpack(message):
+            return message
+    return None
+
+
+def _items(listing: Any) -> Any:
+    return listing.violations if hasattr(listing, "violations") else listing.field_violations
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"

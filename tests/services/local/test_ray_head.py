@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from services.local.ray_head import RayHead
-from services.runtime.reach import wait_for_listener
+from services.runtime.cluster import wait_for_listener
 from tests import processes
 
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.trainer.browser import needs_browser, open_page, plays_h264
-from trainer.pages.job_page import (
+from services.pages.job_page import (
     METRIC_CHARTS,
     AuditRow,
     JobPage,
@@ -17,6 +16,7 @@ from trainer.pages.job_page import (
     ValidationEntry,
     render_job_page,
 )
+from tests.services.pages.browser import needs_browser, open_page, plays_h264
 from trainer.preview.metrics import PreviewMetrics, formulas
 from trainer.preview.reel import Continuation, write_preview
 

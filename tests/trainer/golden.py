@@ -1,4 +1,4 @@
-"""What the tests of the training share: the golden transformer and small samples. No test in here."""
+"""The golden transformer, small samples and whole trainings of both, shared by tests. No test in here."""
 
 import functools
 import json

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 def render(template: str, script: str | None = None, **values: Any) -> str:
     """One page; `script` names a file beside the templates, the only one that may run in it."""
-    text = (files("trainer.pages") / "templates" / script).read_text("utf-8") if script else ""
+    text = (files("services.pages") / "templates" / script).read_text("utf-8") if script else ""
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return _environment().get_template(template).render(script=Markup(text), script_digest=digest, **values)
 
@@ -27,7 +27,7 @@ def data_uri(data: bytes, media_type: str) -> str:
 @lru_cache(maxsize=1)
 def _environment() -> Environment:
     return Environment(
-        loader=PackageLoader("trainer.pages"),
+        loader=PackageLoader("services.pages"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

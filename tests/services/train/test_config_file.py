@@ -3,24 +3,41 @@
 import json
 import runpy
 from dataclasses import replace
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
 
+from services.train.config_file import config_content, inference_recipe
+from tests.trainer.golden import PROMPT_TOKENS, settings
 from tests.trainer.lora_file.test_export import METADATA, trained, transformer_of
-from tests.trainer.training import PROMPT_TOKENS, settings
 from trainer.geometry import Geometry
-from trainer.lora_file.audit import Audit
+from trainer.job import library_versions
 from trainer.lora_file.export import lora_tensors, write_lora
 from trainer.model.folder import resolve_model
 from trainer.model.transformer import Stream, VelocityModel
-from trainer.recipe import config_content, inference_recipe
+from trainer.reports import TrainingFacts
 from trainer.training.lora import adapter
 
 GEOMETRY = Geometry(width=96, height=64, frame_count=17, frame_rate=24.0)
 TRIGGER = 'it\'s "k1te" at $5'
+
+
+def facts_of(model: Path) -> TrainingFacts:
+    folder = resolve_model(str(model))
+    return TrainingFacts(
+        device="a processor",
+        precision="fp32",
+        model=folder.reference,
+        model_revision=folder.revision,
+        model_digests=folder.digests,
+        layer_count=folder.layer_count,
+        clip_count=3,
+        libraries=library_versions(),
+        python="3.11",
+    )
 
 
 def recipe(model, with_audio, **changes):
@@ -30,7 +47,7 @@ def recipe(model, with_audio, **changes):
         "geometry": GEOMETRY,
         "negative_prompt": "blurry, still",
         "stg_scale": 1.0,
-        "folder": resolve_model(str(model)),
+        "facts": facts_of(model),
     }
     return inference_recipe(**options | changes)
 
@@ -124,32 +141,30 @@ def test_the_recipe_names_window_shape_and_prompt(tiny_model):
     assert silent["prompt"].startswith("<")
 
 
-def test_the_code_pins_a_revision_of_the_hub_alone(tiny_model):
-    folder = resolve_model(str(tiny_model))
+def test_the_code_pins_a_revision_of_the_hub_alone(tiny_model: Path) -> None:
     assert "revision=None" in recipe(tiny_model, False)["code"]
-    hub = replace(folder, reference="a/model", revision="0123456789abcdef0123456789abcdef01234567")
-    assert f"from_pretrained('a/model', revision='{hub.revision}'" in recipe(tiny_model, False, folder=hub)["code"]
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    hub = replace(facts_of(tiny_model), model="a/model", model_revision=revision)
+    assert f"from_pretrained('a/model', revision='{revision}'" in recipe(tiny_model, False, facts=hub)["code"]
 
 
-def test_the_config_file_is_json_with_all_its_parts(tiny_model):
-    folder = resolve_model(str(tiny_model))
+def test_the_config_file_is_json_with_all_its_parts(tiny_model: Path) -> None:
+    spec = {"trigger_phrase": TRIGGER, "rank": 8, "validation_negative_prompt": "blurry", "stg_scale": 0.0}
+    facts = facts_of(tiny_model)
     content = config_content(
-        spec={"trigger_phrase": TRIGGER, "rank": 8},
-        trigger_phrase=TRIGGER,
+        spec=spec,
         settings=settings(),
         geometry=GEOMETRY,
-        negative_prompt="blurry",
-        stg_scale=0.0,
-        folder=folder,
-        manifest={"dataset": "abc", "device": "cpu"},
-        audit=Audit(modules=40, parameters=10, update={"attn1": 0.1}),
+        facts=facts,
+        manifest={"dataset": "abc"},
+        audit={"modules": 40, "parameters": 10, "update": {"attn1": 0.1}},
     )
     read = json.loads(json.dumps(content))
     assert read == content
     assert (read["training_type"], read["trigger_phrase"]) == ("extend-prefix", TRIGGER)
-    assert read["spec"] == {"trigger_phrase": TRIGGER, "rank": 8}
-    assert read["manifest"]["dataset"] == "abc"
-    assert read["manifest"]["model"]["revision"] == folder.revision
+    assert read["spec"] == spec
+    assert (read["manifest"]["dataset"], read["manifest"]["device"]) == ("abc", "a processor")
+    assert read["manifest"]["model"]["revision"] == facts.model_revision
     assert {"torch", "diffusers", "peft"} <= read["manifest"]["libraries"].keys()
     assert read["audit"]["update"] == {"attn1": 0.1}
     assert read["inference"]["code"]

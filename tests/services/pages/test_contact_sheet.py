@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.trainer.browser import needs_browser, open_page
-from trainer.pages.contact_sheet import SheetSample, peaks, render_contact_sheet, thumbnails
+from services.pages.contact_sheet import SheetSample, peaks, render_contact_sheet, thumbnails
+from tests.services.pages.browser import needs_browser, open_page
 
 PREFIX, TOTAL = 9, 17
 HOSTILE = '<img src=x onerror="alert(1)">'

@@ -10,8 +10,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from trainer.pages.charts import Line, Points, legend, line_chart, number, smoothed
-from trainer.pages.render import data_uri, render
+from services.pages.charts import Line, Points, legend, line_chart, number, smoothed
+from services.pages.render import data_uri, render
 from trainer.preview.metrics import PreviewMetrics, formulas
 
 

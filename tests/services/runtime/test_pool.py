@@ -13,7 +13,7 @@ from services.runtime.cluster import ActorKilled, Cluster, WorkerLost, kill
 from services.runtime.errors import Unavailable
 from services.runtime.objects import ObjectMissing
 from services.runtime.pool import STARTS, map_bounded
-from tests.services.ray_workers import free_cpus, remote_worker, until, until_gone, written
+from tests.services.runtime.ray_workers import free_cpus, remote_worker, until, until_gone, written
 
 
 @pytest.fixture(scope="module")

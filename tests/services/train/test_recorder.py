@@ -2,7 +2,7 @@ import pytest
 
 from services.train import recorder as reports
 from services.train.recorder import StepEvents, mean_metrics
-from trainer.training.loop import Step
+from trainer.reports import Step
 
 
 def step(number: int, loss: float = 1.0) -> Step:

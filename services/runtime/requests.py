@@ -1,4 +1,4 @@
-"""What the three services' RPCs share: names, request ids, watches."""
+"""Checks and helpers that the RPCs of the three services share: names, request ids, lengths of texts, watches."""
 
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -15,6 +15,9 @@ from services.runtime.events import EventLog
 from services.runtime.settings import Settings
 
 R = TypeVar("R")
+
+# Of a caption, a prompt or a phrase: far beyond what a text encoder reads.
+MAX_TEXT_BYTES = 64 << 10
 
 
 def new_name(kind: str) -> str:
@@ -38,6 +41,12 @@ def check_request_id(request_id: str) -> None:
         text = "Not a UUID. Send a fresh UUID for every new request and the same one for a repeat."
         violation = Violation("request_id", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)
         raise InvalidSpec([violation]) from None
+
+
+def excess(text: str) -> str | None:
+    """The complaint about a caption, prompt or phrase that is too long, or None."""
+    size = len(text.encode())
+    return None if size <= MAX_TEXT_BYTES else f"{size} bytes; a text has {MAX_TEXT_BYTES} at most."
 
 
 class Watches:

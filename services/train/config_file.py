@@ -1,82 +1,58 @@
 """`config.json`: what was asked, what was made of it, and how to use the LoRA."""
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping
 from dataclasses import asdict
 from string import Template
 from typing import Any
 
-import torch
-
 from trainer.geometry import AUDIO_LATENTS_PER_SECOND, Geometry, audio_latents, latent_frames
-from trainer.lora_file.audit import Audit
-from trainer.lora_file.export import TRAINING_TYPE
-from trainer.model.folder import ModelFolder
-from trainer.preview.guidance import skipped_block
-from trainer.preview.sampler import AUDIO_TEXT_GUIDANCE, STEPS, VIDEO_TEXT_GUIDANCE
-from trainer.training.settings import TrainSettings
-
-LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "torchao", "av", "numpy")
+from trainer.preview.recipe import AUDIO_TEXT_GUIDANCE, STEPS, VIDEO_TEXT_GUIDANCE, skipped_block
+from trainer.reports import TrainingFacts
+from trainer.training.settings import TRAINING_TYPE, TrainSettings
 
 
 def config_content(
     *,
     spec: Mapping[str, Any],
-    trigger_phrase: str,
     settings: TrainSettings,
     geometry: Geometry,
-    negative_prompt: str,
-    stg_scale: float,
-    folder: ModelFolder,
+    facts: TrainingFacts,
     manifest: Mapping[str, Any],
-    audit: Audit,
+    audit: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The content of config.json, ready for JSON.
 
-    spec: the resolved sheet. geometry: of the training clips, which inference does best to match. manifest: what the
-    caller knows of data and device; URLs come without query and user part.
+    spec: the resolved sheet. geometry: of the training clips, which inference does best to match. manifest: where the
+    data came from; URLs come without query and user part. audit: numbers of trainer.lora_file.audit.
     """
     return {
         "training_type": TRAINING_TYPE,
-        "trigger_phrase": trigger_phrase,
+        "trigger_phrase": spec["trigger_phrase"],
         "spec": dict(spec),
         "settings": asdict(settings),
         "manifest": {
             **manifest,
+            "device": facts.device,
+            "base_precision": facts.precision,
             "seed": settings.seed,
-            "model": {"reference": folder.reference, "revision": folder.revision, "digests": folder.digests},
-            "libraries": library_versions(),
-            "python": platform.python_version(),
+            "model": {
+                "reference": facts.model,
+                "revision": facts.model_revision,
+                "digests": dict(facts.model_digests),
+            },
+            "libraries": dict(facts.libraries),
+            "python": facts.python,
         },
-        "audit": asdict(audit),
+        "audit": dict(audit),
         "inference": inference_recipe(
-            trigger_phrase=trigger_phrase,
+            trigger_phrase=spec["trigger_phrase"],
             settings=settings,
             geometry=geometry,
-            negative_prompt=negative_prompt,
-            stg_scale=stg_scale,
-            folder=folder,
+            negative_prompt=spec["validation_negative_prompt"],
+            stg_scale=spec["stg_scale"],
+            facts=facts,
         ),
     }
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of the libraries that numbers depend on, as far as they are installed."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def device_name(device: torch.device) -> str:
-    """For the manifest: the card's name, or the processor's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return platform.processor() or platform.machine()
 
 
 def inference_recipe(
@@ -86,11 +62,11 @@ def inference_recipe(
     geometry: Geometry,
     negative_prompt: str,
     stg_scale: float,
-    folder: ModelFolder,
+    facts: TrainingFacts,
 ) -> dict[str, Any]:
     """The window, shape and prompt that the LoRA was trained for, and code that uses it."""
     prefix_frames, rate = settings.conditioning_frames, geometry.frame_rate
-    skipped = skipped_block(folder.layer_count)
+    skipped = skipped_block(facts.layer_count)
     recipe: dict[str, Any] = {
         "conditioning_frames": prefix_frames,
         "conditioning_latent_frames": latent_frames(prefix_frames),
@@ -109,8 +85,8 @@ def inference_recipe(
             "steps": STEPS,
         },
         "code": _CODE.substitute(
-            model=repr(folder.reference.partition("#")[0]),
-            revision=repr(None if folder.revision.startswith("sha256:") else folder.revision),
+            model=repr(facts.model.partition("#")[0]),
+            revision=repr(None if facts.model_revision.startswith("sha256:") else facts.model_revision),
             as_trained=_JOINT if settings.with_audio else _VIDEO_ONLY,
             conditioning_frames=prefix_frames,
             frame_count=geometry.frame_count,
@@ -138,7 +114,7 @@ def inference_recipe(
 
 
 def prompt_form(trigger_phrase: str) -> str:
-    """How a prompt for the LoRA reads."""
+    """The form of a prompt for the LoRA."""
     description = "<what happens next, as in the training captions>"
     return f"{trigger_phrase} {description}" if trigger_phrase else description
 

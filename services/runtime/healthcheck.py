@@ -1,4 +1,4 @@
-"""python -m services.runtime.healthy: exit status 0 when the service of this environment is ready.
+"""python -m services.runtime.healthcheck: exit status 0 when the service of this environment is ready.
 
 For health checks of containers. Behind TLS it only looks whether the port is open, since it has no name to expect.
 """

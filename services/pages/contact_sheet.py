@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from trainer.pages.charts import waveform
-from trainer.pages.render import data_uri, render
+from services.pages.charts import waveform
+from services.pages.render import data_uri, render
 
 THUMBNAIL_PIXELS = 320  # the longer side
 PEAK_COUNT = 240
