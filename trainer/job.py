@@ -13,9 +13,10 @@ from trainer.data.dataset import SampleFolder
 from trainer.errors import TrainerError
 from trainer.lora_file.audit import audit_lora
 from trainer.lora_file.export import lora_metadata, lora_tensors, video_only, write_lora
+from trainer.model.device import memory_for
 from trainer.model.folder import ModelFolder, resolve_model
 from trainer.model.loading import load_report, load_transformer
-from trainer.model.precision import Precision, PrecisionChoice, choose_precision
+from trainer.model.precision import Precision
 from trainer.plan import JobPlan
 from trainer.preview.previewer import Previewer
 from trainer.reports import (
@@ -31,6 +32,7 @@ from trainer.reports import (
 )
 from trainer.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from trainer.training.distributed import Worker
+from trainer.training.fit import Fit, fit_to_device
 from trainer.training.loop import ALONE, CheckpointDue, PreviewDue, train
 from trainer.training.lora import adapter, add_lora
 from trainer.training.losses import suggested_stop
@@ -80,25 +82,28 @@ class _Job:
         self._folder: ModelFolder = resolve_model(plan.model, plan.revision, COMPONENTS)
         self._resume = read_checkpoint(plan.checkpoint) if plan.checkpoint else None
         self._log = StepLog.read(plan.metrics, self._resume.step) if plan.metrics and self._resume else StepLog()
+        self._fit: Fit
         self._transformer: Any = None
         self._previewer: Previewer | None = None
 
     def load(self) -> Iterator[Report]:
         settings = self._plan.settings
-        choice = self._choose_precision()
-        self._transformer = load_transformer(
-            self._folder, self._device, choice.precision, video_only=not settings.with_audio
-        )
+        fit = self._fit = fit_to_device(self._plan, self._folder, self._device, self._worker, self._resume)
+        with fit.memory_for("loading the base model"):
+            self._transformer = load_transformer(
+                self._folder,
+                self._device,
+                Precision(fit.plan.precision),
+                video_only=not settings.with_audio,
+                streamed_blocks=fit.plan.streamed_blocks,
+            )
+            add_lora(self._transformer, rank=settings.rank, with_audio=settings.with_audio, seed=settings.seed)
         report = load_report(self._transformer)
-        add_lora(self._transformer, rank=settings.rank, with_audio=settings.with_audio, seed=settings.seed)
-        yield Loaded(
-            facts=self._facts(choice.precision),
-            reason=choice.reason,
-            seconds=report.seconds,
-            size_bytes=report.size_bytes,
-        )
+        yield Loaded(facts=self._facts(), reason=fit.reason, seconds=report.seconds, size_bytes=report.size_bytes)
         if self._resume is None:
-            yield preflight(self._transformer, SampleFolder(self._plan.samples), settings)
+            with fit.memory_for(f"a training step on clips of {fit.load.tokens} tokens"):
+                measured = preflight(self._transformer, SampleFolder(self._plan.samples), settings)
+            yield measured
         if self._plan.previews is not None and self._worker.rank == 0:
             self._previewer = Previewer(
                 folder=self._folder,
@@ -113,12 +118,16 @@ class _Job:
             self._transformer,
             SampleFolder(self._plan.samples),
             self._plan.settings,
-            identity=self._plan.identity,
+            identity={**self._plan.identity, "precision": self._fit.plan.precision},
             worker=self._worker,
             resume=self._resume,
         )
-        for report in reports:
+        while True:
+            with self._fit.memory_for(f"a training step on clips of {self._fit.load.tokens} tokens"):
+                report = next(reports, None)
             match report:
+                case None:
+                    break
                 case Step():
                     self._log.add(report)
                     yield report
@@ -129,10 +138,11 @@ class _Job:
         if stop := suggested_stop(self._log.series("held_out_loss")):
             yield Warned(f"The held-out loss was lowest at step {stop}; later steps may be overfitting.")
 
-    def _facts(self, precision: str) -> TrainingFacts:
+    def _facts(self) -> TrainingFacts:
         return TrainingFacts(
             device=device_name(self._device),
-            precision=precision,
+            precision=self._fit.plan.precision,
+            memory=self._fit.plan.as_dict(),
             model=self._folder.reference,
             model_revision=self._folder.revision,
             model_digests=self._folder.digests,
@@ -141,14 +151,6 @@ class _Job:
             libraries=library_versions(),
             python=platform.python_version(),
         )
-
-    def _choose_precision(self) -> PrecisionChoice:
-        if self._plan.precision != "auto":
-            if self._device.type == "cpu" and self._plan.precision == "bf16":
-                return PrecisionChoice(Precision.BF16, "asked for; slower than fp32 on a CPU")
-            return PrecisionChoice(Precision(self._plan.precision), "asked for")
-        free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
-        return choose_precision(19 * 10**9, free)
 
     def _checkpointed(self, step: int, checkpoint: Checkpoint) -> Checkpointed:
         work_dir = self._plan.work_dir
@@ -167,8 +169,10 @@ class _Job:
         )
 
     def _previews(self, previewer: Previewer, step: int) -> Iterator[Report]:
+        remedy = "lower validation_resolution or validation_number_of_frames"
         try:
-            yield from previewer.run(step)
+            with memory_for("sampling it", remedy):
+                yield from previewer.run(step)
         except (TrainerError, RuntimeError, OSError) as error:
             # The training is worth more than its previews.
             text = str(error) if isinstance(error, TrainerError) else type(error).__name__

@@ -52,3 +52,5 @@ class JobPlan:
     # Of the step to go on from.
     checkpoint: Path | None = None
     metrics: Path | None = None
+    # At least as many of the base's blocks stay in host memory: after a start that found the device full.
+    streamed_blocks: int = 0

@@ -150,9 +150,7 @@ class Nf4Linear(nn.Linear):
 
 def quantize(model: nn.Module, precision: str, kept: Callable[[str], bool]) -> None:
     """What loading in a precision makes of a bfloat16 model; kept: names that stay as they are."""
-    chosen = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not kept(name)
-    ]
+    chosen = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not kept(name)]
     if precision == "nf4":
         for name in chosen:
             parent, _, last = name.rpartition(".")
@@ -176,13 +174,14 @@ def plain_tensors(model: nn.Module) -> list[Tensor]:
     """Weights and their gradients, quantized ones in parts."""
     found = []
     for parameter in model.parameters():
-        found += _parts(parameter)
+        found += parts(parameter)
         if parameter.grad is not None:
             found.append(parameter.grad)
     return found
 
 
-def _parts(tensor: Any) -> list[Tensor]:
+def parts(tensor: Any) -> list[Tensor]:
+    """The plain tensors that a tensor is made of."""
     if not hasattr(tensor, "__tensor_flatten__"):
         return [tensor]
-    return [part for name in tensor.__tensor_flatten__()[0] for part in _parts(getattr(tensor, name))]
+    return [part for name in tensor.__tensor_flatten__()[0] for part in parts(getattr(tensor, name))]

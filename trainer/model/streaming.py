@@ -34,7 +34,7 @@ class Lane(Protocol):
         """Bytes on the device."""
 
     def send(self, buffer: Tensor, source: Tensor) -> Any:
-        """Start to fill a buffer once everything that has been computed so far no longer reads it; a token for await_."""
+        """Start to fill a buffer once nothing computed so far reads it any more; a token for await_."""
 
     def await_(self, token: Any) -> None:
         """Whatever is computed from now on sees the buffer filled."""
@@ -69,25 +69,26 @@ class CudaLane(PlainLane):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self._copies = torch.cuda.Stream(device)
+        self._copies: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
         self._pinned: list[Tensor] = []
 
     def host(self, size: int) -> Tensor:
         # Registered by hand: the caching host allocator would round half a gigabyte up to a whole one.
         memory = super().host(size)
-        if int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size, 0)) == 0:
+        if int(self._runtime.cudaHostRegister(memory.data_ptr(), size, 0)) == 0:
             self._pinned.append(memory)
         else:
             log.warning("host memory cannot be pinned; streamed blocks come more slowly")
         return memory
 
     def send(self, buffer: Tensor, source: Tensor) -> Any:
-        computed = torch.cuda.Event()
+        computed = torch.cuda.Event()  # type: ignore[no-untyped-call]
         computed.record(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(computed)
             buffer[: len(source)].copy_(source, non_blocking=True)
-            filled = torch.cuda.Event()
+            filled = torch.cuda.Event()  # type: ignore[no-untyped-call]
             filled.record(self._copies)
         return filled
 
@@ -97,7 +98,7 @@ class CudaLane(PlainLane):
     def close(self) -> None:
         torch.cuda.synchronize(self._device)
         for memory in self._pinned:
-            torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+            self._runtime.cudaHostUnregister(memory.data_ptr())
         self._pinned.clear()
 
 

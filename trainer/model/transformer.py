@@ -104,7 +104,11 @@ class VelocityModel:
         return video_velocity.float(), audio_velocity.float() if audio is not None else None
 
     def _video(
-        self, video: Stream, frame_rate: float | Tensor, latent_shape: tuple[int, int, int], pass_values_in: Sequence[int]
+        self,
+        video: Stream,
+        frame_rate: float | Tensor,
+        latent_shape: tuple[int, int, int],
+        pass_values_in: Sequence[int],
     ) -> Tensor:
         scale = float(self.transformer.config.timestep_scale_multiplier)
         velocity: Tensor = self.transformer(

@@ -1,13 +1,13 @@
 """LTX 2.3 without its audio half: what a training or a preview without sound loads and runs.
 
-With audio None nothing of the audio stream reaches the video, so that 5.66 of the 18.99 billion weights would be held,
-and a third of the operations done, for nothing. Names are those of the whole model; so are the numbers, to the last bit.
+Without audio nothing of the audio stream reaches the video, so that 5.86 of the 18.99 billion weights would be held,
+and a third of the operations done, for nothing. Names are those of the whole model, and so are the numbers.
 """
 
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers import LTX2VideoTransformer3DModel
@@ -27,6 +27,15 @@ def is_audio(name: str) -> bool:
 
 class VideoBlock(nn.Module):
     """The video stream of one LTX2VideoTransformerBlock, made of that block's own parts."""
+
+    norm1: Any
+    attn1: Any
+    norm2: Any
+    attn2: Any
+    norm3: Any
+    ff: Any
+    scale_shift_table: Tensor
+    prompt_scale_shift_table: Tensor
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -61,24 +70,28 @@ class VideoBlock(nn.Module):
         hidden_states = hidden_states + self.attn2(normed, encoder_hidden_states=prompt) * gate_text
 
         normed = self.norm3(hidden_states) * (1 + scale_ff) + shift_ff
-        return hidden_states + self.ff(normed) * gate_ff
+        output: Tensor = hidden_states + self.ff(normed) * gate_ff
+        return output
 
 
 def _rows(table: Tensor, temb: Tensor) -> tuple[Tensor, ...]:
     """The modulations of a block, each [B, T, D]: its own table [P, D] plus those of the noise levels [B, T, P D]."""
-    return (table[None, None] + temb.unflatten(-1, table.shape)).unbind(dim=2)
+    rows = table[None, None] + temb.view(*temb.shape[:-1], *table.shape)
+    return rows.unbind(dim=2)
 
 
 class VideoTransformer(LTX2VideoTransformer3DModel):  # type: ignore[misc]
     """An LTX2VideoTransformer3DModel of video alone, with the same config."""
 
     video_only = True
-    _repeated_blocks = [VideoBlock.__name__]
+    _repeated_blocks: ClassVar = [VideoBlock.__name__]
 
-    @functools.wraps(LTX2VideoTransformer3DModel.__init__)  # from_config looks at the signature
+    # from_config looks at the signature.
+    @functools.wraps(LTX2VideoTransformer3DModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.transformer_blocks = nn.ModuleList(VideoBlock(block) for block in self.transformer_blocks)
+        model: Any = self
+        model.transformer_blocks = nn.ModuleList(VideoBlock(block) for block in model.transformer_blocks)
         for name in [name for name, _ in (*self.named_children(), *self.named_parameters(recurse=False))]:
             if is_audio(name):
                 delattr(self, name)

@@ -23,7 +23,7 @@ from trainer.preview.recipe import AUDIO_TEXT_GUIDANCE, STEPS, VIDEO_TEXT_GUIDAN
 from trainer.seeds import generator
 from trainer.training.objective import pack_video, prefix_mask, unpack_video
 
-_NEGATIVE, _PROMPT, _BOTH = slice(0, 1), slice(1, 2), slice(0, 2)
+_NEGATIVE, _PROMPT = slice(0, 1), slice(1, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +178,9 @@ class _Step:
     @torch.no_grad()
     def __call__(self, samples: list[Tensor], sigma: Tensor, next_sigma: Tensor) -> list[Tensor]:
         """Samples at sigma -> samples at next_sigma."""
-        both = self._clean_samples(samples, sigma, _BOTH)
+        # One after the other: together they are no faster at the tokens of a clip, and need twice the memory.
+        prompted = self._clean_samples(samples, sigma, _PROMPT)
+        negated = self._clean_samples(samples, sigma, _NEGATIVE)
         skipped = None
         if self.settings.stg_scale > 0:
             skipped = self._clean_samples(samples, sigma, _PROMPT, skip_self_attention=(self._block,))
@@ -186,8 +188,8 @@ class _Step:
         moved = []
         for index, (track, sample) in enumerate(zip(self.tracks, samples, strict=True)):
             predictions = Predictions(
-                prompt=both[index][_PROMPT],
-                negative=both[index][_NEGATIVE],
+                prompt=prompted[index],
+                negative=negated[index],
                 skipped=skipped[index] if skipped else None,
                 isolated=isolated[index] if isolated else None,
             )

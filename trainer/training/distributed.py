@@ -35,6 +35,15 @@ class Worker:
             with _together():
                 torch.distributed.all_reduce(tensor)
 
+    def least(self, value: int, device: torch.device) -> int:
+        """The smallest of all workers' values, on each of them. Raises PeerLost."""
+        if self.count == 1:
+            return value
+        found = torch.tensor([value], dtype=torch.int64, device=device)
+        with _together():
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+        return int(found.item())
+
 
 @contextmanager
 def join(rank: int, count: int, address: str, device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Worker]:

@@ -4,6 +4,7 @@ Adapter tensors are named as in the original model and in diffusers alike:
 `transformer_blocks.0.attn1.to_q.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
 """
 
+import hashlib
 import math
 import re
 import warnings
@@ -87,6 +88,12 @@ def adapter(transformer: Any) -> dict[str, nn.Parameter]:
     if not found:
         raise ValueError("The transformer has no adapter; add_lora comes first.")
     return dict(sorted(found.items()))
+
+
+def adapter_digest(transformer: Any) -> str:
+    """sha256 over the names and shapes of the adapter's parameters."""
+    lines = "".join(f"{name} {list(parameter.shape)}\n" for name, parameter in adapter(transformer).items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 @contextmanager
