@@ -3,7 +3,7 @@
     bench/memory.py [--quick]
 
 The trainer's own step runs on the published model's sizes, on tensors without memory; everything that CUDA would keep
-is counted (bench/common/meta_card.py). Two and three blocks are run, and the rest follows from their difference; without
+is counted (bench/common/meta_card.py). Two and three blocks are run, the rest follows from their difference; without
 --quick one cell runs all 48 as well. A row is a resolution at 89 frames, with or without audio, in one number format:
 tokens, weights, adapter with AdamW at rank 32, activations, and the plan's figure for the same; the last row is of a
 rank and a length that the plan's lines were not drawn through. The last line is one JSON object:

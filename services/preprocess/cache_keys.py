@@ -16,7 +16,14 @@ from ltxtrain.v1.preprocess_pb2 import PreprocessSettings
 # What decides how a clip is fitted, and what decides how it is encoded; libraries are named as installed.
 FITTER = (("trainer.media", "trainer.geometry"), ("av", "numpy"))
 ENCODER = (
-    ("trainer.data.encode", "trainer.data.mel", "trainer.data.encoded", "trainer.model.loading"),
+    (
+        "trainer.data.encode",
+        "trainer.data.mel",
+        "trainer.data.encoded",
+        "trainer.model.loading",
+        "trainer.model.single_file",
+        "trainer.model.text_encoder",
+    ),
     ("torch", "diffusers", "transformers"),
 )
 
@@ -53,8 +60,9 @@ def file_key(fit: str, scene: int, file: str, model_revision: str = "") -> str:
     return _digest(file, fit, scene, model_revision, _version(*ENCODER) if model_revision else None)
 
 
-def prompt_key(prompt: str, model_revision: str) -> str:
-    return _digest("prompt", prompt, model_revision, _version(*ENCODER))
+def prompt_key(prompt: str, model_revision: str, numbers: str = "") -> str:
+    """An embedding; numbers: the format of the text encoder where it is not the model's own (TextHold.numbers)."""
+    return _digest("prompt", prompt, model_revision, _version(*ENCODER), *([numbers] if numbers else []))
 
 
 def _audio(settings: PreprocessSettings, *, stretched: bool) -> list[bool] | None:

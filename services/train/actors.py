@@ -74,13 +74,12 @@ class TrainActor:
 
         Raises every other TrainerError.
         """
-        import torch
-
         from trainer.job import run_job
+        from trainer.model.device import device_of
         from trainer.reports import Finished
         from trainer.training.distributed import join
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_of(gpu_expected=gpu_assigned())
         work_dir = Path(tempfile.mkdtemp(prefix="ltxtrain-"))
         try:
             plan = self._fetched(task, work_dir)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
         FlowMatchEulerDiscreteScheduler,
     )
     from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2VocoderWithBWE
-    from transformers import Gemma3ForConditionalGeneration, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @contextmanager
@@ -102,7 +102,7 @@ def load_transformer(
                 stream.take(block, model.transformer_blocks[block])
     if quantizer:
         quantizer.postprocess_model(model)
-    loaded: Any = _frozen(model, "transformer", start, in_host_bytes=stream.host_bytes if stream else 0)
+    loaded: Any = frozen(model, "transformer", start, in_host_bytes=stream.host_bytes if stream else 0)
     if stream is not None:
         stream.attach(model.transformer_blocks)
         loaded.__dict__["_ltxtrain_stream"] = stream
@@ -136,7 +136,7 @@ def load_connectors(folder: ModelFolder, device: Device, dtype: torch.dtype) -> 
     with stored_weights(folder, "connectors") as stored:
         _expect(model, stored)
         _fill(model, stored, device, dtype)
-    return _frozen(model.to(device), "connectors", start)
+    return frozen(model.to(device), "connectors", start)
 
 
 def load_video_vae(folder: ModelFolder, device: Device, dtype: torch.dtype) -> "AutoencoderKLLTX2Video":
@@ -155,24 +155,6 @@ def load_vocoder(folder: ModelFolder, device: Device, dtype: torch.dtype) -> "LT
     from diffusers.pipelines.ltx2 import LTX2VocoderWithBWE
 
     return _load(LTX2VocoderWithBWE, folder, "vocoder", device, dtype)
-
-
-def load_text_encoder(folder: ModelFolder, device: Device, dtype: torch.dtype) -> "Gemma3ForConditionalGeneration":
-    from transformers import Gemma3ForConditionalGeneration
-
-    start = time.monotonic()
-    with no_progress_bars():
-        model, notes = Gemma3ForConditionalGeneration.from_pretrained(
-            folder.path / "text_encoder",
-            dtype=dtype,
-            device_map={"": torch.device(device)},
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    if missing := sorted(notes["missing_keys"]):
-        raise ModelUnavailable(_missing_text(missing, folder.path / "text_encoder"))
-    return _frozen(model, "text_encoder", start)
 
 
 def load_tokenizer(folder: ModelFolder) -> "PreTrainedTokenizerBase":
@@ -210,8 +192,8 @@ def _load(
         )
     model, notes = loaded
     if missing := sorted(notes["missing_keys"]):
-        raise ModelUnavailable(_missing_text(missing, folder.path / component))
-    return _frozen(model, component, start)
+        raise ModelUnavailable(missing_text(missing, folder.path / component))
+    return frozen(model, component, start)
 
 
 @dataclass(frozen=True)
@@ -284,7 +266,7 @@ def _expect(model: nn.Module, stored: Weights, video_only: bool = False) -> None
 
     expected = model.state_dict()
     if missing := sorted(expected.keys() - stored.keys()):
-        raise ModelUnavailable(_missing_text(missing, stored.where))
+        raise ModelUnavailable(missing_text(missing, stored.where))
     foreign = sorted(stored.keys() - expected.keys())
     if video_only:
         foreign = [name for name in foreign if not is_audio(name)]
@@ -298,11 +280,13 @@ def _expect(model: nn.Module, stored: Weights, video_only: bool = False) -> None
             )
 
 
-def _missing_text(missing: list[str], where: Path) -> str:
+def missing_text(missing: list[str], where: Path) -> str:
+    """The error's text for weights that the files lack."""
     return f"{where} lacks {len(missing)} weights of LTX 2.3, first {missing[0]}. Fetch the model again."
 
 
-def _frozen(model: Model, component: str, start: float, in_host_bytes: int = 0) -> Model:
+def frozen(model: Model, component: str, start: float, in_host_bytes: int = 0) -> Model:
+    """The model ready to call and nothing to train, with the report of its loading."""
     model.eval().requires_grad_(False)
     size_bytes = in_host_bytes + sum(_held_bytes(tensor) for tensor in (*model.parameters(), *model.buffers()))
     model.__dict__["_ltxtrain_load_report"] = LoadReport(component, time.monotonic() - start, size_bytes)
