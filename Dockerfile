@@ -14,7 +14,7 @@ COPY protos protos
 COPY services services
 COPY trainer trainer
 COPY clients clients
-RUN pip install --constraint constraints.txt '.[server,quantized]'
+RUN pip install --constraint constraints.txt '.[server,quantized,telemetry]'
 
 FROM python:3.11-slim-bookworm
 RUN useradd --create-home --uid 10001 ltxtrain && mkdir /state /models && chown ltxtrain /state /models
@@ -25,6 +25,5 @@ ENV PATH=/opt/ltxtrain/bin:$PATH \
     OMP_WAIT_POLICY=PASSIVE \
     LTXTRAIN_STATE_DIR=/state
 USER ltxtrain
-VOLUME /state
 COPY --chmod=755 docker/entrypoint /usr/local/bin/entrypoint
 ENTRYPOINT ["entrypoint"]

@@ -27,7 +27,7 @@ from typing import Any
 from minio import Minio
 
 from services.ingest.archive import Archive, Unpacked
-from services.ingest.clips import ClipStore
+from services.ingest.clip_store import ClipStore
 from services.ingest.directory import read_directory
 from services.local.embedded import EmbeddedStore
 from services.runtime.blobs import Blobs
@@ -102,9 +102,9 @@ def compare_unpacking(path: Path, scratch: Path) -> tuple[float, float]:
     ours, theirs = [], []
     for _ in range(UNPACK_ROUNDS):
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            theirs.append(timed(lambda folder=folder: extract(path, Path(folder))))  # type: ignore[misc]
+            theirs.append(timed(lambda folder=folder: extract(path, Path(folder))))  # type: ignore[misc] # a lambda with a default
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            ours.append(timed(lambda folder=folder: unpack(path, Path(folder))))  # type: ignore[misc]
+            ours.append(timed(lambda folder=folder: unpack(path, Path(folder))))  # type: ignore[misc] # a lambda with a default
     return min(ours), min(theirs)
 
 
@@ -116,7 +116,7 @@ def compare_storing(path: Path, scratch: Path, address: StoreAddress) -> tuple[f
         extract(path, folder)
         objects = ObjectStore(address).objects
         for turn in range(STORE_ROUNDS):
-            theirs.append(timed(lambda turn=turn: fput(address, folder, f"fput/{turn}")))  # type: ignore[misc]
+            theirs.append(timed(lambda turn=turn: fput(address, folder, f"fput/{turn}")))  # type: ignore[misc] # a lambda with a default
             with tempfile.TemporaryDirectory(dir=scratch) as state:
                 ours.append(asyncio.run(keep(Path(state), address, files)))
             for prefix in (f"fput/{turn}/", "ingest/"):

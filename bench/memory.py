@@ -172,7 +172,7 @@ def _step(geometry: Geometry, with_audio: bool, precision: str, rank: int, layer
     draw = training_draw(clip, 0, 0, 0)
     gc.collect()
     with on_a_card(model) as live:
-        clip_loss(VelocityModel(model), clip, prompt, draw, PREFIX).total.backward()  # type: ignore[no-untyped-call]
+        clip_loss(VelocityModel(model), clip, prompt, draw, PREFIX).total.backward()
     base = {name: parameter for name, parameter in model.named_parameters() if "lora_" not in name}
     block = sum(_bytes(parameter) for name, parameter in base.items() if name.startswith("transformer_blocks.0."))
     return live.peak, block, sum(_bytes(parameter) for parameter in base.values()) - layers * block
@@ -195,7 +195,7 @@ def _model(with_audio: bool, precision: str, rank: int, layers: int) -> Any:
     model.requires_grad_(False)
     quantize(model, precision, lambda name: any(part in UNQUANTIZED for part in name.split(".")))
     drawn = lora._initial
-    lora._initial = lambda name, shape, seed: torch.empty(shape, device="meta")  # type: ignore[assignment]
+    lora._initial = lambda name, shape, seed: torch.empty(shape, device="meta")
     try:
         lora.add_lora(model, rank=rank, with_audio=with_audio, seed=0)
     finally:

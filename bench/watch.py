@@ -55,7 +55,7 @@ class Book(train_pb2_grpc.TrainServiceServicer):
         self.all_came, self.all_left = asyncio.Event(), asyncio.Event()
         self.log = EventLog(database)
         self.jobs: Store[Job] = Store(database, self.log, "jobs", Job)
-        self._watches = Watches(self.log, settings)
+        self._watches = Watches(self.log)
 
     async def WatchJob(
         self, request: train_pb2.WatchJobRequest, context: Any

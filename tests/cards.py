@@ -3,6 +3,8 @@
 8 x 8 cells in the centred square; the middle sixteen are a number, most significant bit first, white = 1.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -48,7 +50,7 @@ def bits(picture: Picture) -> NDArray[np.float64]:
     return (levels - BLACK) / (WHITE - BLACK)
 
 
-def number(picture: Picture) -> int:
+def number(picture: NDArray[Any]) -> int:
     """clip * 512 + frame; an AssertionError where a cell is neither black nor white."""
     levels = bits(picture)
     assert np.all(np.abs(levels - 0.5) > 0.25), f"unclear cells: {np.round(levels, 2)}"
@@ -59,7 +61,7 @@ def frame_number(picture: Picture) -> int:
     return number(picture) % 512
 
 
-def colour_errors(picture: Picture) -> dict[str, float]:
+def colour_errors(picture: NDArray[Any]) -> dict[str, float]:
     """The greatest difference of a channel from what was drawn, of each patch."""
     return {
         name: float(np.abs(cell(picture, *place) - np.array(colour)).max()) for name, (place, colour) in PATCHES.items()

@@ -68,4 +68,4 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]
 
     with RayHead(tmp_path_factory.mktemp("ray"), num_cpus=2, token=os.environ["RAY_AUTH_TOKEN"]) as head:
         yield Cluster.attach(head.address, head.token)
-        ray.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()

@@ -1,16 +1,21 @@
 """compose.yaml and the image, as far as they can be checked without an engine."""
 
 import dataclasses
+import importlib
 import os
 import re
 import shutil
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
 import yaml
 
+from services.runtime.cluster import NOT_A_SERVICE
 from services.runtime.settings import Settings, read_settings
 
 ROOT = Path(__file__).parent.parent
@@ -72,17 +77,145 @@ def test_the_image_has_the_folders_of_its_volumes() -> None:
     assert made and set(made[1].split()) == set(made[2].split()) == mounted
 
 
-@pytest.mark.parametrize("role", ["head", "worker", "train"])
-def test_rays_object_store_fits_into_shared_memory(tmp_path: Path, role: str) -> None:
+def entrypoint(folder: Path, role: str, programs: Mapping[str, str] = MappingProxyType({}), **environ: str) -> str:
+    """What the entrypoint of a role starts, a line for each program with its arguments and environment."""
     for program in ("ray", "python"):
-        (tmp_path / program).write_text('#!/bin/sh\necho "$0" "$@"\n')
-        (tmp_path / program).chmod(0o755)
-    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RAY_AUTH_TOKEN": "token"}
+        (folder / program).write_text('#!/bin/sh\necho "$0" "$@" $(env)\n')
+        (folder / program).chmod(0o755)
+    for program, text in programs.items():
+        (folder / program).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / program).chmod(0o755)
+    environ |= {"PATH": f"{folder}:{os.environ['PATH']}"}
     command = ["sh", str(ROOT / "docker/entrypoint"), role]
-    said = subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, env=environ, capture_output=True, text=True, check=True).stdout
+
+
+def store_bytes(said: str) -> int:
     (size,) = re.findall(r"--object-store-memory=(\d+)", said)
-    assert 0 < int(size) < shutil.disk_usage("/dev/shm").free
-    assert said.splitlines()[-1].endswith("-m services.train") == (role == "train")
+    return int(size)
+
+
+@pytest.mark.parametrize("role", ["head", "worker", "train"])
+def test_rays_object_store_fits_into_shared_memory_and_into_memory(tmp_path: Path, role: str) -> None:
+    said = entrypoint(tmp_path, role)
+    assert 0 < store_bytes(said) < shutil.disk_usage("/dev/shm").free
+    assert ("-m services.train" in said.splitlines()[-1]) == (role == "train")
+    # Shared memory of 100 TiB: what is left is a share of the machine's, or of the container's limit.
+    row = "echo Filesystem; echo shm 107374182400 0 107374182400 0% /dev/shm"
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0.05 * machine < store_bytes(entrypoint(tmp_path, role, {"df": row})) <= 0.3 * machine or cgroup_limit()
+    limited = {"df": row, "cat": 'case "$1" in */memory.max) echo 6442450944 ;; *) exit 1 ;; esac'}
+    assert store_bytes(entrypoint(tmp_path, role, limited)) == 6442450944 // 10 * 3
+    unlimited = limited | {"cat": "echo max"}
+    assert store_bytes(entrypoint(tmp_path, role, unlimited)) > 6442450944 // 10 * 3 or machine < 8 * 2**30
+
+
+def cgroup_limit() -> bool:
+    """Whether these tests run under a limit themselves."""
+    limits = [Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")]
+    return any(path.exists() and len(path.read_text().strip()) < 16 for path in limits)
+
+
+@pytest.mark.parametrize("role", ["head", "worker"])
+def test_a_ray_node_ends_with_its_raylet(tmp_path: Path, role: str) -> None:
+    """F1: `ray start --block` alone leaves a head that looks alive and never runs an actor."""
+    (hook,) = re.findall(r"RAY_START_HOOK=(\S+)", entrypoint(tmp_path, role))
+    module, _, name = hook.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+@pytest.mark.parametrize("role", OURS)
+def test_the_raylet_beside_a_service_takes_no_models(tmp_path: Path, role: str) -> None:
+    ray_line, service_line = entrypoint(tmp_path, role, RAY_HEAD="head:1").splitlines()
+    assert "--num-cpus=0" in ray_line and "--labels=ltxtrain=service" in ray_line and "RAY_START_HOOK" not in ray_line
+    assert NOT_A_SERVICE == {"ltxtrain": "!service"}
+    assert "--address=head:1" in ray_line and "LTXTRAIN_RAY_ADDRESS=head:1" in service_line
+
+
+def test_rays_token_comes_from_a_file_or_the_environment(tmp_path: Path) -> None:
+    said = entrypoint(tmp_path, "head")
+    assert "RAY_AUTH_MODE=token" in said and "RAY_AUTH_TOKEN_PATH=/run/secrets/ray_token" in said
+    assert "RAY_AUTH_TOKEN_PATH" not in entrypoint(tmp_path, "head", RAY_AUTH_TOKEN="word")
+    # A healthcheck is run beside the entrypoint and has the container's environment alone.
+    for name in (*OURS, "ray-head", "ray-head-gpu", "ray-worker", "ray-worker-gpu"):
+        environment = SERVICES[name]["environment"]
+        assert (environment["RAY_AUTH_MODE"], environment["RAY_AUTH_TOKEN_PATH"]) == ("token", "/run/secrets/ray_token")
+
+
+def test_rays_token_may_come_from_a_file_for_a_service_too(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("word\n")
+    code = "import os, services.runtime; print(os.environ['RAY_AUTH_MODE'], os.environ['RAY_AUTH_TOKEN'])"
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "LTXTRAIN_"))}
+    environ["LTXTRAIN_RAY_TOKEN_FILE"] = str(tmp_path / "token")
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["token", "word"]
+
+
+def test_each_container_has_the_secrets_that_it_needs() -> None:
+    """Ray's nodes run what callers' data makes them run: they have Ray's token alone."""
+    for name in ("ray-head", "ray-head-gpu", "ray-worker", "ray-worker-gpu"):
+        assert SERVICES[name]["secrets"] == ["ray_token"]
+        assert not [variable for variable in SERVICES[name]["environment"] if variable.startswith("LTXTRAIN_")]
+    for name in OURS:
+        named = {str(value).removeprefix("/run/secrets/") for value in SERVICES[name]["environment"].values()}
+        assert set(SERVICES[name]["secrets"]) <= named
+
+
+def test_secrets_are_kept_from_other_users(tmp_path: Path) -> None:
+    subprocess.run(["sh", str(ROOT / "docker/make-secrets")], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
+    assert all(path.stat().st_mode & 0o004 for path in (tmp_path / "secrets").iterdir())
+
+
+def test_compose_means_the_same_containers_with_every_command(tmp_path: Path) -> None:
+    subprocess.run(["sh", str(ROOT / "docker/make-secrets")], cwd=tmp_path, check=True, capture_output=True)
+    (profile,) = re.findall(r"^COMPOSE_PROFILES=(\w+)$", (tmp_path / ".env").read_text(), re.M)
+    assert {*OURS, "ray-head"} == {name for name in SERVICES if profile in SERVICES[name].get("profiles", [])}
+    (tmp_path / ".env").write_text("COMPOSE_PROFILES=gpu\n")
+    subprocess.run(["sh", str(ROOT / "docker/make-secrets")], cwd=tmp_path, check=True, capture_output=True)
+    assert (tmp_path / ".env").read_text() == "COMPOSE_PROFILES=gpu\n"
+
+
+def test_a_database_that_is_being_made_is_not_ready() -> None:
+    """Its temporary server listens on the socket, where pg_isready looks by itself."""
+    check = SERVICES["postgres"]["healthcheck"]["test"]
+    assert check[check.index("-h") + 1] == "127.0.0.1"
+    assert all(SERVICES[name]["stop_grace_period"] == "60s" for name in ("postgres", "minio"))
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name.endswith("-gpu")])
+def test_nodes_with_gpus_get_them(name: str) -> None:
+    (device,) = SERVICES[name]["deploy"]["resources"]["reservations"]["devices"]
+    assert device["capabilities"] == ["gpu"]
+
+
+def test_the_worker_is_judged_by_its_own_raylet() -> None:
+    check = SERVICES["ray-worker"]["healthcheck"]["test"]
+    assert check[0] == "CMD-SHELL" and "/proc" in check[1]
+    # The same words find a process of that name, and nothing where there is none.
+    for name, found in ((b"raylet\n", 0), (b"ray::IDLE\n", 1)):
+        command = check[1].replace("/proc/[0-9]*/status", "/dev/stdin")
+        assert subprocess.run(["sh", "-c", command], input=b"Name:\t" + name).returncode == found
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_logs_have_an_end(name: str) -> None:
+    assert SERVICES[name]["logging"]["options"].keys() == {"max-size", "max-file"}
+
+
+def test_an_operators_settings_reach_every_container_of_ours() -> None:
+    for name in (*OURS, "ray-head", "ray-head-gpu", "ray-worker", "ray-worker-gpu"):
+        assert SERVICES[name]["env_file"] == [{"path": "ltxtrain.env", "required": False}]
+    extras = re.search(r"\.\[([\w,]+)\]", (ROOT / "Dockerfile").read_text())
+    assert extras and {"server", "telemetry"} <= set(extras[1].split(","))
+
+
+def test_nothing_but_what_is_copied_is_sent_to_the_builder() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().split("\n")
+    assert "*" in ignored and "**/__pycache__" in ignored and "**/*_pb2.py" in ignored
+    copied = re.findall(r"^COPY (?!--from)(?:--\S+ )?(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.M)
+    named = {name for names in copied for name in names.split()}
+    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == named
 
 
 def test_volumes_are_declared() -> None:

@@ -59,7 +59,7 @@ def test_the_runtime_knows_no_service() -> None:
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("ray", {"services/runtime/cluster.py", "actors.py"}),
+        ("ray", {"services/runtime/cluster.py", "actors.py", "services/ingest/prober.py"}),
         ("minio", {"services/runtime/objects.py"}),
         ("sqlalchemy", {f"services/runtime/{name}.py" for name in ("tables", "store", "events", "blobs")}),
         ("av", {"trainer/media", "services/local/demo_data.py", "trainer/preview/reel.py"}),
@@ -80,7 +80,7 @@ def test_modules_are_short() -> None:
     [
         ("ltxtrain_client", ("torch", "ray", "services", "trainer", "av", "minio")),
         ("trainer.media.probe", ("torch", "diffusers", "ray")),
-        ("services.ingest.actors", ("torch", "diffusers")),
+        ("services.ingest.prober", ("torch", "diffusers")),
     ],
 )
 def test_imports_stay_light(module: str, absent: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""What can go wrong with a model, a clip or a training.
+"""Errors of models, clips and trainings.
 
 TrainerError
 ├── ModelUnavailable       absent, incomplete or gated
@@ -8,6 +8,8 @@ TrainerError
 ├── DeviceUnusable         a GPU that torch cannot use, or a model that a CPU should not be given
 ├── ClipError
 │   ├── Undecodable        no decoder can read it
+│   │   └── ClipDamaged    too little lies before its damage
+│   ├── PresentationUnsupported  colours or a layout that are not implemented
 │   ├── StillImage         a picture under the name of a video
 │   ├── NoVideoTrack       nothing but sound, subtitles or cover art
 │   ├── AudioTrackMissing  sound was asked for and there is none
@@ -75,6 +77,19 @@ class ClipError(TrainerError):
 
 class Undecodable(ClipError):
     """No decoder can read the file."""
+
+
+class ClipDamaged(Undecodable):
+    """Too few frames lie before the damage; the text says where it begins."""
+
+    def __init__(self, text: str, *, frame_count: int, needed_frames: int) -> None:
+        super().__init__(text)
+        self.frame_count = frame_count
+        self.needed_frames = needed_frames
+
+
+class PresentationUnsupported(ClipError):
+    """The pictures are shown in a way that is not implemented, such as Dolby Vision profile 5 or stereoscopy."""
 
 
 class StillImage(ClipError):

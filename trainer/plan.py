@@ -31,6 +31,7 @@ class PreviewSettings:
 
     frame_count: int
     stg_scale: float
+    schedule_tokens: int  # video tokens that the noise schedule is made for; 0: the preview's own
     negative: Path
     inputs: tuple[PreviewInput, ...]
 
@@ -49,7 +50,7 @@ class JobPlan:
     # Names what a checkpoint must share with the training that goes on from it: model revision, digest of the samples.
     identity: Mapping[str, str]
     work_dir: Path  # where files are made
-    # Of the step to go on from.
+    # Files of the step to go on from.
     checkpoint: Path | None = None
     metrics: Path | None = None
     # At least as many of the base's blocks stay in host memory: after a start that found the device full.

@@ -39,7 +39,7 @@ class MadeFile:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFacts:
-    """Where and on what a training runs: what config.json and the job's page say of it beside the spec."""
+    """Machine, model and libraries of a training, for config.json and the job's page."""
 
     device: str
     precision: str  # of the frozen base model

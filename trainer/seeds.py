@@ -24,6 +24,6 @@ def epoch_order(seed: int, epoch: int, count: int) -> tuple[int, ...]:
 
 
 def sample_at(seed: int, position: int, count: int) -> int:
-    """Which of count samples stands at a position (from 0) of the endless sequence of shuffled epochs."""
+    """Index of the sample, of count, at a position (from 0) of the endless sequence of shuffled epochs."""
     epoch, index = divmod(position, count)
     return epoch_order(seed, epoch, count)[index]

@@ -50,7 +50,8 @@ def product(model: Path, shape: Shape) -> Callable[[int], Block]:
         for _ in range(count):
             report = next(reports)
             assert isinstance(report, Step)
-        return Block((time.perf_counter() - started) / count, report.loss)
+            loss = report.loss
+        return Block((time.perf_counter() - started) / count, loss)
 
     return block
 
@@ -87,7 +88,7 @@ def bare(model: Path, shape: Shape) -> Callable[[int], Block]:
 
 
 class _Gates:
-    """What the published model gives the gates between modalities, set once instead of for each call."""
+    """The gate inputs between modalities as the published model computes them, set once instead of for each call."""
 
     def __init__(self, transformer: Any) -> None:
         self.level = torch.zeros(1)

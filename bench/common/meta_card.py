@@ -36,7 +36,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         """model: what is there before, and counted by weight_bytes."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         self._known: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         for tensor in plain_tensors(model):
@@ -105,10 +105,10 @@ def fused_kernels() -> Iterator[None]:
     kept = functional.rms_norm, functional.scaled_dot_product_attention
 
     def norm(input: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None) -> Any:
-        return _Norm.apply(input, weight)
+        return _Norm.apply(input, weight)  # type: ignore[no-untyped-call]
 
     def attention(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Any:
-        return _FlashAttention.apply(query, key, value)
+        return _FlashAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
 
     functional.rms_norm, functional.scaled_dot_product_attention = norm, attention
     try:
@@ -144,7 +144,7 @@ class Nf4Linear(nn.Linear):
         return torch.empty(self.out_features, self.in_features, dtype=dtype, device="meta")
 
     def forward(self, input: Tensor) -> Tensor:
-        found: Tensor = _Nf4Product.apply(input, self)
+        found: Tensor = _Nf4Product.apply(input, self)  # type: ignore[no-untyped-call]
         return found
 
 

@@ -1,4 +1,4 @@
-"""What the cache is worth: the same clips preprocessed twice, through running services."""
+"""Worth of the cache: the same clips preprocessed twice, through running services."""
 
 import asyncio
 import statistics
@@ -30,7 +30,8 @@ def measure_rerun(folder: Path, *, rounds: int, clips: int) -> dict[str, float]:
 
 
 async def _run(folder: Path, rounds: int, clips: int) -> tuple[list[float], list[float]]:
-    first, again = [], []
+    first: list[float] = []
+    again: list[float] = []
     async with (
         Suite(folder / "suite", model=str(folder / "tiny"), ports=dict.fromkeys(SERVICES, 0)) as suite,
         connect(suite.ingest_address) as ingest,

@@ -23,7 +23,7 @@ from tests import processes
 # 17 frames at low 16:9, four clips a step.
 CLIPS = Shape(latents=(3, 9, 16), batch=4)
 FRAMES = 17
-# Of the job, which is cancelled when everything is measured.
+# Steps of the job, which is cancelled when everything is measured.
 STEPS = 2_000
 # Between two pauses of the job; the bare loop runs in the pauses.
 STEPS_BETWEEN, BARE_STEPS = 5, 1
@@ -105,7 +105,7 @@ async def resume_seconds(train: TrainClient, job: str) -> float:
     killed = time.time()
     processes.kill(actor)
     async for _, at in steps_done(train, job, after):
-        # What the one before had done may still be on its way.
+        # Work of the one before may still be in flight.
         if set(processes.find(processes.TRAIN_ACTOR)) - {actor}:
             return at - killed
     raise AssertionError("steps_done does not end")

@@ -1,4 +1,4 @@
-"""What the ways of bench/train.py are told, and the process that each of them runs in."""
+"""Inputs of the loops that bench/train.py compares, and the process that each of them runs in."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Client of the ltxtrain suite: submit jobs, follow them across cut connections, download what they make.
+"""Client of the ltxtrain suite: submit jobs, watch them across reconnects, download the results.
 
 async with connect("127.0.0.1:7003") as channel:
     train = TrainClient(channel)
@@ -10,7 +10,8 @@ async with connect("127.0.0.1:7003") as channel:
     await train.download(job.output.lora_file, Path("lora.safetensors"))
 """
 
-from ltxtrain_client import quiet  # noqa: F401  isort: skip
+from ltxtrain_client import grpc_log_level  # noqa: F401  isort: skip
+from ltxtrain_client.backoff import Backoff
 from ltxtrain_client.channel import Channel, ClientSettings, Credentials, connect, read_settings
 from ltxtrain_client.errors import (
     AlreadyExists,
@@ -24,10 +25,8 @@ from ltxtrain_client.errors import (
     OutOfRange,
     OutputMissing,
     PermissionDenied,
-    Problem,
     ResourceExhausted,
     SettingsInvalid,
-    SheetInvalid,
     Subject,
     TransferFailed,
     Unauthenticated,
@@ -38,7 +37,7 @@ from ltxtrain_client.errors import (
 )
 from ltxtrain_client.ingest import IngestClient, Upload
 from ltxtrain_client.preprocess import PreprocessClient
-from ltxtrain_client.sheet import Sheet, format_sheet, parse_sheet
+from ltxtrain_client.sheet import Problem, Sheet, SheetInvalid, format_sheet, parse_sheet
 from ltxtrain_client.train import TrainClient
 from ltxtrain_client.transfer import Transfer
 from ltxtrain_client.watch import STEADY, Pace, is_terminal, watch
@@ -46,6 +45,7 @@ from ltxtrain_client.watch import STEADY, Pace, is_terminal, watch
 __all__ = [
     "STEADY",
     "AlreadyExists",
+    "Backoff",
     "CallError",
     "Channel",
     "ClientSettings",

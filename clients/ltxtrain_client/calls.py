@@ -1,4 +1,4 @@
-"""What the three clients share: one way to call, to page and to watch."""
+"""Base class of the three clients: unary calls, paging and request ids."""
 
 import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable
@@ -16,13 +16,13 @@ Item = TypeVar("Item")
 
 
 class Client:
-    """Calls of one service. Cheap to make; the channel is what holds a connection."""
+    """Client of one service. Cheap to create: the connection belongs to the channel."""
 
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
 
     def acting_for(self, owner: str) -> Self:
-        """This client on behalf of `owner`, on the same connection. Only a service's token may do so."""
+        """A client on the same connection that acts for `owner`. Only a service's token may do so."""
         return type(self)(self.channel.acting_for(owner))
 
     async def _call(self, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]", request: Request) -> Response:
@@ -37,7 +37,7 @@ class Client:
         request: Any,
         items: Callable[[Any], Iterable[Item]],
     ) -> AsyncGenerator[Item, None]:
-        """Every item of a List call, page after page. `request` has a page_token, its response a next_page_token."""
+        """Every item of a List call, fetching pages as needed."""
         while True:
             response = await self._call(method, request)
             for item in items(response):
@@ -48,5 +48,5 @@ class Client:
 
 
 def new_request_id() -> str:
-    """An id under which a Create call can be repeated without making a second resource."""
+    """Idempotency key: a Create call repeated with it returns the same resource."""
     return str(uuid.uuid4())

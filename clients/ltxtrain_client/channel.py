@@ -1,4 +1,4 @@
-"""How a service is reached: its address, the credentials shown to it, deadlines, retries and keepalive."""
+"""Connections to the services: addresses, credentials, deadlines, retries and keepalive."""
 
 import ipaddress
 import json
@@ -14,7 +14,7 @@ from ltxtrain.v1 import ingest_pb2, preprocess_pb2, train_pb2
 
 from ltxtrain_client.errors import SettingsInvalid
 
-# A service names the owner it acts for in this metadata; the servers refuse it from anybody else.
+# Metadata key under which a service names the owner it acts for; refused from any other caller.
 OWNER_KEY = "ltxtrain-owner"
 UNARY_DEADLINE_SECONDS = 10.0
 RETRY_POLICY = {
@@ -30,30 +30,42 @@ Metadata = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """What a client shows and trusts. None of it is needed on loopback without tokens."""
+    """Token and certificates of a client. A suite on loopback without tokens needs none of them."""
 
     token: str = field(default="", repr=False)
-    # PEM certificates to trust; None: the public ones, for addresses that begin with https://.
+    """Bearer token sent with every call; empty: none."""
+
     tls_root: Path | None = None
-    # PEM, both or none: what this client shows where the server asks for it (mTLS).
+    """PEM file of the certificate authorities to trust; None: the public ones, for https:// addresses."""
+
     tls_cert: Path | None = None
+    """PEM file of the client certificate (mTLS); set together with `tls_key`."""
+
     tls_key: Path | None = None
+    """PEM file of the client certificate's private key."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClientSettings:
-    """Where the three services are and how they are spoken to; see read_settings."""
+    """Addresses of the three services and the credentials for them; see read_settings."""
 
     train: str = "127.0.0.1:7003"
+    """TrainService: host:port, http://host:port, https://host:port or unix:path."""
+
     ingest: str = "127.0.0.1:7001"
+    """IngestService, in the same form."""
+
     preprocess: str = "127.0.0.1:7002"
+    """PreprocessService, in the same form."""
+
     credentials: Credentials = Credentials()
+    """Sent to all three."""
 
 
 def read_settings(environ: Mapping[str, str] = os.environ) -> ClientSettings:
-    """Settings from LTXTRAIN_TRAIN, _INGEST, _PREPROCESS, _TOKEN (or _TOKEN_FILE), _TLS_ROOT, _TLS_CERT, _TLS_KEY.
+    """Read LTXTRAIN_TRAIN, _INGEST, _PREPROCESS, _TOKEN (or _TOKEN_FILE), _TLS_ROOT, _TLS_CERT and _TLS_KEY.
 
-    Raises SettingsInvalid when the token's file cannot be read.
+    Raises SettingsInvalid when the token file cannot be read.
     """
     token = environ.get("LTXTRAIN_TOKEN", "")
     if token_file := environ.get("LTXTRAIN_TOKEN_FILE"):
@@ -72,17 +84,19 @@ class Channel:
 
     def __init__(self, aio: grpc.aio.Channel, address: str, metadata: Metadata = ()) -> None:
         self.aio = aio
+        """The underlying gRPC channel."""
         self.address = address
-        # Sent with every call.
+        """Target that was connected to."""
         self.metadata = metadata
+        """Metadata sent with every call."""
 
     def acting_for(self, owner: str) -> "Channel":
-        """The same connection, with calls made on behalf of `owner`. Only a service's token may do so."""
+        """The same connection for calls on behalf of `owner`. Only a service's token may do so."""
         kept = tuple(item for item in self.metadata if item[0] != OWNER_KEY)
         return Channel(self.aio, self.address, (*kept, (OWNER_KEY, owner)))
 
     async def close(self) -> None:
-        """End every call that is under way."""
+        """Close the connection and end its calls."""
         await self.aio.close()
 
     async def __aenter__(self) -> "Channel":
@@ -99,11 +113,12 @@ def connect(
     deadline_seconds: float = UNARY_DEADLINE_SECONDS,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
 ) -> Channel:
-    """A channel to host:port, [v6]:port or unix:path; call it inside a running event loop.
+    """Open a channel to host:port, [v6]:port or unix:path; call it inside a running event loop.
 
-    Plaintext unless `credentials` has a certificate or the address begins with https://. A token goes unencrypted
-    to loopback only, or where the address begins with http://, which says that the network is trusted.
-    Nothing is dialled before the first call. Raises SettingsInvalid.
+    Plaintext unless `credentials` has a certificate or the address begins with https://. A token is sent unencrypted
+    to loopback only, or to an address that begins with http://, which declares the network trusted.
+    Nothing is dialled before the first call.
+    Raises SettingsInvalid when the address, the token or a certificate cannot be used.
     """
     scheme, target = _split(address)
     options = [
@@ -128,23 +143,23 @@ def connect(
 
 
 def service_config(deadline_seconds: float = UNARY_DEADLINE_SECONDS) -> str:
-    """gRPC service config: unary calls get a deadline, and retries where a repeat does nothing twice.
+    """gRPC service config: a deadline for unary calls, and retries for idempotent ones.
 
-    Watches get neither: they live as long as the work, and resume by cursor.
+    Watches get neither: they last as long as the work and resume by cursor.
     """
-    repeatable: list[dict[str, str]] = []
+    idempotent: list[dict[str, str]] = []
     once: list[dict[str, str]] = []
     for file in (ingest_pb2, preprocess_pb2, train_pb2):
         for service in file.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 if not method.server_streaming:
                     name = {"service": service.full_name, "method": method.name}
-                    (repeatable if _repeatable(method) else once).append(name)
+                    (idempotent if _idempotent(method) else once).append(name)
     timeout = f"{deadline_seconds}s"
     return json.dumps(
         {
             "methodConfig": [
-                {"name": repeatable, "timeout": timeout, "retryPolicy": RETRY_POLICY},
+                {"name": idempotent, "timeout": timeout, "retryPolicy": RETRY_POLICY},
                 {"name": once, "timeout": timeout},
             ]
         }
@@ -164,7 +179,7 @@ def is_loopback(target: str) -> bool:
         return False
 
 
-def _repeatable(method: MethodDescriptor) -> bool:
+def _idempotent(method: MethodDescriptor) -> bool:
     reads_or_cancels = method.name.startswith(("Get", "List", "Estimate", "Cancel"))
     return reads_or_cancels or "request_id" in method.input_type.fields_by_name
 

@@ -1,29 +1,29 @@
-"""What can go wrong, as exceptions. The services' statuses become classes here and nowhere else.
+"""Exceptions of this package. A service's status becomes one of these classes here and nowhere else.
 
 LtxtrainError
 ├── SettingsInvalid           an address, token or certificate of this client is unusable
 ├── SheetInvalid              a sheet's JSON does not have the sheet's form; raised before anything is sent
-├── TransferFailed            an upload or download did not end with the right bytes
-├── OutputMissing             an artifact was asked for by the empty name of an output that a job does not have
-└── CallError                 a service answered with an error, or did not answer
+├── TransferFailed            an upload or download failed for good
+├── OutputMissing             an output that the job does not have was asked for
+└── CallError                 a service returned an error, or did not answer
     ├── InvalidArgument       the request is wrong; `violations` has every wrong field
-    ├── FailedPrecondition    the data, or the state of a resource, does not allow it; `subjects` names them
+    ├── FailedPrecondition    the data or the state of a resource rules it out; `subjects` names clips and files
     ├── NotFound              no such resource, or not one of yours
-    ├── AlreadyExists         the request_id came earlier with another request
+    ├── AlreadyExists         the request_id was used before with a different request
     ├── OutOfRange            the cursor belongs to another resource
     ├── ResourceExhausted     too many unfinished jobs or watches, or not enough memory
-    ├── Unavailable           nobody answers, or the server shuts down; worth another try
-    ├── DeadlineExceeded      no answer in time
-    ├── Unauthenticated       no token, or one that nobody has
-    ├── PermissionDenied      a token that may not do this
-    ├── Unimplemented         asked for what the server cannot do
-    └── InternalError         a bug in the server, or anything not named above
+    ├── Unavailable           no answer, or the server is shutting down: retry later
+    ├── DeadlineExceeded      no answer before the deadline
+    ├── Unauthenticated       the token is missing or unknown
+    ├── PermissionDenied      the token lacks the permission
+    ├── Unimplemented         the server does not support the request
+    └── InternalError         a bug in the server, or any other code
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 from urllib.parse import unquote
 
 import grpc
@@ -32,113 +32,102 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-if TYPE_CHECKING:
-    from ltxtrain_client.sheet import Sheet
-
+# ErrorInfo.domain of the services' errors.
 DOMAIN = "ltxtrain.v1"
 
 _M = TypeVar("_M", bound=Message)
-_ADDRESS = re.compile(r"ipv[46]:(\S+?): ")
+_ADDRESS = re.compile(r"ipv[46]:(\S{1,80}?): ")
 
 
 class LtxtrainError(Exception):
-    """Base of everything that this package raises on purpose."""
+    """Base class of this package's exceptions."""
 
 
 class SettingsInvalid(LtxtrainError):
-    """An address, token or certificate cannot be used; the text names the setting and what to do."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong in a sheet's JSON: where, and what."""
-
-    path: str
-    description: str
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.description}" if self.path else self.description
-
-
-class SheetInvalid(LtxtrainError):
-    """A sheet's JSON does not have the sheet's form; `problems` has every fault, not only the first.
-
-    `sheet` is what could be read beside them; None when there was no JSON object at all.
-    """
-
-    def __init__(self, problems: Sequence[Problem], sheet: "Sheet | None" = None) -> None:
-        self.problems = tuple(problems)
-        self.sheet = sheet
-        super().__init__("; ".join(str(problem) for problem in problems))
+    """An address, token or certificate cannot be used; the message names the setting and the remedy."""
 
 
 class TransferFailed(LtxtrainError):
-    """An upload or a download failed for good; what arrived is kept where a later try can go on from it."""
+    """An upload or a download failed for good; a later attempt resumes from the bytes that arrived."""
 
 
 class OutputMissing(LtxtrainError):
-    """An artifact was asked for by an empty name, as JobOutput has it for what a job did not make."""
+    """The job has no such output: its field in JobOutput is empty."""
 
 
 @dataclass(frozen=True)
 class Violation:
-    """One wrong field: its path in the request, an ErrorReason name, and a sentence."""
+    """One invalid field of a request."""
 
     field: str
+    """Path in the request, as in "spec.validation[0].prompt"."""
+
     reason: str
+    """ErrorReason name without its prefix."""
+
     description: str
+    """Sentence for people."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One clip or file that the failure is about. At most 20 travel in an error; a report has all."""
+    """One clip or file that caused a failure. An error carries at most 20; the report has all of them."""
 
     type: str
+    """ErrorReason name without its prefix."""
+
     subject: str
+    """Path in the archive, or URL."""
+
     description: str
+    """Sentence for people."""
 
 
 @dataclass(frozen=True)
 class Details:
-    """What an error says beside its text."""
+    """Machine-readable details of a status."""
 
-    # ErrorReason value name without ERROR_REASON_, e.g. "RESOURCE_NOT_FOUND"; empty: none was given.
+    # ErrorReason name without its prefix, e.g. "RESOURCE_NOT_FOUND"; empty: none was given.
     reason: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     violations: tuple[Violation, ...] = ()
     subjects: tuple[Subject, ...] = ()
-    # How long the server asks to be left alone.
     retry_after_seconds: float | None = None
 
 
 class CallError(LtxtrainError):
-    """A service's error, of a call or of a piece of work that ended with it."""
+    """Error of a call, or the error with which a job, dataset or training set ended."""
 
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
 
     def __init__(self, status: status_pb2.Status) -> None:
         super().__init__(status.message)
-        # As received: pass it on unchanged.
         self.status = status
+        """The status as received, to pass on unchanged."""
         self.code = _CODES.get(status.code, grpc.StatusCode.UNKNOWN)
         details = _details(status)
         self.reason = details.reason
+        """ErrorReason name without its prefix, e.g. "RESOURCE_NOT_FOUND"; empty when there was none."""
         self.metadata = details.metadata
+        """Values that the message mentions, by name."""
         self.violations = details.violations
+        """Every invalid field of the request."""
         self.subjects = details.subjects
+        """The first 20 clips or files that caused the failure."""
         self.retry_after_seconds = details.retry_after_seconds
+        """Delay that the server asks for before a retry; None: it does not."""
 
     @property
     def message(self) -> str:
-        """The service's sentence alone; never empty."""
-        return self.status.message or f"{self.code.name} without a word"
+        """The service's message alone; never empty."""
+        return self.status.message or f"{self.code.name} without a message"
 
     def __str__(self) -> str:
-        """The sentence, then each field and each subject on a line."""
+        """The message, followed by a line for each field and each subject."""
         return "\n".join([self.message, *self.particulars()])
 
     def particulars(self) -> list[str]:
-        """A line for each wrong field, and for each clip or file."""
+        """A line for each invalid field, clip and file."""
         fields = [f"  {item.field}: {item.description} ({item.reason})" for item in self.violations]
         return fields + [f"  {item.subject}: {item.description}" for item in self.subjects]
 
@@ -147,13 +136,13 @@ class CallError(LtxtrainError):
 
 
 class InvalidArgument(CallError):
-    """The request is wrong; `violations` has every wrong field."""
+    """The request is invalid; `violations` has every wrong field."""
 
     code = grpc.StatusCode.INVALID_ARGUMENT
 
 
 class FailedPrecondition(CallError):
-    """The data, or the state of a resource, does not allow it; `subjects` names clips and files."""
+    """The data, or the state of a resource, rules the call out; `subjects` names clips and files."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
 
@@ -165,13 +154,13 @@ class NotFound(CallError):
 
 
 class AlreadyExists(CallError):
-    """The request_id came earlier with another request."""
+    """The request_id was used before with a different request."""
 
     code = grpc.StatusCode.ALREADY_EXISTS
 
 
 class OutOfRange(CallError):
-    """The cursor is not one of this resource; metadata has oldestSequence and lastSequence."""
+    """The cursor belongs to another resource; metadata has oldestSequence and lastSequence."""
 
     code = grpc.StatusCode.OUT_OF_RANGE
 
@@ -183,37 +172,37 @@ class ResourceExhausted(CallError):
 
 
 class Unavailable(CallError):
-    """Nobody answers at that address, or the server is shutting down; worth another try later."""
+    """No answer at that address, or the server is shutting down: retry later."""
 
     code = grpc.StatusCode.UNAVAILABLE
 
 
 class DeadlineExceeded(CallError):
-    """No answer in time."""
+    """No answer before the deadline."""
 
     code = grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class Unauthenticated(CallError):
-    """No token, or one that nobody has."""
+    """The token is missing or unknown."""
 
     code = grpc.StatusCode.UNAUTHENTICATED
 
 
 class PermissionDenied(CallError):
-    """The token may not do this."""
+    """The token lacks the permission."""
 
     code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class Unimplemented(CallError):
-    """Asked for what the server cannot do; metadata names the field."""
+    """The server does not support the request; metadata names the field."""
 
     code = grpc.StatusCode.UNIMPLEMENTED
 
 
 class InternalError(CallError):
-    """A bug in the server; metadata has the traceId under which its log tells more."""
+    """A bug in the server; its log has more under metadata's traceId."""
 
     code = grpc.StatusCode.INTERNAL
 
@@ -239,25 +228,25 @@ _CLASSES: dict[int, type[CallError]] = {
 
 
 def from_status(status: status_pb2.Status) -> CallError:
-    """The exception for a status, such as Job.lifecycle.error or Event.warning. Its class goes by the code."""
+    """Exception for a status, such as Job.lifecycle.error or Event.warning; its class depends on the code."""
     return _CLASSES.get(status.code, InternalError)(status)
 
 
 def from_rpc_error(error: grpc.aio.AioRpcError) -> CallError:
-    """The exception for a call that failed, with the details that travelled in its trailing metadata."""
+    """Exception for a failed call, with the details from its trailing metadata."""
     text = error.details() or ""
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         text = _no_answer(text)
     bare = status_pb2.Status(code=error.code().value[0], message=text)
     try:
-        # Typed for the synchronous Call; it reads no more than code, details and trailing metadata.
+        # Typed for the synchronous Call, but reads only code, details and trailing metadata.
         return from_status(rpc_status.from_call(error) or bare)  # type: ignore[arg-type]
     except ValueError:  # a proxy changed the code or the text, so the two halves no longer agree
         return from_status(bare)
 
 
 def _no_answer(text: str) -> str:
-    """A sentence for gRPC's own text, e.g. "… ipv4:127.0.0.1:7003: Failed to connect …: Connection refused (111)"."""
+    """Readable form of gRPC's text, e.g. "… ipv4:127.0.0.1:7003: Failed to connect …: Connection refused (111)"."""
     found = _ADDRESS.search(text)
     at = f" at {unquote(found[1])}" if found else ""
     cause = re.sub(r" \(\d+\)$", "", text.rpartition(": ")[2]).rstrip(".")

@@ -1,4 +1,4 @@
-"""IngestService: archives and videos become datasets of probed clips."""
+"""Client of IngestService: turn archives and videos into datasets of probed clips."""
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -30,44 +30,56 @@ from ltxtrain_client.watch import STEADY, Pace, watch
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that the store is ready to take. `send` it; then its name can be used once."""
+    """A file that the object store expects. `send` it; then its name can be used once."""
 
-    # Format: uploads/{upload}.
     name: str
+    """Format: uploads/{upload}."""
+
     path: Path
+    """The local file."""
+
     size_bytes: int
+    """Its size."""
+
     put_url: str = field(repr=False)
+    """Presigned URL that takes the bytes."""
 
     def send(self) -> AsyncGenerator[Transfer, None]:
-        """Send the file, saying after each chunk how far it is. Raises TransferFailed."""
+        """Send the file, yielding progress after each chunk. Raises TransferFailed when the store does not take it."""
         return put_file(self.path, self.put_url, self.size_bytes)
 
     @property
     def url(self) -> str:
-        """What names this upload where a sheet wants a URL."""
+        """Reference to this upload where a sheet expects a URL."""
         return f"upload:{self.name}"
 
 
 class IngestClient(Client):
-    """One method for each call of IngestService, and `upload` for files. Every method raises CallError."""
+    """One method per RPC of IngestService, and `upload` for files.
+
+    Every method raises CallError when the call fails.
+    """
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)
         self._stub = IngestServiceStub(channel.aio)
 
     async def create_upload(self, size_bytes: int, sha256: str, file_name: str = "") -> CreateUploadResponse:
-        """A URL that takes a file of this size and digest (lowercase hex) by PUT; reports call a video by its name."""
+        """Announce a file of this size and sha256 (lowercase hex); reports refer to a single video by `file_name`."""
         request = CreateUploadRequest(size_bytes=size_bytes, sha256=sha256, file_name=file_name)
         return await self._call(self._stub.CreateUpload, request)
 
     async def prepare_upload(self, path: Path) -> Upload:
-        """Hash a file and have the store expect it. Raises OSError for one that cannot be read."""
+        """Hash a file and announce it to the store. Raises OSError when it cannot be read."""
         digest = await digest_file(path)
         created = await self.create_upload(digest.size_bytes, digest.sha256, path.name)
         return Upload(created.upload, path, digest.size_bytes, created.put_url)
 
     async def upload(self, path: Path) -> Upload:
-        """Upload a file of at most 5 GiB. Raises TransferFailed, and OSError for one that cannot be read."""
+        """Upload a file of at most 5 GiB.
+
+        Raises TransferFailed when the store does not take it, OSError when the file cannot be read.
+        """
         upload = await self.prepare_upload(path)
         async for _ in upload.send():
             pass
@@ -94,16 +106,19 @@ class IngestClient(Client):
         return (await self._call(self._stub.GetDataset, GetDatasetRequest(name=name))).dataset
 
     def list_datasets(self, page_size: int = 0) -> AsyncGenerator[Dataset, None]:
-        """Every dataset of yours; pages are fetched as they are needed."""
+        """All your datasets; pages are fetched as needed."""
         request = ListDatasetsRequest(page_size=page_size)
         return self._pages(self._stub.ListDatasets, request, lambda response: response.datasets)
 
     async def cancel_dataset(self, name: str) -> Dataset:
-        """Stop ingesting. One that has ended is returned unchanged."""
+        """Stop ingesting. A dataset that has ended is returned unchanged."""
         return (await self._call(self._stub.CancelDataset, CancelDatasetRequest(name=name))).dataset
 
     async def delete_dataset(self, name: str) -> None:
-        """Delete the record and what nothing else refers to. Raises FailedPrecondition before it has ended."""
+        """Delete the record, and the bytes that nothing else refers to.
+
+        Raises FailedPrecondition when the dataset has not ended yet.
+        """
         await self._call(self._stub.DeleteDataset, DeleteDatasetRequest(name=name))
 
     def list_clips(self, dataset: str, page_size: int = 0) -> AsyncGenerator[Clip, None]:
@@ -111,7 +126,7 @@ class IngestClient(Client):
         return self._pages(self._stub.ListClips, request, lambda response: response.clips)
 
     def list_dataset_report(self, dataset: str, page_size: int = 0) -> AsyncGenerator[ReportLine, None]:
-        """One line for every file of the archive: what became of it, and why."""
+        """Report of a dataset: a line for every file of the archive, with its outcome and the reasons."""
         request = ListDatasetReportRequest(parent=dataset, page_size=page_size)
         return self._pages(self._stub.ListDatasetReport, request, lambda response: response.lines)
 

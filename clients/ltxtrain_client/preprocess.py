@@ -1,4 +1,4 @@
-"""PreprocessService: datasets become training sets, clips become samples."""
+"""Client of PreprocessService: turn datasets into training sets, clips into samples."""
 
 from collections.abc import AsyncGenerator
 
@@ -24,7 +24,7 @@ from ltxtrain_client.watch import STEADY, Pace, watch
 
 
 class PreprocessClient(Client):
-    """One method for each call of PreprocessService. Every method raises CallError."""
+    """One method per RPC of PreprocessService. Every method raises CallError when the call fails."""
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)
@@ -38,7 +38,7 @@ class PreprocessClient(Client):
         validation_dataset: str = "",
         request_id: str | None = None,
     ) -> TrainingSet:
-        """Start preprocessing a dataset; every field of `settings` counts."""
+        """Start preprocessing a dataset. Every field of `settings` is used as it is: there are no defaults."""
         request = CreateTrainingSetRequest(
             request_id=request_id or new_request_id(),
             dataset=dataset,
@@ -51,16 +51,19 @@ class PreprocessClient(Client):
         return (await self._call(self._stub.GetTrainingSet, GetTrainingSetRequest(name=name))).training_set
 
     def list_training_sets(self, page_size: int = 0) -> AsyncGenerator[TrainingSet, None]:
-        """Every training set of yours; pages are fetched as they are needed."""
+        """All your training sets; pages are fetched as needed."""
         request = ListTrainingSetsRequest(page_size=page_size)
         return self._pages(self._stub.ListTrainingSets, request, lambda response: response.training_sets)
 
     async def cancel_training_set(self, name: str) -> TrainingSet:
-        """Stop preprocessing. One that has ended is returned unchanged."""
+        """Stop preprocessing. A training set that has ended is returned unchanged."""
         return (await self._call(self._stub.CancelTrainingSet, CancelTrainingSetRequest(name=name))).training_set
 
     async def delete_training_set(self, name: str) -> None:
-        """Delete the record and what nothing else refers to. Raises FailedPrecondition before it has ended."""
+        """Delete the record, and the bytes that nothing else refers to.
+
+        Raises FailedPrecondition when the training set has not ended yet.
+        """
         await self._call(self._stub.DeleteTrainingSet, DeleteTrainingSetRequest(name=name))
 
     def list_samples(self, training_set: str, page_size: int = 0) -> AsyncGenerator[Sample, None]:
@@ -68,7 +71,7 @@ class PreprocessClient(Client):
         return self._pages(self._stub.ListSamples, request, lambda response: response.samples)
 
     def list_training_set_report(self, training_set: str, page_size: int = 0) -> AsyncGenerator[ReportLine, None]:
-        """One line for every clip and scene: what fitting did to it, or why it was left out."""
+        """Report of a training set: a line for every clip and scene, with how it was fitted or why it was left out."""
         request = ListTrainingSetReportRequest(parent=training_set, page_size=page_size)
         return self._pages(self._stub.ListTrainingSetReport, request, lambda response: response.lines)
 

@@ -1,4 +1,4 @@
-"""What a person or a script sees of work under way: bars on a terminal, lines elsewhere, JSON lines for scripts."""
+"""Live views of running work: bars on a terminal, lines of text elsewhere, JSON lines for scripts."""
 
 import json
 import os
@@ -12,16 +12,16 @@ from ltxtrain.v1.work_pb2 import Event, Stage, TrainMetrics
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from ltxtrain_client.lines import Measure, describe, duration_text, measure, size_text, stage_word
-from ltxtrain_client.plain import plain
+from ltxtrain_client.as_json import as_json
+from ltxtrain_client.event_text import Measure, describe, duration_text, measure, size_text, stage_word
 from ltxtrain_client.transfer import Transfer
 
-# Between two lines about one stage that goes on, in the time of the events.
+# Seconds between two progress lines of a stage, by the events' own clock.
 PLAIN_SECONDS = 10.0
 
 
 class View(Protocol):
-    """Shows events in order. Enter it before the first one; it can be left and entered again."""
+    """Shows events and transfers in order. Enter it before the first one; it can be re-entered."""
 
     def __enter__(self) -> Self: ...
 
@@ -56,7 +56,7 @@ class JsonView:
         return None
 
     def show(self, sequence: int, event: Event) -> None:
-        print_json({"sequence": sequence, "event": plain(event)}, self._out)
+        print_json({"sequence": sequence, "event": as_json(event)}, self._out)
 
     def show_transfer(self, label: str, step: Transfer) -> None:
         if step.completed_bytes >= step.total_bytes:
@@ -67,7 +67,7 @@ class JsonView:
 
 
 class PlainView:
-    """A line for each thing worth one; progress now and then."""
+    """A line per noteworthy event; progress every few seconds."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -160,7 +160,7 @@ class BarView:
 
 
 class _Notes:
-    """What is told beside a stage's count: the newest loss and the time that is left."""
+    """Text beside a stage's count: the latest loss and the remaining time."""
 
     def __init__(self) -> None:
         self._metrics: TrainMetrics | None = None
@@ -183,25 +183,25 @@ class _Notes:
 
 
 def files_text(paths: Sequence[Path]) -> str:
-    """The files that were downloaded, one a line."""
+    """List of downloaded files, one per line."""
     return "\n".join(["downloaded", *(f"  {path}" for path in paths)])
 
 
 class OutputClosed(SystemExit):
-    """Nobody reads the output any more, as in `ltxtrain jobs | head -1`: ends the process without a word.
+    """The reader of the output is gone, as in `ltxtrain jobs | head -1`: end the process silently.
 
-    The status is the one that a shell gives to whom SIGPIPE ended.
+    The exit status is what a shell reports for SIGPIPE.
     """
 
     def __init__(self) -> None:
         super().__init__(141)
-        # What is still buffered would fail again at exit.
+        # Flushing the rest of the buffer at exit would fail again.
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_line(text: str, out: TextIO | None = None) -> None:
-    """One line, at once. Raises OutputClosed."""
+    """Print a line and flush it. Raises OutputClosed when the reader is gone."""
     try:
         print(text, file=out or sys.stdout, flush=True)
     except BrokenPipeError:
@@ -209,5 +209,5 @@ def print_line(text: str, out: TextIO | None = None) -> None:
 
 
 def print_json(document: Any, out: TextIO | None = None) -> None:
-    """One line of JSON. Raises OutputClosed."""
+    """Print a line of JSON. Raises OutputClosed when the reader is gone."""
     print_line(json.dumps(document, ensure_ascii=False), out)

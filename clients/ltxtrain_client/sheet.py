@@ -1,7 +1,8 @@
-"""The parameter sheet as JSON: what people write, word for word, and the messages that the services read.
+"""Conversion between the parameter sheet, as people write it in JSON, and the messages that the services read.
 
-Keys are the sheet's names; what the sheet does not have is in an object "options". Enum values are the sheet's words
-("medium", "16:9") or the contract's names. Ranges and required fields are the server's to check: here it is form only.
+Keys are the sheet's names; job options that the sheet does not have are in an object "options". Enum values are the
+sheet's words ("medium", "16:9") or the contract's names. Only the form is checked here: ranges and required fields are
+checked by the server.
 """
 
 import difflib
@@ -19,9 +20,9 @@ from google.protobuf.message import Message
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import JobOptions
 
-from ltxtrain_client.errors import Problem, SheetInvalid
-from ltxtrain_client.plain import plain
-from ltxtrain_client.words import words
+from ltxtrain_client.as_json import as_json
+from ltxtrain_client.enum_words import words
+from ltxtrain_client.errors import LtxtrainError
 
 OPTIONS = "options"
 
@@ -32,16 +33,44 @@ _WRONG = object()
 
 @dataclass(frozen=True)
 class Sheet:
-    """A filled-in parameter sheet: what is asked, and how it is to be run."""
+    """A filled-in parameter sheet."""
 
     spec: ExtendPrefixSpec
+    """Parameters of the training type extend-prefix."""
+
     options: JobOptions
+    """Settings of the run that the sheet does not have."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One fault of a sheet's JSON."""
+
+    path: str
+    """Key path, as in "validation[0].prompt"; empty for the document as a whole."""
+
+    description: str
+    """Explanation that completes "PATH ..."."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.description}" if self.path else self.description
+
+
+class SheetInvalid(LtxtrainError):
+    """A sheet's JSON does not have the form of a sheet."""
+
+    def __init__(self, problems: Sequence[Problem], sheet: Sheet | None = None) -> None:
+        self.problems = tuple(problems)
+        """Every fault at once."""
+        self.sheet = sheet
+        """The valid part of the sheet; None when there was no JSON object at all."""
+        super().__init__("; ".join(str(problem) for problem in problems))
 
 
 def parse_sheet(source: str | bytes | Mapping[str, Any], settings: Sequence[str] = ()) -> Sheet:
-    """A sheet from JSON (text, or bytes as a file holds them) or a parsed object, changed by `settings` key=value.
+    """Parse a sheet from JSON (text, or the bytes of a file) or a mapping, then apply `settings` of the form key=value.
 
-    A key may be a path, as in "options.seed" or "validation[0].prompt". null means: not given.
+    A key may be a path, as in "options.seed" or "validation[0].prompt". null means "not given".
     Raises SheetInvalid with every unknown key, wrong type and wrong word at once.
     """
     problems: list[Problem] = []
@@ -59,9 +88,9 @@ def parse_sheet(source: str | bytes | Mapping[str, Any], settings: Sequence[str]
 
 
 def format_sheet(spec: ExtendPrefixSpec, options: JobOptions | None = None) -> dict[str, Any]:
-    """The sheet's JSON of what is set in these messages; `parse_sheet` reads it back."""
-    document = plain(spec, whole=False)
-    if options is not None and (chosen := plain(options, whole=False)):
+    """JSON of the fields that are set; `parse_sheet` reads it back."""
+    document = as_json(spec, whole=False)
+    if options is not None and (chosen := as_json(options, whole=False)):
         document[OPTIONS] = chosen
     return document
 
@@ -80,7 +109,7 @@ def _load(source: str | bytes, problems: list[Problem]) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise _not_a_sheet(f"{error.msg} in line {error.lineno}, column {error.colno}") from None
     except UnicodeDecodeError:
-        raise _not_a_sheet("it is no text (UTF-8 is expected)") from None
+        raise _not_a_sheet("it is not text (UTF-8 is expected)") from None
     except (ValueError, RecursionError):  # digits or brackets beyond what Python's parser takes
         raise _not_a_sheet("it holds a number with thousands of digits, or nests too deeply") from None
     if not isinstance(document, dict):
@@ -119,7 +148,7 @@ def _set(document: dict[str, Any], setting: str, problems: list[Problem]) -> Non
 
 
 def _enter(place: Any, key: str | int, empty: Any) -> Any:
-    """What lies at `key`, made empty when absent; a list grows by one entry at most."""
+    """Value at `key`, created empty when absent; a list grows by one entry at most."""
     if isinstance(place, list) and isinstance(key, int):
         if key == len(place):
             place.append(empty)
@@ -132,7 +161,7 @@ def _enter(place: Any, key: str | int, empty: Any) -> Any:
 
 
 def _typed(keys: Sequence[str | int], text: str) -> Any:
-    """The value of a setting: text where the sheet wants text, JSON or a bare word elsewhere."""
+    """Value of a setting: text where the sheet expects text, JSON or a bare word elsewhere."""
     descriptor: Any = ExtendPrefixSpec.DESCRIPTOR
     names = [key for key in keys if isinstance(key, str)]
     if names[0] == OPTIONS:
@@ -175,7 +204,7 @@ def _fill(message: Message, document: Any, path: str, problems: list[Problem]) -
 
 
 def _value(field: FieldDescriptor, value: Any, path: str, problems: list[Problem]) -> Any:
-    """The value as the field holds it, or _WRONG with a problem noted."""
+    """Value converted for the field, or _WRONG after adding a problem."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if field.enum_type is not None:
         known = words(field.enum_type)
@@ -212,7 +241,7 @@ def _finite(value: float) -> bool:
 
 
 def _encodable(value: str) -> bool:
-    """Whether there are no halves of a surrogate pair, which JSON's escapes and undecodable arguments can bring."""
+    """False for half of a surrogate pair, which a JSON escape or an undecodable argument can contain."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -232,7 +261,7 @@ def _unknown(key: str, fields: Mapping[str, Any], message: Message) -> str:
 
 
 def _nearest(key: str, names: Sequence[str]) -> str | None:
-    """The shortest name that the key begins, else the most alike one; a path goes by its last part."""
+    """Shortest name that starts with the key, else the most similar one; a path is compared by its last part."""
     by_part = {name.rpartition(".")[2]: name for name in names}
     begun = sorted((part for part in by_part if len(key) > 2 and part.startswith(key)), key=len)
     near = begun or difflib.get_close_matches(key, by_part, n=1)

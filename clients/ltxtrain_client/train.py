@@ -1,4 +1,4 @@
-"""TrainService, the front door: from a sheet to a LoRA."""
+"""Client of TrainService, the front door: from a parameter sheet to a LoRA."""
 
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -31,7 +31,10 @@ from ltxtrain_client.watch import STEADY, Pace, watch
 
 
 class TrainClient(Client):
-    """One method for each call of TrainService, and `download` for what jobs leave. Every method raises CallError."""
+    """One method per RPC of TrainService, and `download` for artifacts.
+
+    Every method raises CallError when the call fails.
+    """
 
     def __init__(self, channel: Channel) -> None:
         super().__init__(channel)
@@ -40,42 +43,42 @@ class TrainClient(Client):
     async def submit(
         self, spec: ExtendPrefixSpec, options: JobOptions | None = None, *, request_id: str | None = None
     ) -> Job:
-        """Start a job; it runs on whether or not anybody watches. The same `request_id` returns the same job.
+        """Start a job, which runs whether or not it is watched. The same `request_id` returns the same job.
 
-        Raises InvalidArgument with every wrong field, and then nothing was started.
+        Raises InvalidArgument with every wrong field when the spec is invalid; nothing is started then.
         """
         request = CreateJobRequest(request_id=request_id or new_request_id(), spec=spec, options=options)
         return (await self._call(self._stub.CreateJob, request)).job
 
     async def validate(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> Job:
-        """The nameless job that `submit` would start, with every default filled in. Raises like `submit`."""
+        """The job that `submit` would start, without a name and with every default filled in. Raises like `submit`."""
         request = CreateJobRequest(request_id=new_request_id(), spec=spec, options=options, validate_only=True)
         return (await self._call(self._stub.CreateJob, request)).job
 
     async def estimate(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> EstimateJobResponse:
-        """What a job would take in time, memory and money."""
+        """Estimate the time, memory and price of a job."""
         return await self._call(self._stub.EstimateJob, EstimateJobRequest(spec=spec, options=options))
 
     async def get_job(self, name: str) -> Job:
         return (await self._call(self._stub.GetJob, GetJobRequest(name=name))).job
 
     def list_jobs(self, states: "Sequence[State | str]" = (), page_size: int = 0) -> AsyncGenerator[Job, None]:
-        """Jobs of yours in one of `states` (empty: all), newest first; pages are fetched as they are needed."""
+        """Your jobs in one of `states` (empty: all), newest first; pages are fetched as needed."""
         request = ListJobsRequest(states=states, page_size=page_size)
         return self._pages(self._stub.ListJobs, request, lambda response: response.jobs)
 
     async def cancel_job(self, name: str) -> Job:
-        """Stop a job; its last checkpoint's LoRA remains. One that has ended is returned unchanged."""
+        """Stop a job; the LoRA of its last checkpoint remains. A job that has ended is returned unchanged."""
         return (await self._call(self._stub.CancelJob, CancelJobRequest(name=name))).job
 
     async def delete_job(self, name: str) -> None:
-        """Delete a job with all that it left. Raises FailedPrecondition before it has ended."""
+        """Delete a job with its artifacts. Raises FailedPrecondition when it has not ended yet."""
         await self._call(self._stub.DeleteJob, DeleteJobRequest(name=name))
 
     def watch_job(
         self, name: str, after_sequence: int = 0, pace: Pace = STEADY
     ) -> AsyncGenerator[tuple[int, Event], None]:
-        """Events of a job until it ends, across reconnects; see watch.watch. Leaving it cancels nothing."""
+        """Events of a job until it ends, across reconnects; see watch.watch. Closing the iterator cancels nothing."""
         return watch(
             lambda cursor: self._stub.WatchJob(
                 WatchJobRequest(name=name, after_sequence=cursor), metadata=self.channel.metadata
@@ -87,14 +90,14 @@ class TrainClient(Client):
     def list_artifacts(
         self, job: str, kinds: Sequence[Artifact.Kind] = (), page_size: int = 0
     ) -> AsyncGenerator[Artifact, None]:
-        """What a job has left so far, of these kinds (empty: all)."""
+        """Artifacts of a job so far, of these kinds (empty: all)."""
         request = ListArtifactsRequest(parent=job, kinds=kinds, page_size=page_size)
         return self._pages(self._stub.ListArtifacts, request, lambda response: response.artifacts)
 
     async def get_artifact(self, name: str) -> GetArtifactResponse:
-        """One artifact with a URL that serves its bytes for 15 minutes.
+        """Get one artifact with a URL that serves its bytes for 15 minutes.
 
-        Raises OutputMissing for an empty name, as Job.output has it for what was not made.
+        Raises OutputMissing when the name is empty: Job.output has an empty name for every output that was not made.
         """
         if not name:
             raise OutputMissing(
@@ -106,15 +109,15 @@ class TrainClient(Client):
     async def download(self, artifact: str, path: Path) -> Path:
         """Download an artifact to `path`, which appears whole and checked by sha256, or not at all.
 
-        Called again after an interruption it goes on where it was. Raises TransferFailed, and OutputMissing for an
-        empty name.
+        Called again after an interruption it resumes. Raises TransferFailed when the store does not serve the right
+        bytes, OutputMissing when the name is empty.
         """
         async for _ in self.download_steps(artifact, path):
             pass
         return path
 
     async def download_steps(self, artifact: str, path: Path) -> AsyncGenerator[Transfer, None]:
-        """`download`, saying after each chunk how far it is."""
+        """`download`, yielding progress after each chunk."""
         blob = (await self.get_artifact(artifact)).artifact.blob
 
         async def fresh_url() -> str:

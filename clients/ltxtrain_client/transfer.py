@@ -1,6 +1,6 @@
-"""Bytes to and from the object store, by presigned URLs: checked by sha256, resumed where that is possible.
+"""Upload to and download from the object store by presigned URL: checked by sha256, resumed where possible.
 
-Work reports by yielding: each step says how many bytes are done.
+Progress is reported by yielding: a Transfer after each chunk.
 """
 
 import asyncio
@@ -14,51 +14,56 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from ltxtrain_client.backoff import Backoff
 from ltxtrain_client.errors import TransferFailed
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
 CHUNK_BYTES = 1 << 20
-# Tries without a single new byte before a transfer is given up.
+# Attempts without a single new byte before a transfer fails.
 MAX_FAILURES = 5
-FIRST_BACKOFF_SECONDS = 0.2
+BACKOFF = Backoff(last_seconds=3.0)
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=60.0)
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """How far an upload or a download is."""
+    """Progress of an upload or a download."""
 
     completed_bytes: int
+    """Bytes transferred so far, earlier attempts included."""
+
     total_bytes: int
+    """Size of the whole file."""
 
 
 @dataclass(frozen=True)
 class FileDigest:
-    """Size and sha256 (lowercase hex) of a file."""
+    """Content address of a file."""
 
     size_bytes: int
     sha256: str
+    """Lowercase hex."""
 
 
 class _Broken(Exception):
-    """A try that failed in a way that another may not."""
+    """A transient failure: the transfer is retried."""
 
 
 _RETRIED = (_Broken, aiohttp.ClientError, TimeoutError, ConnectionError)
 
 
 async def digest_file(path: Path) -> FileDigest:
-    """Size and sha256 of a file, read outside of the event loop. Raises OSError."""
+    """Hash a file in a thread. Raises OSError when it cannot be read."""
     digest, size = await asyncio.to_thread(_hash_file, path)
     return FileDigest(size, digest.hexdigest())
 
 
 async def put_file(path: Path, url: str, size_bytes: int) -> AsyncGenerator[Transfer, None]:
-    """PUT a file to a presigned URL, from its beginning again when the connection breaks.
+    """PUT a file to a presigned URL, restarting when the connection breaks.
 
-    Raises TransferFailed when the store refuses it, or does not take it in five tries.
+    Raises TransferFailed when the store refuses it, or after five failed attempts.
     """
     failures = 0
     async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
@@ -93,7 +98,7 @@ async def _put_once(
             file.close()
 
     try:
-        # S3 wants the length in advance, and refuses before the body where it is asked first.
+        # S3 wants the length in advance; with 100-continue it refuses before the body is sent.
         headers = {"Content-Length": str(size_bytes)}
         async with session.put(url, data=body(), headers=headers, expect100=size_bytes > 0) as response:
             if response.status >= 500:
@@ -109,8 +114,9 @@ async def get_file(
 ) -> AsyncGenerator[Transfer, None]:
     """Download to `path`, which appears whole and checked, or not at all.
 
-    The bytes of a broken try lie beside it in a hidden file named after the digest, and are not fetched again.
-    `fresh_url` is asked for a presigned URL before each try, for they expire. Raises TransferFailed.
+    A partial download stays beside it in a hidden file named after the digest, and is resumed. `fresh_url` returns a
+    presigned URL and is called before each attempt, since they expire.
+    Raises TransferFailed when the store refuses, or after five attempts without progress.
     """
     if path.exists() and await digest_file(path) == expected:
         yield Transfer(expected.size_bytes, expected.size_bytes)
@@ -143,13 +149,13 @@ async def get_file(
 async def _append(
     session: aiohttp.ClientSession, url: str, part: Path, size: int, digest: "_Hash", label: str
 ) -> AsyncGenerator[int, None]:
-    """Fetch what `part` lacks after its first `size` bytes; yields its size as it grows."""
-    # Identity, for the digest is of the bytes as they are stored.
+    """Append to `part` from byte `size` on; yields its size as it grows."""
+    # Identity: the digest is of the bytes as stored.
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})
     async with session.get(url, headers=headers) as response:
         if size and response.status in (200, 416):
             part.unlink()
-            raise _Broken(f"the store does not go on from byte {size}")
+            raise _Broken(f"the store cannot resume at byte {size}")
         if response.status >= 500:
             raise _Broken(f"the store answered HTTP {response.status}")
         if response.status not in (200, 206):
@@ -167,8 +173,8 @@ async def _append(
 async def _pause(failures: int, what: str, error: Exception) -> None:
     if failures >= MAX_FAILURES:
         # Not `from error`: aiohttp's texts hold the presigned URL.
-        raise TransferFailed(f"{what}: {_cause(error)} ({failures} tries).") from None
-    await asyncio.sleep(FIRST_BACKOFF_SECONDS * 2 ** (failures - 1))
+        raise TransferFailed(f"{what}: {_cause(error)} ({failures} attempts).") from None
+    await asyncio.sleep(BACKOFF.seconds(failures))
 
 
 def _cause(error: Exception) -> str:
@@ -189,10 +195,10 @@ def _hash_file(path: Path) -> "tuple[_Hash, int]":
 
 
 def _hash_part(path: Path) -> "tuple[_Hash, int]":
-    """Digest and size of what an earlier try left; of nothing when there was none."""
+    """Digest and size of a partial download; of zero bytes when there is none."""
     return _hash_file(path) if path.exists() else (hashlib.sha256(), 0)
 
 
 def _host(url: str) -> str:
-    # A presigned URL is a secret: no more than its host is ever told.
+    # A presigned URL is a secret: messages name its host only.
     return urlsplit(url).netloc.rpartition("@")[2]

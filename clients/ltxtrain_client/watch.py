@@ -1,14 +1,13 @@
-"""Follow a piece of work across cut connections: every event once, in order, until it ends.
+"""Watch a job, dataset or training set across reconnects: every event once, in order, until it ends.
 
-The services keep events, not connections: a stream that breaks is opened again at the last sequence that was seen.
+Events are durable on the server: a stream that breaks is reopened at the last sequence received.
 """
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -19,12 +18,13 @@ from ltxtrain.v1.preprocess_pb2 import WatchTrainingSetResponse
 from ltxtrain.v1.train_pb2 import WatchJobResponse
 from ltxtrain.v1.work_pb2 import Event, State
 
+from ltxtrain_client.backoff import Backoff
 from ltxtrain_client.errors import CallError, from_rpc_error, from_status
 
 log = logging.getLogger(__name__)
 
 TERMINAL = frozenset({State.STATE_SUCCEEDED, State.STATE_FAILED, State.STATE_CANCELLED})
-# Another try with the same cursor would end the same way.
+# A retry with the same cursor would fail the same way.
 FATAL = frozenset(
     {
         grpc.StatusCode.NOT_FOUND,
@@ -42,26 +42,23 @@ WatchResponse = WatchJobResponse | WatchDatasetResponse | WatchTrainingSetRespon
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How long a watch waits: for news, between two tries, and altogether."""
+    """Timing of a watch: how long a stream may be silent, how to retry, and when to give up."""
 
-    # Longer than the servers' heartbeat of 15 s, by so much that two may be lost.
     silence_seconds: float = 45.0
-    first_backoff_seconds: float = 0.2
-    last_backoff_seconds: float = 10.0
-    # Give up when nothing was heard for so long; None: never.
-    patience_seconds: float | None = None
+    """Reconnect after this long without a message. The servers send a heartbeat every 15 s, so two may be lost."""
 
-    def backoff(self, failures: int, asked: float | None) -> float:
-        """Seconds before the next try, with jitter; no less than the server asked for."""
-        limit = min(self.last_backoff_seconds, self.first_backoff_seconds * 2 ** min(failures, 30))
-        return max(random.uniform(limit / 2, limit), min(asked or 0.0, self.last_backoff_seconds))
+    backoff: Backoff = field(default_factory=Backoff)
+    """Waits between reconnects."""
+
+    patience_seconds: float | None = None
+    """Give up after this long without a message; None: never."""
 
 
 STEADY = Pace()
 
 
 def is_terminal(event: Event) -> bool:
-    """Whether nothing comes after this event."""
+    """Whether this event is the last one: a lifecycle event in a terminal state."""
     return event.WhichOneof("detail") == "lifecycle" and event.lifecycle.state in TERMINAL
 
 
@@ -70,11 +67,11 @@ async def watch(
     after_sequence: int = 0,
     pace: Pace = STEADY,
 ) -> AsyncGenerator[tuple[int, Event], None]:
-    """Events after `after_sequence` with their sequences, each once and in order; ends after the terminal one.
+    """Yield (sequence, event) for everything after `after_sequence`, once and in order, until the terminal event.
 
-    `open_stream` starts a Watch call at a cursor. Store the sequence once you have handled its event, and pass it
-    as `after_sequence` to go on in another process. A lost or silent stream is opened again; raises CallError for
-    what no retry mends (NOT_FOUND, OUT_OF_RANGE, ...), and the last failure when `pace.patience_seconds` are over.
+    `open_stream` starts a Watch call at a cursor. Store a sequence once its event is handled, and pass it as
+    `after_sequence` to resume in another process. A lost or silent stream is reopened.
+    Raises CallError when no retry can help (NOT_FOUND, OUT_OF_RANGE, ...) or `pace.patience_seconds` have passed.
     """
     cursor, failures, heard = after_sequence, 0, time.monotonic()
     while True:
@@ -86,31 +83,31 @@ async def watch(
                 async with asyncio.timeout(pace.silence_seconds):
                     response: WatchResponse = await anext(messages)
                 empty, failures, heard = False, 0, time.monotonic()
-                # A heartbeat has no event. A sequence at or below the cursor was handed on before.
+                # A heartbeat has no event. A sequence at or below the cursor was yielded before.
                 if response.HasField("event") and response.sequence > cursor:
                     cursor = response.sequence
                     yield cursor, response.event
                     if is_terminal(response.event):
                         return
         except StopAsyncIteration:
-            if empty:  # OK without a word: the work has ended, and the cursor is at its end
+            if empty:  # OK without a message: the work has ended, and the cursor is past its last event
                 return
             lost = _unavailable("The stream ended before the work did.")
         except TimeoutError:
-            lost = _unavailable(f"Nothing was heard for {pace.silence_seconds:.0f} s.")
+            lost = _unavailable(f"No message for {pace.silence_seconds:.0f} s.")
         except grpc.aio.AioRpcError as error:
             lost = from_rpc_error(error)
             if lost.code in FATAL:
                 raise lost from None
         finally:
             stream.cancel()
-        delay = pace.backoff(failures, lost.retry_after_seconds)
+        failures += 1
+        delay = pace.backoff.seconds(failures, lost.retry_after_seconds)
         if pace.patience_seconds is not None and time.monotonic() + delay - heard > pace.patience_seconds:
             raise lost
-        # Once for as long as nothing is heard.
-        level = logging.DEBUG if failures else logging.WARNING
-        log.log(level, "After event %d: %s Trying again%s.", cursor, lost.message, _for_how_long(pace))
-        failures += 1
+        # Warn once per outage.
+        level = logging.DEBUG if failures > 1 else logging.WARNING
+        log.log(level, "After event %d: %s Retrying%s.", cursor, lost.message, _for_how_long(pace))
         await asyncio.sleep(delay)
 
 

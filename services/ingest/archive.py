@@ -14,8 +14,8 @@ from typing import IO, Self
 
 from services.ingest.directory import Entry
 from services.ingest.inflate import PIECE_BYTES, STORED, EntryCorrupt, inflate
+from services.ingest.zip_format import LOCAL, LOCAL_BYTES
 
-LOCAL_HEADER_BYTES = 30
 PIECES_AHEAD = 2
 
 
@@ -25,7 +25,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Unpacked:
-    """An entry's bytes on disk: a file of their own, or a span of the archive where they are as they are."""
+    """An entry's bytes on disk: in a file of their own, or, for a stored entry, a span of the archive."""
 
     path: Path
     size: int
@@ -55,7 +55,7 @@ class Archive:
         self._stopped.set()
 
     def unpack(self, entry: Entry, target: Path) -> Unpacked:
-        """Check and hash the entry, and write it to `target` unless it is stored as it is.
+        """Check and hash the entry, and write it to `target` unless it is stored uncompressed.
 
         Raises EntryCorrupt and Stopped; `target` is then absent.
         """
@@ -71,12 +71,12 @@ class Archive:
         return Unpacked(target, size, sha256)
 
     def read(self, entry: Entry) -> bytes:
-        """A small entry whole. Raises EntryCorrupt."""
+        """Read a small entry whole. Raises EntryCorrupt."""
         return b"".join(self._pieces(entry))
 
     def _copy(self, entry: Entry, file: IO[bytes] | None) -> tuple[int, str]:
         digest = hashlib.sha256()
-        # The digest of a piece is taken beside the checksum and the write of the next ones.
+        # A piece is hashed in another thread while the next ones are checked and written.
         hashing: deque[Future[None]] = deque()
         size = 0
         for piece in self._pieces(entry):
@@ -93,7 +93,7 @@ class Archive:
         return size, digest.hexdigest()
 
     def _pieces(self, entry: Entry) -> Iterator[bytes]:
-        """What the entry unpacks to, as the directory announces it. Raises EntryCorrupt."""
+        """The unpacked bytes, with size and checksum as the directory announces them. Raises EntryCorrupt."""
         size, crc = 0, 0
         for piece in inflate(entry.method, self._raw(entry)):
             size += len(piece)
@@ -121,17 +121,19 @@ class Archive:
             yield piece
 
     def _data_offset(self, entry: Entry) -> int:
-        """Where the entry's bytes begin, after its local header. Raises EntryCorrupt."""
+        """Position of the entry's bytes, behind its local header. Raises EntryCorrupt."""
+        if entry.damage:
+            raise EntryCorrupt(entry.damage)
         self._file.seek(entry.offset)
-        header = self._file.read(LOCAL_HEADER_BYTES)
-        if len(header) < LOCAL_HEADER_BYTES or not header.startswith(b"PK\3\4"):
+        header = self._file.read(LOCAL_BYTES)
+        if len(header) < LOCAL_BYTES or not header.startswith(LOCAL):
             raise EntryCorrupt("the directory points to where it is not")
         name_bytes, extra_bytes = struct.unpack("<HH", header[26:30])
-        return int(entry.offset + LOCAL_HEADER_BYTES + name_bytes + extra_bytes)
+        return int(entry.offset + LOCAL_BYTES + name_bytes + extra_bytes)
 
 
 def hash_file(path: Path) -> Unpacked:
-    """A file that is on disk already."""
+    """Hash a file that is on disk already."""
     digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):

@@ -1,22 +1,25 @@
 """The only code that connects to an address that a caller named.
 
 A name is resolved once, every address of it is checked, and one of those very addresses is dialled: there is no
-second look-up between check and connection that could answer something else.
+second look-up between check and connection that could answer something else. Where the operator names a proxy, it
+resolves the names: URLs are checked by their text, and what a name leads to is the proxy's to decide.
 """
 
 import asyncio
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from services.ingest.headers import location
 from services.runtime.addresses import check_host, check_url, is_allowed, is_public, shown
+from services.runtime.settings import Settings, SettingsError
 
 MAX_REDIRECTS = 3
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -71,55 +74,78 @@ class Gate(AbstractResolver):
             raise Refused(f"{text} Upload the file, or have the operator admit the host.")
 
 
-@asynccontextmanager
-async def dial(
-    url: str, headers: Mapping[str, str], allow: Sequence[str], lookup: Lookup, idle_seconds: float
-) -> AsyncIterator[aiohttp.ClientResponse]:
-    """The first response that is no redirect. Raises Refused, aiohttp.ClientError, OSError and TimeoutError."""
-    for hop in range(MAX_REDIRECTS + 1):
-        async with _request(url, headers, allow, lookup, idle_seconds, hop) as response:
-            location = response.headers.get("Location")
-            if response.status not in REDIRECTS or location is None:
-                yield response
-                return
-            url = _joined(url, location)
-    raise Refused(f"More than {MAX_REDIRECTS} redirects, the last one to {shown(url)}. Use the URL they lead to.")
+class Dialler:
+    """Sends GET requests within the operator's rules.
 
+    Proxies of the environment are not used, only LTXTRAIN_FETCH_PROXY, and hosts of LTXTRAIN_FETCH_ALLOW past it.
+    """
 
-@asynccontextmanager
-async def _request(
-    url: str, headers: Mapping[str, str], allow: Sequence[str], lookup: Lookup, idle_seconds: float, hop: int
-) -> AsyncIterator[aiohttp.ClientResponse]:
-    refusal = check_url(url, allow)
-    try:
-        target = URL(url, encoded=url.isascii())
-    except ValueError:
-        raise Refused("this is not a URL that can be dialled.") from None
-    # What is dialled is yarl's reading of the URL, so that is what is checked, too.
-    if refusal is None and target.scheme in ("http", "https"):
-        refusal = check_host(target.raw_host or "", target.port or 0, target.scheme, allow)
-    elif refusal is None:
-        refusal = f"{target.scheme} is not a scheme to dial."
-    if refusal is not None:
-        raise Refused(f"it redirects to {shown(url)}. {refusal}" if hop else refusal)
-    gate = Gate(target.raw_host or "", target.port or 0, allow, lookup)
-    connector = aiohttp.TCPConnector(
-        resolver=gate, use_dns_cache=False, socket_factory=gate.connect, limit=1, force_close=True
-    )
-    timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(idle_seconds, CONNECT_SECONDS), sock_read=idle_seconds)
-    async with (
-        aiohttp.ClientSession(
-            connector=connector,
-            timeout=timeout,
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            read_bufsize=READ_BUFFER_BYTES,
-            requote_redirect_url=False,
-        ) as session,
-        session.get(target, headers=headers, allow_redirects=False) as response,
-    ):
-        yield response
+    def __init__(self, settings: Settings, lookup: Lookup) -> None:
+        """Raises SettingsError for a proxy that is no HTTP proxy."""
+        if settings.fetch_proxy and urlsplit(settings.fetch_proxy).scheme not in ("http", "https"):
+            raise SettingsError("LTXTRAIN_FETCH_PROXY: not a URL like http://host:port")
+        self._allow = settings.fetch_allow
+        self._proxy = settings.fetch_proxy
+        self._lookup = lookup
+        self._idle_seconds = settings.fetch_idle_seconds
+
+    @asynccontextmanager
+    async def dial(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The first response that is no redirect. Raises Refused, aiohttp.ClientError, OSError and TimeoutError."""
+        for hop in range(MAX_REDIRECTS + 1):
+            async with self._request(self._checked(url, hop), headers) as response:
+                target = location(response.headers)
+                if response.status not in REDIRECTS or target is None:
+                    yield response
+                    return
+                url = _joined(url, target)
+        raise Refused(f"More than {MAX_REDIRECTS} redirects, the last one to {shown(url)}. Use the URL they lead to.")
+
+    def _checked(self, url: str, hop: int) -> URL:
+        refusal = check_url(url, self._allow)
+        try:
+            target = URL(url, encoded=url.isascii())
+        except ValueError:
+            raise Refused("this is not a URL that can be dialled.") from None
+        # What is dialled is yarl's reading of the URL, so that is what is checked, too.
+        if refusal is None and target.scheme in ("http", "https"):
+            refusal = check_host(target.raw_host or "", target.port or 0, target.scheme, self._allow)
+        elif refusal is None:
+            refusal = f"{target.scheme} is not a scheme to dial."
+        if refusal is not None:
+            raise Refused(f"it redirects to {shown(url)}. {refusal}" if hop else refusal)
+        return target
+
+    @asynccontextmanager
+    async def _request(self, target: URL, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+        host, port = target.raw_host or "", target.port or 0
+        proxy = None if is_allowed(host, port, self._allow) else self._proxy or None
+        if proxy is None:
+            gate = Gate(host, port, self._allow, self._lookup)
+            connector = aiohttp.TCPConnector(
+                resolver=gate, use_dns_cache=False, socket_factory=gate.connect, limit=1, force_close=True
+            )
+        else:
+            connector = aiohttp.TCPConnector(limit=1, force_close=True)
+        connect_seconds = min(self._idle_seconds, CONNECT_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds, sock_read=self._idle_seconds)
+        async with AsyncExitStack() as stack:
+            session = await stack.enter_async_context(
+                aiohttp.ClientSession(
+                    connector=connector,
+                    timeout=timeout,
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    auto_decompress=False,
+                    trust_env=False,
+                    read_bufsize=READ_BUFFER_BYTES,
+                    requote_redirect_url=False,
+                )
+            )
+            # Headers that drip are never idle: they get as long as a host may be silent.
+            async with asyncio.timeout(connect_seconds + self._idle_seconds):
+                request = session.get(target, headers=headers, allow_redirects=False, proxy=proxy)
+                response = await stack.enter_async_context(request)
+            yield response
 
 
 def _joined(url: str, location: str) -> str:

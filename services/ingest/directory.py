@@ -1,19 +1,19 @@
-"""The directory of a zip: what is inside, before anything is unpacked; everything that is refused as a whole."""
+"""The files of a zip before anything is unpacked, and everything for which an archive is refused as a whole."""
 
 import stat
-import struct
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import IO
 
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.work_pb2 import ReportReason
+from ltxtrain_client.enum_words import word
 
 from services.ingest.inflate import METHODS
 from services.ingest.names import Kind, UnsafePath, decoded_name, kind_of, printable, safe_path
 from services.ingest.sniff import HEAD_BYTES, archive_format
+from services.ingest.zip_format import NotAZip, Record, Unreadable, find_directory, read_records
 from services.runtime.errors import FailedPrecondition
 from services.runtime.settings import Settings
 
@@ -21,8 +21,7 @@ ENCRYPTED_FLAGS = 0x1 | 0x40 | 0x2000
 AES = 99
 # Below this a high ratio is ordinary text; above it, no video is compressible a hundredfold.
 RATIO_FREE_BYTES = 16 << 20
-END_BYTES, LOCATOR_BYTES, END64_BYTES, HEADER_BYTES = 22, 20, 56, 46
-MAX_COMMENT_BYTES = 65535
+DOS_FOLDER = 0x10
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,8 @@ class Entry:
     encrypted: bool
     # Why its name or its kind is refused; empty: it is not.
     unsafe: str
+    # Why it cannot be unpacked although the archive as a whole can; empty: nothing is known against it.
+    damage: str = ""
 
 
 class ArchiveRefused(FailedPrecondition):
@@ -63,21 +64,23 @@ class ArchiveRefused(FailedPrecondition):
 
 
 def read_directory(archive: Path, settings: Settings) -> list[Entry]:
-    """Every file of the archive in the order of its directory. Raises ArchiveRefused when there is no telling."""
+    """Every file of the archive in the order of its directory. Raises ArchiveRefused when it cannot be read."""
+    limit = settings.archive_max_entries
     with archive.open("rb") as file:
-        count = _count(file, settings.archive_max_entries)
-        if count > settings.archive_max_entries:
-            text = f"The archive has more than the {settings.archive_max_entries} entries that are unpacked at most."
-            metadata: dict[str, object] = {"maximumEntries": settings.archive_max_entries}
-            raise ArchiveRefused(ErrorReason.ERROR_REASON_ARCHIVE_TOO_LARGE, text, metadata=metadata)
+        head = file.read(HEAD_BYTES)
         try:
-            with zipfile.ZipFile(file) as directory:
-                infos = [info for info in directory.infolist() if not info.orig_filename.endswith(("/", "\\"))]
-        except NotImplementedError as error:
-            raise _unsupported(f"The archive needs what is not supported: {error}.") from None
-        except (zipfile.BadZipFile, struct.error, UnicodeError, ValueError, OverflowError, EOFError, OSError) as error:
-            raise unreadable(f"The archive's directory is damaged ({error}). Make the archive again.") from None
-    return [_entry(index, info) for index, info in enumerate(infos)]
+            directory = find_directory(file, limit)
+            # One more is enough to know that there are too many.
+            records = list(islice(read_records(file, directory), limit + 1))
+        except NotAZip as error:
+            raise unreadable(_not_a_zip(head) or str(error)) from None
+        except Unreadable as error:
+            raise _unsupported(str(error)) if error.in_parts else unreadable(str(error)) from None
+    if len(records) > limit:
+        text = f"The archive has more than the {limit} entries that are unpacked at most."
+        metadata: dict[str, object] = {"maximumEntries": limit}
+        raise ArchiveRefused(ErrorReason.ERROR_REASON_ARCHIVE_TOO_LARGE, text, metadata=metadata)
+    return list(_files(records))
 
 
 def check_directory(entries: Sequence[Entry], archive_bytes: int, settings: Settings) -> None:
@@ -92,80 +95,58 @@ def unreadable(text: str) -> ArchiveRefused:
     return ArchiveRefused(ErrorReason.ERROR_REASON_ARCHIVE_UNREADABLE, text)
 
 
-def _count(file: IO[bytes], limit: int) -> int:
-    """Entries of the directory, at most limit + 1: it is walked without keeping it, however many there are."""
-    size = file.seek(0, 2)
-    file.seek(0)
-    head = file.read(HEAD_BYTES)
-    position, directory_bytes = _end(file, size, head)
-    count, end = 0, position + directory_bytes
-    while position + HEADER_BYTES <= end and count <= limit:
-        file.seek(position)
-        header = file.read(HEADER_BYTES)
-        if not header.startswith(b"PK\1\2") or len(header) < HEADER_BYTES:
-            break  # zipfile says what is wrong
-        position += HEADER_BYTES + sum(struct.unpack("<HHH", header[28:34]))
-        count += 1
-    return count
-
-
-def _end(file: IO[bytes], size: int, head: bytes) -> tuple[int, int]:
-    """Where the directory begins and how long it is, by the record at the end of the file."""
-    tail_bytes = min(size, END_BYTES + MAX_COMMENT_BYTES)
-    file.seek(size - tail_bytes)
-    tail = file.read(tail_bytes)
-    found = tail.rfind(b"PK\5\6")
-    if found < 0 or len(tail) - found < END_BYTES:
-        raise unreadable(_not_a_zip(head, size))
-    disk, first_disk, _, _, directory_bytes, _ = struct.unpack("<4x4HLL2x", tail[found : found + END_BYTES])
-    position = size - tail_bytes + found
-    if disk not in (0, 0xFFFF) or first_disk not in (0, 0xFFFF):
-        raise _unsupported("This is the last part of an archive in several parts. Make one archive of one part.")
-    file.seek(max(0, position - LOCATOR_BYTES))
-    if file.read(4) == b"PK\6\7":
-        file.seek(max(0, position - LOCATOR_BYTES - END64_BYTES))
-        end64 = file.read(END64_BYTES)
-        if end64.startswith(b"PK\6\6") and len(end64) == END64_BYTES:
-            directory_bytes = struct.unpack("<Q", end64[40:48])[0]
-            position -= LOCATOR_BYTES + END64_BYTES
-    if directory_bytes > position:
-        raise unreadable("The archive's directory is damaged. Make the archive again.")
-    return position - directory_bytes, directory_bytes
-
-
-def _not_a_zip(head: bytes, size: int) -> str:
-    if not size:
+def _not_a_zip(head: bytes) -> str:
+    """A sentence about a file that is something else; empty when nothing is known of it."""
+    if not head:
         return "The file is empty."
-    if head.startswith(b"PK\7\x08PK"):
-        return "This is the first part of an archive in several parts. Make one archive of one part."
-    if head.startswith(b"PK\3\4"):
-        return "The archive is cut off: it begins as a zip but has no directory at its end. Make or upload it again."
     seems = archive_format(head)
-    return f"This is not a zip archive{f' but {seems}' if seems else ''}."
+    return f"This is not a zip archive but {seems}." if seems else ""
 
 
-def _entry(index: int, info: zipfile.ZipInfo) -> Entry:
-    name = decoded_name(info.orig_filename, info.flag_bits, info.extra)
+def _files(records: Sequence[Record]) -> Iterator[Entry]:
+    """Entries without those of folders."""
+    entries = [_entry(index, record) for index, record in enumerate(records) if not _is_folder(record)]
+    # Some tools mark folders by nothing at all: empty "files" that other files lie in.
+    folders: set[str] = set()
+    for entry in entries:
+        folder = entry.path.rpartition("/")[0]
+        while folder and folder not in folders:
+            folders.add(folder)
+            folder = folder.rpartition("/")[0]
+    for entry in entries:
+        if entry.size or entry.path not in folders:
+            yield entry
+
+
+def _is_folder(record: Record) -> bool:
+    """Whether the entry is a folder, by the slash of its name, or by an attribute where it has no contents."""
+    marked = record.attributes & DOS_FOLDER or stat.S_ISDIR(record.attributes >> 16)
+    return record.name.endswith((b"/", b"\\")) or bool(marked and not record.size)
+
+
+def _entry(index: int, record: Record) -> Entry:
+    name = decoded_name(record.name, record.flags, record.unicode_path)
     try:
-        path, unsafe = printable(safe_path(name)), _special(info)
+        path, unsafe = printable(safe_path(name)), _special(record)
     except UnsafePath as error:
         path, unsafe = printable(name), str(error)
     return Entry(
         index=index,
         path=path,
         kind=kind_of(path),
-        size=info.file_size,
-        compressed_size=info.compress_size,
-        method=info.compress_type,
-        crc=info.CRC,
-        offset=info.header_offset,
-        encrypted=bool(info.flag_bits & ENCRYPTED_FLAGS) or info.compress_type == AES,
+        size=record.size,
+        compressed_size=record.compressed_size,
+        method=record.method,
+        crc=record.crc,
+        offset=record.offset,
+        encrypted=bool(record.flags & ENCRYPTED_FLAGS) or record.method == AES,
         unsafe=unsafe,
+        damage=record.damage,
     )
 
 
-def _special(info: zipfile.ZipInfo) -> str:
-    kind = stat.S_IFMT(info.external_attr >> 16)
+def _special(record: Record) -> str:
+    kind = stat.S_IFMT(record.attributes >> 16)
     if kind == stat.S_IFLNK:
         return "a symbolic link"
     return "not a plain file" if kind in (stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK) else ""
@@ -200,19 +181,24 @@ def _too_large(
     entries: Sequence[Entry], archive_bytes: int, settings: Settings
 ) -> Iterator[tuple[list[tuple[str, str]], str, dict[str, object]]]:
     limit = settings.archive_max_ratio
+    # What reaches beyond the end of the archive is skipped alone.
+    whole = [entry for entry in entries if not entry.damage and entry.offset + entry.compressed_size <= archive_bytes]
     dense = [
         (entry.path, f"{entry.size} bytes in {entry.compressed_size}")
-        for entry in entries
+        for entry in whole
         if entry.size > RATIO_FREE_BYTES and entry.size > limit * entry.compressed_size
     ]
     if dense:
         text = f"{dense[0][0]!r} unpacks to more than {limit:g} times its size ({dense[0][1]}): no video does."
         yield dense, text, {"maximumRatio": limit}
-    total = sum(entry.size for entry in entries)
+    total = sum(entry.size for entry in whole)
     if total > settings.archive_max_bytes:
         text = f"The archive unpacks to {total} bytes, {settings.archive_max_bytes} are the most."
         yield [], text, {"totalBytes": total, "maximumBytes": settings.archive_max_bytes}
-    if sum(entry.compressed_size for entry in entries) > archive_bytes:
+    if total > RATIO_FREE_BYTES and total > limit * archive_bytes:
+        text = f"The archive unpacks to more than {limit:g} times its size ({total} bytes): no videos do."
+        yield [], text, {"maximumRatio": limit, "totalBytes": total}
+    if sum(entry.compressed_size for entry in whole) > archive_bytes:
         yield [], "The archive's entries overlap: it unpacks to more than it holds.", {}
 
 
@@ -238,4 +224,4 @@ def _unsupported(text: str) -> ArchiveRefused:
 
 
 def _name(reason: "ReportReason") -> str:
-    return ReportReason.Name(reason).removeprefix("REPORT_REASON_")
+    return word(ReportReason.DESCRIPTOR, reason)

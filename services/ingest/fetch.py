@@ -1,10 +1,11 @@
 """Fetch a caller's URL to a file: limits, retries, and resumption where the server's bytes are still the same."""
 
 import asyncio
+import contextlib
+import errno
 import random
-import zlib
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -12,30 +13,32 @@ from typing import IO
 import aiohttp
 from ltxtrain.v1.error_pb2 import ErrorReason
 
-from services.ingest.dial import Lookup, Refused, dial, system_lookup
-from services.ingest.disk import is_full
+from services.ingest.dial import Dialler, Lookup, Refused, system_lookup
+from services.ingest.headers import Damaged, Decoder, Unsupported, content_range, retry_after, validator
 from services.runtime.addresses import shown
 from services.runtime.errors import ApiError, FailedPrecondition, Unavailable
 from services.runtime.settings import Settings
+from services.runtime.work import Retryable
 
 CHUNK_BYTES = 1 << 20
 # Tries that bring no byte beyond those of earlier ones before the fetch fails.
 TRIES = 4
 MAX_RETRY_AFTER_SECONDS = 30.0
 RETRIED_STATUSES = frozenset({408, 425, 429})
-HEADERS = {"Accept-Encoding": "identity", "Accept": "*/*", "User-Agent": "ltxtrain"}
+REQUEST_HEADERS = {"Accept-Encoding": "identity", "Accept": "*/*", "User-Agent": "ltxtrain"}
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """How far a fetch is; the total is 0 while unknown."""
+    """Progress of a fetch; the total is 0 while unknown."""
 
     completed_bytes: int
     total_bytes: int
 
 
 class _Broken(Exception):
-    """A try that another may mend; `cut` when the host sent fewer bytes than it announced."""
+    """A try that is worth repeating; `cut` when the host sent fewer bytes than it announced."""
 
     def __init__(self, text: str, *, cut: bool = False, retry_after: float = 0.0, status: int = 0) -> None:
         super().__init__(text)
@@ -46,7 +49,7 @@ class _Broken(Exception):
 
 @dataclass
 class _Part:
-    """The bytes at hand, and what proves that the server's are still the same."""
+    """The bytes received so far, and the validator that proves that the server's are still the same."""
 
     file: IO[bytes]
     size: int = 0
@@ -66,11 +69,9 @@ class Fetcher:
     def __init__(
         self, settings: Settings, *, lookup: Lookup = system_lookup, first_backoff_seconds: float = 0.5
     ) -> None:
-        self._allow = settings.fetch_allow
+        self._dialler = Dialler(settings, lookup)
         self._max_bytes = settings.fetch_max_bytes
         self._seconds = settings.fetch_seconds
-        self._idle_seconds = settings.fetch_idle_seconds
-        self._lookup = lookup
         self._first_backoff_seconds = first_backoff_seconds
 
     async def fetch(self, url: str, target: Path) -> AsyncGenerator[Fetched, None]:
@@ -78,6 +79,7 @@ class Fetcher:
 
         Raises FailedPrecondition (DOWNLOAD_REFUSED, ARCHIVE_TOO_LARGE, DOWNLOAD_TRUNCATED) and Unavailable
         (DOWNLOAD_FAILED), and OSError when the disk is full. No text holds the query of the URL or a byte of the body.
+        One deadline covers all of it: look-ups, redirects, headers, bodies, and the pauses between tries.
         """
         deadline = asyncio.get_running_loop().time() + self._seconds
         with target.open("wb") as file:
@@ -88,13 +90,15 @@ class Fetcher:
                         async for step in steps:
                             yield step
                     return
-                except Refused as error:
+                except (Refused, Unsupported) as error:
                     raise self._refused(url, str(error)) from None
                 except aiohttp.InvalidURL:
                     raise self._refused(url, "this is not a URL that can be dialled.") from None
                 except (_Broken, aiohttp.ClientError, TimeoutError, OSError) as error:
-                    if is_full(error):
+                    if _is_full(error):
                         raise
+                    if isinstance(error, TimeoutError) and asyncio.get_running_loop().time() > deadline - 0.1:
+                        raise _too_slow(url, self._seconds) from None
                     broken = error if isinstance(error, _Broken) else _broken(url, error)
                 failures = 1 if part.size > most else failures + 1
                 most = max(most, part.size)
@@ -103,35 +107,43 @@ class Fetcher:
                 await self._pause(url, failures, broken, deadline)
 
     async def _attempt(self, url: str, part: _Part, deadline: float) -> AsyncGenerator[Fetched, None]:
-        headers = dict(HEADERS)
+        headers = dict(REQUEST_HEADERS)
         if part.size and part.validator:
             headers |= {"Range": f"bytes={part.size}-", "If-Range": part.validator}
         else:
             part.restart()
-        async with dial(url, headers, self._allow, self._lookup, self._idle_seconds) as response:
-            self._check_status(url, response)
-            if response.status != 206 or not _continues(response, part):
-                if response.status == 206:
-                    part.restart()
-                    raise _Broken(f"{shown(url)} sent another part of the file than was asked for.")
-                part.restart()
-            total = part.size + (response.content_length or 0) if response.content_length is not None else 0
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout_at(deadline):
+                response = await stack.enter_async_context(self._dialler.dial(url, headers))
+            self._check_status(url, response, part)
+            total = self._total(url, response, part)
             self._check_size(url, total)
-            decoder = _Decoder(response.headers.get("Content-Encoding", ""))
+            decoder = Decoder(response.headers)
             if not decoder.name:
-                part.validator = _validator(response)
+                part.validator = validator(response.headers)
+            received = part.size
             yield Fetched(part.size, total)
-            while chunk := await self._read(url, response, deadline):
-                for data in decoder.decode(chunk):
-                    await asyncio.to_thread(part.file.write, data)
-                    part.size += len(data)
-                    self._check_size(url, part.size)
+            while not decoder.finished and (chunk := await self._read(response, deadline)):
+                received += len(chunk)
+                self._check_size(url, received)
+                await asyncio.to_thread(self._write, url, decoder, chunk, part)
                 yield Fetched(part.size, 0 if decoder.name else total)
-            if decoder.name and not decoder.finished:
-                raise _Broken(f"{shown(url)} ended in the middle of its {decoder.name} data.", cut=True)
+        if not decoder.whole:
+            raise _Broken(f"{shown(url)} ended in the middle of its {decoder.name} data.", cut=True)
+        if not decoder.name and part.size < total:
+            raise _Broken(f"{shown(url)} sent {part.size} of {total} bytes.", cut=True)
 
-    async def _read(self, url: str, response: aiohttp.ClientResponse, deadline: float) -> bytes:
-        """About a chunk, or what came until the host paused; empty at the end."""
+    def _write(self, url: str, decoder: Decoder, chunk: bytes, part: _Part) -> None:
+        try:
+            for data in decoder.decode(chunk):
+                part.file.write(data)
+                part.size += len(data)
+                self._check_size(url, part.size)
+        except Damaged as error:
+            raise _Broken(f"{shown(url)}: {error}.") from None
+
+    async def _read(self, response: aiohttp.ClientResponse, deadline: float) -> bytes:
+        """About a chunk, or as much as came until the host paused; empty at the end."""
         data = bytearray()
         try:
             async with asyncio.timeout_at(deadline):
@@ -140,22 +152,31 @@ class Fetcher:
                     if not piece:
                         break
                     data += piece
-        except TimeoutError:
-            if asyncio.get_running_loop().time() < deadline:
-                raise
-            raise _too_slow(url, self._seconds) from None
         except aiohttp.ClientPayloadError:
             if not data:
                 raise
         return bytes(data)
 
-    def _check_status(self, url: str, response: aiohttp.ClientResponse) -> None:
+    def _total(self, url: str, response: aiohttp.ClientResponse, part: _Part) -> int:
+        """Bytes of the whole file, 0 while unknown; the part begins anew unless the response goes on where it ended."""
+        length = response.content_length
+        if response.status != 206:
+            part.restart()
+            return length or 0
+        found = content_range(response.headers)
+        if found is None or not part.size or found.first != part.size or not _is_same(response, part):
+            part.restart()
+            raise _Broken(f"{shown(url)} sent another part of the file than was asked for.")
+        return found.total if found.total is not None else found.last + 1
+
+    def _check_status(self, url: str, response: aiohttp.ClientResponse, part: _Part) -> None:
         status = response.status
         if status in (200, 206):
             return
+        if status == 416:  # the file is shorter than it was
+            part.restart()
         if status == 416 or status >= 500 or status in RETRIED_STATUSES:
-            after = response.headers.get("Retry-After", "")
-            seconds = min(float(after), MAX_RETRY_AFTER_SECONDS) if after.isdigit() else 0.0
+            seconds = min(retry_after(response.headers), MAX_RETRY_AFTER_SECONDS)
             raise _Broken(f"{shown(url)} answered HTTP {status}.", retry_after=seconds, status=status)
         raise self._refused(url, _meaning(status), status)
 
@@ -178,58 +199,24 @@ class Fetcher:
         await asyncio.sleep(seconds)
 
 
-class _Decoder:
-    """Undoes a Content-Encoding, a bounded piece at a time; `name` is empty for none."""
-
-    def __init__(self, encoding: str) -> None:
-        self.name = encoding.strip().lower().replace("identity", "")
-        if self.name not in ("", "gzip", "x-gzip", "deflate"):
-            raise Refused(f"it is sent with the content encoding {self.name[:40]!r}, which was not asked for.")
-        self._zlib = zlib.decompressobj(wbits=47)  # the header tells gzip from zlib
-        self._begun = False
-
-    @property
-    def finished(self) -> bool:
-        return self._zlib.eof
-
-    def decode(self, chunk: bytes) -> "list[bytes] | _Inflated":
-        if not self._begun and self.name:
-            self._begun = True
-            if chunk.startswith(b"PK"):
-                self.name = ""  # labelled as encoded although it is not
-        return _Inflated(self._zlib, chunk) if self.name else [chunk]
+@contextlib.contextmanager
+def retried_when_full(folder: Path) -> Iterator[None]:
+    """Raises Retryable in place of an error that says that there is no space left: a full disk is transient."""
+    try:
+        yield
+    except OSError as error:
+        if _is_full(error):
+            raise Retryable(f"There is no space left in {folder}.") from error
+        raise
 
 
-class _Inflated:
-    """The decoded bytes of one chunk."""
-
-    def __init__(self, inflater: "zlib._Decompress", chunk: bytes) -> None:
-        self._inflater, self._rest = inflater, chunk
-
-    def __iter__(self) -> "_Inflated":
-        return self
-
-    def __next__(self) -> bytes:
-        while self._rest and not self._inflater.eof:
-            try:
-                data = self._inflater.decompress(self._rest, CHUNK_BYTES)
-            except zlib.error:
-                raise _Broken("the encoded bytes are damaged") from None
-            self._rest = self._inflater.unconsumed_tail
-            if data:
-                return data
-        raise StopIteration
+def _is_full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _NO_SPACE
 
 
-def _validator(response: aiohttp.ClientResponse) -> str:
-    """What If-Range takes: a strong ETag, or else the date of the last change."""
-    etag = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-
-
-def _continues(response: aiohttp.ClientResponse, part: _Part) -> bool:
-    asked = response.headers.get("Content-Range", "").startswith(f"bytes {part.size}-")
-    return bool(part.size) and asked and _validator(response) in ("", part.validator)
+def _is_same(response: aiohttp.ClientResponse, part: _Part) -> bool:
+    """Whether nothing says that the file is another one than that of the part."""
+    return validator(response.headers) in ("", part.validator)
 
 
 def _meaning(status: int) -> str:

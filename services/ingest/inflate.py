@@ -4,7 +4,7 @@ import bz2
 import io
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import inflate64
@@ -32,7 +32,7 @@ class EntryCorrupt(Exception):
 
 
 class _Bounded(Protocol):
-    """What bz2 and lzma decompressors share."""
+    """The interface that bz2 and lzma decompressors share."""
 
     @property
     def eof(self) -> bool: ...
@@ -44,28 +44,13 @@ class _Bounded(Protocol):
 
 
 def inflate(method: int, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """What an entry's raw bytes unpack to, in pieces of at most a few MiB. Raises EntryCorrupt."""
+    """Unpack an entry's raw bytes in pieces of at most a few MiB. Raises EntryCorrupt."""
+    if method not in METHODS:
+        raise EntryCorrupt(f"compression method {method} is not supported")
     try:
-        match method:
-            case 0:
-                yield from pieces
-            case 8:
-                yield from _deflate(pieces)
-            case 9:
-                yield from _deflate64(pieces)
-            case 12:
-                yield from _bounded(bz2.BZ2Decompressor(), pieces)
-            case 14:
-                yield from _lzma(pieces)
-            case 93:
-                yield from _zstandard(pieces)
-            case 95:
-                decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2 * MAX_WINDOW_BYTES)
-                yield from _bounded(decompressor, pieces)
-            case _:
-                raise EntryCorrupt(f"compression method {method} is not supported")
+        yield from _DECODERS[method](pieces)
     except (zlib.error, lzma.LZMAError, zstandard.ZstdError, EOFError, ValueError, OSError, RuntimeError) as error:
-        raise EntryCorrupt(f"its {METHODS.get(method, 'compressed')} data are damaged") from error
+        raise EntryCorrupt(f"its {METHODS[method]} data are damaged") from error
 
 
 def _deflate(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -95,6 +80,14 @@ def _bounded(decompressor: _Bounded, pieces: Iterable[bytes]) -> Iterator[bytes]
                 break
     while not decompressor.eof and not decompressor.needs_input:
         yield decompressor.decompress(b"", PIECE_BYTES)
+
+
+def _bzip2(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    return _bounded(bz2.BZ2Decompressor(), pieces)
+
+
+def _xz(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    return _bounded(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=2 * MAX_WINDOW_BYTES), pieces)
 
 
 def _lzma(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -128,7 +121,7 @@ def _zstandard(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 class _Raw(io.RawIOBase):
-    """Pieces as a file."""
+    """A file-like reader over pieces."""
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         self._pieces = iter(pieces)
@@ -146,3 +139,14 @@ class _Raw(io.RawIOBase):
         count = min(len(buffer), len(self._rest))
         buffer[:count], self._rest = self._rest[:count], self._rest[count:]
         return count
+
+
+_DECODERS: dict[int, Callable[[Iterable[bytes]], Iterable[bytes]]] = {
+    STORED: iter,
+    DEFLATE: _deflate,
+    DEFLATE64: _deflate64,
+    BZIP2: _bzip2,
+    LZMA: _lzma,
+    ZSTANDARD: _zstandard,
+    XZ: _xz,
+}

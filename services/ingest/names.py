@@ -6,8 +6,11 @@ import unicodedata
 import zlib
 
 MAX_PATH_CHARS = 1000
-UNICODE_PATH_FIELD = 0x7075
 UTF8_FLAG = 0x800
+# Bytes of a name that are looked at: more than the longest path that is taken.
+MAX_NAME_BYTES = 4 * MAX_PATH_CHARS + 4
+# Marks in a row that are put into order when a name is composed (UAX 15, stream-safe text): ordering is quadratic.
+MAX_MARKS = 30
 
 
 def _suffixes(words: str) -> frozenset[str]:
@@ -22,8 +25,30 @@ IMAGES = _suffixes(
 )
 ARCHIVES = _suffixes("zip zipx rar 7z tar gz tgz bz2 tbz2 xz txz zst lz4 cab iso")
 OTHER_VIDEOS = _suffixes("webm m4v wmv flv mpg mpeg mpe ts mts m2ts 3gp 3g2 ogv vob mxf asf rm rmvb divx f4v")
-JUNK_FOLDERS = frozenset({"__macosx"})
-JUNK_FILES = frozenset({"thumbs.db", "desktop.ini"})
+# Made by operating systems, NAS systems and file managers beside the files of people; names that begin with a dot are
+# junk without being listed.
+JUNK_FOLDERS = frozenset(
+    {
+        "__macosx",
+        "network trash folder",
+        "thevolumesettingsfolder",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "@eadir",
+        "#recycle",
+        "#snapshot",
+        "@recycle",
+        "@recently-snapshot",
+        "@__thumb",
+        "@tmp",
+        "@transcode",
+        "@sharesnap",
+    }
+)
+JUNK_FILES = frozenset(
+    {"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "zbthumbnail.info", "picasa.ini"}
+)
 _DRIVE = re.compile(r"[A-Za-z]:/")
 
 
@@ -62,21 +87,20 @@ def suffix_of(path: str) -> str:
     return f".{suffix.casefold()}" if dot else ""
 
 
-def decoded_name(written: str, flags: int, extra: bytes) -> str:
-    """The name as its author saw it, composed (NFC); `written` is zipfile's reading.
+def decoded_name(raw: bytes, flags: int, unicode_path: bytes) -> str:
+    """Decode a name as its author saw it, composed (NFC). `unicode_path` is the body of the Unicode Path field.
 
-    Without the UTF-8 flag zipfile reads code page 437. Many tools write UTF-8 without the flag, and bytes that are
+    Without the UTF-8 flag the format says code page 437. Many tools write UTF-8 without the flag, and bytes that are
     valid UTF-8 are hardly ever anything else. A Unicode Path field wins when it belongs to this name.
     """
-    if not flags & UTF8_FLAG:
-        raw = written.encode("cp437", "replace")
-        if (name := _unicode_path(extra, raw)) is None:
-            try:
-                name = raw.decode("utf-8")
-            except UnicodeDecodeError:
-                name = written
-        written = name
-    return unicodedata.normalize("NFC", written)
+    name = None if flags & UTF8_FLAG else _unicode_path(unicode_path, raw)
+    raw = raw[:MAX_NAME_BYTES]
+    if name is None:
+        try:
+            name = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            name = raw.decode("utf-8", "replace") if flags & UTF8_FLAG else raw.decode("cp437")
+    return _composed(name)
 
 
 def safe_path(name: str) -> str:
@@ -96,22 +120,32 @@ def safe_path(name: str) -> str:
 
 def printable(name: str) -> str:
     """The name for reports and errors: bounded, without control characters and lone surrogates."""
-    text = "".join(character if character.isprintable() else "�" for character in name[:MAX_PATH_CHARS])
-    return text.encode("utf-8", "replace").decode("utf-8")
+    name = name[:MAX_PATH_CHARS]
+    if name.isprintable():  # false for a surrogate, too
+        return name
+    return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
-def _unicode_path(extra: bytes, raw: bytes) -> str | None:
-    while len(extra) >= 4:
-        identity, size = int.from_bytes(extra[:2], "little"), int.from_bytes(extra[2:4], "little")
-        field, extra = extra[4 : 4 + size], extra[4 + size :]
-        if identity == UNICODE_PATH_FIELD and len(field) > 5 and field[0] == 1:
-            if int.from_bytes(field[1:5], "little") != zlib.crc32(raw):
-                return None
-            try:
-                return field[5:].decode("utf-8")
-            except UnicodeDecodeError:
-                return None
-    return None
+def _unicode_path(field: bytes, raw: bytes) -> str | None:
+    """The name of a Unicode Path field; None unless it was written for `raw`."""
+    if len(field) <= 5 or field[0] != 1 or int.from_bytes(field[1:5], "little") != zlib.crc32(raw):
+        return None
+    try:
+        return field[5:].decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _composed(name: str) -> str:
+    """The name in NFC; as it is where more marks follow each other than any script stacks."""
+    if name.isascii():
+        return name
+    marks = 0
+    for character in name:
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        if marks > MAX_MARKS:
+            return name
+    return unicodedata.normalize("NFC", name)
 
 
 _BY_KIND = {

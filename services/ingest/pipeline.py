@@ -1,28 +1,26 @@
-"""What becomes of a dataset: fetch, unpack, store, probe, report. Every step can run twice."""
+"""The work of one dataset: fetch, unpack, store, probe, report. Every step can run twice."""
 
 import asyncio
 import shutil
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import Dataset
-from ltxtrain.v1.work_pb2 import Outcome, ReportReason
+from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
 
 from services.ingest import sniff
 from services.ingest.archive import Archive, hash_file
-from services.ingest.clips import ClipStore
+from services.ingest.clip_store import ClipStore
 from services.ingest.directory import ArchiveRefused, Entry, check_directory, read_directory, unreadable
-from services.ingest.disk import retried_when_full
-from services.ingest.gather import Arrived, Gathered
-from services.ingest.intake import Intake
+from services.ingest.fetch import retried_when_full
+from services.ingest.gather import Candidate, ClipTally, Intake
 from services.ingest.plan import Plan, make_plan, no_videos, not_examined, refusal_lines
 from services.ingest.probing import Probing
 from services.ingest.report import DatasetReport, line
 from services.ingest.sources import Sources
 from services.ingest.unpacking import Unpacking
-from services.ingest.webpage import advice
 from services.runtime.addresses import shown
 from services.runtime.errors import ApiError, FailedPrecondition
 from services.runtime.settings import Settings
@@ -30,6 +28,8 @@ from services.runtime.store import Edit
 from services.runtime.work import Attempt, Ending
 
 CLIPS = "clips"
+# Report lines that are added in one go.
+LINES_AT_ONCE = 50
 
 
 class IngestWorkflow:
@@ -45,15 +45,15 @@ class IngestWorkflow:
     async def run(self, attempt: Attempt[Dataset]) -> Ending[Dataset]:
         dataset = await attempt.get()
         report = await DatasetReport.open(attempt)
-        gathered = Gathered(attempt.name)
+        tally = ClipTally(attempt.name)
         async with report.writing():
-            await self._take(dataset, report, gathered)
-            if (warning := gathered.few_clips()) is not None and dataset.WhichOneof("source") != "videos":
+            await self._take(dataset, report, tally)
+            if (warning := tally.few_clips()) is not None and dataset.WhichOneof("source") != "videos":
                 await report.add(warning)
         await self._clear(attempt.name)
 
         def ending(edit: Edit[Dataset]) -> None:
-            for clip in gathered.in_order():
+            for clip in tally.in_order():
                 edit.put_child(CLIPS, clip.name.rpartition("/")[2], clip)
 
         return ending
@@ -62,77 +62,78 @@ class IngestWorkflow:
         await self._clear(attempt.name)
         return lambda edit: None
 
-    async def _take(self, dataset: Dataset, report: DatasetReport, gathered: Gathered) -> None:
+    async def _take(self, dataset: Dataset, report: DatasetReport, tally: ClipTally) -> None:
         folder = self._folder(dataset.name)
         folder.mkdir(parents=True, exist_ok=True)
         with retried_when_full(folder):
             if dataset.WhichOneof("source") == "videos":
-                await self._take_videos(list(dataset.videos.urls), folder, report, gathered)
+                await self._take_videos(list(dataset.videos.urls), folder, report, tally)
             else:
                 url = f"upload:{dataset.upload}" if dataset.upload else dataset.archive_url
-                await self._take_archive(url, folder, report, gathered)
+                await self._take_archive(url, folder, report, tally)
 
-    async def sweep(self, unfinished: Sequence[Dataset]) -> None:
-        """Remove what a killed process left of datasets that nobody works on."""
-        wanted = {self._folder(dataset.name) for dataset in unfinished}
-        for folder in self.scratch.glob("*"):
+    async def sweep(self, unfinished: Callable[[], Awaitable[Sequence[Dataset]]]) -> None:
+        """Remove the folders of datasets that nobody works on, which a killed process left."""
+        # Folders first: a dataset has its row before its folder, so that one created from here on is in neither list.
+        folders = await asyncio.to_thread(lambda: list(self.scratch.glob("*")))
+        wanted = {self._folder(dataset.name) for dataset in await unfinished()}
+        for folder in folders:
             if folder not in wanted:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    async def _take_archive(self, url: str, folder: Path, report: DatasetReport, gathered: Gathered) -> None:
+    async def _take_archive(self, url: str, folder: Path, report: DatasetReport, tally: ClipTally) -> None:
         archive = folder / "archive.zip"
         await self._fetch(url, archive, report)
         entries = await self._read_directory(url, archive)
         try:
             await asyncio.to_thread(check_directory, entries, archive.stat().st_size, self._settings)
             plan = await asyncio.to_thread(make_plan, entries)
-            for item in plan.lines:
-                await report.add(item)
+            await _add(report, plan.lines)
             if not plan.clips:
-                raise no_videos(entries)
-            await self._take_clips(archive, plan, folder, report, gathered)
-            gathered.check(every=False)
+                raise await asyncio.to_thread(no_videos, entries)
+            await self._take_clips(archive, plan, folder, report, tally)
+            tally.check(every=False)
         except ApiError as error:
-            await _tell_the_rest(entries, error, report)
+            await _add_the_rest(entries, error, report)
             raise
 
     async def _take_clips(
-        self, archive: Path, plan: Plan, folder: Path, report: DatasetReport, gathered: Gathered
+        self, archive: Path, plan: Plan, folder: Path, report: DatasetReport, tally: ClipTally
     ) -> None:
         with Archive(archive) as opened:
-            unpacking = Unpacking(opened, plan, folder, report, gathered)
-            await self._gather(unpacking.files(), len(plan.clips), report, gathered)
+            unpacking = Unpacking(opened, plan, folder, report, tally)
+            await self._gather(unpacking.files(), len(plan.clips), report, tally)
 
-    async def _take_videos(self, urls: Sequence[str], folder: Path, report: DatasetReport, gathered: Gathered) -> None:
+    async def _take_videos(self, urls: Sequence[str], folder: Path, report: DatasetReport, tally: ClipTally) -> None:
         # All are fetched before the first is probed: an actor that waits for a slow host would hold a CPU.
         files = [folder / f"video-{index}" for index in range(len(urls))]
         paths = [await self._sources.shown(url) for url in urls]
         for index, (url, file) in enumerate(zip(urls, files, strict=True)):
             try:
                 await self._fetch(url, file, report)
-                _refuse_page(url, file)
+                await asyncio.to_thread(_refuse_page, url, file)
             except ApiError as error:
                 reasons = [ReportReason.REPORT_REASON_NOT_EXAMINED]
                 await report.add(line(paths[index], Outcome.OUTCOME_REJECTED, reasons, str(error)))
                 for other in (*paths[:index], *paths[index + 1 :]):
                     await report.add(not_examined(other))
                 raise
-        await self._gather(_arrived(paths, files), len(urls), report, gathered)
+        await self._gather(_candidates(paths, files), len(urls), report, tally)
         # A position in the list means something to the caller: none may be missing.
-        gathered.check(every=True)
+        tally.check(every=True)
 
     async def _gather(
-        self, files: AsyncGenerator[Arrived, None], total: int, report: DatasetReport, gathered: Gathered
+        self, files: AsyncGenerator[Candidate, None], total: int, report: DatasetReport, tally: ClipTally
     ) -> None:
-        intake = Intake(self._clips, report, gathered, total)
+        intake = Intake(self._clips, report, tally, total)
         async with (
             aclosing(files),
             aclosing(intake.unknown(files)) as unknown,
-            aclosing(self._probing.verdicts(unknown)) as verdicts,
+            aclosing(self._probing.results(unknown)) as results,
         ):
-            async for candidate, verdict in verdicts:
-                await intake.settle(candidate, verdict)
-        report.progress(gathered.looked_at, total)
+            async for stored, result in results:
+                await intake.settle(stored, result)
+        report.progress(tally.examined, total)
 
     async def _fetch(self, url: str, target: Path, report: DatasetReport) -> None:
         """Fetch to `target`, which appears whole or not at all; one that an earlier attempt left is taken as it is."""
@@ -148,8 +149,8 @@ class IngestWorkflow:
         try:
             return await asyncio.to_thread(read_directory, archive, self._settings)
         except ArchiveRefused:
-            if _is_page(archive):
-                raise unreadable(f"{shown(url)} is a web page, not a zip archive. {advice(url)}") from None
+            if await asyncio.to_thread(_is_page, archive):
+                raise unreadable(f"{shown(url)} is a web page, not a zip archive. {sniff.link_advice(url)}") from None
             raise
 
     def _folder(self, name: str) -> Path:
@@ -159,21 +160,30 @@ class IngestWorkflow:
         await asyncio.to_thread(shutil.rmtree, self._folder(name), ignore_errors=True)
 
 
-async def _arrived(paths: Sequence[str], files: Sequence[Path]) -> AsyncGenerator[Arrived, None]:
+async def _candidates(paths: Sequence[str], files: Sequence[Path]) -> AsyncGenerator[Candidate, None]:
     for index, (path, file) in enumerate(zip(paths, files, strict=True)):
-        unpacked = await asyncio.to_thread(hash_file, file)
-        yield Arrived(index=index, path=path, file=unpacked)
+        hashed = await asyncio.to_thread(hash_file, file)
+        yield Candidate(index=index, path=path, file=hashed)
         file.unlink()
 
 
-async def _tell_the_rest(entries: Sequence[Entry], error: ApiError, report: DatasetReport) -> None:
-    """A line for every file that has none yet."""
-    if isinstance(error, ArchiveRefused):
-        lines = [item for item in refusal_lines(entries, error) if not report.has(item.path)]
-    else:
-        lines = [not_examined(entry.path) for entry in entries if not report.has(entry.path)]
-    for item in lines:
+async def _add_the_rest(entries: Sequence[Entry], error: ApiError, report: DatasetReport) -> None:
+    """Add a line for every file that has none yet."""
+
+    def lines() -> list[ReportLine]:
+        if isinstance(error, ArchiveRefused):
+            return [item for item in refusal_lines(entries, error) if not report.has(item.path)]
+        return [not_examined(entry.path) for entry in entries if not report.has(entry.path)]
+
+    await _add(report, await asyncio.to_thread(lines))
+
+
+async def _add(report: DatasetReport, lines: Iterable[ReportLine]) -> None:
+    """Add a hundred thousand lines without keeping the event loop from its other work."""
+    for number, item in enumerate(lines):
         await report.add(item)
+        if number % LINES_AT_ONCE == 0:
+            await asyncio.sleep(0)
 
 
 def _is_page(path: Path) -> bool:
@@ -183,5 +193,5 @@ def _is_page(path: Path) -> bool:
 
 def _refuse_page(url: str, path: Path) -> None:
     if _is_page(path):
-        text = f"{shown(url)} is a web page, not a video. {advice(url)}"
+        text = f"{shown(url)} is a web page, not a video. {sniff.link_advice(url)}"
         raise FailedPrecondition(ErrorReason.ERROR_REASON_DOWNLOAD_REFUSED, text, metadata={"url": shown(url)})

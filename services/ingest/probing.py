@@ -1,13 +1,14 @@
-"""Has clips probed by actors: a pool for each dataset, made when the first clip needs it and gone with the last."""
+"""Probes clips by Ray actors: a pool for each dataset, made when the first clip needs it and gone with the last."""
 
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from services.ingest.actors import Prober, ProbeTask, Verdict
-from services.ingest.gather import Candidate
+from services.ingest.clip_store import ClipStore
+from services.ingest.gather import StoredCandidate
 from services.ingest.names import suffix_of
+from services.ingest.prober import Prober, ProbeResult, ProbeTask
 from services.runtime.cluster import ActorKilled, kill
 from services.runtime.objects import ObjectCorrupt, ObjectMissing
 from services.runtime.pool import map_bounded
@@ -17,34 +18,35 @@ from services.runtime.work import Retryable
 
 # More would wait for the unpacking of one archive.
 MAX_ACTORS = 16
-# An actor whose end this process does not see to any more ends by itself, that much after its time.
+# An actor that nobody is left to kill ends by itself, so long after its time.
 GRACE_SECONDS = 5.0
 
 
 class Probing:
     """Probes by the cluster."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, clips: ClipStore) -> None:
         self._runtime = runtime
+        self._clips = clips
 
-    async def verdicts(
-        self, candidates: AsyncGenerator[Candidate, None]
-    ) -> AsyncGenerator[tuple[Candidate, Verdict], None]:
-        """What decoding each candidate found, as it comes. Raises ObjectStoreUnavailable, Retryable, ClusterLost."""
+    async def results(
+        self, stored: AsyncGenerator[StoredCandidate, None]
+    ) -> AsyncGenerator[tuple[StoredCandidate, ProbeResult], None]:
+        """Each candidate with its result, as it comes. Raises ObjectStoreUnavailable, Retryable, ClusterLost."""
         cluster = self._runtime.cluster
         size = min(cluster.cpu_count, MAX_ACTORS)
-        found = map_bounded(cluster, self._make_actor, candidates, self._probe, size=size)
+        found = map_bounded(cluster, self._make_actor, stored, self._probe, size=size)
         async with aclosing(found) as results:
-            async for candidate, result in results:
+            async for item, result in results:
                 if isinstance(result, ActorKilled):
                     text = "Decoding it ended its worker three times."
-                    result = Verdict(failure=text, exhausted=True)
+                    result = ProbeResult(failure=text, exhausted=True)
                 if isinstance(result, ObjectMissing | ObjectCorrupt):
-                    await self._runtime.objects.delete(candidate.blob.key)
-                    raise Retryable(f"{candidate.blob.key} has to be stored again: {result}")
+                    self._clips.distrust(item.blob.key)
+                    raise Retryable(f"{item.blob.key} has to be stored again: {result}")
                 if isinstance(result, Exception):
                     raise result
-                yield candidate, result
+                yield item, result
 
     def _make_actor(self) -> Any:
         settings = self._runtime.settings
@@ -52,18 +54,18 @@ class Probing:
         limits = settings.clip_seconds + GRACE_SECONDS, settings.clip_memory_bytes
         return Prober.remote(address, *limits, current_trace())  # type: ignore[attr-defined]
 
-    async def _probe(self, actor: Any, candidate: Candidate) -> Verdict:
-        blob, cluster = candidate.blob, self._runtime.cluster
-        task = ProbeTask(key=blob.key, sha256=blob.sha256, suffix=suffix_of(candidate.path))
+    async def _probe(self, actor: Any, stored: StoredCandidate) -> ProbeResult:
+        blob, cluster = stored.blob, self._runtime.cluster
+        task = ProbeTask(key=blob.key, sha256=blob.sha256, suffix=suffix_of(stored.candidate.path))
         await cluster.value(actor.load.remote(task))
         limit = self._runtime.settings.clip_seconds
         try:
             async with asyncio.timeout(limit):
-                verdict: Verdict = await cluster.value(actor.probe.remote())
-                return verdict
+                result: ProbeResult = await cluster.value(actor.probe.remote())
+                return result
         except TimeoutError:
             # Trying again would take as long; the next clip finds the actor dead and gets another.
             kill(actor)
-            return Verdict(
+            return ProbeResult(
                 failure=f"Decoding it takes longer than the {limit:.0f} s that a clip may take.", exhausted=True
             )

@@ -1,4 +1,4 @@
-"""IngestService: the RPCs. What a dataset is made of is in `pipeline`."""
+"""IngestService: the RPCs. The work of a dataset is in `pipeline`."""
 
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import Clip, Dataset, Upload
 from ltxtrain.v1.work_pb2 import ReportLine
 
-from services.ingest.clips import ClipStore
+from services.ingest.clip_store import ClipStore
 from services.ingest.fetch import Fetcher
 from services.ingest.pipeline import CLIPS, IngestWorkflow
 from services.ingest.probing import Probing
@@ -36,11 +36,11 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     def __init__(self, runtime: Runtime, fetcher: Fetcher | None = None) -> None:
         self._settings = runtime.settings
         self._datasets: Store[Dataset] = Store(runtime.database, runtime.log, "datasets", Dataset)
-        self._watches = Watches(runtime.log, runtime.settings)
+        self._watches = Watches(runtime.log)
         self._uploads = Uploads(Store(runtime.database, runtime.log, "uploads", Upload), runtime.objects)
         self._clips = ClipStore(runtime.objects, runtime.blobs)
         sources = Sources(runtime.settings, runtime.objects, self._uploads, fetcher or Fetcher(runtime.settings))
-        probing = Probing(runtime)
+        probing = Probing(runtime, self._clips)
         self._workflow = IngestWorkflow(runtime.settings, sources, self._clips, probing)
         self.work = WorkRunner(self._datasets, self._workflow)
 
@@ -48,9 +48,8 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         ingest_pb2_grpc.add_IngestServiceServicer_to_server(self, server)
 
     async def tidy(self) -> None:
-        unfinished = await self._datasets.unfinished()
-        await self._workflow.sweep(unfinished)
-        await self._uploads.sweep(unfinished)
+        await self._workflow.sweep(self._datasets.unfinished)
+        await self._uploads.sweep(self._datasets.unfinished)
         await self._clips.sweep()
 
     async def CreateUpload(
@@ -72,11 +71,10 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
                 dataset.upload = request.upload
             case "videos":
                 dataset.videos.CopyFrom(request.videos)
-        for upload in uploads_of(dataset):
-            await self._uploads.check(upload, visible_owner())
-        made = await self._datasets.create(
-            dataset, owner=caller.get(), request_id=request.request_id, digest=request_digest(request)
-        )
+        async with self._uploads.held(uploads_of(dataset), visible_owner()):
+            made = await self._datasets.create(
+                dataset, owner=caller.get(), request_id=request.request_id, digest=request_digest(request)
+            )
         assert made is not None  # there is no limit
         self.work.start(made.name)
         return ingest_pb2.CreateDatasetResponse(dataset=made)

@@ -10,7 +10,7 @@ from ltxtrain.v1.work_pb2 import Outcome, ReportReason
 from services.ingest.archive import Archive
 from services.ingest.captions import NotText, decode_caption
 from services.ingest.directory import Entry
-from services.ingest.gather import Arrived, Gathered
+from services.ingest.gather import Candidate, ClipTally
 from services.ingest.inflate import EntryCorrupt
 from services.ingest.plan import Plan, PlannedClip
 from services.ingest.report import DatasetReport, line
@@ -22,16 +22,16 @@ T = TypeVar("T")
 class Unpacking:
     """Unpacks the clips of a plan in the order of paths, and reads their captions."""
 
-    def __init__(self, archive: Archive, plan: Plan, folder: Path, report: DatasetReport, gathered: Gathered) -> None:
+    def __init__(self, archive: Archive, plan: Plan, folder: Path, report: DatasetReport, tally: ClipTally) -> None:
         self._archive = archive
         self._plan = plan
         self._folder = folder
         self._report = report
-        self._gathered = gathered
+        self._tally = tally
         self._told: set[str] = set()
 
-    async def files(self) -> AsyncGenerator[Arrived, None]:
-        """Each clip on disk with its caption and the warnings so far; the file is gone when the next is asked for."""
+    async def files(self) -> AsyncGenerator[Candidate, None]:
+        """Each clip on disk, with its caption; its file is deleted when the next one is asked for."""
         for clip in self._plan.clips:
             caption, reasons = await self._caption(clip)
             target = self._folder / f"clip-{clip.index}"
@@ -39,15 +39,15 @@ class Unpacking:
                 unpacked = await self._in_thread(lambda: self._archive.unpack(clip.entry, target))  # noqa: B023
             except EntryCorrupt as error:
                 reason = ReportReason.REPORT_REASON_ENTRY_CORRUPT
-                await self._report.add(self._gathered.skip(clip.entry.path, reason, f"damaged in the archive: {error}"))
+                await self._report.add(self._tally.skip(clip.entry.path, reason, f"damaged in the archive: {error}"))
                 continue
             try:
-                yield Arrived(index=clip.index, path=clip.entry.path, file=unpacked, caption=caption, reasons=reasons)
+                yield Candidate(index=clip.index, path=clip.entry.path, file=unpacked, caption=caption, reasons=reasons)
             finally:
                 target.unlink(missing_ok=True)
 
     async def _caption(self, clip: PlannedClip) -> tuple[str, list["ReportReason"]]:
-        """The caption (empty: none) and what the clip's line says of it; the caption file gets its own line."""
+        """The caption (empty: none) and the reasons that it adds to the clip's line; its file gets its own line."""
         reasons = [ReportReason.REPORT_REASON_DUPLICATE_PATH] if clip.duplicated else []
         text = await self._read_caption(clip.caption, clip.shares_caption) if clip.caption is not None else ""
         if not text:
@@ -64,10 +64,13 @@ class Unpacking:
             description = f"{entry.size} bytes; a text has {MAX_TEXT_BYTES} at most"
         else:
             try:
-                text, repair = decode_caption(await self._in_thread(lambda: self._archive.read(entry)))
+                text, repair = await self._in_thread(lambda: decode_caption(self._archive.read(entry)))
                 repairs += [repair] if repair else []
-            except (EntryCorrupt, NotText) as error:
+            except EntryCorrupt as error:
                 outcome, reasons = Outcome.OUTCOME_IGNORED, [ReportReason.REPORT_REASON_ENTRY_CORRUPT]
+                description = str(error)
+            except NotText as error:
+                outcome, reasons = Outcome.OUTCOME_IGNORED, [ReportReason.REPORT_REASON_CAPTION_UNREADABLE]
                 description = str(error)
             else:
                 if not text:

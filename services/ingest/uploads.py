@@ -1,7 +1,10 @@
 """Uploads: files of callers who have no URL of their own, PUT to the object store and read from there."""
 
+import asyncio
 import re
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -20,6 +23,7 @@ from services.runtime.store import Store
 MAX_UPLOAD_BYTES = 5 << 30
 PUT_SECONDS = 3600
 MAX_FILE_NAME = 255
+PREFIX = "ingest/uploads/"
 # An upload that no unfinished dataset reads is kept for this long.
 KEEP_SECONDS = 24 * 3600
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -31,12 +35,14 @@ class Uploads:
     def __init__(self, store: Store[Upload], objects: ObjectStore) -> None:
         self._store = store
         self._objects = objects
+        # Between the check of a dataset's uploads and its row, no sweep may take them.
+        self._held = asyncio.Lock()
 
     async def create(self, request: CreateUploadRequest, owner: str) -> CreateUploadResponse:
         """Raises InvalidSpec."""
         if violations := _violations(request):
             raise InvalidSpec(violations)
-        file_name = printable(re.split(r"[/\\]", request.file_name)[-1])[:MAX_FILE_NAME]
+        file_name = printable(request.file_name.replace("\\", "/").rpartition("/")[2])[:MAX_FILE_NAME]
         upload = Upload(
             name=new_name("uploads"), size_bytes=request.size_bytes, sha256=request.sha256, file_name=file_name
         )
@@ -46,12 +52,16 @@ class Uploads:
         expires.FromDatetime(datetime.now(UTC) + timedelta(seconds=PUT_SECONDS))
         return CreateUploadResponse(upload=upload.name, put_url=url, expire_time=expires)
 
-    async def check(self, name: str, owner: str | None) -> None:
-        """Raises NotFound for an upload that the caller does not have."""
-        await self._store.get(name, owner)
+    @asynccontextmanager
+    async def held(self, names: Sequence[str], owner: str | None) -> AsyncIterator[None]:
+        """Keep uploads while the block makes the dataset that reads them. Raises NotFound for one of another owner."""
+        async with self._held if names else nullcontext():
+            for name in names:
+                await self._store.get(name, owner)
+            yield
 
     async def shown(self, name: str) -> str:
-        """What a report calls the video: the upload, and the file that it was. Raises NotFound."""
+        """The name of the video in reports: the upload, and the file that it was. Raises NotFound."""
         upload = await self._store.get(name)
         return f"upload:{name}/{upload.file_name}" if upload.file_name else f"upload:{name}"
 
@@ -71,16 +81,26 @@ class Uploads:
         if sha256 != upload.sha256:
             raise _mismatch(upload, f"The sha256 {upload.sha256} was announced, the bytes have {sha256}.")
 
-    async def sweep(self, unfinished: list[Dataset]) -> None:
-        """Delete uploads of yesterday that nothing reads any more."""
-        wanted = {name for dataset in unfinished for name in uploads_of(dataset)}
-        before = time.time() - KEEP_SECONDS
-        for upload in await self._store.unfinished():
-            if upload.name not in wanted and upload.lifecycle.create_time.ToSeconds() < before:
-                await self._objects.delete(_key(upload.name))
-                async with self._store.edit(upload.name) as edit:
-                    edit.enter(State.STATE_CANCELLED)
-                await self._store.delete(upload.name)
+    async def sweep(self, unfinished: Callable[[], Awaitable[Sequence[Dataset]]]) -> None:
+        """Delete uploads of yesterday that no unfinished dataset reads, and objects whose upload is gone."""
+        before = datetime.fromtimestamp(time.time() - KEEP_SECONDS, UTC)
+        # Objects first: an upload has its row before its object, so that what has none later has been deleted.
+        keys = await self._objects.keys_before(PREFIX, before)
+        async with self._held:
+            wanted = {name for dataset in await unfinished() for name in uploads_of(dataset)}
+            for upload in await self._store.unfinished():
+                if upload.name not in wanted and upload.lifecycle.create_time.ToDatetime(UTC) < before:
+                    await self._forget(upload.name)
+                    keys.append(_key(upload.name))
+        known = {_key(upload.name) for upload in await self._store.unfinished()}
+        for key in dict.fromkeys(keys):
+            if key not in known:
+                await self._objects.delete(key)
+
+    async def _forget(self, name: str) -> None:
+        async with self._store.edit(name) as edit:
+            edit.enter(State.STATE_CANCELLED)
+        await self._store.delete(name)
 
 
 def uploads_of(dataset: Dataset) -> list[str]:

@@ -1,8 +1,12 @@
-"""A process that ends with this one, and is started again when it ends by itself."""
+"""A process that ends with this one, and is started again when it ends by itself.
+
+systemd or supervisord would do as much, but neither is on every machine that `ltxtrain up` runs on, nor ends with it.
+"""
 
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +25,7 @@ MAX_BACKOFF_SECONDS = 10.0
 # One that ran this long starts again without delay.
 STEADY_SECONDS = 60.0
 MAX_LOG_BYTES = 16 * 2**20
+LOG_SECONDS = 10.0
 TAIL_BYTES = 2_000
 
 
@@ -66,7 +71,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the newest start."""
+        """Process id of the latest start."""
         if self._process is None:
             raise self.failure("could not be started")
         return self._process.pid
@@ -87,7 +92,7 @@ class Child:
     def stop(self, grace_seconds: float, *, hangs: bool = False) -> None:
         """SIGTERM, then after the grace SIGKILL to its process group. Nothing happens when it runs no more.
 
-        hangs: that it needs the kill is no news.
+        hangs: needing SIGKILL is expected, and logged at DEBUG.
         """
         self._stopping.set()
         process = self._process
@@ -122,8 +127,7 @@ class Child:
             self._stopping.wait(backoff)
 
     def _run_once(self) -> int:
-        if self._log_path.exists() and self._log_path.stat().st_size > MAX_LOG_BYTES:
-            self._log_path.replace(self._log_path.with_suffix(".old.log"))
+        self._rotate_log()
         with self._log_path.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-I", "-S", tether.__file__, str(os.getpid()), self._reach, *self._command],
@@ -138,4 +142,16 @@ class Child:
         self._started.set()
         if self._stopping.is_set():
             self._process.kill()
-        return self._process.wait()
+        while True:
+            try:
+                return self._process.wait(LOG_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._rotate_log()
+
+    def _rotate_log(self) -> None:
+        """Keep the log and one older part, each about MAX_LOG_BYTES; lines written meanwhile may be lost."""
+        with contextlib.suppress(OSError):
+            if self._log_path.stat().st_size > MAX_LOG_BYTES:
+                shutil.copyfile(self._log_path, self._log_path.with_suffix(".old.log"))
+                # The command goes on appending to the same file.
+                os.truncate(self._log_path, 0)

@@ -1,4 +1,4 @@
-"""One whole job in view: a small dataset, a tiny model, the suite on loopback, and the command line that anyone has."""
+"""`ltxtrain demo`: a complete job with a small dataset and a tiny model, on loopback, by the public command line."""
 
 import asyncio
 import json
@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ltxtrain.v1.work_pb2 import Outcome
 from ltxtrain_client.channel import connect
+from ltxtrain_client.event_text import describe_report_line, size_text
 from ltxtrain_client.ingest import IngestClient
-from ltxtrain_client.lines import describe_report_line, size_text
 from ltxtrain_client.preprocess import PreprocessClient
-from ltxtrain_client.tally import in_order, trained
+from ltxtrain_client.report_summary import training_summary, worst_first
 from ltxtrain_client.train import TrainClient
 
 from services.local.demo_data import make_demo_clips, make_validation_clip
@@ -94,7 +94,7 @@ async def _command(command: list[str], suite: Suite) -> int:
 
 
 async def _summarize(suite: Suite, out: Path) -> None:
-    """What was kept, skipped and made, and how much of the work was found in the cache."""
+    """Print the outcome of the files, the cached share of the work, and the results."""
     async with (
         connect(suite.train_address) as train_channel,
         connect(suite.ingest_address) as ingest_channel,
@@ -107,8 +107,8 @@ async def _summarize(suite: Suite, out: Path) -> None:
         fitted = [line async for line in preprocess.list_training_set_report(job.training_set)]
         dataset = await ingest.get_dataset(job.dataset)
         report = (await preprocess.get_training_set(job.training_set)).report
-    _say(f"What became of the files: {trained(found, fitted)}.")
-    for line in in_order([*found, *fitted]):
+    _say(f"What became of the files: {training_summary(found, fitted)}.")
+    for line in worst_first([*found, *fitted]):
         if line.outcome in (Outcome.OUTCOME_SKIPPED, Outcome.OUTCOME_IGNORED):
             print(f"  {describe_report_line(line)}")
     if dataset.reused_count == dataset.clip_count and report.cache_misses == 0:

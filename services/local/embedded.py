@@ -158,7 +158,7 @@ class EmbeddedStore:
 
 
 def remove_sockets(ports: Mapping[str, int]) -> None:
-    """What a store that was killed leaves beside its folder."""
+    """Files that a killed store leaves beside its folder."""
     for port in ports.values():
         for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
             left.unlink(missing_ok=True)

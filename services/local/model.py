@@ -1,8 +1,10 @@
-"""Which model a suite on this machine uses, and whether it is here. Nothing is fetched and no weights are read."""
+"""The model that a suite on this machine uses, and whether it is here. Nothing is fetched and no weights are read."""
 
 import fcntl
 from collections.abc import Mapping
 from pathlib import Path
+
+from ltxtrain_client.cli.doctor import Finding, Verdict
 
 from trainer.errors import ModelUnavailable, ModelUnsupported
 from trainer.model.folder import DEFAULT_MODEL, resolve_model
@@ -13,13 +15,23 @@ LOCK = "up.lock"
 DEMO_MODEL = Path("demo/model")
 
 
+def check_model(state_dir: Path, environ: Mapping[str, str]) -> Finding:
+    """Check of `ltxtrain doctor`: the model that `up` runs with, or else would use, is here and whole."""
+    reference = running_model(state_dir) or chosen_model(environ)
+    lack = missing(reference, environ.get("LTXTRAIN_MODEL_REVISION"))
+    if not lack:
+        return Finding("model", Verdict.OK, f"{reference} is here and whole")
+    advice = f"Set LTXTRAIN_MODEL to a folder that holds LTX 2.3. To try things out: {way_to_a_tiny_one(state_dir)}"
+    return Finding("model", Verdict.NOTE, f"{reference}: {lack}", advice)
+
+
 def chosen_model(environ: Mapping[str, str]) -> str:
-    """What a suite that is started with these settings uses."""
+    """Model of a suite that is started with these settings."""
     return environ.get("LTXTRAIN_MODEL") or DEFAULT_MODEL
 
 
 def running_model(state_dir: Path) -> str:
-    """What the suite that runs on this state was started with, from the file that it holds locked; empty: none runs."""
+    """Model of the suite that runs on this state, from the file that it holds locked; empty: none runs."""
     try:
         with (state_dir / LOCK).open() as file:
             try:
@@ -32,7 +44,7 @@ def running_model(state_dir: Path) -> str:
 
 
 def missing(reference: str, revision: str | None = None) -> str:
-    """Why a model cannot be loaded from what is on this machine; empty when it is here and whole."""
+    """Reason that a model cannot be loaded from this machine; empty when it is here and whole."""
     base, mark, file = reference.partition("#")
     try:
         if Path(base).expanduser().is_dir() or base.startswith(("/", ".", "~")):
@@ -47,7 +59,7 @@ def missing(reference: str, revision: str | None = None) -> str:
 
 
 def way_to_a_tiny_one(state_dir: Path) -> str:
-    """What starts a suite with a model that is quick on any machine."""
+    """Command that starts a suite with a small random model."""
     model = state_dir / DEMO_MODEL
     if (model / "model_index.json").exists():
         return f"ltxtrain up --model {_short(model)}"

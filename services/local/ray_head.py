@@ -7,13 +7,13 @@ import secrets
 import shutil
 import sysconfig
 import tempfile
-import threading
 import time
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from services.local.child import Child
 from services.local.ports import HOST, remembered_ports
+from services.runtime import ray_hook
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,6 @@ MAX_FOLDER_BYTES = 36
 GIB = 2**30
 READY_SECONDS = 90.0
 GRACE_SECONDS = 10.0
-WATCH_SECONDS = 1.0
 # What every process of this Ray, its drivers included, must have in its environment before it imports ray.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Of its workers: threads that wait for each other by spinning make a machine that has other work ten times slower.
@@ -61,7 +60,7 @@ class RayHead:
         return self._child.pid
 
     def environ(self) -> dict[str, str]:
-        """What a process that attaches to it needs in its environment."""
+        """Environment for a process that attaches to this Ray."""
         return {**LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_USAGE_STATS_ENABLED": "0"}
 
     def start(self) -> Self:
@@ -86,7 +85,7 @@ class RayHead:
         # An actor that is killed leaves its temporary files; they go with the head.
         temporary = self._folder / "tmp"
         temporary.mkdir()
-        environ |= self.environ() | WORKERS | {"RAY_START_HOOK": f"{__name__}.trim", "TMPDIR": str(temporary)}
+        environ |= self.environ() | WORKERS | {"RAY_START_HOOK": f"{ray_hook.__name__}.trim", "TMPDIR": str(temporary)}
         self._child = Child(
             "Ray",
             [*command, *options],
@@ -122,36 +121,6 @@ class RayHead:
             if time.monotonic() > deadline:
                 raise child.failure(f"is not ready after {READY_SECONDS:.0f} s")
             time.sleep(0.05)
-
-
-def trim(parameters: Any, head: bool) -> None:
-    """Called by `ray start` (RAY_START_HOOK): no Ray Client server, and no head without its raylet."""
-    parameters.ray_client_server_port = None
-    threading.Thread(target=_end_with_raylet, name="end with raylet", daemon=True).start()
-
-
-def _end_with_raylet() -> None:
-    """Ends this process when its raylet has ended.
-
-    `ray start --block` does so only after a crash. But a raylet one of whose agents is killed ends in good order, and
-    would leave a head that nobody can attach to.
-    """
-    seen = False
-    while True:
-        time.sleep(WATCH_SECONDS)
-        running = any(_is_own_raylet(entry.name) for entry in Path("/proc").glob("[0-9]*"))
-        if seen and not running:
-            os._exit(1)
-        seen = seen or running
-
-
-def _is_own_raylet(pid: str) -> bool:
-    try:
-        name, _, fields = Path("/proc", pid, "stat").read_text().rpartition(") ")
-    except OSError:
-        return False
-    state, parent = fields.split()[:2]
-    return name.endswith("(raylet") and state != "Z" and int(parent) == os.getpid()
 
 
 def short_folder(key: Path) -> Path:

@@ -94,7 +94,7 @@ class Suite:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Of the newest start of each service."""
+        """Process ids of the services, each of its latest start."""
         return {name: service.pid for name, service in self.services.items()}
 
     async def __aenter__(self) -> Self:
@@ -205,7 +205,7 @@ class Suite:
 
 
 async def _in_thread(call: Callable[[], R]) -> R:
-    """What a blocking call gives. When this is cancelled it is waited for all the same: it may have made processes."""
+    """Result of a blocking call in a thread. Cancellation still waits for it, since it may have started processes."""
     task = asyncio.create_task(asyncio.to_thread(call))
     try:
         return await asyncio.shield(task)

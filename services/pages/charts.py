@@ -81,7 +81,7 @@ def line_chart(
 
 
 def legend(lines: Iterable[Line]) -> Markup:
-    """What each line looks like, as a list; lines without points are left out."""
+    """Legend of the lines, as a list; lines without points are left out."""
     items = [
         Markup('<li><svg viewBox="0 0 22 8"><path class="line t{} {}" d="M1 4H21"/></svg>{}</li>').format(
             line.tone, line.style, line.name

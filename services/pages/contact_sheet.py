@@ -33,7 +33,7 @@ class Thumbnails:
 class SheetSample:
     """One sample of the training set; peaks None without audio."""
 
-    # Of the clip in its archive.
+    # The clip's path in its archive.
     path: str
     # Where in the clip it begins; empty for the whole of one.
     scene: str = ""
@@ -50,7 +50,7 @@ class SheetSample:
 
 
 def thumbnails(frames: npt.NDArray[np.uint8], conditioning_frames: int) -> Thumbnails:
-    """Of frames [T, H, W, 3], of which the first conditioning_frames are prefix."""
+    """Thumbnails of frames [T, H, W, 3], the first conditioning_frames of which are prefix."""
     numbers = (0, conditioning_frames - 1, conditioning_frames, len(frames) - 1)
     first, last_prefix, first_generated, last = (_jpeg(frames[number]) for number in numbers)
     return Thumbnails(first=first, last_prefix=last_prefix, first_generated=first_generated, last=last)

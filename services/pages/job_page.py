@@ -50,7 +50,7 @@ class AuditRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRow:
-    """What became of a file: outcome and reasons are names of the contract without their prefixes."""
+    """One file's line of the report: outcome and reasons are names of the contract without their prefixes."""
 
     path: str
     outcome: str

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from services.preprocess.fitting import FitTask, fit
 from services.preprocess.outcome import SceneOutcome
 from services.preprocess.sample_files import SAFETENSORS, SERVICE, SampleFile, store_lossless, store_sheet
+from services.runtime.cluster import gpu_assigned
 from services.runtime.objects import Objects, StoreAddress, StoredBlob
 from services.runtime.process_limits import limits
 from services.runtime.telemetry import resumed_trace
@@ -42,7 +43,7 @@ class FitOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What became of one scene, and the files that were made of it."""
+    """The outcome of one scene, and the files that were made of it."""
 
     scene: SceneOutcome
     stored: dict[SampleFile, StoredBlob] = field(default_factory=dict)
@@ -82,7 +83,7 @@ class Embedded:
 
 
 class Phase(StrEnum):
-    """What an encoder is there for at the moment: the text encoder and the VAEs are never in memory together."""
+    """The present task of an encoder: the text encoder and the VAEs are never in memory together."""
 
     PROMPTS = "prompts"
     CLIPS = "clips"

@@ -1,4 +1,4 @@
-"""What was made before, found again by what it was made of.
+"""Cache of finished work, addressed by everything that it was made of.
 
 An entry maps a digest (see `keys`) to the blob that was made and to facts about it. The blob itself is named by its
 bytes, so that two workers that make the same thing cannot overwrite each other's. Both are rows that a training set

@@ -6,26 +6,15 @@ latents and embeddings, the model. Captions are not part of a clip's key: a bett
 
 import hashlib
 import json
-from collections.abc import Sequence
-from functools import cache
-from importlib import metadata, resources
-from importlib.resources.abc import Traversable
 
 from ltxtrain.v1.preprocess_pb2 import PreprocessSettings
 
-# What decides how a clip is fitted, and what decides how it is encoded; libraries are named as installed.
-FITTER = (("trainer.media", "trainer.geometry"), ("av", "numpy"))
-ENCODER = (
-    (
-        "trainer.data.encode",
-        "trainer.data.mel",
-        "trainer.data.encoded",
-        "trainer.model.loading",
-        "trainer.model.single_file",
-        "trainer.model.text_encoder",
-    ),
-    ("torch", "diffusers", "transformers"),
-)
+from services.runtime.code_version import code_version
+
+# Entry points of the code that decides, with the libraries whose versions do.
+FITTER = ("services.preprocess.fitting", ("av", "numpy"))
+ENCODER = ("trainer.data.encode", ("torch", "diffusers", "transformers"))
+SHEET = ("services.pages.contact_sheet", ("numpy", "pillow"))
 
 
 def fit_key(clip_sha256: str, settings: PreprocessSettings, *, split: bool) -> str:
@@ -39,7 +28,7 @@ def fit_key(clip_sha256: str, settings: PreprocessSettings, *, split: bool) -> s
         training.frame_rate if settings.auto_scale_input else None,
         split,
         _audio(settings, stretched=settings.auto_scale_input),
-        _version(*FITTER),
+        code_version(*FITTER),
     )
 
 
@@ -51,43 +40,34 @@ def prefix_key(clip_sha256: str, settings: PreprocessSettings) -> str:
         clip_sha256,
         [validation.width, validation.height, settings.conditioning_frames, validation.frame_rate],
         _audio(settings, stretched=False),
-        _version(*FITTER),
+        code_version(*FITTER),
     )
 
 
-def file_key(fit: str, scene: int, file: str, model_revision: str = "") -> str:
-    """One file made of a fitted scene: its latents, which depend on the model, or its pictures, which do not."""
-    return _digest(file, fit, scene, model_revision, _version(*ENCODER) if model_revision else None)
+def latents_key(fit: str, scene: int, model_revision: str) -> str:
+    """The latents of a fitted scene."""
+    return _digest("latents", fit, scene, model_revision, code_version(*ENCODER))
+
+
+def lossless_key(fit: str, scene: int, file: str) -> str:
+    """A fitted scene as a lossless clip; `file` tells its uses apart."""
+    return _digest(file, fit, scene)
+
+
+def sheet_key(fit: str, scene: int, conditioning_frames: int) -> str:
+    """A fitted scene on the contact sheet, which shows the frames on both sides of the end of the prefix."""
+    return _digest("sheet", fit, scene, conditioning_frames, code_version(*SHEET))
 
 
 def prompt_key(prompt: str, model_revision: str, numbers: str = "") -> str:
     """An embedding; numbers: the format of the text encoder where it is not the model's own (TextHold.numbers)."""
-    return _digest("prompt", prompt, model_revision, _version(*ENCODER), *([numbers] if numbers else []))
+    return _digest("prompt", prompt, model_revision, code_version(*ENCODER), *([numbers] if numbers else []))
 
 
 def _audio(settings: PreprocessSettings, *, stretched: bool) -> list[bool] | None:
     if not settings.HasField("audio"):
         return None
     return [settings.audio.normalize, settings.audio.preserve_pitch and stretched]
-
-
-@cache
-def _version(modules: Sequence[str], libraries: Sequence[str]) -> str:
-    """A digest of the code and the libraries, so that no cache outlives a change of either."""
-    digest = hashlib.sha256()
-    for module in modules:
-        package, _, name = module.rpartition(".")
-        folder = resources.files(package)
-        file = folder / f"{name}.py"
-        for source in [file] if file.is_file() else _sources(folder / name):
-            digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    for library in libraries:
-        digest.update(f"{library} {metadata.version(library)}\n".encode())
-    return digest.hexdigest()
-
-
-def _sources(folder: Traversable) -> list[Traversable]:
-    return sorted((item for item in folder.iterdir() if item.name.endswith(".py")), key=lambda item: item.name)
 
 
 def _digest(*parts: object) -> str:

@@ -25,7 +25,7 @@ class Context:
     cache: Cache
     report: "ClipReport"
     training_set: TrainingSet
-    # Of the model that encodes; empty with fit_only.
+    # Revision of the model that encodes; empty with fit_only.
     model_revision: str
 
     @property

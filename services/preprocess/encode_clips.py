@@ -28,7 +28,7 @@ from trainer.errors import DeviceMemoryExhausted
 IN_FLIGHT_SHARE = 0.5
 # Pictures that wait for one encoder; more would not make it faster.
 WAITING = 2
-# What a fitter may run ahead: the picture and the outcome of one scene.
+# Values that a fitter may run ahead: the frames and the outcome of one scene.
 AHEAD = 2
 # Pictures of one fitter: that which waits for its place, and the next scene's.
 OF_A_FITTER = 2
@@ -91,7 +91,7 @@ class ClipPipeline:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _fit(self, actor: Any, item: Item) -> FitOutcome:
-        """What became of all scenes; pictures are handed to encoders as they come."""
+        """Fit all scenes of an item; each is handed to the encoders as it comes."""
         fitting = self._fittings.setdefault(item.key, _Fitting())
         order = FitOrder(
             task=item.task,
@@ -135,7 +135,7 @@ class ClipPipeline:
         return stored
 
     async def _finish(self, item: Item, result: FitOutcome | Exception) -> ClipResult:
-        """What an item came to, recorded when all of its scenes are encoded."""
+        """Wait for the encodings of an item's scenes, and cache and return its result."""
         self._context.report.reach(Stage.STAGE_PREPROCESS, item.position)
         fitting = self._fittings.get(item.key, _Fitting())
         encoded: dict[int, StoredBlob] = {}
@@ -172,7 +172,7 @@ class ClipPipeline:
 
 
 def widths(room: int, cpus: int, encoders: int) -> tuple[int, int]:
-    """How many fitters, and how many pictures may wait for the encoders or be encoded, with room for so many in all."""
+    """Fitter count and encode-queue depth that together keep at most `room` fitted scenes in Ray's object store."""
     fitters = max(1, min(cpus, (room - 1) // OF_A_FITTER))
     return fitters, max(1, min(WAITING * encoders, room - OF_A_FITTER * fitters))
 

@@ -54,7 +54,7 @@ class Encoders:
         self._free.put_nowait(await self._take())
 
     async def call(self, method: str, argument: Any) -> Any:
-        """What a free actor makes of it. Raises ActorKilled when it has ended three, and what the method raises."""
+        """Call a method of a free actor. Raises ActorKilled when three actors ended, and all that the method raises."""
         for remaining in reversed(range(ATTEMPTS)):
             actor = await self._take()
             try:

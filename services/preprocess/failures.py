@@ -8,6 +8,7 @@ from google.rpc.error_details_pb2 import PreconditionFailure
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
+from ltxtrain_client.enum_words import word
 
 from services.preprocess.outcome import SceneOutcome
 from services.runtime.errors import MAX_SUBJECTS, MAX_TEXT, ApiError, FailedPrecondition
@@ -26,7 +27,7 @@ IN_WORDS = {
 
 @dataclass
 class Faults:
-    """What makes the data unfit before anything is encoded; all of it comes back together (D12, P18)."""
+    """Faults that make the data as a whole unfit before anything is encoded; all come back together (D12, P18)."""
 
     without_audio: list[Clip] = field(default_factory=list)
     # Validation clips with what fitting their prefix came to.
@@ -102,7 +103,7 @@ def _is_parent(line: ReportLine) -> bool:
 
 
 def _in_words(cause: "ReportReason") -> str:
-    return IN_WORDS.get(cause, ReportReason.Name(cause).removeprefix("REPORT_REASON_").lower().replace("_", " "))
+    return IN_WORDS.get(cause, word(ReportReason.DESCRIPTOR, cause).lower().replace("_", " "))
 
 
 def _paths(clips: Sequence[Clip], limit: int = 5) -> str:

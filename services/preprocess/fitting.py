@@ -21,7 +21,7 @@ from trainer.media.fit import FitSettings, FittedClip, fit_prefix, fit_scenes
 
 log = logging.getLogger(__name__)
 
-# What ffmpeg says when its process reaches its limit.
+# FFmpeg's message when its process reaches its memory limit.
 OUT_OF_MEMORY = os.strerror(errno.ENOMEM)
 SKIPS: dict[type[ClipError], str] = {
     StillImage: "IMAGE_NOT_ALLOWED",
@@ -77,7 +77,7 @@ def fit(path: Path, task: FitTask) -> Iterator[tuple[SceneOutcome, FittedClip | 
             else:
                 yield _kept(scene, fitted), fitted
     except Exception as error:
-        # What came before the fault has been handed on and stays.
+        # Scenes before the fault have been handed on and stay.
         reason, text = _fault(error)
         for scene in found[count:]:
             yield _skipped(scene, reason, text), None

@@ -1,4 +1,4 @@
-"""What fitting a clip came to, as plain facts: what actors answer, the cache keeps and the report is written from."""
+"""Outcome of fitting a clip as plain facts: answered by actors, kept by the cache, told by the report."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,7 @@ class SceneOutcome:
     # In frames of the clip.
     start_frame: int = 0
     source_frames: int = 0
-    # What was made of it.
+    # The fitted clip.
     frame_count: int = 0
     frame_rate: float = 0.0
     # Duration after over before.
@@ -28,7 +28,7 @@ class SceneOutcome:
     # A ReportReason name without its prefix when the scene was left out.
     skipped: str = ""
     description: str = ""
-    # Of one that is too short: frames at the rate that counts, and how many there have to be.
+    # Set when it is too short: its frames at the rate that counts, and how many are needed.
     have_frames: int | None = None
     needed_frames: int | None = None
 
@@ -57,5 +57,9 @@ class FitOutcome:
         return {"scenes": [asdict(scene) for scene in self.scenes]}
 
     @classmethod
-    def load(cls, facts: dict[str, Any]) -> "FitOutcome":
-        return cls(scenes=tuple(SceneOutcome(**scene) for scene in facts["scenes"]))
+    def load(cls, facts: dict[str, Any]) -> "FitOutcome | None":
+        """The outcome in a cache's facts; None for one with other fields than there are now."""
+        try:
+            return cls(scenes=tuple(SceneOutcome(**scene) for scene in facts["scenes"]))
+        except (KeyError, TypeError):
+            return None

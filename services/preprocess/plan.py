@@ -1,4 +1,4 @@
-"""Which clips a training set is made of, what is wanted of each, and what is known before anything is decoded."""
+"""Plan of a training set: its clips, the files wanted of each, and outcomes known before anything is decoded."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from trainer.data.prompts import with_trigger
 from trainer.errors import ClipTooShort
 from trainer.media import scenes as media
 from trainer.media.fit import FitSettings
-from trainer.media.pick import plan
+from trainer.media.frame_schedule import plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a finished training set leaves: its samples, and what people look at."""
+"""Results of a finished training set: its samples, contact sheet and debug archive."""
 
 import json
 import tempfile
@@ -25,7 +25,7 @@ from services.runtime.report import COLLECTION
 from services.runtime.store import Edit
 from services.runtime.work import Ending
 from trainer.media.audio import SAMPLE_RATE
-from trainer.media.mix import Sound
+from trainer.media.downmix import Sound
 from trainer.media.video_file import read_lossless
 
 SAMPLES = "samples"

@@ -9,11 +9,11 @@ from ltxtrain.v1.work_pb2 import ClipNumbers, Outcome, ReportLine, ReportReason,
 
 from services.preprocess.outcome import FitOutcome, SceneOutcome
 from trainer.geometry import snap_frames
-from trainer.media.pick import MAX_STRETCH
+from trainer.media.frame_schedule import MAX_STRETCH
 
 # A clip's own rate may differ so much from frame_rate before it is worth a word (conformance P11).
 RATE_TOLERANCE = 0.01
-# Of the picture, lost to the bucket's shape.
+# Share of the picture lost to the bucket's shape from which the report mentions it.
 WORTH_A_WORD_PERCENT = 5
 CHANGES = frozenset(
     {
@@ -138,7 +138,7 @@ def _what_was_done(clip: Clip, scene: SceneOutcome, settings: PreprocessSettings
 
 
 def _would_fit(scene: SceneOutcome, settings: PreprocessSettings) -> str:
-    """Of one that is too short: with how many frames it would not be."""
+    """The number_of_frames at which a clip that is too short would fit, as the end of a sentence."""
     if scene.have_frames is None:
         return ""
     length = snap_frames(int(scene.have_frames * (MAX_STRETCH if settings.auto_scale_input else 1)))

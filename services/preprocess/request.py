@@ -1,4 +1,4 @@
-"""What a CreateTrainingSetRequest must hold, every fault at once."""
+"""Validation of a CreateTrainingSetRequest, every fault at once."""
 
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, OnSkippedClip

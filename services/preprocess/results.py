@@ -8,7 +8,7 @@ from ltxtrain.v1.preprocess_pb2 import PreprocessReport, PreprocessSettings, Sam
 from ltxtrain.v1.work_pb2 import ReportLine
 
 from services.preprocess.cache import Entry
-from services.preprocess.cache_keys import file_key
+from services.preprocess.cache_keys import latents_key, lossless_key, sheet_key
 from services.preprocess.context import Context
 from services.preprocess.failures import skipped_lines
 from services.preprocess.outcome import FitOutcome
@@ -20,7 +20,7 @@ from services.preprocess.sample_files import SampleFile
 
 @dataclass(frozen=True, kw_only=True)
 class ClipResult:
-    """What a clip came to, and the files of its scenes."""
+    """The outcome of a clip, and the files of its scenes."""
 
     item: Item
     outcome: FitOutcome
@@ -33,7 +33,8 @@ class ClipResult:
 async def find_cached(context: Context, items: Sequence[Item]) -> tuple[list[ClipResult], dict[str, Entry]]:
     """Items of which everything is there already, and whatever is there of the others, by its key."""
     outcomes = await context.cache.find([item.key for item in items], context.name)
-    known = {item.key: FitOutcome.load(outcomes[item.key].facts) for item in items if item.key in outcomes}
+    loaded = {item.key: FitOutcome.load(outcomes[item.key].facts) for item in items if item.key in outcomes}
+    known = {key: outcome for key, outcome in loaded.items() if outcome is not None}
     wanted = {
         item_key(context, item, scene, file)
         for item in items
@@ -55,10 +56,13 @@ async def find_cached(context: Context, items: Sequence[Item]) -> tuple[list[Cli
 
 def item_key(context: Context, item: Item, scene: int, file: SampleFile) -> str:
     """The cache's key of one file of a scene."""
-    if file is SampleFile.SHEET:
-        # It shows the frames on both sides of the end of the prefix.
-        return file_key(item.key, scene, f"{file} {context.settings.conditioning_frames}")
-    return file_key(item.key, scene, file, context.model_revision if file is SampleFile.LATENTS else "")
+    match file:
+        case SampleFile.LATENTS:
+            return latents_key(item.key, scene, context.model_revision)
+        case SampleFile.SHEET:
+            return sheet_key(item.key, scene, context.settings.conditioning_frames)
+        case SampleFile.PREVIEW | SampleFile.PREFIX:
+            return lossless_key(item.key, scene, file)
 
 
 def item_files(

@@ -27,7 +27,7 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
 
     def __init__(self, runtime: Runtime) -> None:
         self._sets: Store[TrainingSet] = Store(runtime.database, runtime.log, "trainingSets", TrainingSet)
-        self._watches = Watches(runtime.log, runtime.settings)
+        self._watches = Watches(runtime.log)
         self._cache = Cache(runtime.blobs, runtime.objects)
         self.work = WorkRunner(self._sets, PreprocessWorkflow(runtime, self._cache))
 

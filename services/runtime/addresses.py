@@ -13,10 +13,34 @@ PORTS = {"http": 80, "https": 443}
 UPLOAD = re.compile(r"upload:(uploads/[0-9a-f]{32})")
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
 LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
-# Forms in which one address carries another that is dialled in the end.
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
-COMPATIBLE = ipaddress.ip_network("::/96")
-GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
+# What a URL holds between // and the next slash: a name of 253 characters and a port, and room for what is refused by
+# its own reason. urlsplit brings it into a normal form, which for long runs of combining marks takes quadratic time.
+MAX_AUTHORITY_CHARS = 512
+FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
+
+# Where hosts of the public internet are, and what in there is set aside for another purpose: the blocks of IANA's
+# special-purpose registries (tests/data/iana), whether they say "globally reachable" or not.
+UNICAST_IPV6 = ipaddress.ip_network("2000::/3")
+SPECIAL_IPV4 = tuple(
+    ipaddress.IPv4Network(block)
+    for block in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24",
+        "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+    )
+)  # fmt: skip
+SPECIAL_IPV6 = tuple(
+    ipaddress.IPv6Network(block)
+    # Teredo is in the first, 6to4 the third.
+    for block in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
+)
+# The one prefix outside of these by which an IPv4 address is dialled (RFC 6052), as DNS64 gives it.
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# Where the bytes of an IPv4 address are in an IPv6 address behind a network's own NAT64 prefix of 32 to 96 bits
+# (RFC 6052, 2.2). Byte 8 is zero then, and so is what follows.
+EMBEDDED = ((4, 5, 6, 7), (5, 6, 7, 9), (6, 7, 9, 10), (7, 9, 10, 11), (9, 10, 11, 12), (12, 13, 14, 15))
+# An interface identifier of ISATAP (RFC 5214, 6.1), which an IPv4 address follows.
+ISATAP = (b"\0\0\x5e\xfe", b"\2\0\x5e\xfe")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -29,12 +53,12 @@ def check_url(url: str, allow: Collection[str], buckets: Collection[str] = ()) -
     """
     if len(url) > MAX_URL_CHARS:
         return f"The URL is longer than {MAX_URL_CHARS} characters. Use a shorter one."
-    if any(ord(character) <= 32 or ord(character) == 127 for character in url) or "\\" in url:
+    if FORBIDDEN.search(url):
         return "The URL holds spaces, backslashes or control characters. Percent-encode them."
     if url.startswith("upload:"):
         return None if UPLOAD.fullmatch(url) else "An upload is named upload:uploads/ID, as CreateUpload returned it."
     try:
-        parts = urlsplit(url)
+        parts = split_url(url)
         host, port = parts.hostname or "", port_of(parts)
     except ValueError:
         return "This is not a URL."
@@ -86,31 +110,37 @@ def literal_address(host: str) -> Address | None:
 
 
 def is_public(address: Address) -> bool:
-    """Whether the address and every address that it carries inside are on the public internet."""
-    return all(_is_public(item) for item in _carried(address))
-
-
-def _is_public(address: Address) -> bool:
-    if address.is_multicast or not address.is_global:
-        return False
-    return address.version == 4 or address in GLOBAL_IPV6 or address in NAT64
-
-
-def _carried(address: Address) -> Iterator[Address]:
-    """The address that is dialled in the end: itself, unless it is an IPv6 form of an IPv4 address."""
+    """Whether the address is global unicast, and so is every IPv4 address that it may lead to."""
     if isinstance(address, ipaddress.IPv4Address):
-        yield address
-        return
-    if (mapped := address.ipv4_mapped) is not None:
-        yield mapped
-        return
-    yield address
-    if address.sixtofour is not None:
-        yield address.sixtofour
-    if address.teredo is not None:
-        yield from address.teredo
-    if address in NAT64 or address in COMPATIBLE:
-        yield ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        return not any(address in block for block in SPECIAL_IPV4)
+    if address.ipv4_mapped is not None:
+        return is_public(address.ipv4_mapped)
+    if address in NAT64:
+        return is_public(ipaddress.IPv4Address(address.packed[12:]))
+    if address not in UNICAST_IPV6 or any(address in block for block in SPECIAL_IPV6):
+        return False
+    return all(is_public(embedded) for embedded in _embedded(address.packed))
+
+
+def _embedded(packed: bytes) -> Iterator[ipaddress.IPv4Address]:
+    """IPv4 addresses that are in the place where a way of transition would put them.
+
+    What begins with a zero is none: hosts whose address ends in ::1 are many.
+    """
+    if packed[8:12] in ISATAP:
+        yield ipaddress.IPv4Address(packed[12:])
+    for places in EMBEDDED:
+        found = bytes(packed[place] for place in places)
+        if found[0] and packed[8] == 0 and not any(packed[max(places[-1], 8) + 1 :]):
+            yield ipaddress.IPv4Address(found)
+
+
+def split_url(url: str) -> SplitResult:
+    """As urlsplit, in linear time. Raises ValueError for what is no URL, or has a host that none can be."""
+    authority = re.split(r"[/?#]", url.partition("//")[2][: MAX_AUTHORITY_CHARS + 1], maxsplit=1)[0]
+    if len(authority) > MAX_AUTHORITY_CHARS:
+        raise ValueError("The host is too long.")
+    return urlsplit(url)
 
 
 def port_of(parts: SplitResult) -> int:
@@ -121,7 +151,7 @@ def port_of(parts: SplitResult) -> int:
 def shown(url: str) -> str:
     """The URL without its query, fragment and user part, which may be secrets: for logs, errors and reports."""
     try:
-        parts = urlsplit(url)
+        parts = split_url(url)
         host = parts.netloc.rpartition("@")[2]
     except ValueError:
         return "(not a URL)"

@@ -5,18 +5,17 @@ A service calls another with the service token and names the owner it acts for.
 """
 
 import hmac
-import ipaddress
 import ssl
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
 import grpc
+from ltxtrain_client.channel import OWNER_KEY, is_loopback
 
 from services.runtime.errors import PermissionDenied, Unauthenticated
 from services.runtime.settings import Settings, SettingsError
 
-OWNER_KEY = "ltxtrain-owner"
 LOCAL_OWNER = "local"
 SERVICE = "service"
 
@@ -109,16 +108,3 @@ def _read(path: Path, setting: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise SettingsError(f"{setting}: {error.strerror}: {path}") from None
-
-
-def is_loopback(bind: str) -> bool:
-    """Whether host:port, [v6]:port or unix:path is reachable from this machine alone."""
-    if bind.startswith("unix:"):
-        return True
-    host = bind.rsplit(":", 1)[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

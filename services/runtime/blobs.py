@@ -4,13 +4,19 @@ A reference is written before an existing blob is reused; a sweep deletes what h
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import Message
 from sqlalchemy import ColumnElement, delete, exists, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime import tables
+
+if TYPE_CHECKING:
+    from services.runtime.objects import ObjectStore
 
 KEEP_UNUSED_SECONDS = 24 * 3600
 # Keys in one query.
@@ -69,11 +75,35 @@ class Blobs:
         async with self._database.read() as connection:
             return list(await connection.scalars(query))
 
-    async def forget(self, key: str) -> bool:
-        """Take the row of an unused blob away, before its bytes; False when it is in use again."""
+    async def forget(self, key: str, keep_seconds: float = 0.0) -> bool:
+        """Take the row of an unused blob away, before its bytes; False when it was used since."""
+        before = time.time_ns() - int(keep_seconds * 1e9)
+        unused = [tables.blob.c.key == key, tables.blob.c.used <= before, ~_referred()]
         async with self._database.write() as connection:
-            gone = await connection.execute(delete(tables.blob).where(tables.blob.c.key == key, ~_referred()))
+            gone = await connection.execute(delete(tables.blob).where(*unused))
         return bool(gone.rowcount)
+
+    async def sweep(
+        self,
+        objects: "ObjectStore",
+        prefix: str,
+        locked: Callable[[str], AbstractAsyncContextManager[None]],
+        keep_seconds: float = KEEP_UNUSED_SECONDS,
+    ) -> None:
+        """Delete rows that nothing has referred to for so long, with their objects under `prefix`, and objects there
+        that are as old and have no row: their process died between upload and row, or between row and deletion.
+
+        `locked` holds off whoever would take up a key in the meantime. Each finding is looked at again under it.
+        """
+        for key in await self.unused(keep_seconds):
+            async with locked(key):
+                if await self.forget(key, keep_seconds) and key.startswith(prefix):
+                    await objects.delete(key)
+        before = datetime.now(UTC) - timedelta(seconds=keep_seconds)
+        for key in await self.unknown(await objects.keys_before(prefix, before)):
+            async with locked(key):
+                if await self.unknown([key]):
+                    await objects.delete(key)
 
 
 def _referred() -> ColumnElement[bool]:

@@ -9,7 +9,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import ray
@@ -20,6 +20,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 log = logging.getLogger(__name__)
 
 NAMESPACE = "ltxtrain"
+# The raylets beside services have the label ltxtrain=service (docker/entrypoint); nodes without any are meant.
+NOT_A_SERVICE = {"ltxtrain": "!service"}
 PROBE_SECONDS = 5.0
 # Probes in a row without an answer until the cluster counts as lost: a busy head may miss one.
 PROBES = 2
@@ -53,6 +55,8 @@ class Cluster:
     def __init__(self) -> None:
         self.lost = asyncio.Event()
         self._node_id = ray.get_runtime_context().get_node_id()
+        # False while there is no node with CPUs, as when a head has lost its raylet: all work would wait for ever.
+        self.can_work = _can_work(_nodes())
 
     @classmethod
     def attach(cls, address: str, token: str) -> "Cluster":
@@ -92,8 +96,11 @@ class Cluster:
         return int(_resources().get("object_store_memory", 0))
 
     def model_options(self) -> dict[str, Any]:
-        """Of an actor that holds a model: a GPU; in a cluster without any, none of Ray's CPUs: it must never wait."""
-        return {"num_gpus": 1, "num_cpus": 0} if self.gpu_count else {"num_cpus": 0}
+        """Ray resources of a model actor: a GPU, or on CPU-only clusters no CPU, so that it is scheduled at once.
+
+        Without a CPU to ask for, Ray might place it on the raylet beside a service, whose memory is not meant for it.
+        """
+        return {"num_gpus": 1, "num_cpus": 0} if self.gpu_count else {"num_cpus": 0, "label_selector": NOT_A_SERVICE}
 
     async def watch(self) -> None:
         """Set `lost` when the cluster stops answering, or is another one; runs until then."""
@@ -109,7 +116,10 @@ class Cluster:
 
     def _has_node(self) -> bool:
         """Whether the cluster still has the node that this process is attached to. Without a head it hangs."""
-        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        nodes = _nodes()
+        could, self.can_work = self.can_work, _can_work(nodes)
+        if could != self.can_work:
+            log.warning("the Ray cluster has %s node with CPUs", "a" if self.can_work else "no")
         return any(node["NodeID"] == self._node_id and node["Alive"] for node in nodes)
 
     async def value(self, reference: Any) -> Any:
@@ -209,9 +219,23 @@ class ActorGroup:
                 await stream.aclose()
 
 
-def _resources() -> dict[str, float]:
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+def _nodes() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = ray.nodes()
     return found
+
+
+def _can_work(nodes: Sequence[Mapping[str, Any]]) -> bool:
+    return any(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in nodes)
+
+
+def _resources() -> dict[str, float]:
+    found: dict[str, float] = ray.cluster_resources()
+    return found
+
+
+def gpu_assigned() -> bool:
+    """Whether Ray has given this process a GPU."""
+    return bool(ray.is_initialized() and ray.get_gpu_ids())
 
 
 def kill(actor: Any) -> None:

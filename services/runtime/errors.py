@@ -2,6 +2,7 @@
 
 ApiError
 ├── InvalidSpec        one or more fields of the request are wrong
+├── MessageMalformed   the request is no message of its call
 ├── FailedPrecondition the data shows it; reason by argument
 ├── NotFound
 ├── RequestIdReused
@@ -26,8 +27,9 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain_client.enum_words import word
+from ltxtrain_client.errors import DOMAIN
 
-DOMAIN = "ltxtrain.v1"
 # Details travel in trailing metadata, whose hard limit is 16 KiB: lists of paths are capped, their total is told.
 MAX_SUBJECTS = 20
 MAX_TEXT = 300
@@ -95,6 +97,16 @@ class InvalidSpec(ApiError):
         )
         text = f"{len(violations)} field{'s are' if len(violations) > 1 else ' is'} wrong: {fields}."
         super().__init__(text, metadata=metadata, details=[bad_request])
+
+
+class MessageMalformed(ApiError):
+    """The bytes of the request are not the message of its call."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+    reason = ErrorReason.ERROR_REASON_INVALID_SPEC
+
+    def __init__(self) -> None:
+        super().__init__("The request is not a message of this call. Generate the client from the suite's protos.")
 
 
 class FailedPrecondition(ApiError):
@@ -238,7 +250,7 @@ def _reason_of(status: status_pb2.Status) -> "ErrorReason":
 
 def reason_name(reason: "ErrorReason") -> str:
     """The value's name without the enum's prefix, as ErrorInfo.reason and FieldViolation.reason hold it."""
-    return ErrorReason.Name(reason).removeprefix("ERROR_REASON_")
+    return word(ErrorReason.DESCRIPTOR, reason)
 
 
 def retry_info(seconds: int = 1) -> error_details_pb2.RetryInfo:

@@ -11,7 +11,8 @@ from itertools import islice
 from weakref import WeakValueDictionary
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from ltxtrain.v1.work_pb2 import Event, State
+from ltxtrain.v1.work_pb2 import Event
+from ltxtrain_client.watch import TERMINAL, is_terminal
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -20,7 +21,6 @@ from services.runtime.errors import CursorOutOfRange, Draining, NotFound
 
 HEARTBEAT_SECONDS = 15.0
 PAGE = 256
-TERMINAL = frozenset({State.STATE_SUCCEEDED, State.STATE_FAILED, State.STATE_CANCELLED})
 
 
 class _Tail:
@@ -139,8 +139,3 @@ class EventLog:
                 raise CursorOutOfRange(after, 1, row.last_sequence)
             rows = (await connection.execute(query)).all()
         return [(event.sequence, Event.FromString(event.body)) for event in rows], row.state in TERMINAL
-
-
-def is_terminal(event: Event) -> bool:
-    """Whether nothing comes after this event."""
-    return event.WhichOneof("detail") == "lifecycle" and event.lifecycle.state in TERMINAL

@@ -1,10 +1,12 @@
 """python -m services.runtime.healthcheck: exit status 0 when the service of this environment is ready.
 
-For health checks of containers. Behind TLS it only looks whether the port is open, since it has no name to expect.
+For health checks of containers. Behind TLS it trusts the service's own certificate and expects a name that is in it.
 """
 
 import socket
+import ssl
 import sys
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -16,22 +18,53 @@ SECONDS = 3.0
 
 
 def is_healthy(settings: Settings) -> bool:
-    """Whether the service says SERVING at its own address."""
+    """Whether the service says SERVING at its own address.
+
+    A service with mTLS may refuse its own certificate as a caller's: then an open port has to be enough.
+    """
     port = settings.bind.rsplit(":", 1)[-1]
     address = settings.bind if settings.bind.startswith("unix:") else f"127.0.0.1:{port}"
-    if settings.tls_cert is not None:
-        try:
-            socket.create_connection(("127.0.0.1", int(port)), timeout=SECONDS).close()
-        except OSError:
-            return False
-        return True
-    with grpc.insecure_channel(address) as channel:
-        stub: Any = health_pb2_grpc.HealthStub(channel)
-        try:
+    try:
+        with _channel(settings, address) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=SECONDS)
-        except grpc.RpcError:
-            return False
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+            return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+    except (grpc.RpcError, OSError):
+        return settings.tls_client_root is not None and _listens(int(port))
+
+
+def _channel(settings: Settings, address: str) -> grpc.Channel:
+    """Raises OSError when the service does not listen, or shows another certificate than its own."""
+    if settings.tls_cert is None or settings.tls_key is None:
+        return grpc.insecure_channel(address)
+    cert = settings.tls_cert.read_bytes()
+    pair = (settings.tls_key.read_bytes(), cert) if settings.tls_client_root is not None else (None, None)
+    credentials = grpc.ssl_channel_credentials(cert, *pair)
+    return grpc.secure_channel(address, credentials, [("grpc.ssl_target_name_override", _name_of(settings, address))])
+
+
+def _name_of(settings: Settings, address: str) -> str:
+    """A name or an address that the service's certificate is for."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(settings.tls_cert)
+    # The certificate is trusted itself, whoever signed it.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.set_alpn_protocols(["h2"])
+    if settings.tls_client_root is not None and settings.tls_cert is not None:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=SECONDS) as plain, context.wrap_socket(plain) as secure:
+        certificate: Any = secure.getpeercert() or {}
+    names = [name for _, name in certificate.get("subjectAltName", ())]
+    return str(names[0]) if names else host
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError):
+        socket.create_connection(("127.0.0.1", port), timeout=SECONDS).close()
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """The server interceptor of every call: authentication, limits of each caller, errors as statuses, logs and metrics."""
 
+import asyncio
 import contextlib
+import ipaddress
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, NoReturn
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import grpc
 import grpc.aio
 from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from ltxtrain.v1.error_pb2 import ErrorReason
@@ -18,12 +21,17 @@ from services.runtime import errors, metrics, telemetry, tracing
 from services.runtime.auth import LOCAL_OWNER, Tokens, caller
 from services.runtime.cluster import ClusterLost
 from services.runtime.object_types import ObjectStoreUnavailable
+from services.runtime.settings import Settings
 from services.runtime.tables import DatabaseUnavailable
 from services.runtime.work import Retryable
 
 log = logging.getLogger(__name__)
 
+# What needs no token.
 OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+# Of one address, and how long each has to send its message.
+MAX_OPEN_CALLS = 32
+ARRIVAL_SECONDS = 10.0
 # A status travels in trailing metadata. Peers accept 8 KiB for certain and may drop all of what is longer.
 MAX_BYTES = 7 * 2**10
 MAX_MESSAGE = 1_000
@@ -38,92 +46,173 @@ Handler = Any  # grpc.RpcMethodHandler, which is generic in its stubs alone
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    """The interceptor of a service; calls of the health service pass it by."""
+    """The interceptor of a service.
 
-    def __init__(self, tokens: Tokens | None, max_calls: int) -> None:
+    A caller is known, counted or refused by the headers alone: a call costs next to nothing until then, and a message
+    that never arrives holds a place of its caller. Health needs no token; its calls are counted for each peer.
+    """
+
+    def __init__(self, tokens: Tokens | None, settings: Settings) -> None:
         self._tokens = tokens
-        self._max_calls = max_calls
-        self._running: dict[str, int] = {}
+        self._calls = Places(settings.max_calls, "{} of your calls are being answered already. Send fewer at once.")
+        self._streams = Places(settings.max_watches, "{} of your watches are open already. Close some.")
+        self._open = Places(MAX_OPEN_CALLS, "{} health checks of your address are open already. Close some.")
 
     async def intercept_service(
         self, continuation: Callable[[Details], Awaitable[Handler | None]], handler_call_details: Details
     ) -> Handler | None:
         handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
         method = str(handler_call_details.method)
-        if handler is None or method.startswith(OPEN_SERVICES):
-            return handler
-        coders = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
+        if method.startswith(OPEN_SERVICES):
+            return grpc.stream_stream_rpc_method_handler(
+                self._answer_open(method, handler), handler.request_deserializer, handler.response_serializer
+            )
+        telemetry.bind(method=method)
+        started = time.monotonic()
+        try:
+            owner = self._tokens.owner(handler_call_details.invocation_metadata or ()) if self._tokens else LOCAL_OWNER
+            (self._streams if handler.response_streaming else self._calls).take(owner)
+        except errors.ApiError as error:
+            return grpc.stream_stream_rpc_method_handler(_refuse(method, error, started))
+        caller.set(owner)
         if handler.unary_unary:
-            return grpc.unary_unary_rpc_method_handler(self._answer(method, handler.unary_unary), **coders)
+            return grpc.unary_unary_rpc_method_handler(
+                _answer(method, handler.unary_unary, handler.request_deserializer), None, handler.response_serializer
+            )
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), **coders)
+            stream = _stream(method, handler.unary_stream, handler.request_deserializer)
+            return grpc.unary_stream_rpc_method_handler(stream, None, handler.response_serializer)
         if handler.stream_stream:  # reflection
-            return grpc.stream_stream_rpc_method_handler(self._stream(method, handler.stream_stream), **coders)
+            return grpc.stream_stream_rpc_method_handler(
+                _stream(method, handler.stream_stream, None), handler.request_deserializer, handler.response_serializer
+            )
         raise NotImplementedError(method)
 
-    def _answer(self, method: str, call: Call) -> Callable[[Any, Any], Awaitable[Any]]:
-        async def answer(request: Any, context: Any) -> Any:
-            started, code = time.monotonic(), grpc.StatusCode.CANCELLED
+    def _answer_open(self, method: str, handler: Handler) -> Call:
+        """A call that needs no token: its one message comes soon, and one address has few of them at once."""
+
+        async def answer(_requests: Any, context: Any) -> None:
+            telemetry.bind(method=method, peer=peer_of(context))
             try:
-                with self._admitted(request, context, method):
-                    response = await call(request, context)
-                code = grpc.StatusCode.OK
-                log.debug("served", extra={"seconds": round(time.monotonic() - started, 4)})
-                return response
-            except Exception as error:
-                refusal = _refusal(error)
-                code = refusal.code
-            finally:
-                metrics.rpc_seconds.labels(method, code.name).observe(time.monotonic() - started)
-            # Outside of the handling of `error`, of which nothing may be told.
-            await _abort(refusal, started, context)
+                self._open.take(peer_of(context))
+                async with asyncio.timeout(ARRIVAL_SECONDS):
+                    request = await context.read()
+            except errors.QueueFull as error:
+                await _abort(error, context)
+            except (DecodeError, TimeoutError):
+                request = grpc.aio.EOF
+            if request is grpc.aio.EOF:
+                await _abort(errors.MessageMalformed(), context)
+            if handler.unary_stream:
+                await handler.unary_stream(request, context)
+            else:
+                await context.write(await handler.unary_unary(request, context))
 
         return answer
 
-    def _stream(self, method: str, call: Call) -> Callable[[Any, Any], AsyncIterator[Any]]:
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            started, code = time.monotonic(), grpc.StatusCode.CANCELLED
-            try:
-                self._identify(request, context, method)
-                async with contextlib.aclosing(call(request, context)) as responses:
-                    async for response in responses:
-                        yield response
-                code = grpc.StatusCode.OK
-                return
-            except Exception as error:
-                refusal = _refusal(error)
-                code = refusal.code
-            finally:
-                metrics.streams_ended.labels(method, code.name).inc()
-            await _abort(refusal, started, context)
 
-        return stream
+class Places:
+    """Calls that run at once, bounded for each caller."""
 
-    def _identify(self, request: Any, context: Any, method: str) -> str:
-        """Every call has a context of its own, so what is set here ends with it."""
-        telemetry.bind(method=method, resource=getattr(request, "name", "") or getattr(request, "parent", ""))
-        owner = self._tokens.owner(context.invocation_metadata() or ()) if self._tokens else LOCAL_OWNER
-        caller.set(owner)
-        return owner
+    def __init__(self, limit: int, text: str) -> None:
+        self._limit = limit
+        self._text = text
+        self._taken: dict[str, int] = {}
 
-    @contextlib.contextmanager
-    def _admitted(self, request: Any, context: Any, method: str) -> Iterator[None]:
-        """Raises Unauthenticated, PermissionDenied and QueueFull."""
-        owner = self._identify(request, context, method)
-        running = self._running.get(owner, 0)
-        if running >= self._max_calls:
-            text = f"{running} of your calls are being answered already. Send fewer at once."
-            raise errors.QueueFull(text, metadata={"limit": self._max_calls}, details=[errors.retry_info()])
-        self._running[owner] = running + 1
+    def take(self, who: str) -> None:
+        """Take a place until the present task ends, which is that of the call. Raises QueueFull."""
+        taken = self._taken.get(who, 0)
+        if taken >= self._limit:
+            text = self._text.format(taken)
+            raise errors.QueueFull(text, metadata={"limit": self._limit}, details=[errors.retry_info()])
+        self._taken[who] = taken + 1
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda _: self._give_back(who))
+
+    def _give_back(self, who: str) -> None:
+        self._taken[who] -= 1
+        if not self._taken[who]:
+            del self._taken[who]
+
+
+def peer_of(context: Any) -> str:
+    """The address of a caller without its port; of IPv6 the network, whose addresses one host may all have."""
+    kind, _, rest = unquote(str(context.peer())).partition(":")
+    host = rest.rpartition(":")[0].strip("[]")
+    if kind == "ipv6":
         try:
-            yield
+            return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+        except ValueError:
+            return host
+    return host or kind
+
+
+def _answer(method: str, call: Call, parse: Callable[[bytes], Any]) -> Callable[[bytes, Any], Awaitable[Any]]:
+    async def answer(message: bytes, context: Any) -> Any:
+        started, code = time.monotonic(), grpc.StatusCode.CANCELLED
+        try:
+            response = await call(_parsed(message, parse, context), context)
+            code = grpc.StatusCode.OK
+            log.debug("served", extra={"seconds": round(time.monotonic() - started, 4)})
+            return response
+        except Exception as error:
+            refusal = _refusal(error)
+            code = refusal.code
         finally:
-            self._running[owner] -= 1
-            if not self._running[owner]:
-                del self._running[owner]
+            metrics.rpc_seconds.labels(method, code.name).observe(time.monotonic() - started)
+        # Outside of the handling of `error`, of which nothing may be told.
+        await _abort(refusal, context)
+
+    return answer
+
+
+def _stream(method: str, call: Call, parse: Callable[[bytes], Any] | None) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    """`parse` makes a request of the one message; without it, what arrives is an iterator of requests."""
+
+    async def stream(arrived: Any, context: Any) -> AsyncIterator[Any]:
+        code = grpc.StatusCode.CANCELLED
+        try:
+            request = _parsed(arrived, parse, context) if parse else arrived
+            async with contextlib.aclosing(call(request, context)) as responses:
+                async for response in responses:
+                    yield response
+            code = grpc.StatusCode.OK
+            return
+        except Exception as error:
+            refusal = _refusal(error)
+            code = refusal.code
+        finally:
+            metrics.streams_ended.labels(method, code.name).inc()
+        await _abort(refusal, context)
+
+    return stream
+
+
+def _refuse(method: str, error: errors.ApiError, started: float) -> Callable[[Any, Any], AsyncIterator[Any]]:
+    """The handler of a call that its headers condemn: no message of it is waited for."""
+
+    async def refuse(_requests: Any, context: Any) -> AsyncIterator[Any]:
+        metrics.rpc_seconds.labels(method, error.code.name).observe(time.monotonic() - started)
+        telemetry.bind(peer=peer_of(context))
+        await _abort(error, context)
+        yield
+
+    return refuse
+
+
+def _parsed(message: bytes, parse: Callable[[bytes], Any], context: Any) -> Any:
+    """The request that the bytes are, by whose name the log calls what follows. Raises MessageMalformed."""
+    try:
+        request = parse(message)
+    except DecodeError:
+        telemetry.bind(peer=peer_of(context))
+        raise errors.MessageMalformed from None
+    resource = getattr(request, "name", "") or getattr(request, "parent", "")
+    telemetry.bind(resource=resource, peer=peer_of(context))
+    return request
 
 
 def _refusal(error: Exception) -> errors.ApiError:
@@ -150,9 +239,8 @@ def _unavailable(text: str) -> errors.ApiError:
     return error
 
 
-async def _abort(error: errors.ApiError, started: float, context: Any) -> NoReturn:
-    seconds = round(time.monotonic() - started, 4)
-    log.info("refused: %s", errors.reason_name(error.reason), extra={"code": error.code.name, "seconds": seconds})
+async def _abort(error: errors.ApiError, context: Any) -> NoReturn:
+    log.info("refused: %s", errors.reason_name(error.reason))
     tracing.mark_failed(error.code)
     await context.abort_with_status(rpc_status.to_status(fit_status(error.status())))
     raise AssertionError("abort_with_status raises")

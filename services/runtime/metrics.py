@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from ltxtrain.v1.work_pb2 import Event, Outcome, ReportReason, Stage, State
+from ltxtrain_client.channel import is_loopback
+from ltxtrain_client.watch import TERMINAL
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
-from services.runtime.auth import is_loopback
 from services.runtime.settings import SettingsError
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,6 @@ tokens_per_second = Gauge("ltxtrain_tokens_per_second", "Tokens a second through
 queued = Gauge("ltxtrain_queued", "Jobs that wait for a GPU.")
 
 _BY_RESOURCE = (loss, steps_per_second, tokens_per_second)
-_TERMINAL = (State.STATE_SUCCEEDED, State.STATE_FAILED, State.STATE_CANCELLED)
 
 # Of each unfinished resource: the seconds at which each stage was first and last heard of.
 _stages: dict[str, dict[str, tuple[float, float]]] = {}
@@ -105,7 +105,7 @@ def _observe_detail(resource: str, event: Event) -> None:
             _waiting.add(resource)
         case "progress" if event.stage == Stage.STAGE_TRAIN:
             _waiting.discard(resource)
-        case "lifecycle" if event.lifecycle.state in _TERMINAL:
+        case "lifecycle" if event.lifecycle.state in TERMINAL:
             _forget(resource)
 
 

@@ -13,14 +13,16 @@ import os
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
 import urllib3
 from minio import Minio
+from minio.commonconfig import ENABLED, Filter
 from minio.deleteobjects import DeleteObject
-from minio.error import InvalidResponseError, MinioException, S3Error
+from minio.error import MinioException, S3Error
+from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
 
 from services.runtime.object_keys import attachment, checked_job_prefix, checked_key, content_key
 from services.runtime.object_types import (
@@ -31,6 +33,7 @@ from services.runtime.object_types import (
     StoreAddress,
     StoredBlob,
 )
+from services.runtime.telemetry import without_secrets
 
 __all__ = [
     "ListedBlob",
@@ -50,9 +53,20 @@ CHUNK_BYTES = 2**20
 PART_BYTES, MAX_PARTS = 8 * 2**20, 10_000  # about six parts are in memory at once
 PARALLEL_PARTS, THREADS = 3, 8
 # A store that is started again refuses connections for a second or two and may fail for some more: this waits 16 s.
-RETRY = urllib3.Retry(total=8, backoff_factor=0.1, backoff_max=5.0, status_forcelist=(500, 502, 503, 504))
+RETRY = urllib3.Retry(
+    total=8,
+    backoff_factor=0.1,
+    backoff_max=5.0,
+    status_forcelist=(500, 502, 503, 504),
+    raise_on_status=False,  # the last answer says why
+    respect_retry_after_header=False,
+)
 TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
 SHA256_HEADER = "x-amz-meta-sha256"
+MAX_WORDS_CHARS = 500
+# Parts of an upload that a killed process left are given up after as long.
+STALE_UPLOAD_DAYS = 1
+STALE_RULE = "ltxtrain-abort-stale-uploads"
 MISSING = {"NoSuchKey", "NoSuchObject"}
 REFUSALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 
@@ -180,6 +194,42 @@ class Objects:
                 if item.object_name and item.last_modified:
                     yield ListedBlob(item.object_name, item.size or 0, item.last_modified)
 
+    def keys_before(self, prefix: str, before: datetime) -> list[str]:
+        """Keys under the prefix of objects that are as old."""
+        return [blob.key for blob in self.list_prefix(prefix) if blob.modified <= before]
+
+    def expire_stale_uploads(self) -> None:
+        """Have the store give up the parts of unfinished uploads after a day, if it takes a lifecycle rule.
+
+        A bucket that has rules is left alone: they are the operator's, and can only be replaced all at once.
+        """
+        rule = Rule(
+            ENABLED,
+            rule_filter=Filter(prefix=""),
+            rule_id=STALE_RULE,
+            abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(STALE_UPLOAD_DAYS),
+        )
+        with contextlib.suppress(ObjectStoreUnavailable), self._translated(""):
+            if self._client.get_bucket_lifecycle(self._bucket) is None:
+                self._client.set_bucket_lifecycle(self._bucket, LifecycleConfig([rule]))
+
+    def abort_stale_uploads(self, before: datetime) -> int:
+        """Give up uploads in parts that began before then and did not end; how many, 0 where the store lists none."""
+        aborted, marker = 0, None
+        with contextlib.suppress(ObjectStoreUnavailable), self._translated(""):
+            while True:
+                # The library has no public call for it; its own put_object uses this one.
+                page = self._client._list_multipart_uploads(self._bucket, key_marker=marker)
+                for upload in page.uploads:
+                    if upload.initiated_time is not None and upload.initiated_time <= before:
+                        name, upload_id = upload.object_name, upload.upload_id or ""
+                        self._client._abort_multipart_upload(self._bucket, name, upload_id)
+                        aborted += 1
+                marker = page.next_key_marker
+                if not page.is_truncated or not marker:
+                    return aborted
+        return aborted
+
     def _put(self, key: str, data: IO[bytes], size: int, content_type: str, sha256: str) -> StoredBlob:
         reader = _HashingReader(data)
         with self._translated(key):
@@ -231,11 +281,21 @@ class Objects:
             if error.code in MISSING:
                 raise ObjectMissing(f"There is no object {key} in the bucket {self._bucket}.") from error
             hint = " Check LTXTRAIN_S3_ACCESS_KEY and LTXTRAIN_S3_SECRET_KEY." if error.code in REFUSALS else ""
-            raise ObjectStoreUnavailable(f"{where} refused: {error.code}: {error.message}.{hint}") from error
-        except InvalidResponseError as error:
-            raise ObjectStoreUnavailable(f"{where} gave an answer that is not S3.") from error
-        except (MinioException, urllib3.exceptions.HTTPError) as error:
-            raise ObjectStoreUnavailable(f"{where} does not answer: {type(error).__name__}.") from error
+            told = f"{error.code}: {self._words(error.message)}"
+            raise ObjectStoreUnavailable(f"{where} refused: {told}.{hint}") from error
+        except MinioException as error:
+            raise ObjectStoreUnavailable(f"{where} gave an answer that is not S3: {self._words(error)}.") from error
+        except urllib3.exceptions.HTTPError as error:
+            cause = getattr(error, "reason", None) or error
+            name = type(cause).__name__
+            raise ObjectStoreUnavailable(f"{where} does not answer: {name}: {self._words(cause)}.") from error
+
+    def _words(self, error: object) -> str:
+        """An error's own text for people: bounded, in one line, without secrets."""
+        text = " ".join(str(error)[:MAX_WORDS_CHARS].split())
+        for secret in filter(None, (self.address.secret_key, self.address.access_key)):
+            text = text.replace(secret, "…")
+        return without_secrets(text).rstrip(".")
 
 
 def _in_thread(
@@ -272,6 +332,9 @@ class ObjectStore:
     presign_put = _in_thread(Objects.presign_put)
     delete = _in_thread(Objects.delete)
     delete_prefix = _in_thread(Objects.delete_prefix)
+    keys_before = _in_thread(Objects.keys_before)
+    expire_stale_uploads = _in_thread(Objects.expire_stale_uploads)
+    abort_stale_uploads = _in_thread(Objects.abort_stale_uploads)
 
     async def list_prefix(self, prefix: str) -> list[ListedBlob]:
         return await self.run(lambda: list(self.objects.list_prefix(prefix)))

@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import resource
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -12,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from services.runtime import tracing
 from services.runtime.auth import Tokens, server_credentials
+from services.runtime.guarded_server import GuardedServer
 from services.runtime.interceptor import CallInterceptor
 from services.runtime.settings import Settings, SettingsError
 
@@ -20,6 +23,7 @@ log = logging.getLogger(__name__)
 # An answer repeats what was asked for, twice at most, and has to stay below the 4 MiB that clients take.
 MAX_REQUEST_BYTES = 2**20
 MAX_CONNECTION_AGE_SECONDS = 30 * 60.0
+MAX_CONNECTIONS = 4_096
 OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
@@ -29,8 +33,16 @@ OPTIONS = (
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     # Of one connection; watches of one caller are counted beside it.
     ("grpc.max_concurrent_streams", 2_000),
+    # Connections that nobody uses: one that says nothing at first, and one that has no call.
+    ("grpc.server_handshake_timeout_ms", 20_000),
+    ("grpc.max_connection_idle_ms", 300_000),
     ("grpc.so_reuseport", 0),
 )
+
+
+def max_connections() -> int:
+    """Connections that strangers may open: half of the process's file handles are its own."""
+    return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 class Server:
@@ -44,11 +56,15 @@ class Server:
     ) -> None:
         self._settings = settings
         self._names = ["", *service_names]
-        calls = CallInterceptor(Tokens.read(settings), settings.max_calls)
+        calls = CallInterceptor(Tokens.read(settings), settings)
         # Streams that are cut by it go on by their cursor.
         age = int(max_connection_age_seconds * 1000)
         ages = (("grpc.max_connection_age_ms", age), ("grpc.max_connection_age_grace_ms", age // 6))
-        self.grpc = grpc.aio.server(interceptors=[*tracing.server_interceptors(), calls], options=[*OPTIONS, *ages])
+        bound = ("grpc.max_allowed_incoming_connections", max_connections())
+        server: Any = GuardedServer([*tracing.server_interceptors(), calls], [*OPTIONS, *ages, bound])
+        self.grpc: grpc.aio.Server = server
+        # Set when it accepts no more calls, for whatever reason.
+        self.ended: asyncio.Event = server.ended
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if settings.reflection:

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 
 import grpc.aio
@@ -16,7 +18,7 @@ from services.runtime.blobs import Blobs
 from services.runtime.cluster import Cluster, ClusterRefused
 from services.runtime.events import EventLog
 from services.runtime.metrics import serve_metrics
-from services.runtime.objects import ObjectStore, ObjectStoreUnavailable, StoreAddress
+from services.runtime.objects import STALE_UPLOAD_DAYS, ObjectStore, ObjectStoreUnavailable, StoreAddress
 from services.runtime.server import Server, stop_event
 from services.runtime.settings import Settings, SettingsError, read_settings
 from services.runtime.tables import Database, DatabaseUnavailable
@@ -26,6 +28,8 @@ from services.runtime.work import WorkRunner
 log = logging.getLogger(__name__)
 
 READY_SECONDS = 5.0
+# Beyond the grace of calls and work.
+STOP_SECONDS = 10.0
 COUNT_SECONDS = 15.0
 TIDY_SECONDS = 3600.0
 EXIT_UNAVAILABLE = 1
@@ -86,46 +90,79 @@ async def _serve(settings: Settings, build: Callable[[Runtime], Service]) -> int
     # Ray before the gRPC server: it forks, and a fork under live gRPC threads can hang.
     cluster = Cluster.attach(settings.ray_address, settings.ray_token)
     database = await Database.open(settings.database, settings.state_dir)
-    event_log = EventLog(database)
     objects = ObjectStore(store_address(settings))
-    service = build(Runtime(settings, database, event_log, Blobs(database), objects, cluster))
-    server = Server(settings, [service.full_name])
+    return await run(Runtime(settings, database, EventLog(database), Blobs(database), objects, cluster), build)
+
+
+async def run(runtime: Runtime, build: Callable[[Runtime], Service]) -> int:
+    """Serve with what has been opened until something ends it; the exit status of the process."""
+    service = build(runtime)
+    server = Server(runtime.settings, [service.full_name])
     service.register(server.grpc)
     stop = stop_event()
+    keep_collections_short()
     await server.start()
     background = [
-        asyncio.create_task(_keep_ready(server, database, objects, cluster)),
-        asyncio.create_task(_keep_tidy(service)),
-        asyncio.create_task(_keep_counted(service)),
-        asyncio.create_task(cluster.watch()),
+        asyncio.create_task(_keep_ready(server, runtime), name="the readiness check"),
+        asyncio.create_task(_keep_tidy(service, runtime.objects), name="tidying"),
+        asyncio.create_task(_keep_counted(service), name="counting resources"),
+        asyncio.create_task(runtime.cluster.watch(), name="the watch over the cluster"),
     ]
     await service.work.resume()
-    ends = [asyncio.create_task(stop.wait()), asyncio.create_task(cluster.lost.wait())]
-    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    ends = [asyncio.create_task(event.wait()) for event in (stop, runtime.cluster.lost, server.ended)]
+    await asyncio.wait([*ends, *background], return_when=asyncio.FIRST_COMPLETED)
+    status = _exit_status(stop, runtime.cluster, server, background)
 
     async def before_close() -> None:
-        event_log.drain()
+        runtime.log.drain()
         await service.work.drain()
 
-    await server.stop(before_close)
+    try:
+        # A server that has broken may not be able to stop.
+        await asyncio.wait_for(server.stop(before_close), runtime.settings.grace_seconds + STOP_SECONDS)
+    except Exception:
+        log.exception("the server did not stop in good order")
     for task in (*background, *ends):
         task.cancel()
     await asyncio.gather(*background, *ends, return_exceptions=True)
-    await database.close()
-    return EXIT_CLUSTER_LOST if cluster.lost.is_set() else 0
+    await runtime.database.close()
+    return status
 
 
-async def _keep_ready(server: Server, database: Database, objects: ObjectStore, cluster: Cluster) -> None:
-    """SERVING only while the database, the object store and Ray answer."""
+def keep_collections_short() -> None:
+    """Exempt what is in memory now from garbage collection: a pass over all that is imported takes 60 ms."""
+    gc.freeze()
+
+
+def _exit_status(
+    stop: asyncio.Event, cluster: Cluster, server: Server, background: Sequence[asyncio.Task[None]]
+) -> int:
+    """Non-zero, so that the process is started again, unless it was told to stop."""
+    if stop.is_set():
+        return 0
+    if cluster.lost.is_set():
+        return EXIT_CLUSTER_LOST
+    if server.ended.is_set():
+        log.critical("the server accepts no more calls: this process ends, to be started again")
+    for task in background:
+        if task.done():
+            error = None if task.cancelled() else task.exception()
+            log.critical("%s has ended: this process ends, to be started again", task.get_name(), exc_info=error)
+    return EXIT_UNAVAILABLE
+
+
+async def _keep_ready(server: Server, runtime: Runtime) -> None:
+    """SERVING only while the database, the object store and Ray answer, and Ray has a node that can work."""
     bucket_exists = False
     while True:
-        ready = await database.answers() and not cluster.lost.is_set()
+        ready = await runtime.database.answers() and runtime.cluster.can_work
         try:
             if not bucket_exists:
-                await objects.ensure_bucket()
+                await runtime.objects.ensure_bucket()
+                await runtime.objects.expire_stale_uploads()
                 bucket_exists = True
             else:
-                await objects.ping()
+                await runtime.objects.ping()
         except ObjectStoreUnavailable as error:
             log.warning("not ready: %s", error)
             ready = False
@@ -133,12 +170,13 @@ async def _keep_ready(server: Server, database: Database, objects: ObjectStore, 
         await asyncio.sleep(READY_SECONDS if ready else 0.5)
 
 
-async def _keep_tidy(service: Service) -> None:
+async def _keep_tidy(service: Service, objects: ObjectStore) -> None:
     caller.set(SERVICE)
     while True:
         await asyncio.sleep(TIDY_SECONDS)
         try:
             await service.tidy()
+            await objects.abort_stale_uploads(datetime.now(UTC) - timedelta(days=STALE_UPLOAD_DAYS))
         except (ObjectStoreUnavailable, DatabaseUnavailable) as error:
             log.warning("nothing was tidied: %s", error)
         except Exception:

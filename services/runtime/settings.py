@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from trainer.model.folder import DEFAULT_MODEL
+
 PREFIX = "LTXTRAIN_"
 GIB = 2**30
 
@@ -69,13 +71,16 @@ class Settings:
     torch_threads: int = 2
 
     # A folder or a repo id in diffusers layout.
-    model: str = "diffusers/LTX-2.3-Diffusers"
+    model: str = DEFAULT_MODEL
     model_revision: str = ""
 
     # "host:port,host:port" that may be fetched from although private or on another port.
     fetch_allow: tuple[str, ...] = ()
     # Buckets that s3:// sources may name.
     fetch_buckets: tuple[str, ...] = ()
+    # http://host:port of a proxy that URLs are fetched through; empty: none, whatever http_proxy says. A proxy resolves
+    # names itself, so that it has to keep callers from private addresses. Hosts of fetch_allow are reached past it.
+    fetch_proxy: str = field(default="", repr=False)
     fetch_max_bytes: int = 100 * GIB
     fetch_seconds: float = 6 * 3600.0
     fetch_idle_seconds: float = 60.0

@@ -8,13 +8,14 @@ from typing import Generic, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, State
+from ltxtrain_client.watch import TERMINAL
 from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime import blobs, tables
 from services.runtime.errors import NotFound, NotReady, RequestIdReused
-from services.runtime.events import TERMINAL, EventLog
+from services.runtime.events import EventLog
 from services.runtime.paging import MAX_PAGE_BYTES, make_token, page_size, read_token
 
 

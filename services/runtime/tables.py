@@ -111,6 +111,10 @@ blob_ref = Table(
 ADVISORY_LOCK = 0x6C747874
 # The server lets go of a process's lock some time after the process has ended.
 LOCK_SECONDS = 3.0
+# After which a database that does not answer counts as gone for now.
+PROBE_SECONDS = 5.0
+# A peer that vanished, as with its host, is given up after 25 s by either side, not after the kernel's two hours.
+KEEPALIVE = {"idle": 10, "interval": 5, "count": 3}
 TAKEN = "Another process uses this database. Stop it, or give this service its own LTXTRAIN_DATABASE_URL."
 SQLITE_OUTAGES = frozenset(
     {
@@ -140,6 +144,7 @@ class Database:
         self._writing = asyncio.Lock()
         # False: a database server forgot our lock, and another process has it now.
         self._owned = True
+        self._probe: asyncio.Task[bool] | None = None
 
     @classmethod
     async def open(cls, url: str, state_dir: Path) -> "Database":
@@ -150,7 +155,7 @@ class Database:
         state_dir.mkdir(parents=True, exist_ok=True)
         on_file = make_url(url).get_backend_name() == "sqlite"
         # A connection that a database server has closed is replaced before it is used.
-        engine = create_async_engine(url, pool_pre_ping=not on_file)
+        engine = create_async_engine(url, pool_pre_ping=not on_file, connect_args=_connect_args(url))
         lock: IO[str] | AsyncConnection
         with _answering():
             if on_file:
@@ -179,15 +184,24 @@ class Database:
             await connection.commit()
             committed()
 
-        if not self._owned:
-            raise DatabaseUnavailable(TAKEN)
         with _answering():
             async with self._writing, self._engine.connect() as connection:
+                if not self._owned:
+                    raise DatabaseUnavailable(TAKEN)
                 yield connection
                 await _uninterrupted(commit(connection))
 
     async def answers(self) -> bool:
-        """Whether a query succeeds and the database is still ours; a lock that its server forgot is taken anew."""
+        """Whether a query succeeds soon and the database is still ours; a lock that its server forgot is taken anew.
+
+        A probe that gets no answer is left to end by itself, and the next one is not made before.
+        """
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._probed())
+        await asyncio.wait({self._probe}, timeout=PROBE_SECONDS)
+        return self._probe.done() and self._probe.result()
+
+    async def _probed(self) -> bool:
         try:
             async with self.read() as connection:
                 await connection.execute(text("SELECT 1"))
@@ -202,6 +216,9 @@ class Database:
         return True
 
     async def close(self) -> None:
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.gather(self._probe, return_exceptions=True)
         if isinstance(self._lock, AsyncConnection) and not self._lock.closed:
             # Its server frees the lock with the connection, in whatever state that is.
             await self._lock.invalidate()
@@ -268,9 +285,21 @@ def _lock_file(path: Path) -> IO[str]:
     return handle
 
 
+def _connect_args(url: str) -> dict[str, int]:
+    """How soon psycopg gives up a server that does not answer; what the URL says itself goes before."""
+    if make_url(url).get_driver_name() != "psycopg":
+        return {}
+    wanted = {"connect_timeout": 5, "tcp_user_timeout": 20_000, "keepalives": 1}
+    wanted |= {f"keepalives_{name}": value for name, value in KEEPALIVE.items()}
+    return {name: value for name, value in wanted.items() if name not in make_url(url).query}
+
+
 async def _lock_server(engine: AsyncEngine) -> AsyncConnection:
     connection = await engine.connect()
     await connection.execution_options(isolation_level="AUTOCOMMIT")
+    for name, value in KEEPALIVE.items():
+        # The lock of a host that is lost goes with its connection, so the server has to notice.
+        await connection.execute(text(f"SET tcp_keepalives_{name} = {value}"))
     deadline = time.monotonic() + LOCK_SECONDS
     while not await connection.scalar(text(f"SELECT pg_try_advisory_lock({ADVISORY_LOCK})")):
         if time.monotonic() > deadline:

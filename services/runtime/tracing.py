@@ -75,14 +75,14 @@ def server_interceptors() -> list[grpc.aio.ServerInterceptor]:
     """Make each call a span of the caller's trace; calls of the health service are none."""
     if _provider is None:
         return []
-    return [aio_server_interceptor(_provider, negate(service_name(HEALTH)))]  # type: ignore[no-untyped-call]
+    return [aio_server_interceptor(_provider, negate(service_name(HEALTH)))]
 
 
 def client_interceptors() -> list[grpc.aio.ClientInterceptor]:
     """Make each call to another service a span, and tell the other side of it."""
     if _provider is None:
         return []
-    interceptors = aio_client_interceptors(_provider)  # type: ignore[no-untyped-call]
+    interceptors = aio_client_interceptors(_provider)
     return [item for item in interceptors if isinstance(item, grpc.aio.UnaryUnaryClientInterceptor)] + [_Watches()]
 
 

@@ -15,10 +15,10 @@ from typing import Generic, Protocol, TypeVar
 from google.protobuf.message import Message
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.work_pb2 import Event, State
+from ltxtrain_client.watch import TERMINAL
 
 from services.runtime import errors, metrics, telemetry, tracing
 from services.runtime.cluster import ClusterLost
-from services.runtime.events import TERMINAL
 from services.runtime.object_types import ObjectStoreUnavailable
 from services.runtime.store import Edit, Resource, StaleAttempt, Store
 from services.runtime.tables import DatabaseUnavailable
@@ -38,6 +38,8 @@ RETRY_MAX_SECONDS = 60.0
 RUN_TRIES = 14
 # For about half a minute.
 SALVAGE_TRIES = 6
+# Of what another party said last, in the error that callers see.
+MAX_REASON_CHARS = 500
 # After work that went well for so long, an outage is a new one.
 STEADY_SECONDS = 600.0
 
@@ -147,7 +149,8 @@ class WorkRunner(Generic[M]):
             try:
                 await asyncio.sleep(pause)
                 # Started by a call, whose trace goes on while the call itself is over.
-                with telemetry.bound(resource=name, method=""), tracing.span(f"work {self._store.kind}", resource=name):
+                fields = {"resource": name, "method": "", "peer": ""}
+                with telemetry.bound(**fields), tracing.span(f"work {self._store.kind}", resource=name):
                     await self._start_once(name)
                 return
             except asyncio.CancelledError:
@@ -259,7 +262,7 @@ async def _tried(call: Callable[[], Awaitable[T]], tries: int) -> T:
             delay, remaining = RETRY_FIRST_SECONDS, tries
         remaining -= 1
         if not remaining:
-            text = "The object store or another service did not answer, however often it was tried."
+            text = f"Given up after {tries} tries in a row. The last one ended with: {reason[:MAX_REASON_CHARS]}"
             raise errors.Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
         log.warning("trying again in %.0f s: %s", delay, reason)
         await asyncio.sleep(delay)

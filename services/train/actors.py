@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 
+from services.runtime.cluster import gpu_assigned
 from services.runtime.objects import Objects, StoreAddress
 from services.runtime.telemetry import resumed_trace
 from services.train.artifacts import StoredFile, object_key
@@ -66,7 +67,7 @@ class TrainActor:
 
         with socket.socket() as free:
             free.bind(("", 0))
-            address: str = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+            address: str = ray.util.get_node_ip_address()
             return f"{address}:{free.getsockname()[1]}"
 
     def run(self, task: TrainTask, meeting_point: str) -> Iterator[Stored | PeerLost]:

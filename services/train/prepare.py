@@ -13,10 +13,9 @@ from typing import Any, TypeVar
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, Geometry, PreprocessSettings, TrainingSet
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, Stage, State
-from ltxtrain_client.watch import is_terminal
+from ltxtrain_client.watch import TERMINAL, is_terminal
 
 from services.runtime import errors
-from services.runtime.events import TERMINAL
 from services.runtime.upstream import errors_passed_on, passing_errors_on
 from services.runtime.work import Attempt
 from services.train.spec import preview_geometry, training_geometry

@@ -16,8 +16,8 @@ from google.rpc.status_pb2 import Status
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReason, State
-from ltxtrain_client.plain import plain
-from ltxtrain_client.words import word
+from ltxtrain_client.as_json import as_json
+from ltxtrain_client.enum_words import word
 
 from services.pages.job_page import (
     AuditRow,
@@ -95,9 +95,10 @@ class Papers:
                 "validation_dataset": job.validation_dataset,
                 "training_set": job.training_set,
                 "preprocess_report": self.preprocess_report,
-                "options": plain(job.options),
+                "options": as_json(job.options),
             },
             audit=self.audit,
+            schedule_tokens=job.options.preview_schedule_tokens,
         )
         content["state"] = word(State.DESCRIPTOR, self.state)
         content["billing"] = {
@@ -135,7 +136,7 @@ class Papers:
         seconds = sum(seconds for _, seconds in steps.series("seconds"))
         return {
             "Base model": f"{facts.model} at {facts.model_revision[:19]}, {facts.precision}",
-            "Device": facts.device,
+            "Device": f"{facts.device}, {_memory(facts.memory)}",
             "Clips": f"{facts.clip_count}",
             "Steps": f"{wanted if last == wanted else f'{last} of {wanted}'} in {seconds:.0f} s",
             "Units": f"{self.units} ({self.units * self.unit_price_usd:.2f} USD)",
@@ -207,7 +208,7 @@ def facts_message(facts: TrainingFacts) -> Struct:
 
 def spec_json(job: Job) -> dict[str, Any]:
     """The resolved spec in the sheet's own words, its URLs without what may be secret in them."""
-    spec = plain(job.effective_spec)
+    spec = as_json(job.effective_spec)
     if "training_data_url" in spec:
         spec["training_data_url"] = shown(spec["training_data_url"])
     for entry in spec["validation"]:
@@ -270,3 +271,9 @@ def _audit_rows(audit: Mapping[str, Any]) -> list[AuditRow]:
         for family, size in audit["update"].items()
     ]
     return rows
+
+
+def _memory(plan: Mapping[str, Any]) -> str:
+    """A memory plan in a few words."""
+    streamed = f", {plan['streamed_blocks']} blocks in host memory" if plan["streamed_blocks"] else ""
+    return f"{plan['total_bytes'] / 2**30:.1f} GiB planned{streamed}"

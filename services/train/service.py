@@ -34,7 +34,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._jobs: Store[Job] = Store(runtime.database, runtime.log, "jobs", Job)
-        self._watches = Watches(runtime.log, runtime.settings)
+        self._watches = Watches(runtime.log)
         upstream = Upstream(runtime.settings)
         self._upstream = upstream
         self._estimator = Estimator(runtime, upstream)

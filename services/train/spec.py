@@ -13,12 +13,13 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution
 from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
 from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer, Schedule
-from ltxtrain_client.words import word
+from ltxtrain_client.enum_words import word
 
 from services.runtime.errors import Violation
 from services.runtime.requests import MAX_TEXT_BYTES, excess
 from trainer.data.prompts import NEGATIVE_PROMPT
 from trainer.geometry import BUCKETS, Geometry, snap_frames
+from trainer.preview.recipe import SCHEDULE_TOKENS
 
 MAX_VALIDATION_INPUTS = 2
 T = TypeVar("T", bound=Message)
@@ -146,6 +147,8 @@ OPTIONS: tuple[Rule, ...] = (
     Number(name="checkpoint_interval", default=250, minimum=1, maximum=20000),
     Number(name="preview_interval", default=0, minimum=0, maximum=20000),
     Number(name="holdout_fraction", default=0.0, minimum=0.0, maximum=0.5),
+    Number(name="preview_schedule_tokens", default=SCHEDULE_TOKENS, minimum=0, maximum=65536),
+    Flag(name="compile_blocks", default=False),
 )
 
 

@@ -1,4 +1,4 @@
-"""What Train asks of Ingest and Preprocess, always as the owner of the job."""
+"""Clients of Ingest and Preprocess, always acting for the owner of the job."""
 
 from ltxtrain.v1.ingest_pb2 import Dataset
 from ltxtrain_client.ingest import IngestClient

@@ -8,10 +8,10 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job, JobOutput
 from ltxtrain.v1.work_pb2 import Event, Progress, QueuePosition, ReportLine, Stage, State
-from ltxtrain_client.plain import plain
+from ltxtrain_client.as_json import as_json
 
 from services.runtime import errors
-from services.runtime.cluster import WorkerLost, kill
+from services.runtime.cluster import NOT_A_SERVICE, WorkerLost, kill
 from services.runtime.service import Runtime, store_address
 from services.runtime.store import Edit
 from services.runtime.trainer_errors import api_error, translated
@@ -118,7 +118,7 @@ class TrainWorkflow:
         try:
             async with errors_passed_on():
                 if job.training_set:
-                    preprocess_report = plain((await preprocess.get_training_set(job.training_set)).report)
+                    preprocess_report = as_json((await preprocess.get_training_set(job.training_set)).report)
                     report += [line async for line in preprocess.list_training_set_report(job.training_set)]
                 if job.dataset:
                     report += [line async for line in ingest.list_dataset_report(job.dataset)]
@@ -139,7 +139,7 @@ class TrainWorkflow:
         """The audit's numbers. Raises TrainerError for a LoRA that does not pass."""
         settings = self._runtime.settings
         # Never waits for a CPU, of which others may hold all.
-        actor = AuditActor.options(num_cpus=0).remote(store_address(settings))  # type: ignore[attr-defined]
+        actor = AuditActor.options(num_cpus=0, label_selector=NOT_A_SERVICE).remote(store_address(settings))  # type: ignore[attr-defined]
         remote, with_audio = Remote(lora.blob.key, lora.blob.sha256), job.effective_spec.with_audio
         try:
             call = actor.audit.remote(remote, settings.model, settings.model_revision or None, with_audio)

@@ -1,4 +1,4 @@
-"""What the manifest's reason words are in the contract: the one table."""
+"""The contract's names for the manifest's reason words: the one table."""
 
 # Reasons of a request that fails, and of its report lines; several where the contract tells causes apart.
 ERRORS: dict[str, set[str]] = {

@@ -22,7 +22,7 @@ def served() -> bytes:
 
 
 def handlers(server: Web, behaviour: str, route: str, body: bytes) -> dict[str, web.Handler]:
-    """What answers at the case's route, and at those it leads to."""
+    """Handlers of the case's route, and of those it leads to."""
     other = f"{route}.moved"
     match behaviour:
         case "plain":

@@ -175,7 +175,7 @@ async def test_scenes(case: dict[str, Any], preprocess: Preprocess) -> None:
     ("names", "audio"), [(("rot90.mp4", "sdr10.mp4", "bframes.avi"), False), (("ctl_av.mp4",), True)]
 )
 async def test_encoded(names: tuple[str, ...], audio: bool, preprocess: Preprocess, tiny_model: Path) -> None:
-    """What is stored is the encoding of the frames and the sound that were kept."""
+    """The stored sample is the encoding of the frames and the sound that were kept."""
     from trainer.data.encode import ClipEncoder
     from trainer.model.folder import resolve_model
 

@@ -84,7 +84,7 @@ async def test_images(case: dict[str, Any], ingest: Ingest, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("case", [case for case in CASES if not is_kept(case)], ids=lambda case: case["id"])
 async def test_alone(case: dict[str, Any], ingest: Ingest, tmp_path: Path) -> None:
-    """What is skipped beside a good clip fails the request when there is nothing else."""
+    """A clip that is skipped beside a good one fails the request when it is alone."""
     reason, file = case["expect"]["reason"], media(case)
     ended = await ingest.upload(write_zip(tmp_path / "clips.zip", {file.name: file}))
     assert ended.reason in ERRORS[reason]

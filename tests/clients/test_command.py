@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -19,17 +20,18 @@ from tests.clients.far_side import Act, FarSide, ObjectHost, progress_events, se
 
 COMMAND = (sys.executable, "-m", "ltxtrain_client.cli")
 JOB = "jobs/1"
-# What a client's installation has not.
-SERVER_ONLY = (
+# Libraries that a client's installation lacks; the distribution's own packages are always there.
+SERVER_LIBRARIES = (
     "torch",
     "ray",
     "minio",
+    "numpy",
     "sqlalchemy",
     "av",
     "diffusers",
     "transformers",
-    "services",
-    "trainer",
+    "safetensors",
+    "PIL",
     "grpc_health",
 )
 
@@ -45,7 +47,12 @@ async def watching(far: FarSide, *options: str, **streams: int) -> AsyncIterator
     far.jobs[JOB] = Job(name=JOB)
     far.events = progress_events(6)
     far.acts.append(Act(send=2, then=stay_silent))
-    channels = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    channels: dict[str, Any] = {
+        "stdin": subprocess.DEVNULL,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        **streams,
+    }
     process = await asyncio.create_subprocess_exec(*COMMAND, "watch", JOB, *options, env=environ(far), **channels)
     try:
         yield process
@@ -110,11 +117,11 @@ async def test_going_on_later_keeps_the_options(far: FarSide) -> None:
 @pytest.mark.parametrize(("answer", "code", "cancelled"), [("c", 3, 1), ("l", 130, 0), ("", 130, 0), ("w", 0, 0)])
 async def test_ctrl_c_on_a_terminal_asks(far: FarSide, answer: str, code: int, cancelled: int) -> None:
     with Terminal() as terminal:
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.slave)
+        streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.slave)
         async with watching(far, **streams) as process:
             await terminal.shows("2/6")
             process.send_signal(signal.SIGINT)
-            await terminal.shows("[w]atch on?")
+            await terminal.shows("continue to [w]atch?")
             terminal.type(f"{answer}\n")
             assert await process.wait() == code
     assert len(far.requests("CancelJob")) == cancelled
@@ -126,7 +133,7 @@ async def test_ctrl_c_on_a_terminal_asks(far: FarSide, answer: str, code: int, c
 async def test_deleting_asks_on_a_terminal(far: FarSide, answer: str, code: int, left: list[str]) -> None:
     far.jobs[JOB] = Job(name=JOB)
     with Terminal() as terminal:
-        streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.slave)
+        streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), terminal.slave)
         process = await asyncio.create_subprocess_exec(*COMMAND, "delete", JOB, env=environ(far), **streams)
         await terminal.shows("for good?")
         terminal.type(f"{answer}\n")
@@ -146,10 +153,10 @@ async def test_a_service_that_stays_away_ends_the_command_not_the_job(far: FarSi
     lost, *last = told.decode().splitlines()
     absent = "The service at 127.0.0.1:1 does not answer (Connection refused)."
     # However many tries there were.
-    assert lost == f"After event 4: {absent} Trying again, for up to 1.5 s."
+    assert lost == f"After event 4: {absent} Retrying, for up to 1.5 s."
     assert last[0] == f"{absent} (UNAVAILABLE)"
     assert "ltxtrain up" in last[1]
-    assert last[2].startswith("What jobs/1 does is not known now")
+    assert last[2].startswith("The state of jobs/1 is unknown")
     assert last[2].endswith("ltxtrain --train 127.0.0.1:1 watch jobs/1 --after 4 --patience 1.5")
 
 
@@ -168,10 +175,10 @@ async def test_a_reader_that_went_away_ends_the_command_quietly(far: FarSide, ar
 
 
 def test_the_client_needs_no_server_library() -> None:
-    """Every module of the package, with the libraries of the server made impossible to import."""
+    """Every module of the package imports without the server's libraries and packages."""
     code = f"""
 import importlib, pkgutil, sys
-for name in {SERVER_ONLY!r}:
+for name in {(*SERVER_LIBRARIES, "services", "trainer")!r}:
     sys.modules[name] = None
 import ltxtrain_client
 for module in pkgutil.walk_packages(ltxtrain_client.__path__, "ltxtrain_client."):
@@ -187,7 +194,7 @@ print([name for name in ltxtrain_client.__all__ if not hasattr(ltxtrain_client, 
 def test_what_needs_the_server_says_how_to_get_it(arguments: tuple[str, ...], tmp_path: Path) -> None:
     code = f"""
 import sys
-for name in {SERVER_ONLY!r}:
+for name in {SERVER_LIBRARIES!r}:
     sys.modules[name] = None
 from ltxtrain_client.cli import main
 main()

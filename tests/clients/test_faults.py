@@ -71,7 +71,7 @@ async def test_faults_of_form_and_of_value_come_at_once(far: FarSide, ltxtrain: 
     settings = ("--set", "resolution=huge", "--set", "rnk=3", "--set", "options.seed=-1")
     done = await ltxtrain("submit", sheet, *settings, code=2)
     assert done.stderr.splitlines() == [
-        "The sheet is not usable:",
+        "The sheet is invalid:",
         '  resolution: must be one of "low", "medium", "high", not "huge"',
         "  rnk: is not known; did you mean rank?",
         "  training_data_url: Name a .zip. (--data FILE uploads one) (FIELD_REQUIRED)",
@@ -81,7 +81,7 @@ async def test_faults_of_form_and_of_value_come_at_once(far: FarSide, ltxtrain: 
 
 async def test_faults_of_form_are_told_without_a_service(ltxtrain: Ltxtrain, sheet: Path) -> None:
     done = await ltxtrain("--train", "127.0.0.1:1", "submit", sheet, "--set", "rnk=3", code=2)
-    assert done.stderr.splitlines() == ["The sheet is not usable:", "  rnk: is not known; did you mean rank?"]
+    assert done.stderr.splitlines() == ["The sheet is invalid:", "  rnk: is not known; did you mean rank?"]
 
 
 async def test_an_estimate_needs_no_data(far: FarSide, ltxtrain: Ltxtrain, sheet: Path) -> None:

@@ -84,7 +84,7 @@ async def test_a_cancelled_job_tells_of_its_lora(
     far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, tmp_path: Path
 ) -> None:
     add_job(far, State.STATE_CANCELLED).checkpoint_step = 50
-    assert "its checkpoint at step 50 is not sound" in (await ltxtrain("fetch", JOB, code=5)).stderr
+    assert "its checkpoint at step 50 failed its checks" in (await ltxtrain("fetch", JOB, code=5)).stderr
     far.output.lora_file = add_file(far, store, "lora-000050.safetensors")
     far.events = progress_events(2, State.STATE_CANCELLED)
     done = await ltxtrain("watch", JOB, code=3)

@@ -63,7 +63,7 @@ async def test_a_job_is_shown_with_all_that_it_left(far: FarSide, store: ObjectH
     add_results(far, store)
     rows = (await ltxtrain("job", JOB)).stdout.splitlines()
     assert [row.split() for row in rows[-5:]] == [
-        ["FILE", "KIND", "SIZE", "BROUGHT", "BY"],
+        ["FILE", "KIND", "SIZE", "DOWNLOADED", "BY"],
         ["lora.safetensors", "lora", "7", "B", "fetch"],
         ["config.json", "config", "2", "B", "fetch"],
         ["metrics.jsonl", "metrics", "3", "B", "fetch"],
@@ -122,7 +122,7 @@ async def test_a_report_says_of_each_file_what_became_of_it(far: FarSide, ltxtra
         line("opening.mp4", kept, decoded=True),
     ]
     told = [row.rstrip() for row in (await ltxtrain("report", JOB)).stdout.splitlines()]
-    assert told[0] == "2 of 4 videos train, 2 do not"
+    assert told[0] == "2 of 4 videos are used for training, 2 are not"
     assert "datasets/1: 4 videos: 3 kept, 1 skipped; 4 other files: 3 kept, 1 ignored" in told
     header = "trainingSets/1: 3 videos: 1 kept, 1 changed, 1 skipped; for validation 1 video: 1 kept"
     assert header in told

@@ -14,7 +14,7 @@ NONE = {
     "empty.json": (b"", "is not a JSON sheet: it is empty; {} is a sheet with every default"),
     "list.json": (b"[1]", "is not a JSON sheet: a sheet is a JSON object, this is a list"),
     "cut.json": (b'{"rank": ', "is not a JSON sheet: Expecting value in line 1, column 10"),
-    "latin.json": (b'{"trigger_phrase": "\xe4"}', "is not a JSON sheet: it is no text (UTF-8 is expected)"),
+    "latin.json": (b'{"trigger_phrase": "\xe4"}', "is not a JSON sheet: it is not text (UTF-8 is expected)"),
 }
 
 
@@ -40,7 +40,7 @@ async def test_a_folder_and_a_file_that_is_not_there(ltxtrain: Ltxtrain, tmp_pat
 
 async def test_stdin_that_is_no_sheet(ltxtrain: Ltxtrain) -> None:
     done = await ltxtrain("submit", "-", stdin=b"PK\x03\x04\xff", code=2)
-    assert done.stderr == "What stdin gave is not a JSON sheet; give the zip with --data\n"
+    assert done.stderr == "stdin is not a JSON sheet; give the zip with --data\n"
     assert "is not a JSON sheet: it is empty" in (await ltxtrain("submit", "-", stdin=b"", code=2)).stderr
 
 

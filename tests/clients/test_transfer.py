@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
-from ltxtrain_client import IngestClient, OutputMissing, TrainClient, TransferFailed, transfer
+from ltxtrain_client import Backoff, IngestClient, OutputMissing, TrainClient, TransferFailed, transfer
 
 from tests.clients.far_side import FarSide, Fault, ObjectHost
 
@@ -19,7 +19,7 @@ JOB = "jobs/1"
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "FIRST_BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(transfer, "BACKOFF", Backoff(first_seconds=0.001, last_seconds=0.01))
 
 
 @pytest.fixture

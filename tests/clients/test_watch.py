@@ -8,6 +8,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from ltxtrain_client import (
+    Backoff,
     CallError,
     IngestClient,
     OutOfRange,
@@ -31,7 +32,7 @@ from tests.clients.far_side import (
 )
 
 JOB = "jobs/1"
-HASTY = Pace(silence_seconds=20.0, first_backoff_seconds=0.001, last_backoff_seconds=0.002)
+HASTY = Pace(silence_seconds=20.0, backoff=Backoff(first_seconds=0.001, last_seconds=0.002))
 COUNT = 7
 
 DRAINING = status(
@@ -103,7 +104,7 @@ async def test_it_ends_with_the_terminal_event_though_the_stream_stays_open(far:
 async def test_a_silent_server_is_left_for_a_new_stream(far: FarSide, train: TrainClient) -> None:
     far.events = progress_events(COUNT)
     far.acts.extend([Act(send=3, then=stay_silent), Act(send=0, then=stay_silent)])
-    pace = Pace(silence_seconds=0.3, first_backoff_seconds=0.001, last_backoff_seconds=0.002)
+    pace = Pace(silence_seconds=0.3, backoff=Backoff(first_seconds=0.001, last_seconds=0.002))
     assert await collect(train, pace=pace) == list(range(1, COUNT + 1))
     assert cursors(far) == [0, 3, 3]
 
@@ -112,7 +113,7 @@ async def test_heartbeats_keep_a_quiet_stream(far: FarSide, train: TrainClient) 
     far.events = progress_events(COUNT)
     # The stream is quiet for three times as long as silence would be borne.
     far.acts.append(Act(send=3, heartbeats=30, heartbeat_seconds=0.1, then=CUTS["unavailable"]))
-    pace = Pace(silence_seconds=1.0, first_backoff_seconds=0.001, last_backoff_seconds=0.002)
+    pace = Pace(silence_seconds=1.0, backoff=Backoff(first_seconds=0.001, last_seconds=0.002))
     assert await collect(train, pace=pace) == list(range(1, COUNT + 1))
     assert cursors(far) == [0, 3]
 
@@ -151,15 +152,15 @@ async def test_a_cursor_of_another_resource_says_what_there_is(far: FarSide, tra
 async def test_news_make_the_next_wait_short_again(far: FarSide, train: TrainClient) -> None:
     asked = []
 
-    class Noted(Pace):
-        def backoff(self, failures: int, asked_seconds: float | None) -> float:
-            asked.append((failures, asked_seconds))
+    class Noted(Backoff):
+        def seconds(self, failures: int, at_least: float | None = None) -> float:
+            asked.append((failures, at_least))
             return 0.0
 
     far.events = progress_events(COUNT)
     far.acts.extend(Act(send=sent, then=CUTS["draining"]) for sent in (0, 0, 1, 0))
-    assert await collect(train, pace=Noted()) == list(range(1, COUNT + 1))
-    assert asked == [(0, 0.001), (1, 0.001), (0, 0.001), (1, 0.001)]
+    assert await collect(train, pace=Pace(backoff=Noted())) == list(range(1, COUNT + 1))
+    assert asked == [(1, 0.001), (2, 0.001), (1, 0.001), (2, 0.001)]
 
 
 async def test_it_survives_the_server(far: FarSide) -> None:
@@ -186,7 +187,7 @@ async def test_it_survives_the_server(far: FarSide) -> None:
 
 async def test_patience_ends() -> None:
     async with connect("127.0.0.1:1") as channel:
-        pace = Pace(first_backoff_seconds=0.01, last_backoff_seconds=0.05, patience_seconds=0.3)
+        pace = Pace(backoff=Backoff(first_seconds=0.01, last_seconds=0.05), patience_seconds=0.3)
         with pytest.raises(Unavailable):
             await collect(TrainClient(channel), pace=pace)
 
@@ -222,12 +223,12 @@ async def test_datasets_and_training_sets_are_watched_alike(far: FarSide) -> Non
             assert [sequence async for sequence, _ in events] == list(range(1, COUNT + 1))
 
 
-@pytest.mark.parametrize(("failures", "low", "high"), [(0, 0.1, 0.2), (1, 0.2, 0.4), (6, 5.0, 10.0), (5000, 5.0, 10.0)])
+@pytest.mark.parametrize(("failures", "low", "high"), [(1, 0.1, 0.2), (2, 0.2, 0.4), (7, 5.0, 10.0), (5000, 5.0, 10.0)])
 def test_backoff_grows_with_jitter_up_to_its_limit(failures: int, low: float, high: float) -> None:
-    delays = [Pace().backoff(failures, None) for _ in range(200)]
+    delays = [Backoff().seconds(failures) for _ in range(200)]
     assert low <= min(delays) < max(delays) <= high
 
 
 def test_the_server_may_ask_for_more_time_but_not_for_ever() -> None:
-    assert Pace().backoff(0, 3.0) == 3.0
-    assert Pace().backoff(0, 3600.0) == 10.0
+    assert Backoff().seconds(1, 3.0) == 3.0
+    assert Backoff().seconds(1, 3600.0) == 10.0

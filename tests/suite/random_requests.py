@@ -26,7 +26,7 @@ INTEGERS = (0, 1, -1, 2, 7, 8, 9, 10, 16, 17, 88, 89, 96, 100, 121, 122, 129, 50
 REALS = (0.0, -0.0, 0.0002, 0.5, 1.0, 1.1, 3.0, 30.0, 60.0, 1e-320, 1e308, math.nan, math.inf, -math.inf, -1.0)
 TEXTS = ("", " ", "\x00", "a\nb", "ÄÖ 車 🎬", "\u202e\ufeff", "'; DROP TABLE resource; --", "%00%2e%2f", "x" * 9_000)
 COLLECTIONS = ("jobs", "datasets", "trainingSets", "uploads")
-# What the names in a service's requests are of, where the field does not say it.
+# Collections of the names in a service's requests, where the field does not say it.
 COLLECTION_OF = {
     "ltxtrain/v1/ingest.proto": "datasets",
     "ltxtrain/v1/preprocess.proto": "trainingSets",
@@ -231,7 +231,7 @@ def _one_of(*values: float) -> Callable[[random.Random], float]:
 
 SPEC, OPTIONS = ExtendPrefixSpec.DESCRIPTOR.full_name, JobOptions.DESCRIPTOR.full_name
 GEOMETRY, SETTINGS = Geometry.DESCRIPTOR.full_name, PreprocessSettings.DESCRIPTOR.full_name
-# What the sheet takes, for the fields whose ranges a small number misses.
+# Ranges of the sheet, for the fields whose ranges a small number misses.
 SANE: dict[tuple[str, str], Callable[[random.Random], float]] = {
     (SPEC, "rank"): _one_of(8, 16, 32, 64, 128),
     (SPEC, "number_of_steps"): _between(100, 20_000),

@@ -1,4 +1,4 @@
-"""What the front door says a job will cost, beside what jobs did cost."""
+"""The front door's estimates beside what jobs did take."""
 
 import json
 from pathlib import Path

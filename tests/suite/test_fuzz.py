@@ -23,7 +23,7 @@ from tests.suite.random_requests import PAYLOADS, RandomRequests, Rpc, every_rpc
 WORKERS = 8
 # A watch is silent for 15 s at most, and no other call takes so long.
 HANG_SECONDS = 30.0
-# Of a stream, what is read before it is left.
+# Messages of a stream that are read before it is left.
 MESSAGES = 20
 GROWTH = 1.1
 REFUSALS = {
@@ -104,10 +104,10 @@ class Fuzz:
 
 
 def _problem(error: grpc.aio.AioRpcError) -> str | None:
-    """What is wrong with an error as an answer; None: it is a proper refusal."""
+    """The fault of an error as an answer; None for a proper refusal."""
     if error.code() not in REFUSALS:
         return error.code().name
-    sent = rpc_status.from_call(error)  # type: ignore[arg-type]
+    sent = rpc_status.from_call(error)  # type: ignore[arg-type] # it reads the metadata alone
     info = error_details_pb2.ErrorInfo()
     if sent is None or not sent.details or not sent.details[0].Unpack(info):
         return f"{error.code().name} without an ErrorInfo"
@@ -171,7 +171,7 @@ async def check_what_was_made(suite: Suite, source: RandomRequests) -> None:
 
 
 async def fuzz(suite: Suite, count: int, seed: int) -> dict[str, float]:
-    """How much larger each service is at the end than after a quarter of the requests."""
+    """Growth of each service from a quarter of the requests to the end."""
     pids = dict(suite.pids)
     addresses = {
         "train": suite.train_address,

@@ -31,7 +31,7 @@ async def watched(watch: Watch) -> list[int]:
 
 
 async def killed_while_watched(suite: Suite, name: str, watch: Watch, after_events: int) -> list[list[int]]:
-    """What twenty watchers saw of work whose service was killed once some events had come."""
+    """Events that twenty watchers saw of work whose service was killed once some had come."""
     watchers = [asyncio.create_task(watched(watch)) for _ in range(WATCHERS)]
     async for sequence, _ in watch():
         if sequence >= after_events:

@@ -1,4 +1,4 @@
-"""What the tests of training share: jobs on a dataset that is there, and what became of them."""
+"""Jobs on a dataset that is there, and their results, shared by the tests of training."""
 
 import json
 import uuid
@@ -13,7 +13,7 @@ from services.local.up import Suite
 from services.runtime.objects import Objects
 from tests.suite.conftest import SHEET, Clients, files_of, finished
 
-# Of the job that others are compared with: two clips a step, so that two workers can share them.
+# Options of the job that others are compared with: two clips a step, so that two workers can share them.
 COMPARED: dict[str, Any] = {
     "batch_size": 2,
     "gpu_count": 1,
@@ -38,7 +38,7 @@ async def reached(clients: Clients, job: str, step: int) -> None:
 
 
 async def lora(clients: Clients, job: str, folder: Path) -> bytes:
-    """Of a job that has succeeded."""
+    """LoRA of a job that has succeeded."""
     ended = await finished(clients, job)
     path = await clients.train.download(ended.output.lora_file, folder / f"{uuid.uuid4()}.safetensors")
     return path.read_bytes()

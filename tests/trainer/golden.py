@@ -2,15 +2,18 @@
 
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from trainer.data.dataset import Samples
 from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.geometry import audio_latents
-from trainer.training.loop import train
+from trainer.training.loop import Report, train
 from trainer.training.lora import adapter, add_lora
 from trainer.training.settings import TrainSettings
 
@@ -21,19 +24,23 @@ FRAMES, RATE, PREFIX_FRAMES = 25, 24.0, 9
 LATENT_SHAPE = (4, 2, 2)
 PROMPT_TOKENS = 8
 
+# Reports of a training, and the adapter at its end.
+Trained = tuple[list[Report], dict[str, torch.Tensor]]
+
 
 @functools.cache
-def golden():
+def golden() -> dict[str, torch.Tensor]:
     """The reference's inputs and outputs by name."""
     return load_file(GOLDEN / "reference.safetensors")
 
 
 @functools.cache
-def golden_shape():
-    return json.loads((GOLDEN / "shape.json").read_text())
+def golden_shape() -> dict[str, Any]:
+    shape: dict[str, Any] = json.loads((GOLDEN / "shape.json").read_text())
+    return shape
 
 
-def golden_transformer(dtype=torch.float32):
+def golden_transformer(dtype: torch.dtype = torch.float32) -> Any:
     """A fresh transformer with the weights that the reference outputs were made from."""
     from diffusers import LTX2VideoTransformer3DModel
 
@@ -41,7 +48,7 @@ def golden_transformer(dtype=torch.float32):
     return LTX2VideoTransformer3DModel.from_pretrained(GOLDEN / "transformer", dtype=dtype).eval()
 
 
-def sample(number, with_audio=True, rate=RATE):
+def sample(number: int, with_audio: bool = True, rate: float = RATE) -> tuple[EncodedClip, PromptEmbedding]:
     draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(number))
     length = audio_latents(FRAMES, rate)
     return (
@@ -60,7 +67,7 @@ def sample(number, with_audio=True, rate=RATE):
     )
 
 
-def samples(count=5, with_audio=True):
+def samples(count: int = 5, with_audio: bool = True) -> list[tuple[EncodedClip, PromptEmbedding]]:
     return [sample(number, with_audio) for number in range(count)]
 
 
@@ -75,26 +82,31 @@ SETTINGS = TrainSettings(
 )
 
 
-def settings(**changes):
+def settings(**changes: Any) -> TrainSettings:
     return replace(SETTINGS, **changes)
 
 
-def with_lora(wanted, dtype=torch.float32):
+def with_lora(wanted: TrainSettings, dtype: torch.dtype = torch.float32) -> Any:
     transformer = golden_transformer(dtype)
     add_lora(transformer, rank=wanted.rank, with_audio=wanted.with_audio, seed=wanted.seed)
     return transformer
 
 
-def run(wanted, *, data=None, transformer=None, **options):
+def run(wanted: TrainSettings, *, data: Samples | None = None, transformer: Any = None, **options: Any) -> Trained:
     """A whole training: its reports, and the adapter at the end."""
     transformer = transformer or with_lora(wanted)
     reports = list(train(transformer, data or samples(), wanted, **{"identity": IDENTITY, **options}))
     return reports, weights(transformer)
 
 
-def weights(transformer):
+def gradient(parameter: torch.nn.Parameter) -> torch.Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
+
+
+def weights(transformer: Any) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in adapter(transformer).items()}
 
 
-def same(one, other):
+def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

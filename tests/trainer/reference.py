@@ -8,6 +8,7 @@ Letters: N tokens, D width of a stream, H heads, K frequencies. One clip at a ti
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn.functional import gelu, scaled_dot_product_attention, silu
@@ -15,23 +16,26 @@ from torch.nn.functional import gelu, scaled_dot_product_attention, silu
 EPSILON = 1e-6
 TIME_SCALE = 1000.0
 
+# What is known of one modality, by name; the functions say which names.
+Part = dict[str, Any]
+
 
 @dataclass
 class Reference:
     """weights: of the base by diffusers name. adapter: lora_A and lora_B by name; leaves that want gradients."""
 
-    weights: dict
-    adapter: dict
+    weights: dict[str, torch.Tensor]
+    adapter: dict[str, torch.Tensor]
     layers: int = 4
     heads: int = 4
 
-    def linear(self, name, x):
+    def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         y = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
         if f"{name}.lora_A.weight" in self.adapter:
             y = y + x @ self.adapter[f"{name}.lora_A.weight"].T @ self.adapter[f"{name}.lora_B.weight"].T
         return y
 
-    def modulation(self, name, levels):
+    def modulation(self, name: str, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """levels [M] in 0..1 -> (parameters [M, P * D], embedding [M, D])."""
         frequencies = torch.exp(-math.log(10000.0) * torch.arange(128, dtype=torch.float64) / 128)
         angles = TIME_SCALE * levels[:, None] * frequencies
@@ -40,32 +44,42 @@ class Reference:
         embedding = self.linear(f"{name}.emb.timestep_embedder.linear_2", hidden)
         return self.linear(f"{name}.linear", silu(embedding)), embedding
 
-    def table(self, name, parameters):
+    def table(self, name: str, parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Rows of a block's table plus the parameters of its noise levels: one [M, D] each."""
         table = self.weights[name]
         return self.rows(table, parameters)
 
     @staticmethod
-    def rows(table, parameters):
-        return (table + parameters.unflatten(-1, table.shape)).unbind(-2)
+    def rows(table: torch.Tensor, parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows: tuple[torch.Tensor, ...] = (table + parameters.unflatten(-1, table.shape)).unbind(-2)
+        return rows
 
-    def attention(self, name, x, context, x_turns=None, context_turns=None, values_only=False):
+    def attention(
+        self,
+        name: str,
+        x: torch.Tensor,
+        context: torch.Tensor,
+        x_turns: torch.Tensor | None = None,
+        context_turns: torch.Tensor | None = None,
+        *,
+        values_only: bool = False,
+    ) -> torch.Tensor:
         gate = 2 * torch.sigmoid(self.linear(f"{name}.to_gate_logits", x))  # [N, H]
         value = self.linear(f"{name}.to_v", context)
         if not values_only:
             query = normalised(self.linear(f"{name}.to_q", x)) * self.weights[f"{name}.norm_q.weight"]
             key = normalised(self.linear(f"{name}.to_k", context)) * self.weights[f"{name}.norm_k.weight"]
             query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(0, 1) for part in (query, key, value))
-            if x_turns is not None:
+            if x_turns is not None and context_turns is not None:
                 query, key = turned(query, x_turns), turned(key, context_turns)
             value = scaled_dot_product_attention(query, key, value).transpose(0, 1).flatten(1)
         heads = value.unflatten(-1, (self.heads, -1)) * gate[..., None]
         return self.linear(f"{name}.to_out.0", heads.flatten(1))
 
-    def feed_forward(self, name, x):
+    def feed_forward(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return self.linear(f"{name}.net.2", gelu(self.linear(f"{name}.net.0.proj", x), approximate="tanh"))
 
-    def velocities(self, video, audio):
+    def velocities(self, video: Part, audio: Part | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Dictionaries with tokens, context, timesteps [N], sigma (scalar) and positions [axes, N] -> velocities."""
         streams = {"": video} if audio is None else {"": video, "audio_": audio}
         state = {}
@@ -95,7 +109,7 @@ class Reference:
         found = [self.head(mark, part) for mark, part in state.items()]
         return found[0], found[1] if audio is not None else None
 
-    def block(self, block, state):
+    def block(self, block: str, state: dict[str, Part]) -> None:
         for mark, part in state.items():
             part["mod"] = self.table(f"{block}.{mark}scale_shift_table", part["parameters"])
             shift, scale, gate = part["mod"][:3]
@@ -114,7 +128,7 @@ class Reference:
             x = normalised(part["x"]) * (1 + scale) + shift
             part["x"] = part["x"] + gate * self.feed_forward(f"{block}.{mark}ff", x)
 
-    def exchange(self, block, video, audio):
+    def exchange(self, block: str, video: Part, audio: Part) -> None:
         """Attention of each modality to the other; both look at what was before either."""
         plain = [normalised(part["x"]) for part in (video, audio)]
         tables = [self.weights[f"{block}.{name}_a2v_cross_attn_scale_shift_table"] for name in ("video", "audio")]
@@ -129,35 +143,36 @@ class Reference:
             f"{block}.video_to_audio_attn", *reversed(to_audio), *reversed(turning)
         )
 
-    def head(self, mark, part):
+    def head(self, mark: str, part: Part) -> torch.Tensor:
         x = part["x"]
         x = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + EPSILON).sqrt()
         shift, scale = (row + part["embedding"] for row in self.weights[f"{mark}scale_shift_table"])
         return self.linear(f"{mark}proj_out", x * (1 + scale) + shift)
 
 
-def normalised(x):
+def normalised(x: torch.Tensor) -> torch.Tensor:
     return x / (x.square().mean(-1, keepdim=True) + EPSILON).sqrt()
 
 
-def turns(positions, limits, width, heads):
+def turns(positions: torch.Tensor, limits: tuple[float, ...], width: int, heads: int) -> torch.Tensor:
     """Angles [H, N, width / heads / 2] of rotary embeddings: positions [axes, N] as shares of their limits."""
     axes = len(limits)
     shares = positions / torch.tensor(limits, dtype=torch.float64)[:, None]
     frequencies = 10000.0 ** torch.linspace(0, 1, width // (2 * axes), dtype=torch.float64) * math.pi / 2
     angles = ((2 * shares - 1)[..., None] * frequencies).permute(1, 2, 0).flatten(1)
     unturned = angles.new_zeros(len(angles), width // 2 - angles.shape[1])
-    return torch.cat([unturned, angles], dim=1).unflatten(1, (heads, -1)).transpose(0, 1)
+    per_head: torch.Tensor = torch.cat([unturned, angles], dim=1).unflatten(1, (heads, -1)).transpose(0, 1)
+    return per_head
 
 
-def turned(x, angles):
+def turned(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
     first, second = x.chunk(2, dim=-1)
     return torch.cat(
         [first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()], dim=-1
     )
 
 
-def video_positions(frames, height, width, rate):
+def video_positions(frames: int, height: int, width: int, rate: float) -> torch.Tensor:
     """Middles in seconds and pixels: latent 0 is one frame, every other eight; a cell is 32 pixels."""
     times = [0.5 / rate] + [(8 * frame - 3) / rate for frame in range(1, frames)]
     grid = [
@@ -169,14 +184,15 @@ def video_positions(frames, height, width, rate):
     return torch.tensor(grid, dtype=torch.float64).T
 
 
-def audio_positions(length):
+def audio_positions(length: int) -> torch.Tensor:
     """Middles in seconds: latent 0 is one mel frame of 10 ms, every other four."""
     return torch.tensor([[0.005] + [0.04 * latent - 0.01 for latent in range(1, length)]], dtype=torch.float64)
 
 
-def masked_step(reference, video, audio):
+def masked_step(reference: Reference, video: Part, audio: Part | None) -> list[torch.Tensor | None]:
     """Loss of each modality; a modality has clean [N, C], noise, sigma, prefix (tokens), context and positions."""
-    streams, targets = [], []
+    streams: list[Any] = []
+    targets: list[Any] = []
     for part in (video, audio):
         if part is None:
             streams.append(None)
@@ -196,6 +212,6 @@ def masked_step(reference, video, audio):
         targets.append(part["noise"] - part["clean"])
     velocities = reference.velocities(*streams)
     return [
-        None if part is None else (velocity - target)[part["prefix"] :].square().mean()
+        None if part is None or velocity is None else (velocity - target)[part["prefix"] :].square().mean()
         for part, velocity, target in zip((video, audio), velocities, targets, strict=True)
     ]

@@ -1,7 +1,7 @@
 """A whole job of the trainer on the tiny model: files, previews, resume."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_p
 from trainer.job import run_job
 from trainer.media.video_file import write_lossless
 from trainer.plan import JobPlan, PreviewInput, PreviewSettings, SampleFiles
-from trainer.reports import LABELLED, Checkpointed, Finished, Loaded, MadeFile, Previewed, Step, Warned
+from trainer.reports import LABELLED, Checkpointed, FileKind, Finished, Loaded, MadeFile, Previewed, Step, Warned
 from trainer.training.checkpoint import read_checkpoint
 from trainer.training.settings import TrainSettings
 from trainer.training.step_log import StepLog
@@ -69,6 +69,7 @@ def make_plan(
         preview_settings = PreviewSettings(
             frame_count=FRAMES,
             stg_scale=1.0,
+            schedule_tokens=4096,
             negative=negative,
             inputs=(
                 PreviewInput(
@@ -105,7 +106,7 @@ def run(plan: JobPlan) -> list[Any]:
     return list(run_job(plan, device=torch.device("cpu")))
 
 
-def made(reports: list[Any], kind: type = Finished) -> dict[str, MadeFile]:
+def made(reports: list[Any], kind: type[Finished | Previewed] = Finished) -> dict[str, MadeFile]:
     return {file.path.name: file for report in reports if isinstance(report, kind) for file in report.files}
 
 
@@ -143,10 +144,11 @@ def test_a_killed_job_ends_with_the_same_bytes(tiny_model: Path, tmp_path: Path)
     reports = run_job(plan, device=torch.device("cpu"))
     cut = next(report for report in reports if isinstance(report, Checkpointed) and report.step == 4)
     next(reports)  # step 5 is computed and lost
-    reports.close()  # type: ignore[attr-defined]
+    assert isinstance(reports, Generator)
+    reports.close()
     paths = {file.kind: file.path for file in cut.files}
-    assert read_checkpoint(paths["CHECKPOINT"]).step == 4
-    resumed = run(dataclasses.replace(plan, checkpoint=paths["CHECKPOINT"], metrics=paths["METRICS"]))
+    assert read_checkpoint(paths[FileKind.CHECKPOINT]).step == 4
+    resumed = run(dataclasses.replace(plan, checkpoint=paths[FileKind.CHECKPOINT], metrics=paths[FileKind.METRICS]))
     assert [report.step for report in resumed if isinstance(report, Step)] == [5, 6]
     files = made(resumed)
     assert files["lora.safetensors"].path.read_bytes() == undisturbed["lora.safetensors"].path.read_bytes()

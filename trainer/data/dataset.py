@@ -56,7 +56,7 @@ def read_sample(samples: Samples, index: int, with_audio: bool) -> tuple[Encoded
 
 
 def split_held_out(count: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Which of count samples are trained on, and which are only measured: fraction of them, at least one of each."""
+    """Split of count samples into those trained on and those held out: a fraction of them, at least one of each."""
     if fraction <= 0 or count < 2:
         return list(range(count)), []
     size = min(max(round(count * fraction), 1), count - 1)

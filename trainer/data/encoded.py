@@ -1,4 +1,4 @@
-"""What the encoders make of a clip and of a prompt, and its bytes.
+"""An encoded clip and an embedded prompt, and their bytes.
 
 `F h w` latent frames and picture size, `L` audio latents, `S` prompt tokens. The bytes are safetensors with all
 numbers beside the tensors in one JSON text, because the order of several metadata entries is not defined: equal
@@ -41,7 +41,7 @@ class EncodedClip:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptEmbedding:
-    """What the transformer attends to: the connectors' output for one prompt, padded to S tokens by registers."""
+    """Text context of the transformer: the connectors' output for one prompt, padded to S tokens by registers."""
 
     video: Tensor  # bfloat16 [S, width of the video stream]
     audio: Tensor  # bfloat16 [S, width of the audio stream]

@@ -1,6 +1,6 @@
 """Text that goes in front of the text encoder."""
 
-# What previews are guided away from unless the caller says otherwise.
+# Default negative prompt of previews.
 NEGATIVE_PROMPT = (
     "low quality, blurry, noisy, compression artifacts, flicker, frozen picture, sudden cut, jitter, warped anatomy, "
     "washed out or oversaturated colours, text, watermark, distorted or clipped sound, background hiss, silence"

@@ -28,7 +28,7 @@ def lora_tensors(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def video_only(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What a video-only training would have made, out of a joint LoRA."""
+    """The part of a joint LoRA that a video-only training has."""
     return {key: tensor for key, tensor in tensors.items() if is_video_module(module_of(key))}
 
 
@@ -40,7 +40,7 @@ def module_of(key: str) -> str:
 def lora_metadata(
     *, base_model: str, revision: str, trigger_phrase: str, settings: TrainSettings, step: int
 ) -> dict[str, str]:
-    """What the file says of itself: step is the one after which it was taken."""
+    """Metadata of the file; step is the one after which it was taken."""
     return {
         "format": "pt",
         "base_model": base_model,

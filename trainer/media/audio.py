@@ -1,4 +1,4 @@
-"""The sound of a clip, on the clock of its pictures.
+"""Read the sound of a clip, on the clock of its pictures.
 
 Sound [2, S] is float32, full scale at 1, at 16 kHz unless said otherwise: what the audio VAE hears.
 """
@@ -17,8 +17,9 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from trainer.errors import AudioTrackMissing, AudioUndecodable
-from trainer.media.container import find_audio, open_clip
-from trainer.media.mix import Sound, stereo
+from trainer.media.container import Rescue, find_audio, open_clip
+from trainer.media.decode import RESTART_SECONDS, Clock
+from trainer.media.downmix import Sound, stereo
 
 SAMPLE_RATE = 16_000
 # Peak after normalisation: as loud as lossy coding leaves unclipped.
@@ -53,6 +54,8 @@ class Block:
     seconds: float
     rate: int
     samples: Sound
+    # Channels that the samples were mixed from.
+    channels: int = 2
 
     @property
     def end_seconds(self) -> float:
@@ -62,16 +65,21 @@ class Block:
 class AudioReader:
     """Windows of a clip's sound, each asked for no earlier than the one before. Memory: one window."""
 
-    def __init__(self, container: InputContainer) -> None:
-        """Raises AudioTrackMissing."""
+    def __init__(self, container: InputContainer, clock: Clock | None = None) -> None:
+        """clock: where the times of the pictures begin anew. Raises AudioTrackMissing."""
         stream = find_audio(container)
         if stream is None:
             raise AudioTrackMissing("The clip has no audio track.")
-        self._blocks = decode_blocks(container, stream)
+        self._blocks = decode_blocks(container, stream, clock)
         self._held: deque[Block] = deque()
+        # Of the window that was read last: for how long the track has nothing.
+        self.missing_seconds = 0.0
 
     def read(self, start: float, seconds: float) -> Sound:
-        """[2, round(16000 * seconds)] from `start` on the container's clock; silence where the track has nothing."""
+        """Read [2, round(16000 * seconds)] from `start` on the container's clock; silence where the track has nothing.
+
+        Raises AudioTrackMissing for a track without a packet, AudioUndecodable when it cannot be decoded.
+        """
         low, high = start - MARGIN_SECONDS, start + seconds + MARGIN_SECONDS
         while self._held and self._held[0].end_seconds <= low:
             self._held.popleft()
@@ -81,6 +89,8 @@ class AudioReader:
                 break
             if block.end_seconds > low:
                 self._held.append(block)
+        ends = ((max(block.seconds, start), min(block.end_seconds, start + seconds)) for block in self._held)
+        self.missing_seconds = max(seconds - sum(max(end - begin, 0.0) for begin, end in ends), 0.0)
         rate = self._held[0].rate if self._held else SAMPLE_RATE
         window = np.zeros((2, math.ceil((high - low) * rate)), np.float32)
         for block in self._held:
@@ -90,19 +100,23 @@ class AudioReader:
 
 
 def load_audio(path: Path, start: float, seconds: float) -> Sound:
-    """One window of the clip's sound; see AudioReader.read. Raises AudioTrackMissing or AudioUndecodable."""
+    """Read one window of the clip's sound; see AudioReader.read. Raises AudioTrackMissing or AudioUndecodable."""
     with open_clip(path) as container:
         return AudioReader(container).read(start, seconds)
 
 
-def probe_audio(path: Path, origin: float) -> AudioNumbers:
-    """origin: when the first picture appears on the container's clock. Raises AudioTrackMissing or AudioUndecodable."""
+def probe_audio(path: Path, origin: float, clock: Clock | None = None) -> AudioNumbers:
+    """Measure the audio track.
+
+    origin: when the first picture appears on the container's clock; clock: where the times of the pictures begin anew.
+    Raises AudioTrackMissing or AudioUndecodable.
+    """
     with open_clip(path) as container:
         stream = find_audio(container)
         if stream is None:
             raise AudioTrackMissing("The clip has no audio track.")
-        start, total, silent, rate, end = 0.0, 0, 0, 0, 0.0
-        for block in decode_blocks(container, stream):
+        start, total, silent, rate, channels, end = 0.0, 0, 0, 0, 0, 0.0
+        for block in decode_blocks(container, stream, clock):
             start = start if total else block.seconds
             length = max(round(block.rate * SILENCE_BLOCK_SECONDS), 1)
             power = np.mean(np.square(block.samples, dtype=np.float64), axis=0)
@@ -110,50 +124,64 @@ def probe_audio(path: Path, origin: float) -> AudioNumbers:
             sizes = np.diff(np.append(edges, len(power)))
             silent += int(sizes[np.add.reduceat(power, edges) / sizes < SILENCE_RMS**2].sum())
             total += len(power)
-            rate, end = block.rate, block.end_seconds
+            rate, channels, end = block.rate, block.channels, block.end_seconds
         return AudioNumbers(
             sample_rate=rate,
-            channels=stream.codec_context.channels,
+            channels=channels,
             duration_seconds=end - start,
             start_offset_seconds=start - origin,
             silence_share=silent / total,
         )
 
 
-def decode_blocks(container: InputContainer, stream: AudioStream) -> Iterator[Block]:
-    """The track in order, without overlaps. Raises AudioUndecodable when less than half of it can be decoded."""
+def decode_blocks(container: InputContainer, stream: AudioStream, clock: Clock | None = None) -> Iterator[Block]:
+    """Decode the track in order, without overlaps, on the clock that its pictures have after they were repaired.
+
+    Raises AudioTrackMissing for a track without a packet, AudioUndecodable when less than half of it can be decoded.
+    """
     if stream.codec_context is None:
         raise AudioUndecodable("No decoder knows the codec of the audio track.")
     expected: float | None = None
-    for frame in _decode(container, stream):
+    shift = 0.0
+    for frame, place in _decode(container, stream):
         samples = stereo(frame)
-        seconds = frame.time if frame.time is not None else expected or 0.0
+        seconds = frame.time + shift if frame.time is not None else expected or 0.0
+        if expected is not None and expected - seconds > RESTART_SECONDS and frame.time is not None:
+            # Sound gets the shift of the pictures beside it; where they do not begin anew it goes on without a gap.
+            found = clock.shift_at(place) if clock else None
+            shift = expected - frame.time if found is None else found
+            seconds = frame.time + shift
         if expected is not None and abs(seconds - expected) < JUMP_SECONDS:
             seconds = expected
         if expected is not None and seconds < expected:
             surplus = round((expected - seconds) * frame.sample_rate)
             samples, seconds = samples[:, surplus:], expected
         if samples.shape[1]:
-            block = Block(seconds, frame.sample_rate, samples)
+            block = Block(seconds, frame.sample_rate, samples, frame.layout.nb_channels)
             expected = block.end_seconds
             yield block
 
 
-def _decode(container: InputContainer, stream: AudioStream) -> Iterator[AudioFrame]:
-    failures, successes, reason = 0, 0, "it holds no sound"
+def _decode(container: InputContainer, stream: AudioStream) -> Iterator[tuple[AudioFrame, int | None]]:
+    """Yield every frame with the byte of the file at which its packet lies."""
+    packets, failures, successes, reason = 0, 0, 0, "it holds no sound"
+    rescue = Rescue(container)
     try:
         for packet in container.demux(stream):
+            packets += packet.size > 0
             try:
-                frames = stream.decode(packet if packet.size else None)
+                frames = stream.decode(rescue.packet(packet) if packet.size else None)
             except av.FFmpegError as error:
                 failures, reason = failures + 1, str(error.strerror)
                 continue
             for frame in frames:
                 if frame.samples and frame.sample_rate:
                     successes += 1
-                    yield frame
+                    yield frame, packet.pos
     except av.FFmpegError as error:
         reason = str(error.strerror)
+    if packets == 0 and reason == "it holds no sound":
+        raise AudioTrackMissing("The audio track is empty.")
     if successes == 0 or failures > successes:
         raise AudioUndecodable(f"The audio track cannot be decoded: {reason}.")
 
@@ -167,7 +195,7 @@ def _place(window: Sound, block: Block, low: float, rate: int) -> None:
 
 
 def resample(sound: Sound, rate: int, new_rate: int) -> Sound:
-    """Sound [2, S] at another rate, in place in time."""
+    """Resample sound [2, S], in place in time."""
     if rate == new_rate:
         return sound
     resampler = AudioResampler(format="fltp", layout="stereo", rate=new_rate)
@@ -178,12 +206,12 @@ def resample(sound: Sound, rate: int, new_rate: int) -> Sound:
 
 
 def fit_length(sound: Sound, length: int) -> Sound:
-    """Sound [2, S] cut, or continued by silence, to [2, length]."""
+    """Cut sound [2, S] to [2, length], or pad it with silence."""
     kept = sound[:, :length]
     return np.pad(kept, ((0, 0), (0, length - kept.shape[1])))
 
 
 def normalize_peak(sound: Sound) -> Sound:
-    """As loud as it can be, the balance of left and right kept; silence stays silence."""
+    """Scale sound to its full level, the balance of left and right kept; silence stays silence."""
     peak = float(np.abs(sound).max(initial=0.0))
     return sound if peak < LEAST_PEAK else (sound * (PEAK / peak)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What the numbers of a frame mean as colours, and how the scaler is told.
+"""The colours that the numbers of a frame stand for, and how the scaler is told.
 
 Code points are those of ITU-T H.273, names those of ffmpeg.
 """
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from av.video.frame import VideoFrame
+
+from trainer.errors import PresentationUnsupported
 
 UNSPECIFIED = 2
 
@@ -26,8 +28,10 @@ class Transfer(IntEnum):
     HLG = 18
 
 
-# Matrices that the scaler knows; frames with another one are read like untagged ones.
+# Matrices that the scaler knows.
 CONVERTIBLE = {0, 1, 4, 5, 6, 7, 9, 10}
+# Derived from the primaries (12 and 13), and equal to another matrix for these.
+DERIVED = {1: 1, 5: 5, 6: 6, 7: 7, 9: 9}
 # Wider than BT.709 by so much that showing them unconverted looks pale. The primaries of SD video differ by less than
 # players care for, and none converts them.
 WIDE_PRIMARIES = {9, 11, 12}
@@ -51,7 +55,7 @@ class Colors:
 
     @property
     def needs_mapping(self) -> bool:
-        """RGB of it is not what a BT.709 display would show; see trainer.media.tone."""
+        """Whether its RGB is not what a BT.709 display would show; see trainer.media.hdr."""
         return self.hdr or self.primaries in WIDE_PRIMARIES
 
     @property
@@ -61,18 +65,29 @@ class Colors:
             return self.primaries
         return 9 if self.hdr and self.primaries not in PRIMARIES else 1
 
+    def refuse_unsupported(self) -> None:
+        """Raises PresentationUnsupported for a colour matrix that the scaler does not know."""
+        if not self.rgb and self._named not in CONVERTIBLE and self.matrix in MATRICES:
+            text = f"The video's colours are coded as {MATRICES[self.matrix]}, which is not supported."
+            raise PresentationUnsupported(f"{text} Convert it to BT.709.")
+
     def parameters(self) -> str:
-        """Arguments of `setparams` that leave nothing untagged which decoding YUV depends on.
+        """Return the arguments of `setparams` that leave nothing untagged which decoding YUV depends on.
 
         Primaries and transfer are given as those of BT.709, so that the scaler converts neither.
         """
         return f"colorspace={self._matrix()}:range={self._range()}:color_primaries=1:color_trc=1"
 
+    @property
+    def _named(self) -> int:
+        """The matrix that the frame names, by its number or by its primaries."""
+        return DERIVED.get(self.primaries, self.matrix) if self.matrix in (12, 13) else self.matrix
+
     def _matrix(self) -> int:
         if self.rgb:
             return 0
-        if self.matrix in CONVERTIBLE - {0}:
-            return self.matrix
+        if self._named in CONVERTIBLE - {0}:
+            return self._named
         if self.hdr or self.primaries == 9:
             return 9
         return 1 if self.height >= HD_HEIGHT else 6
@@ -82,6 +97,7 @@ class Colors:
 
 
 def colors_of(frame: VideoFrame) -> Colors:
+    """Read the tags of a frame."""
     return Colors(
         matrix=int(frame.colorspace),
         range=2 if frame.format.name.startswith("yuvj") else int(frame.color_range),

@@ -1,9 +1,13 @@
-"""A decoded frame of any size, shape and colour into an RGB picture of the size that is asked for."""
+"""Fit a decoded frame of any size, shape and colour into an RGB picture of the size that is asked for."""
 
 import math
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from tempfile import NamedTemporaryFile
 
+import av
 import numpy as np
 from av.filter import Graph
 from av.filter.context import FilterContext
@@ -12,10 +16,11 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 from trainer.media.color import Colors, colors_of
-from trainer.media.orientation import Orientation
-from trainer.media.tone import cube_file, peak_of
+from trainer.media.hdr import cube_file, peak_of
+from trainer.media.presentation import Crop, Declared, Orientation
 
 # The one resampler of training and previews alike; the other flags keep chroma at full resolution and round exactly.
+NO_CROP = Crop()
 RESAMPLER = "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
 
@@ -35,30 +40,34 @@ class Cover:
 
     x: Axis
     y: Axis
-    # Share of the picture that is not shown, in percent.
+    # Share of the shown picture that is lost, in percent.
     crop_loss_percent: float
 
 
-def cover(source: tuple[int, int], target: tuple[int, int], aspect: float, alignment: tuple[int, int]) -> Cover:
-    """source and target in pixels, width first; aspect of one source pixel; alignment of its chroma.
+def cover(
+    source: tuple[int, int], target: tuple[int, int], aspect: float, alignment: tuple[int, int], crop: Crop = NO_CROP
+) -> Cover:
+    """Find what is scaled, and how.
 
+    source and target in pixels, width first; aspect of one source pixel; alignment of its chroma; crop: of the source.
     Cropping comes before scaling, so only pixels that are seen are scaled. Chroma lets a crop begin at every second
     pixel alone: the box is taken outwards to the next place, and what is too much is cut off after scaling.
     """
-    (width, height), (target_width, target_height) = source, target
+    width, height = crop.size(*source)
+    target_width, target_height = target
     scale = max(target_width / (width * aspect), target_height / height)
     seen = min(target_width / (scale * aspect), width), min(target_height / scale, height)
     return Cover(
-        _axis(width, seen[0], scale * aspect, target_width, alignment[0]),
-        _axis(height, seen[1], scale, target_height, alignment[1]),
+        _axis(crop.left, width, seen[0], scale * aspect, target_width, alignment[0]),
+        _axis(crop.top, height, seen[1], scale, target_height, alignment[1]),
         100 * (1 - seen[0] * seen[1] / (width * height)),
     )
 
 
-def _axis(length: int, seen: float, scale: float, target: int, alignment: int) -> Axis:
-    first = (length - seen) / 2
+def _axis(begin: int, length: int, seen: float, scale: float, target: int, alignment: int) -> Axis:
+    first = begin + (length - seen) / 2
     start = math.floor(first / alignment + 1e-6) * alignment
-    end = min(math.ceil((first + seen) / alignment - 1e-6) * alignment, length)
+    end = min(math.ceil((first + seen) / alignment - 1e-6) * alignment, begin + length)
     offset = round((first - start) * scale)
     return Axis(start, end - start, max(round((end - start) * scale), offset + target), offset)
 
@@ -66,7 +75,17 @@ def _axis(length: int, seen: float, scale: float, target: int, alignment: int) -
 class PictureFitter:
     """Frames of one clip into [H, W, 3] uint8 RGB, BT.709, full range."""
 
-    def __init__(self, width: int, height: int, aspect: float, orientation: Orientation, threads: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        height: int,
+        aspect: float,
+        orientation: Orientation,
+        threads: int,
+        declared: Declared | None = None,
+    ) -> None:
+        """declared: by the container, with the crop of its pictures."""
+        self._declared = declared or Declared()
         self._target = orientation.shown_size(width, height)
         self._aspect = aspect
         self._orientation = orientation
@@ -75,11 +94,12 @@ class PictureFitter:
         self.cover = cover((1, 1), (1, 1), 1, (1, 1))
 
     def fit(self, frame: VideoFrame, out: NDArray[np.uint8]) -> None:
-        """Writes the frame as displayed, filled and centre-cropped, into out [H, W, 3]."""
+        """Write the frame as displayed, filled and centre-cropped, into out [H, W, 3]."""
         kind = frame.width, frame.height, frame.format.name, colors_of(frame)
         if kind != self._kind:
             self._kind = kind
-            self.cover = cover((frame.width, frame.height), self._target, self._aspect, alignment_of(frame.format))
+            size, crop = (frame.width, frame.height), self._declared.crop_of(frame)
+            self.cover = cover(size, self._target, self._aspect, alignment_of(frame.format), crop)
             self._build(frame, kind[-1])
         self._source.push(frame)
         scaled = self._sink.pull()
@@ -118,7 +138,7 @@ class PictureFitter:
 
 
 def add_source(graph: Graph, frame: VideoFrame) -> FilterContext:
-    """The entry of a graph for frames like this one."""
+    """Add the entry of a graph for frames like this one."""
     return graph.add(
         "buffer",
         f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000000:pixel_aspect=1/1"
@@ -127,9 +147,57 @@ def add_source(graph: Graph, frame: VideoFrame) -> FilterContext:
 
 
 def alignment_of(pixel_format: VideoFormat) -> tuple[int, int]:
-    """Pixels that share one chroma sample, across and down."""
+    """Return how many pixels share one chroma sample, across and down."""
     return max(16 // max(pixel_format.chroma_width(16), 1), 1), max(16 // max(pixel_format.chroma_height(16), 1), 1)
 
 
 def has_alpha(pixel_format: VideoFormat) -> bool:
     return pixel_format.name != "pal8" and any(component.is_alpha for component in pixel_format.components)
+
+
+class Deinterlacer:
+    """As many frames come out as go in, a frame later; frames that are not marked as interlaced pass through."""
+
+    def __init__(self, time_base: Fraction | None, threads: int) -> None:
+        self._time_base = time_base
+        self._threads = threads
+        self._graph: Graph | None = None
+        self._kind: tuple[int, int, str] | None = None
+        self._entered: deque[VideoFrame] = deque()
+
+    def push(self, frame: VideoFrame) -> Iterator[VideoFrame]:
+        kind = frame.width, frame.height, frame.format.name
+        if kind != self._kind:
+            yield from self.flush()
+            self._kind = kind
+            graph = Graph()
+            graph.threads = self._threads
+            source, sink = add_source(graph, frame), graph.add("buffersink")
+            # Not bwdif: it takes fine lines that alternate from field to field for a pattern that stands still.
+            graph.link_nodes(source, graph.add("yadif", "mode=send_frame:parity=auto:deint=interlaced"), sink)
+            graph.configure()
+            self._graph = graph
+        self._entered.append(frame)
+        assert self._graph is not None
+        self._graph.vpush(frame)
+        yield from self._ready()
+
+    def flush(self) -> Iterator[VideoFrame]:
+        """The last frame, at the end or before another kind of frame."""
+        if self._graph is not None and self._entered:
+            self._graph.vpush(None)
+            yield from self._ready()
+        self._graph, self._kind = None, None
+        self._entered.clear()
+
+    def _ready(self) -> Iterator[VideoFrame]:
+        assert self._graph is not None
+        while self._entered:
+            try:
+                frame = self._graph.vpull()
+            except (av.BlockingIOError, av.EOFError):
+                return
+            # The filter counts time in half frames; the times of a clip are those of what went in.
+            entered = self._entered.popleft()
+            frame.pts, frame.duration, frame.time_base = entered.pts, entered.duration, self._time_base
+            yield frame

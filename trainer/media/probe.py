@@ -1,16 +1,15 @@
-"""What a clip is, found by decoding all of it."""
+"""Measure a clip by decoding all of it."""
 
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainer.errors import AudioUndecodable
+from trainer.errors import AudioTrackMissing, AudioUndecodable
 from trainer.media import color
 from trainer.media.audio import AudioNumbers, probe_audio
 from trainer.media.container import find_audio, open_clip
 from trainer.media.decode import VideoReader
-from trainer.media.orientation import display_size
-from trainer.media.rate import measure_rate
+from trainer.media.presentation import display_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,14 +40,19 @@ class Probe:
     audio: AudioNumbers | None
     # Why the audio track cannot be decoded; None: it can, or there is none.
     audio_error: str | None
-    # How the clip ends before its file does; None: it is whole.
+    # How and where the clip ends before its file does, in a sentence; None: it is whole.
     damage: str | None
+    # The damage is that the end of the file is missing.
+    cut_off: bool = False
+    # Frames left out before the first key frame.
+    leading_frames: int = 0
 
 
 def probe(path: Path, *, threads: int = 0) -> Probe:
-    """Decodes the clip from end to end; memory stays that of a few frames.
+    """Decode the clip from end to end; memory stays that of a few frames.
 
-    Raises Undecodable, NoVideoTrack or StillImage. threads: of the decoder; 0 is one for each processor.
+    Raises Undecodable, PresentationUnsupported, NoVideoTrack or StillImage.
+    threads: of the decoder; 0 is one for each processor.
     """
     with ExitStack() as stack:
         container = stack.enter_context(open_clip(path))
@@ -58,9 +62,10 @@ def probe(path: Path, *, threads: int = 0) -> Probe:
         for frame in reader:
             times.append(frame.seconds)
             end = frame.end_seconds
-        rate = measure_rate(times, end, reader.nominal_rate)
+        rate = reader.measure_rate(times, end)
         colors = color.colors_of(picture)
-        width, height = display_size(picture, reader.aspect, reader.orientation)
+        size = reader.declared.crop_of(picture).size(picture.width, picture.height)
+        width, height = display_size(size, reader.aspect, reader.orientation)
         video = {
             "container": container.format.name,
             "codec": reader.stream.codec_context.codec.canonical_name,
@@ -69,7 +74,9 @@ def probe(path: Path, *, threads: int = 0) -> Probe:
     audio, audio_error = None, None
     if has_audio:
         try:
-            audio = probe_audio(path, reader.origin)
+            audio = probe_audio(path, reader.origin, reader.clock)
+        except AudioTrackMissing:
+            pass
         except AudioUndecodable as error:
             audio_error = str(error)
     return Probe(
@@ -92,4 +99,6 @@ def probe(path: Path, *, threads: int = 0) -> Probe:
         audio=audio,
         audio_error=audio_error,
         damage=reader.damage,
+        cut_off=reader.cut_off,
+        leading_frames=reader.leading_frames,
     )

@@ -1,4 +1,4 @@
-"""Where a long clip is cut into scenes (P12).
+"""Find where a long clip is cut into scenes (P12).
 
 A cut is a jump of the whole picture that sticks out of the motion around it, and after which nothing looks as it did
 before. Fades and dissolves are no cuts: they stay inside a scene.
@@ -67,11 +67,11 @@ class _Seen:
 
 
 def find_scenes(path: Path, *, threads: int = 0) -> list[Scene]:
-    """The scenes of a clip, ascending; one that spans all of it when there is no cut. Decodes the clip once.
+    """Find the scenes of a clip, ascending; one that spans all of it when there is no cut. Decodes the clip once.
 
     A single frame between two cuts is a mixture of both sides and belongs to neither: the scene after it begins a frame
-    after the one before it ended. Raises Undecodable, NoVideoTrack or StillImage. threads: of the decoder; 0 is one for
-    each processor.
+    after the one before it ended. Raises Undecodable, PresentationUnsupported, NoVideoTrack or StillImage.
+    threads: of the decoder; 0 is one for each processor.
     """
     scenes: list[Scene] = []
     start: _Seen | None = None
@@ -111,7 +111,7 @@ def _watch(path: Path, threads: int) -> Iterator[_Seen]:
 
 
 def _judged(frames: Iterator[_Seen]) -> Iterator[tuple[_Seen, bool]]:
-    """Every frame, and whether a scene begins with it; each as soon as its neighbours are known."""
+    """Yield every frame, and whether a scene begins with it, as soon as its neighbours are known."""
     past: deque[_Seen] = deque(maxlen=NEIGHBOURS + 1)
     coming: deque[_Seen] = deque()
     for frame in chain(frames, repeat(None, NEIGHBOURS)):
@@ -142,5 +142,5 @@ def _thumbnail(reformatter: VideoReformatter, picture: VideoFrame) -> Thumbnail:
 
 
 def _change(before: Thumbnail, after: Thumbnail) -> float:
-    """Mean over pixels of the change of luma and chroma together, saturated."""
+    """Return the mean over pixels of the change of luma and chroma together, saturated."""
     return float(np.minimum(np.abs(after - before).sum(axis=0), SATURATION).mean())

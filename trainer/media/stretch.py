@@ -1,10 +1,10 @@
-"""Slower sound, at its own pitch or at the pitch of a slower tape."""
+"""Slow sound down, at its own pitch or at the pitch of a slower tape."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.media.audio import fit_length, resample
-from trainer.media.mix import Sound
+from trainer.media.downmix import Sound
 
 Positions = NDArray[np.float64]
 
@@ -22,7 +22,7 @@ ONSET_FLOOR = 1e-5
 
 
 def stretch(sound: Sound, length: int, *, preserve_pitch: bool) -> Sound:
-    """Sound [2, S] as [2, length]; what happens at s is heard at s * length / S."""
+    """Stretch sound [2, S] to [2, length]; what happens at s is heard at s * length / S."""
     if sound.shape[1] == length:
         return sound
     if sound.shape[1] == 0:
@@ -72,7 +72,7 @@ def _overlap_similar_waves(sound: Sound, length: int) -> Sound:
 
 
 def _most_similar(padded: Sound, start: int, natural: int) -> int:
-    """Where within TOLERANCE of start the sound resembles that at natural most."""
+    """Return where within TOLERANCE of start the sound resembles that at natural most."""
     low, high = max(start - TOLERANCE, 0), min(start + TOLERANCE, padded.shape[1] - WINDOW)
     if low <= natural <= high:
         return natural
@@ -91,7 +91,7 @@ def _near(centres: NDArray[np.int64], onsets: list[float]) -> NDArray[np.bool_]:
 
 
 def find_onsets(sound: Sound) -> list[int]:
-    """Samples at which something begins suddenly: clicks, drums, consonants; at least two guards apart."""
+    """Find samples at which something begins suddenly: clicks, drums, consonants; at least two guards apart."""
     # A difference emphasises high frequencies, which every sudden beginning has.
     power = np.square(np.diff(sound, prepend=sound[:, :1], axis=1), dtype=np.float64).sum(axis=0)
     count = len(power) // ONSET_HOP

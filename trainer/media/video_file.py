@@ -21,7 +21,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from trainer.errors import Undecodable
-from trainer.media.mix import Sound
+from trainer.media.downmix import Sound
 
 Frame = NDArray[np.uint8]
 

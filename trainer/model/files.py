@@ -5,7 +5,9 @@ Everything here reads headers and samples, never whole weights: a folder of 100 
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,18 @@ COMPONENTS = {
     "scheduler": Component("scheduler_config.json", None),
 }
 DIGESTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """A block, or a decorated function, that reads a model. Raises ModelUnavailable for a file that is closed to us."""
+    try:
+        yield
+    except PermissionError as error:
+        raise ModelUnavailable(
+            f"{error.filename} cannot be read by uid {os.geteuid()}. "
+            "Give the model's folder to that user, or let everybody read it (chmod -R a+rX)."
+        ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

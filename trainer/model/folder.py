@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.errors import ModelUnavailable, ModelUnsupported
-from trainer.model.files import COMPONENTS, component_digest, digest_of, file_digest, read_json, weight_files
+from trainer.model.files import COMPONENTS, component_digest, digest_of, file_digest, read_json, readable, weight_files
 from trainer.model.hub import cached_snapshot, download_snapshot
 from trainer.model.single_file import ORIGINAL_COMPONENTS, check_original
 
@@ -104,6 +104,7 @@ class ModelFolder:
         return int(self.config("transformer")["num_layers"])
 
 
+@readable()
 def resolve_model(
     reference: str, revision: str | None = None, components: Collection[str] = tuple(COMPONENTS)
 ) -> ModelFolder:

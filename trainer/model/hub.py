@@ -7,7 +7,7 @@ from trainer.errors import ModelUnavailable
 
 
 def cached_snapshot(repo: str, revision: str | None) -> Path | None:
-    """What the local cache has of a repo, perhaps in part; the hub is not asked."""
+    """The local cache's snapshot of a repo, perhaps in part; the hub is not asked."""
     from huggingface_hub import errors, snapshot_download
 
     try:

@@ -65,14 +65,14 @@ class LoadReport:
 
 
 def load_report(model: nn.Module) -> LoadReport:
-    """How the loading of a model of this module went."""
+    """Duration and size of one loading."""
     report = model.__dict__["_ltxtrain_load_report"]
     assert isinstance(report, LoadReport)
     return report
 
 
 def compute_dtype(device: Device) -> torch.dtype:
-    """What encoders and decoders work in: bfloat16, and float32 on a CPU, where bfloat16 is slower."""
+    """Number format of encoders and decoders: bfloat16, and float32 on a CPU, where bfloat16 is slower."""
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 

@@ -36,7 +36,7 @@ class Precision(StrEnum):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights that are not quantized, and of the arithmetic."""
+        """Number format of the weights that are not quantized, and of the arithmetic."""
         return torch.float32 if self is Precision.FP32 else torch.bfloat16
 
 
@@ -50,7 +50,7 @@ def is_available(precision: Precision) -> bool:
 
 
 def quantization_config(precision: Precision) -> Any:
-    """What diffusers loads with: None for fp32 and bf16. PrecisionUnavailable when the library is not here."""
+    """Quantization config for diffusers; None for fp32 and bf16. Raises PrecisionUnavailable without the library."""
     if not is_available(precision):
         remedy = (
             "nf4 needs a CUDA device and bitsandbytes: pip install 'ltxtrain[quantized]'"

@@ -69,8 +69,8 @@ class CudaLane(PlainLane):
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
-        self._copies: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        self._copies: Any = torch.cuda.Stream(device)
+        self._runtime: Any = torch.cuda.cudart()
         self._pinned: list[Tensor] = []
 
     def host(self, size: int) -> Tensor:
@@ -83,12 +83,12 @@ class CudaLane(PlainLane):
         return memory
 
     def send(self, buffer: Tensor, source: Tensor) -> Any:
-        computed = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        computed = torch.cuda.Event()
         computed.record(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._copies):
             self._copies.wait_event(computed)
             buffer[: len(source)].copy_(source, non_blocking=True)
-            filled = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            filled = torch.cuda.Event()
             filled.record(self._copies)
         return filled
 

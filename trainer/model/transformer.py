@@ -49,7 +49,7 @@ class VelocityModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the base computes in, whatever its weights are stored as."""
+        """Number format that the base computes in, whatever its weights are stored as."""
         return self._reference.dtype
 
     @property

@@ -1,4 +1,4 @@
-"""How the predictions of one sampling step become one: guided by text, skipped attention and the other modality.
+"""Guidance: the predictions of one sampling step combined, by text, skipped attention and the other modality.
 
 All of it happens on predictions of the clean sample ("x0"), not on velocities.
 """

@@ -1,4 +1,4 @@
-"""How well a preview continues its clip, in numbers that a person can check against the pictures.
+"""Metrics of a preview: how well it continues its clip, in numbers that a person can check against the pictures.
 
 All picture metrics but the PSNR look at the decoded video alone, prefix included, so that the loss of the VAE (which
 the PSNR tells) is not mistaken for a jump that the model made. Frames count from 0; N is the number of prefix frames,

@@ -71,7 +71,7 @@ class Lettering:
         return text[:end].rstrip(), text[end:].lstrip()
 
     def _fitting(self, text: str, width: float) -> int:
-        """How many leading characters fit: a search, since kerning makes widths of parts not add up."""
+        """Count of leading characters that fit: a search, since kerning makes widths of parts not add up."""
         low, high = 0, len(text)
         while low < high:
             middle = (low + high + 1) // 2
@@ -112,7 +112,7 @@ Frame = npt.NDArray[np.uint8]  # [H, W, 3], RGB
 
 TEXT, QUIET_TEXT = "#e6e9ec", "#98a2ad"
 BACKGROUND = (20, 23, 26)
-# What is given and what is generated: the border and the strip change from one to the other at the join.
+# Colours of given and generated frames: border and strip change from one to the other at the join.
 GIVEN, GENERATED = (126, 141, 156), (245, 158, 45)
 GIVEN_AHEAD, GENERATED_AHEAD = (48, 55, 62), (86, 60, 27)
 PROMPT_LINES = 3
@@ -199,7 +199,7 @@ class Panels:
 
     @property
     def _unit(self) -> int:
-        """What all distances are multiples of: it grows with the pictures, within what can be read and is not loud."""
+        """Unit of all distances: grows with the pictures, within what is readable and not obtrusive."""
         return min(max(min(self.size) // 60, 5), 12)
 
     @property

@@ -130,6 +130,7 @@ class Previewer:
             seed=self.seed,
             index=entry.index,
             stg_scale=self.settings.stg_scale,
+            schedule_tokens=self.settings.schedule_tokens,
             step_count=self.step_count,
         )
         negative = load_prompt(self.settings.negative.read_bytes())

@@ -22,7 +22,7 @@ Audio = npt.NDArray[np.float32]  # [2, S] at 48 kHz
 
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """What a model made of a prefix, decoded: all T frames, the prefix included; audio as long, or None."""
+    """A decoded continuation: all T frames, prefix included; audio of the same length, or None."""
 
     label: str
     frames: Frames

@@ -28,10 +28,11 @@ _NEGATIVE, _PROMPT = slice(0, 1), slice(1, 2)
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerSettings:
-    """What may differ between previews; noise depends on seed and index alone, never on the state of the process.
+    """Settings of one preview; noise depends on seed and index alone, never on the state of the process.
 
     frame_count: of the whole output, prefix included, 1 modulo 8. index: of the validation entry. skip_block: None for
-    the block that fits the model's depth.
+    the block that fits the model's depth. schedule_tokens: video tokens that the noise schedule is made for, 0 for the
+    output's own.
     """
 
     frame_count: int
@@ -40,6 +41,7 @@ class SamplerSettings:
     stg_scale: float = 1.0
     step_count: int = STEPS
     skip_block: int | None = None
+    schedule_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.step_count < 2:
@@ -133,7 +135,7 @@ def continue_clip(
         for track, modality in zip(tracks, ("video", "audio"), strict=False)
     ]
 
-    sigmas = noise_levels(scheduler_config, token_count, settings.step_count).to(device)
+    sigmas = noise_levels(scheduler_config, settings.schedule_tokens or token_count, settings.step_count).to(device)
     step = _Step(model, tracks, latent_shape, prefix.frame_rate, settings)
     for index in range(settings.step_count):
         samples = step(samples, sigmas[index], sigmas[index + 1])

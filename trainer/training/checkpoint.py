@@ -30,7 +30,7 @@ class Checkpoint:
 
 
 def fingerprint(settings: TrainSettings, identity: Mapping[str, str]) -> dict[str, str]:
-    """What must be equal for a checkpoint to be continued: the settings, and the caller's names of model and data."""
+    """All that must be equal for a checkpoint to be continued: settings, and the caller's names of model and data."""
     fields = {name: str(value) for name, value in settings.computed_with().items()}
     return {"format": FORMAT, **fields, **identity}
 

@@ -102,7 +102,7 @@ def train(
             (clip, prompt, draw), waited = next(batches)
             with exact(model.device):
                 loss = clip_loss(model, clip, prompt, draw, settings.conditioning_frames)
-                (loss.total / settings.batch_size).backward()  # type: ignore[no-untyped-call]
+                (loss.total / settings.batch_size).backward()
             tally.add(loss, draw.video.level.item(), token_count(clip), waited)
         worker.sum(optimizer.gradients)
         numbers = tally.sum(worker, model.device)

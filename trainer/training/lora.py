@@ -64,7 +64,7 @@ def add_lora(transformer: Any, *, rank: int, with_audio: bool, seed: int) -> Non
     transformer.requires_grad_(False)
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=target_modules(with_audio), init_lora_weights=False)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # Of quantized weights: what is missing is missing for merging, which never happens here.
+        # Quantized weights: PEFT warns of what it lacks for merging, which never happens here.
         warnings.filterwarnings("ignore", message=".*get_apply_tensor_subclass.*")
         transformer.add_adapter(config, ADAPTER)
     with torch.no_grad():

@@ -13,6 +13,7 @@ from trainer import seeds
 from trainer.data.dataset import Samples, read_sample
 from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.model.transformer import VelocityModel
+from trainer.preview.recipe import sequence_shift
 from trainer.training.distributed import Worker
 from trainer.training.objective import (
     Objective,
@@ -28,17 +29,8 @@ from trainer.training.settings import TrainSettings
 MIN_LEVEL = 1e-3
 UNIFORM_SHARE = 0.1
 
-# The straight line through (1024 tokens, 0.95) and (4096 tokens, 2.05); it goes on beyond both.
-_TOKENS, _SHIFTS = (1024, 4096), (0.95, 2.05)
-
 # Standard normal quantiles, to the digits that the published sampler has.
 _Z_LOW, _Z_HIGH = -2.5758, 3.0902
-
-
-def sequence_shift(token_count: int) -> float:
-    """Where the logit-normal of a sequence of token_count tokens is centred, before the sigmoid."""
-    slope = (_SHIFTS[1] - _SHIFTS[0]) / (_TOKENS[1] - _TOKENS[0])
-    return _SHIFTS[0] + slope * (token_count - _TOKENS[0])
 
 
 def stretched_logit_normal(z: Tensor, shift: float) -> Tensor:
@@ -57,7 +49,7 @@ def draw_levels(count: int, token_count: int, generator: torch.Generator) -> Ten
     return torch.where(is_uniform, uniform, stretched_logit_normal(z, sequence_shift(token_count)))
 
 
-# Of measurements that stay comparable between trainings, whatever the seed of each.
+# Seed of measurements that stay comparable between trainings, whatever the seed of each.
 FIXED_SEED = 0
 
 
@@ -90,7 +82,7 @@ class ClipLoss:
 
 
 def training_draw(clip: EncodedClip, seed: int, step: int, index: int) -> Draw:
-    """What step and index in the global batch get. Each modality has a level of its own, after its own length."""
+    """The draw for a step and an index in the global batch; each modality has a noise level after its own length."""
 
     def noise(modality: str, tokens: int, channels: int) -> Noise:
         level = draw_levels(1, tokens, seeds.generator(seed, f"{modality} level", step, index))

@@ -39,13 +39,13 @@ def unpack_video(tokens: Tensor, latent_shape: tuple[int, int, int]) -> Tensor:
 
 
 def video_prefix_tokens(conditioning_frames: int, latent_shape: tuple[int, int, int]) -> int:
-    """How many of the first video tokens are prefix."""
+    """Count of leading video tokens that are prefix."""
     _, height, width = latent_shape
     return latent_frames(conditioning_frames) * height * width
 
 
 def audio_prefix_tokens(conditioning_frames: int, frame_rate: float) -> int:
-    """How many of the first audio tokens are prefix: those of the prefix's seconds."""
+    """Count of leading audio tokens that are prefix: those of the prefix's seconds."""
     return audio_latents(conditioning_frames, frame_rate)
 
 

@@ -31,7 +31,7 @@ def preflight(transformer: Any, samples: Samples, settings: TrainSettings) -> Pr
             draw = training_draw(clip, settings.seed, 0, 0)
             with exact(model.device):
                 loss = clip_loss(model, clip, prompt, draw, settings.conditioning_frames)
-                loss.total.backward()  # type: ignore[no-untyped-call]
+                loss.total.backward()
                 loss.total.item()
             seconds = time.perf_counter() - started
             optimizer.step(0.0)

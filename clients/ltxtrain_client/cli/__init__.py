@@ -1,20 +1,27 @@
 """The command `ltxtrain`."""
 
+import logging
 from dataclasses import replace
+from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 
 from ltxtrain_client.channel import ClientSettings, read_settings
-from ltxtrain_client.cli import follow, local
 from ltxtrain_client.cli.doctor import doctor
 from ltxtrain_client.cli.fetch import fetch
+from ltxtrain_client.cli.follow import watch
 from ltxtrain_client.cli.help import Command, Group, print_version
 from ltxtrain_client.cli.jobs import cancel, delete, job, jobs
 from ltxtrain_client.cli.report import report
 from ltxtrain_client.cli.session import EXIT_CODES, Exit, fail
 from ltxtrain_client.cli.submit import estimate, submit
 from ltxtrain_client.errors import SettingsInvalid
+
+log = logging.getLogger(__name__)
+
+# Entry points of commands that other parts of the distribution add, such as `up`: functions or Typer apps.
+COMMANDS = "ltxtrain.commands"
 
 app = typer.Typer(
     cls=Group,
@@ -58,9 +65,23 @@ def services(
     )
 
 
-for command in (submit, follow.watch, cancel, jobs, job, report, fetch, estimate, delete, doctor, local.up, local.demo):
+def _add_commands(app: typer.Typer) -> None:
+    """Add the commands that entry points name. One that cannot be imported is left out with a warning."""
+    for entry in metadata.entry_points(group=COMMANDS):
+        try:
+            command = entry.load()
+        except ImportError as error:
+            log.warning("The command %s of %s cannot be loaded: %s", entry.name, entry.value, error)
+            continue
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=entry.name)
+        else:
+            app.command(entry.name, cls=Command)(command)
+
+
+for command in (submit, watch, cancel, jobs, job, report, fetch, estimate, delete, doctor):
     app.command(cls=Command)(command)
-app.add_typer(local.model, name="model")
+_add_commands(app)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What a shell completes by asking the service."""
+"""Shell completion of job names, which asks the service."""
 
 import asyncio
 
@@ -8,13 +8,13 @@ from ltxtrain_client.channel import connect, read_settings
 from ltxtrain_client.errors import LtxtrainError
 from ltxtrain_client.train import TrainClient
 
-# Somebody waits at a prompt.
+# A person is waiting at a prompt.
 WAIT_SECONDS = 1.0
 MAX_NAMES = 50
 
 
 def job_names(context: typer.Context, incomplete: str) -> list[str]:
-    """Names of the newest jobs, or their ids where one was begun; none when the service does not answer at once."""
+    """Names of the newest jobs, or bare ids when one was begun; none when the service does not answer in time."""
     try:
         names = asyncio.run(asyncio.wait_for(_newest(context.find_root().params.get("train")), WAIT_SECONDS))
     except (LtxtrainError, TimeoutError, OSError):

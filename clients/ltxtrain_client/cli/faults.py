@@ -1,4 +1,4 @@
-"""What a service finds wrong with a sheet, told to somebody who has a command line."""
+"""Violations that a service found in a sheet, adapted to the command line."""
 
 from collections.abc import Awaitable, Collection, Sequence
 from dataclasses import replace
@@ -6,16 +6,17 @@ from typing import TypeVar
 
 from google.rpc import error_details_pb2, status_pb2
 
-from ltxtrain_client.errors import InvalidArgument, Problem, SheetInvalid, Violation
+from ltxtrain_client.errors import InvalidArgument, Violation
+from ltxtrain_client.sheet import Problem, SheetInvalid
 
 T = TypeVar("T")
 
-# What fills a required field, by the field's last name.
+# Option that fills a required field, by the last part of the field's path.
 _HINTS = {"training_data_url": "--data FILE uploads one", "video_url": "--validation FILE uploads one"}
 
 
 async def with_hints(call: Awaitable[T]) -> T:
-    """The call's answer; what it refuses is raised with a hint at each missing file."""
+    """Await a call. Raises InvalidArgument with a hint beside each missing file."""
     try:
         return await call
     except InvalidArgument as error:
@@ -23,9 +24,9 @@ async def with_hints(call: Awaitable[T]) -> T:
 
 
 async def without_faults_of(filled: Collection[str], call: Awaitable[object]) -> None:
-    """`with_hints`, but faults of fields that are `filled` later are none.
+    """`with_hints`, but ignoring violations of fields that are `filled` later.
 
-    `filled`: fields as violations name them, e.g. "spec.validation[0].video_url".
+    `filled` has fields as violations name them, e.g. "spec.validation[0].video_url".
     """
     try:
         await with_hints(call)
@@ -36,12 +37,12 @@ async def without_faults_of(filled: Collection[str], call: Awaitable[object]) ->
 
 
 def joined(sheet: SheetInvalid, service: InvalidArgument) -> SheetInvalid:
-    """Both lists as one. Left out is what only follows from a part that could not be sent."""
+    """Merge the client's and the service's problems, without those that only follow from a part that was not sent."""
     broken = {problem.path for problem in sheet.problems}
     problems = list(sheet.problems)
     for violation in service.violations:
         path = violation.field.removeprefix("spec.")
-        # These compare fields, any of which may be the broken one.
+        # Comparisons between fields, any of which may be the broken one.
         compares = violation.reason == "PREFIX_COVERS_CLIP" or path == "options.gpu_count"
         follows = path in broken or any(path.startswith((f"{place}.", f"{place}[")) for place in broken)
         if not compares and not follows:
@@ -50,7 +51,7 @@ def joined(sheet: SheetInvalid, service: InvalidArgument) -> SheetInvalid:
 
 
 def _about(error: InvalidArgument, violations: Sequence[Violation]) -> InvalidArgument:
-    """The same error about these fields."""
+    """The same error with these violations only."""
     status = status_pb2.Status()
     status.CopyFrom(error.status)
     if violations:

@@ -1,4 +1,4 @@
-"""Download what a job made."""
+"""`ltxtrain fetch`: download a job's results."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.resources import job_name
 from ltxtrain_client.cli.session import Exit, Json, command_line, fail, open_suite, run, settings_of
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.lines import describe_error
+from ltxtrain_client.event_text import describe_error
 from ltxtrain_client.outputs import PAGES, file_name, is_result, result_files
 from ltxtrain_client.progress import View, make_view
 from ltxtrain_client.train import TrainClient
@@ -25,7 +25,7 @@ def fetch(
     everything: Annotated[bool, typer.Option("--all", help="Checkpoints and previews too.")] = False,
     json_lines: Json = False,
 ) -> None:
-    """Download a job's files, checked by sha256; what is there already is not fetched again."""
+    """Download a job's files, checked by sha256. Files that are already there are not fetched again."""
     view = make_view(json_lines=json_lines)
     nothing = run(_fetch(settings_of(context), job_name(job), out, everything, view))
     if nothing is not None:
@@ -33,7 +33,7 @@ def fetch(
 
 
 async def _fetch(settings: ClientSettings, name: str, out: Path, everything: bool, view: View) -> str | None:
-    """Why there was nothing to download; None: there was something."""
+    """Reason that there was nothing to download; None after a download."""
     async with open_suite(settings) as suite:
         job = await suite.train.get_job(name)
         with view:
@@ -43,7 +43,7 @@ async def _fetch(settings: ClientSettings, name: str, out: Path, everything: boo
 
 
 async def fetch_files(train: TrainClient, job: Job, out: Path, view: View, *, everything: bool = False) -> list[Path]:
-    """Download a job's results with its pages, or `everything`; the paths written, which the view has shown."""
+    """Download a job's results and pages, or `everything`; returns the paths, which the view has shown."""
     wanted = result_files(job)
     if wanted or everything:
         kinds = () if everything else PAGES
@@ -60,7 +60,7 @@ async def fetch_files(train: TrainClient, job: Job, out: Path, view: View, *, ev
 
 
 async def left_behind(settings: ClientSettings, train: TrainClient, job: Job) -> str:
-    """What a job without results left all the same."""
+    """Sentence about the files of a job without results."""
     count = len([artifact async for artifact in train.list_artifacts(job.name)])
     if not count:
         return "It left no other files either."
@@ -70,12 +70,12 @@ async def left_behind(settings: ClientSettings, train: TrainClient, job: Job) ->
 
 
 def what_cancelling_left(settings: ClientSettings, job: Job) -> str:
-    """Whether a cancelled job keeps a LoRA."""
+    """Phrase that says whether a cancelled job kept a LoRA."""
     step = job.checkpoint_step
     if job.output.lora_file:
         return f"with the LoRA of its checkpoint at step {step}: {command_line(settings, 'fetch', job.name)}"
     if step:
-        return f"without a LoRA: that of its checkpoint at step {step} is not sound"
+        return f"without a LoRA: that of its checkpoint at step {step} failed its checks"
     interval = job.options.checkpoint_interval
     return "before its first checkpoint" + (f" (checkpoint_interval {interval})" if interval else "")
 

@@ -1,4 +1,4 @@
-"""Watch work until it ends, with Ctrl-C asking what it should mean."""
+"""`ltxtrain watch`: show progress until the work ends; Ctrl-C asks whether to cancel it."""
 
 import sys
 from contextlib import aclosing
@@ -10,24 +10,26 @@ import typer
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Lifecycle, State
 
+from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.fetch import fetch_files, left_behind, what_cancelling_left
 from ltxtrain_client.cli.resources import Resource, cancel_resource, get_resource, resource_name, watch_resource
 from ltxtrain_client.cli.session import Exit, Json, command_line, note, open_suite, run, run_interruptible, settings_of
-from ltxtrain_client.lines import duration_text, price_text, state_word
-from ltxtrain_client.plain import plain
+from ltxtrain_client.event_text import duration_text, price_text, state_word
 from ltxtrain_client.progress import View, make_view, print_json
 from ltxtrain_client.watch import Pace
 
 PATIENCE_SECONDS = 300.0
-Patience = Annotated[float, typer.Option(help="Give up after so many seconds without a word; the work goes on.")]
+Patience = Annotated[
+    float, typer.Option(help="Stop watching after this many seconds without a message; the work goes on.")
+]
 _EXITS = {State.STATE_SUCCEEDED: Exit.SUCCEEDED, State.STATE_CANCELLED: Exit.CANCELLED}
 
 
 @dataclass
 class Cursor:
-    """The last sequence that was shown."""
+    """Sequence of the last event shown."""
 
     sequence: int = 0
 
@@ -68,7 +70,7 @@ def follow_to_end(
     json_lines: bool,
     patience_seconds: float,
 ) -> Exit:
-    """Show events until the work ends, then fetch a job's files into `out`. Ctrl-C asks: cancel, leave or go on."""
+    """Show events until the work ends, then download a job's files to `out`. Ctrl-C asks: cancel, leave or continue."""
     cursor = Cursor(after_sequence)
     pace = Pace(patience_seconds=patience_seconds)
     kept = [] if out is None else ["--out", out]
@@ -87,14 +89,14 @@ def follow_to_end(
         except KeyboardInterrupt:
             choice = _asked(name)
             if choice == "leave":
-                say_how_to_resume(f"{name} is not cancelled. To go on watching")
+                say_how_to_resume(f"{name} is not cancelled. To continue watching")
                 return Exit.INTERRUPTED
             if choice == "cancel":
                 run(_cancel(settings, name))
         except typer.Exit as error:
             if error.exit_code == Exit.UNREACHABLE:
                 say_how_to_resume(
-                    f"What {name} does is not known now; it goes on when the suite is back. To watch it then"
+                    f"The state of {name} is unknown; it resumes when the suite is back. To watch it then"
                 )
             raise
         else:
@@ -128,12 +130,12 @@ async def _cancel(settings: ClientSettings, name: str) -> None:
 
 
 def _asked(name: str) -> str:
-    """What a person wants after Ctrl-C; without a terminal the work is left running."""
+    """Choice after Ctrl-C: "cancel", "leave" or "watch". Without a terminal the work is left running."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         return "leave"
     print(f"\nWatching {name} was interrupted; it is not cancelled.", file=sys.stderr)
     try:
-        answer = typer.prompt("[c]ancel it, [l]eave it running, or [w]atch on?", default="l", err=True)
+        answer = typer.prompt("[c]ancel it, [l]eave it running, or continue to [w]atch?", default="l", err=True)
     except (KeyboardInterrupt, typer.Abort):
         return "leave"
     return {"c": "cancel", "w": "watch"}.get(str(answer).strip().lower()[:1], "leave")
@@ -141,7 +143,7 @@ def _asked(name: str) -> str:
 
 def _summarize(settings: ClientSettings, ended: Resource, json_lines: bool) -> None:
     if json_lines:
-        print_json({"ended": plain(ended)})
+        print_json({"ended": as_json(ended)})
         return
     text = f"{ended.name} {state_word(ended.lifecycle.state)}{_lasted(ended.lifecycle)}"
     if isinstance(ended, Job) and ended.billable_units:

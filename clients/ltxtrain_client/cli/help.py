@@ -1,25 +1,25 @@
-"""What `--help` shows of options."""
+"""Help pages and the version."""
 
+from importlib import metadata
 from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from ltxtrain_client.checks import DISTRIBUTION, own_version
-
-# Of click or of what Typer has in its place.
+DISTRIBUTION = "ltxtrain"
+# Typer bundles click in newer versions and imports it in older ones: no common type.
 _Parameter = Any
 
 
 class Command(TyperCommand):
-    """A command whose flags are shown without a type: they take no value."""
+    """Command whose help shows flags without a type, since they take no value."""
 
     def get_params(self, ctx: Any) -> list[_Parameter]:
         return [_shown(parameter) for parameter in super().get_params(ctx)]
 
 
 class Group(TyperGroup):
-    """As Command, of commands."""
+    """Command group with the same help."""
 
     def get_params(self, ctx: Any) -> list[_Parameter]:
         return [_shown(parameter) for parameter in super().get_params(ctx)]
@@ -29,6 +29,14 @@ def _shown(parameter: _Parameter) -> _Parameter:
     if getattr(parameter, "is_flag", False):
         parameter.metavar = ""
     return parameter
+
+
+def own_version() -> str:
+    """Version of the installed distribution."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "run from a folder"
 
 
 def print_version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""List, show, cancel and delete."""
+"""`ltxtrain jobs`, `job`, `cancel` and `delete`."""
 
 import sys
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Stage, State
 
+from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.resources import cancel_resource, delete_resource, job_name, resource_name
 from ltxtrain_client.cli.session import Exit, Json, fail, open_suite, run, settings_of
 from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
+from ltxtrain_client.enum_words import word, words
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.lines import describe_error, measure, price_text, size_text, stage_word, state_word
+from ltxtrain_client.event_text import describe_error, measure, price_text, size_text, stage_word, state_word
 from ltxtrain_client.outputs import file_name, is_result
-from ltxtrain_client.plain import plain
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.sheet import format_sheet
-from ltxtrain_client.words import word, words
 
 STATES = tuple(words(State.DESCRIPTOR))
 _UNITS = {
@@ -36,7 +36,7 @@ Name = Annotated[
 
 
 def _states(texts: Sequence[str]) -> list[str]:
-    """Names of enum values for words. Raises BadParameter."""
+    """Names of enum values for words. Raises BadParameter when a word is unknown."""
     unknown = [text for text in texts if text not in STATES]
     if unknown:
         raise typer.BadParameter(f"{', '.join(unknown)}: a state is one of {', '.join(STATES)}")
@@ -49,18 +49,18 @@ def jobs(
         list[str] | None,
         typer.Option(
             metavar="STATE",
-            help=f"Only these: {', '.join(STATES)}; may be repeated.",
+            help=f"Only jobs in this state: {', '.join(STATES)}; may be repeated.",
             autocompletion=lambda: list(STATES),
         ),
     ] = None,
-    limit: Annotated[int, typer.Option(help="At most so many.", min=1)] = 50,
+    limit: Annotated[int, typer.Option(help="Maximum number of jobs.", min=1)] = 50,
     json_lines: Json = False,
 ) -> None:
     """List jobs, newest first."""
     found = run(_list(settings_of(context), _states(state or []), limit))
     if json_lines:
         for item in found:
-            print_json(plain(item))
+            print_json(as_json(item))
         return
     rows = [
         (
@@ -90,10 +90,10 @@ def job(
     job: Annotated[str, typer.Argument(help="jobs/ID, or the ID alone.", autocompletion=job_names)],
     json_lines: Json = False,
 ) -> None:
-    """Show a job: where it stands, what it was asked, what it made."""
+    """Show a job: its state, parameters and files."""
     item, made = run(_get(settings_of(context), job_name(job)))
     if json_lines:
-        print_json(plain(item) | {"artifacts": [plain(artifact) for artifact in made]})
+        print_json(as_json(item) | {"artifacts": [as_json(artifact) for artifact in made]})
         return
     lifecycle = item.lifecycle
     print_pairs(
@@ -116,11 +116,11 @@ def job(
     print(indented(format_sheet(item.effective_spec, item.options)))
     if made:
         print()
-        print_table(("FILE", "KIND", "SIZE", "BROUGHT BY"), _artifact_rows(item, made))
+        print_table(("FILE", "KIND", "SIZE", "DOWNLOADED BY"), _artifact_rows(item, made))
 
 
 def _artifact_rows(item: Job, made: Sequence[Artifact]) -> list[tuple[str, str, str, str]]:
-    """What `fetch` brings comes first."""
+    """Rows of the file table; files that `fetch` downloads come first."""
     return [
         (
             file_name(artifact),
@@ -133,20 +133,20 @@ def _artifact_rows(item: Job, made: Sequence[Artifact]) -> list[tuple[str, str, 
 
 
 async def _get(settings: ClientSettings, name: str) -> tuple[Job, list[Artifact]]:
-    """The job and all that it left."""
+    """A job and its artifacts."""
     async with open_suite(settings) as suite:
         item = await suite.train.get_job(name)
         return item, [artifact async for artifact in suite.train.list_artifacts(name)]
 
 
 def cancel(context: typer.Context, name: Name, json_lines: Json = False) -> None:
-    """Stop work. A job keeps the LoRA of its last checkpoint; what has ended stays as it is."""
+    """Cancel a job, dataset or training set. A job keeps the LoRA of its last checkpoint."""
 
     async def work() -> None:
         async with open_suite(settings_of(context)) as suite:
             item = await cancel_resource(suite, resource_name(name))
         if json_lines:
-            print_json(plain(item))
+            print_json(as_json(item))
         else:
             print(f"{item.name} {state_word(item.lifecycle.state)}")
 
@@ -156,17 +156,17 @@ def cancel(context: typer.Context, name: Name, json_lines: Json = False) -> None
 def delete(
     context: typer.Context,
     name: Name,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask; needed where nobody can be asked.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do not ask for confirmation; required without a terminal.")
+    ] = False,
     json_lines: Json = False,
 ) -> None:
-    """Delete work that has ended, with all that it left in the object store."""
+    """Delete a job, dataset or training set that has ended, with its files in the object store."""
     full_name = resource_name(name)
     if not yes and not sys.stdin.isatty():
-        raise fail(
-            Exit.INVALID, f"{full_name} is not deleted: nobody can be asked where stdin is no terminal. Add --yes."
-        )
+        raise fail(Exit.INVALID, f"{full_name} is not deleted: confirmation needs a terminal. Add --yes.")
     if not yes:
-        # Asked on stderr: stdout has the JSON alone.
+        # On stderr: stdout is for JSON.
         typer.confirm(f"Delete {full_name} and its files for good?", abort=True, err=True)
 
     async def work() -> None:
@@ -181,7 +181,7 @@ def delete(
 
 
 def _where(item: Job) -> str:
-    """The stage that is under way, or in which the job ended early, and how far it is."""
+    """Current stage, or the one in which the job ended early, with its progress."""
     if not item.stage or item.lifecycle.state == State.STATE_SUCCEEDED:
         return ""
     at = measure(item.stage, item.progress).text if item.HasField("progress") else ""

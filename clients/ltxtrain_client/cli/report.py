@@ -1,19 +1,19 @@
-"""What became of every file of the data, and why."""
+"""`ltxtrain report`: the outcome of every file and clip of the data, with reasons."""
 
 from collections.abc import AsyncGenerator
 
 import typer
 from ltxtrain.v1.work_pb2 import ReportLine, ReportReason
 
+from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.jobs import Name
 from ltxtrain_client.cli.resources import resource_name
 from ltxtrain_client.cli.session import Json, Suite, open_suite, run, settings_of
 from ltxtrain_client.cli.show import print_table
-from ltxtrain_client.plain import plain
+from ltxtrain_client.enum_words import word
 from ltxtrain_client.progress import print_json
-from ltxtrain_client.tally import in_order, of_paths, outcome_word, tally, trained
-from ltxtrain_client.words import word
+from ltxtrain_client.report_summary import outcome_summary, outcome_word, split_by_path, training_summary, worst_first
 
 
 def report(
@@ -21,7 +21,7 @@ def report(
     name: Name,
     json_lines: Json = False,
 ) -> None:
-    """Say of every file and clip whether it was kept, changed or left out, and why. Works for failed ones too."""
+    """List every file and clip of the data with its outcome and the reasons. Works for failed work too."""
     run(_report(settings_of(context), resource_name(name), json_lines))
 
 
@@ -33,14 +33,14 @@ async def _report(settings: ClientSettings, name: str, json_lines: bool) -> None
         if json_lines:
             for resource, lines in found.items():
                 for line in lines:
-                    print_json({"resource": resource, "line": plain(line)})
+                    print_json({"resource": resource, "line": as_json(line)})
             return
         suggestions = {resource: await _suggestions(suite, resource) for resource in found}
     _print_report(found, suggestions)
 
 
 async def _resources(suite: Suite, name: str) -> list[str]:
-    """What has a report of its own: for a job, what it made of its data so far."""
+    """Resources with a report: a job's datasets and training set so far."""
     if not name.startswith("jobs/"):
         return [name]
     job = await suite.train.get_job(name)
@@ -60,16 +60,19 @@ async def _suggestions(suite: Suite, name: str) -> list[str]:
 
 
 def _print_report(found: dict[str, list[ReportLine]], suggestions: dict[str, list[str]]) -> None:
-    """A section for each resource; of a job, first what all of it comes to."""
+    """Print a section per resource; for a job, a summary first."""
     dataset = next((lines for name, lines in found.items() if name.startswith("datasets/")), [])
     for name, lines in found.items():
         if dataset and lines and name.startswith("trainingSets/"):
-            print(f"{trained(dataset, lines)}\n")
+            print(f"{training_summary(dataset, lines)}\n")
     for name, lines in found.items():
         training, validation = lines, list[ReportLine]()
         if dataset and name.startswith("trainingSets/"):
-            training, validation = of_paths(lines, {line.path for line in dataset})
-        print(f"{name}: {tally(training)}" + (f"; for validation {tally(validation)}" if validation else ""))
+            training, validation = split_by_path(lines, {line.path for line in dataset})
+        print(
+            f"{name}: {outcome_summary(training)}"
+            + (f"; for validation {outcome_summary(validation)}" if validation else "")
+        )
         _print_lines(lines)
         for suggestion in suggestions[name]:
             print(f"  {suggestion}")
@@ -80,11 +83,11 @@ def _print_lines(lines: list[ReportLine]) -> None:
     rows = [
         (
             outcome_word(line.outcome) if line.path else "note",
-            line.path or "(the whole of the data)",
+            line.path or "(all of the data)",
             " ".join(word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons),
             line.description,
         )
-        for line in in_order(lines)
+        for line in worst_first(lines)
     ]
     if rows:
         print_table(("OUTCOME", "PATH", "REASONS", "DETAIL"), rows)

@@ -1,4 +1,4 @@
-"""Jobs, datasets and training sets by name, where a command takes any of them."""
+"""Jobs, datasets and training sets by name, for commands that accept any of them."""
 
 from collections.abc import AsyncGenerator
 
@@ -17,7 +17,7 @@ _COLLECTIONS = ("jobs", "datasets", "trainingSets")
 
 
 def resource_name(text: str) -> str:
-    """A full name; a bare id is a job's. Raises BadParameter for another kind of name."""
+    """Full resource name; a bare id is a job's. Raises BadParameter when it is another kind of name."""
     collection, slash, rest = text.strip("/").partition("/")
     if not slash:
         return f"jobs/{collection}"
@@ -27,7 +27,7 @@ def resource_name(text: str) -> str:
 
 
 def job_name(text: str) -> str:
-    """A job's full name. Raises BadParameter for another kind of name."""
+    """Full name of a job. Raises BadParameter when it is another kind of name."""
     name = resource_name(text)
     if not name.startswith("jobs/"):
         raise typer.BadParameter(f"{text} is not a job")

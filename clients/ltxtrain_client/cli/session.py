@@ -1,4 +1,4 @@
-"""What every command shares: exit codes, connections, and errors told to a person."""
+"""Shared by all commands: exit codes, connections, and errors shown to people."""
 
 import asyncio
 import logging
@@ -13,28 +13,28 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from ltxtrain_client.as_json import error_as_json
 from ltxtrain_client.channel import ClientSettings, connect, read_settings
 from ltxtrain_client.errors import (
     CallError,
     DeadlineExceeded,
     InvalidArgument,
     SettingsInvalid,
-    SheetInvalid,
     TransferFailed,
     Unavailable,
 )
+from ltxtrain_client.event_text import describe_error
 from ltxtrain_client.ingest import IngestClient
-from ltxtrain_client.lines import describe_error
-from ltxtrain_client.plain import plain_error
 from ltxtrain_client.preprocess import PreprocessClient
 from ltxtrain_client.progress import OutputClosed, print_json
+from ltxtrain_client.sheet import SheetInvalid
 from ltxtrain_client.train import TrainClient
 
 T = TypeVar("T")
 
 
 class Exit(IntEnum):
-    """How a command ends; scripts rely on these numbers."""
+    """Exit codes; scripts rely on these numbers."""
 
     SUCCEEDED = 0
     FAILED = 1
@@ -50,8 +50,8 @@ class Exit(IntEnum):
 EXIT_CODES = (
     "Exit codes: 0 done, or the job succeeded; 1 the job failed; 2 wrong usage, sheet or spec; 3 the job was "
     "cancelled; 4 a service or the object store cannot be reached; 5 refused: no such resource, no permission, "
-    "not in this state; 130 interrupted, nothing is cancelled; 141 nobody reads the output any more. With --json, "
-    'what goes wrong is a line {"error": {"exit_code": …, "code": …, "reason": …, "message": …, …}} on stderr.'
+    "not in this state; 130 interrupted, nothing is cancelled; 141 the reader of the output is gone. With --json, "
+    'an error is a line {"error": {"exit_code": …, "code": …, "reason": …, "message": …, …}} on stderr.'
 )
 
 _json: ContextVar[bool] = ContextVar("json", default=False)
@@ -76,7 +76,7 @@ class Suite:
 
 @asynccontextmanager
 async def open_suite(settings: ClientSettings) -> AsyncIterator[Suite]:
-    """The three services as the settings name them; nothing is dialled before it is called."""
+    """Clients for the addresses in `settings`; nothing is dialled before the first call."""
     async with (
         connect(settings.train, settings.credentials) as train,
         connect(settings.ingest, settings.credentials) as ingest,
@@ -86,7 +86,7 @@ async def open_suite(settings: ClientSettings) -> AsyncIterator[Suite]:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """The result of the work; an interrupt, and what this package raises, become a message and an exit code."""
+    """Run the work. Raises typer.Exit with an exit code after showing an interrupt or an error of this package."""
     try:
         return run_interruptible(work)
     except KeyboardInterrupt:
@@ -94,19 +94,19 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def run_interruptible(work: Coroutine[Any, Any, T]) -> T:
-    """`run`, leaving KeyboardInterrupt to the caller; the work was cancelled then."""
+    """`run`, but KeyboardInterrupt is raised to the caller, after the work was cancelled."""
     try:
         return asyncio.run(work)
     except SheetInvalid as error:
         problems = [f"  {problem}" for problem in error.problems]
-        raise fail(Exit.INVALID, "The sheet is not usable:", *problems, details=_sheet_details(error)) from None
+        raise fail(Exit.INVALID, "The sheet is invalid:", *problems, details=_sheet_details(error)) from None
     except SettingsInvalid as error:
         raise fail(Exit.INVALID, str(error)) from None
     except TransferFailed as error:
         raise fail(Exit.UNREACHABLE, str(error)) from None
     except CallError as error:
         lines = (describe_error(error), *_advice(error))
-        raise fail(_exit_code(error), *lines, details=plain_error(error)) from None
+        raise fail(_exit_code(error), *lines, details=error_as_json(error)) from None
     except BrokenPipeError:
         raise OutputClosed from None
     except OSError as error:
@@ -114,7 +114,7 @@ def run_interruptible(work: Coroutine[Any, Any, T]) -> T:
 
 
 def fail(code: Exit, *lines: str, details: Mapping[str, Any] | None = None) -> typer.Exit:
-    """Tell on stderr, and return what ends the command with this code. With --json, `details` replace the lines."""
+    """Print an error to stderr and return the exception to raise. With --json, `details` replace the lines."""
     if _json.get():
         error = {"exit_code": int(code), **_NO_DETAILS, "message": "\n".join(lines), **(details or {})}
         print_json({"error": error}, sys.stderr)
@@ -124,25 +124,25 @@ def fail(code: Exit, *lines: str, details: Mapping[str, Any] | None = None) -> t
 
 
 def note(text: str, **values: object) -> None:
-    """Tell on stderr what is no error. With --json, `values` are the line; the text is where there are none."""
+    """Print a remark to stderr: the text, or with --json the `values`."""
     if _json.get():
         print_json(values or {"note": text}, sys.stderr)
     else:
         print(text, file=sys.stderr)
 
 
-class _Told(logging.Handler):
-    """What the client's modules warn of, as notes."""
+class _NoteHandler(logging.Handler):
+    """Prints warnings of the client's modules as notes."""
 
     def emit(self, record: logging.LogRecord) -> None:
         note(record.getMessage())
 
 
-logging.getLogger("ltxtrain_client").addHandler(_Told(logging.WARNING))
+logging.getLogger("ltxtrain_client").addHandler(_NoteHandler(logging.WARNING))
 
 
 def command_line(settings: ClientSettings, *words: object) -> str:
-    """A command for a person to type, with the addresses that the environment does not name."""
+    """Command to copy, with the addresses that the environment does not set."""
     usual = read_settings()
     places = [
         word
@@ -171,7 +171,7 @@ _NO_DETAILS: dict[str, Any] = {
 
 def _sheet_details(error: SheetInvalid) -> dict[str, Any]:
     violations = [{"field": item.path, "reason": "", "description": item.description} for item in error.problems]
-    return {"message": "The sheet is not usable.", "violations": violations}
+    return {"message": "The sheet is invalid.", "violations": violations}
 
 
 def _exit_code(error: CallError) -> Exit:
@@ -181,7 +181,7 @@ def _exit_code(error: CallError) -> Exit:
 
 
 def _advice(error: CallError) -> tuple[str, ...]:
-    # A service that answers gives a reason; without one nobody was there.
+    # A service that answers gives a reason; without one, nothing answered.
     if isinstance(error, Unavailable) and not error.reason:
         return ("Is the suite running? `ltxtrain up` starts it on this machine, `ltxtrain doctor` looks into it.",)
     return ()

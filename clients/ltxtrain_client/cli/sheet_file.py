@@ -1,4 +1,4 @@
-"""The sheet that a command was given: a file, stdin, or none at all."""
+"""The parameter sheet of a command: a file, stdin, or none."""
 
 import sys
 from collections.abc import Sequence
@@ -8,16 +8,15 @@ from typing import Annotated
 import typer
 
 from ltxtrain_client.cli.session import Exit, fail
-from ltxtrain_client.errors import SheetInvalid
-from ltxtrain_client.sheet import Sheet, parse_sheet
-from ltxtrain_client.tally import VIDEO_SUFFIXES
+from ltxtrain_client.report_summary import VIDEO_SUFFIXES
+from ltxtrain_client.sheet import Sheet, SheetInvalid, parse_sheet
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 STDIN = Path("-")
 
 SheetFile = Annotated[
     Path | None,
-    typer.Argument(help="The parameter sheet as JSON; - reads it from stdin. Without one, all is default or --set."),
+    typer.Argument(help="Parameter sheet as JSON; - reads stdin. Without one: defaults and --set."),
 ]
 Settings = Annotated[
     list[str] | None,
@@ -28,10 +27,13 @@ Settings = Annotated[
 
 
 def read_sheet(path: Path | None, settings: Sequence[str]) -> Sheet:
-    """The sheet with its settings. Ends the command when there is no JSON object; raises SheetInvalid for its parts."""
+    """Read a sheet and apply `settings`.
+
+    Raises typer.Exit when there is no JSON object, SheetInvalid when parts of it are invalid.
+    """
     if path is None:
         return parse_sheet({}, settings)
-    name = "What stdin gave" if path == STDIN else str(path)
+    name = "stdin" if path == STDIN else str(path)
     content = _content(path, name)
     try:
         return parse_sheet(content, settings)
@@ -39,7 +41,7 @@ def read_sheet(path: Path | None, settings: Sequence[str]) -> Sheet:
         first = error.problems[0]
         if first.path:
             raise
-        # Without a place in the sheet it is none.
+        # A problem without a path means that there is no sheet at all.
         raise fail(Exit.INVALID, f"{name} is not a JSON sheet: {first.description}") from None
 
 

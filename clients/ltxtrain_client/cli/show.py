@@ -1,4 +1,4 @@
-"""Tables and documents on a terminal or in a pipe."""
+"""Tables, pairs and documents on a terminal or in a pipe."""
 
 import json
 import sys
@@ -10,12 +10,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rich.console import Console
 from rich.table import Table
 
-# Nothing is cut off where there is no screen to fit.
+# Wide enough that nothing wraps where there is no screen.
 PIPE_WIDTH = 2000
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Rows under titles, in columns; as wide as they need where the output is no terminal."""
+    """Print rows in columns; as wide as needed when the output is not a terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
         table.add_column(title, overflow="fold")
@@ -28,7 +28,7 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
-    """Lines of name and value; pairs without a value are left out."""
+    """Print names and values; pairs without a value are left out."""
     width = max((len(name) for name, value in pairs if value), default=0)
     for name, value in pairs:
         if value:
@@ -40,7 +40,7 @@ def indented(document: Any) -> str:
 
 
 def time_text(time: Timestamp) -> str:
-    """Local date and time; empty for one that is not set."""
+    """Local date and time; empty when unset."""
     if not time.seconds:
         return ""
     return time.ToDatetime(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")

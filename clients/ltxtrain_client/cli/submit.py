@@ -1,4 +1,4 @@
-"""From a sheet and local files to a running job."""
+"""`ltxtrain submit` and `estimate`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job
+from ltxtrain.v1.train_pb2 import BasePrecision, EstimateJobResponse, Job
 
+from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.faults import joined, with_hints, without_faults_of
 from ltxtrain_client.cli.follow import PATIENCE_SECONDS, Patience, follow_to_end
@@ -15,11 +16,11 @@ from ltxtrain_client.cli.session import Exit, Json, fail, open_suite, run, setti
 from ltxtrain_client.cli.sheet_file import Settings, SheetFile, read_sheet
 from ltxtrain_client.cli.show import indented
 from ltxtrain_client.cli.uploads import LocalFiles, stand_in
-from ltxtrain_client.errors import CallError, InvalidArgument, SheetInvalid
-from ltxtrain_client.lines import duration_text, price_text, size_text
-from ltxtrain_client.plain import plain
+from ltxtrain_client.enum_words import word
+from ltxtrain_client.errors import CallError, InvalidArgument
+from ltxtrain_client.event_text import duration_text, price_text, size_text
 from ltxtrain_client.progress import View, make_view, print_json
-from ltxtrain_client.sheet import Sheet, format_sheet
+from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet
 
 
 def submit(
@@ -38,10 +39,16 @@ def submit(
         ),
     ] = None,
     settings: Settings = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay and show progress until the job ends.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Watch, then download the results here.", file_okay=False)] = None,
-    validate_only: Annotated[bool, typer.Option("--validate-only", help="Check it, show it, start nothing.")] = False,
-    request_id: Annotated[str | None, typer.Option(help="A UUID: repeating the command starts no second job.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show progress until the job ends.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Watch, then download the results to this folder.", file_okay=False)
+    ] = None,
+    validate_only: Annotated[
+        bool, typer.Option("--validate-only", help="Check the sheet and show it with every default; start nothing.")
+    ] = False,
+    request_id: Annotated[
+        str | None, typer.Option(help="UUID that makes repeating the command safe: it starts no second job.")
+    ] = None,
     patience: Patience = PATIENCE_SECONDS,
     json_lines: Json = False,
 ) -> None:
@@ -57,7 +64,7 @@ def submit(
         return
     job = run(_submit(client, filled, files, request_id, view))
     if json_lines:
-        print_json({"job": plain(job)})
+        print_json({"job": as_json(job)})
     else:
         print(job.name, flush=True)
     if watch or out is not None:
@@ -69,12 +76,12 @@ def submit(
 def estimate(
     context: typer.Context, sheet: SheetFile = None, settings: Settings = None, json_lines: Json = False
 ) -> None:
-    """What a job would take in time, memory and money; starts nothing, and needs no data."""
+    """Estimate the time, memory and price of a job; starts nothing and needs no data."""
     client = settings_of(context)
     filled = run(_read(client, sheet, settings or [], stand_in))
     answer = run(_estimate(client, filled))
     if json_lines:
-        print_json(plain(answer))
+        print_json(as_json(answer))
     else:
         print("\n".join(_estimate_lines(answer)))
 
@@ -85,7 +92,10 @@ async def _read(
     settings: Sequence[str],
     stand_for_files: Callable[[ExtendPrefixSpec], None],
 ) -> Sheet:
-    """The sheet, with what stands for files. Raises SheetInvalid, then with what the service finds wrong, too."""
+    """Read the sheet and put placeholders for files into it.
+
+    Raises SheetInvalid, with the service's violations merged in, when it is invalid.
+    """
     try:
         sheet = read_sheet(path, settings)
         stand_for_files(sheet.spec)
@@ -111,7 +121,7 @@ async def _validate(client: ClientSettings, sheet: Sheet) -> Job:
 async def _submit(client: ClientSettings, sheet: Sheet, files: LocalFiles, request_id: str | None, view: View) -> Job:
     async with open_suite(client) as suite:
         if files.fields:
-            # Before gigabytes are sent in vain.
+            # Before gigabytes are sent for nothing.
             await without_faults_of(files.fields, suite.train.validate(sheet.spec, sheet.options))
             with view:
                 await files.upload(suite, sheet.spec, view)
@@ -139,6 +149,11 @@ def _estimate_lines(answer: EstimateJobResponse) -> list[str]:
         f"clip      {answer.tokens_per_clip} video tokens"
         + (f", {answer.audio_tokens_per_clip} audio tokens" if answer.audio_tokens_per_clip else ""),
     ]
+    for plan in answer.card_plans:
+        how = word(BasePrecision.DESCRIPTOR, plan.base_precision)
+        if plan.streamed_blocks:
+            how += f", {plan.streamed_blocks} blocks in {size_text(plan.host_bytes)} of host memory"
+        lines.append(f"{plan.card_gib:2d} GB     {how if plan.fits else 'too small'}")
     if answer.HasField("total_samples"):
         lines.append(f"encoded   {answer.cached_samples} of {answer.total_samples} samples already")
     return lines

@@ -92,7 +92,7 @@ function tell(error: unknown): number {
   if (!(error instanceof Error)) throw error;
   const foreseen = error instanceof SettingsInvalid || error instanceof SheetInvalid || "errno" in error;
   if (!foreseen && !(error instanceof TransferFailed)) throw error;
-  console.error(error instanceof SheetInvalid ? `The sheet is not usable: ${error.message}` : error.message);
+  console.error(error instanceof SheetInvalid ? `The sheet is invalid: ${error.message}` : error.message);
   return error instanceof TransferFailed ? Exit.UNREACHABLE : Exit.INVALID;
 }
 

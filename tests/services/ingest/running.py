@@ -39,13 +39,13 @@ class Outcome:
 
     @property
     def reason(self) -> str:
-        """Of the error; empty: there is none."""
+        """Reason of the error; empty for none."""
         details = self.dataset.lifecycle.error.details
         if not details:
             return ""
         info = error_details_pb2.ErrorInfo()
         assert details[0].Unpack(info)
-        return info.reason
+        return str(info.reason)
 
     def reasons(self, path: str) -> list[str]:
         """Of the line of a path; the last one, where there are several."""

@@ -60,7 +60,7 @@ def test_what_zipfile_writes(tmp_path: Path, method: int) -> None:
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {14}))  # zipfile writes 14 above
 def test_every_method(tmp_path: Path, method: int) -> None:
     packers = PACKERS | {0: bytes, 12: bz2.compress, 95: lzma.compress}
-    fields = {"method": method, "size": len(DATA), "crc": zlib.crc32(DATA)}
+    fields: dict[str, object] = {"method": method, "size": len(DATA), "crc": zlib.crc32(DATA)}
     assert unpacked(tmp_path, build((b"a.mp4", packers[method](DATA), fields))) == DATA
 
 
@@ -169,7 +169,7 @@ def test_a_directory_that_lies_about_its_length(tmp_path: Path) -> None:
 
 def test_ratio_of_large_entries_only(tmp_path: Path) -> None:
     def zeros(size: int) -> bytes:
-        fields = {"method": 8, "size": size, "crc": zlib.crc32(bytes(size))}
+        fields: dict[str, object] = {"method": 8, "size": size, "crc": zlib.crc32(bytes(size))}
         return build((b"a.mp4", deflate(bytes(size)), fields))
 
     assert len(directory(tmp_path, zeros(1 << 20))) == 1

@@ -1,10 +1,13 @@
 import codecs
+import contextlib
+import random
 
 import pytest
 
 from services.ingest.captions import NotText, decode_caption, pair
 from services.ingest.directory import Entry
 from services.ingest.names import kind_of
+from services.runtime.requests import MAX_TEXT_BYTES
 
 
 def entries(*paths: str) -> list[Entry]:
@@ -47,7 +50,25 @@ def test_documented_encodings(data: bytes, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("data", "text"),
-    [("café".encode("cp1252"), "café"), ("cat".encode("utf-16-le"), "cat"), ("cat".encode("utf-16-be"), "cat")],
+    [
+        ("café".encode("cp1252"), "café"),
+        ("“Élan” — l’été à 25 °C…".encode("cp1252"), "“Élan” — l’été à 25 °C…"),
+        ("¿Qué? ¡Él! «\xa0déjà\xa0»".encode("cp1252"), "¿Qué? ¡Él! «\xa0déjà\xa0»"),
+        ("© Müller, ½ m², 25 €".encode("cp1252"), "© Müller, ½ m², 25 €"),
+        ("cat".encode("utf-16-le"), "cat"),
+        ("cat".encode("utf-16-be"), "cat"),
+        ("雪が降る\n".encode("utf-16-le"), "雪が降る"),
+        ("一只狗在草地上奔跑，镜头缓慢推进。".encode("gb18030"), "一只狗在草地上奔跑，镜头缓慢推进。"),
+        ("夕阳下的城市街道".encode("gb2312"), "夕阳下的城市街道"),
+        ("猫が走る".encode("cp932"), "猫が走る"),
+        ("カメラが右にパンする。".encode("shift_jis"), "カメラが右にパンする。"),
+        ("naïve 猫".encode()[:-1], "naïve"),
+        ("naïve 猫".encode()[:-2] + b"\r\n", "naïve"),
+        ("一只狗在草地上".encode()[:-1], "一只狗在草地"),
+        (codecs.BOM_UTF16_LE + "snow 雪".encode("utf-16-le")[:-1], "snow"),
+        (codecs.BOM_UTF8 + "雪雪".encode()[:-1], "雪"),
+        ("一只狗在草\udcff地上奔跑".encode("utf-8", "surrogateescape"), "一只狗在草地上奔跑"),
+    ],
 )
 def test_repaired_encodings_say_so(data: bytes, text: str) -> None:
     found, repair = decode_caption(data)
@@ -55,9 +76,95 @@ def test_repaired_encodings_say_so(data: bytes, text: str) -> None:
     assert repair
 
 
-def test_bytes_that_are_no_text() -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xff\x81\x8d\x90",
+        "красный угол, цифры меняются".encode("cp1251"),
+        "красный угол".encode("koi8-r"),
+        "빨간 모서리가 있는 카드".encode("cp949"),
+        "狗在草地上跑".encode("big5"),
+        "赤い角のあるテスト".encode("euc-jp"),
+        "Ελληνικά κείμενο".encode("cp1253"),
+        "מכונית אדומה".encode("cp1255"),
+        "příliš žluťoučký kůň".encode("cp1250"),
+        "Übergröße".encode("cp850"),
+        "Übergröße".encode("mac-roman"),
+        "白猫".encode("gb18030"),  # may be Korean as well
+        random.Random(1).randbytes(600),
+        b"\xff\xd8\xff\xe0\0\x10JFIF\0" + random.Random(2).randbytes(600),
+        codecs.BOM_UTF8 + "café crème".encode("cp1252") + b" and so on",
+    ],
+)
+def test_bytes_that_are_not_text_for_sure(data: bytes) -> None:
+    """Never Latin letters in place of others."""
     with pytest.raises(NotText):
-        decode_caption(b"\xff\x81\x8d\x90")
+        decode_caption(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (rb"{\rtf1\ansi\ansicpg1252 a cat\par}", "RTF"),
+        (b"\r\n" + rb"{\rtf1 a cat}", "RTF"),
+        (r"{\rtf1 a cat}".encode("utf-16"), "RTF"),
+        (b"<!DOCTYPE html><html><body>a cat</body></html>", "HTML"),
+        (b"<!-- saved --><html>a cat", "HTML"),
+        (b"<p>a cat</p>", "HTML"),
+        (b'<div class="caption">a cat</div>', "HTML"),
+        ("<span>чёрный кот</span>".encode(), "HTML"),
+    ],
+)
+def test_markup_is_left_out_by_name(data: bytes, kind: str) -> None:
+    with pytest.raises(NotText, match=kind):
+        decode_caption(data)
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"<trigger> a cat", "<trigger> a cat"),
+        (b"a < b and <b>", "a < b and <b>"),
+        (b"{a cat|a dog}", "{a cat|a dog}"),
+        (b"a cat" + bytes(4000), "a cat"),
+        (b"a\0cat in the snow", "acat in the snow"),
+        ("雪".encode() + bytes(3), "雪"),
+        ("a\x1cb\x85c\u2028d\u2029e\vf\fg".encode(), "a b c d e f g"),
+        (b"one\n\x07\n two", "one two"),
+    ],
+)
+def test_text_that_only_looks_odd(data: bytes, text: str) -> None:
+    assert decode_caption(data) == (text, "")
+
+
+# The worst that fits into a caption: each pattern that meets it is linear. Before: minutes, with the interpreter lock.
+WORST = [
+    b" " * MAX_TEXT_BYTES,
+    b"\n" * MAX_TEXT_BYTES,
+    b" \n" * (MAX_TEXT_BYTES // 2),
+    b"\t" * (MAX_TEXT_BYTES - 1) + b"x",
+    b"<" * MAX_TEXT_BYTES,
+    b"<p " * (MAX_TEXT_BYTES // 3),
+    b"<!---->" * (MAX_TEXT_BYTES // 7),
+    b"<!--" * (MAX_TEXT_BYTES // 4),
+    b"\xe9" * MAX_TEXT_BYTES,
+    b"a\xe9" * (MAX_TEXT_BYTES // 2),
+    b"\x94\x93" * (MAX_TEXT_BYTES // 2),
+    b"\xb0\xa1" * (MAX_TEXT_BYTES // 2),
+    b"\x82\xa0" * (MAX_TEXT_BYTES // 2),
+    b"\xd2\xbb" * (MAX_TEXT_BYTES // 2),
+    b"\xff\xfe" + b" \0" * (MAX_TEXT_BYTES // 2 - 1),
+    "\u0316\u0301".encode() * (MAX_TEXT_BYTES // 4),
+    b"\0 " * (MAX_TEXT_BYTES // 2),
+]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("data", WORST, ids=lambda data: repr(data[:6]))
+def test_the_worst_captions_cost_their_bytes(data: bytes) -> None:
+    with contextlib.suppress(NotText):
+        text, _ = decode_caption(data)
+        assert "\n" not in text
 
 
 @pytest.mark.parametrize(

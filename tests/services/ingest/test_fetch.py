@@ -1,20 +1,27 @@
+import asyncio
+import contextlib
 import errno
+import gzip
 import hashlib
 import random
+import re
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as some
 from ltxtrain.v1.error_pb2 import ErrorReason
 
 from services.ingest.dial import Gate, Refused
-from services.ingest.disk import retried_when_full
-from services.ingest.fetch import Fetched, Fetcher
+from services.ingest.fetch import Fetched, Fetcher, retried_when_full
 from services.runtime.errors import ApiError, FailedPrecondition, reason_name
 from services.runtime.settings import Settings
 from services.runtime.work import Retryable
+from tests.properties import bounded
 from tests.services.ingest import web
 from tests.services.ingest.web import Web
 
@@ -143,6 +150,157 @@ async def test_silence_and_dripping_end(server: Web, tmp_path: Path) -> None:
     for path in server.handlers:
         error = await refused(client, server.url(path), tmp_path / "a")
         assert error.reason == ErrorReason.ERROR_REASON_DOWNLOAD_FAILED
+
+
+def raw(answer: bytes, *, drip: bytes = b"", seconds: float = 0.0) -> web.Handler:
+    """Sends these very bytes, then `drip` again and again with pauses; closes when there is none."""
+
+    async def handler(request: web.Request, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        while drip:
+            writer.write(drip)
+            await writer.drain()
+            await asyncio.sleep(seconds)
+
+    return handler
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("answer", "drip"),
+    [
+        (b"", b"x"),
+        (b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"y"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;", b"x=y;"),
+        (b"HTTP/1.1 503 Busy\r\nRetry-After: 30\r\nContent-Length: 0\r\n\r\n", b""),
+    ],
+    ids=["status", "headers", "header", "continue", "chunks", "extension", "retry-after"],
+)
+async def test_one_deadline_covers_all_of_a_fetch(server: Web, tmp_path: Path, answer: bytes, drip: bytes) -> None:
+    """Hosts that are never idle, and never done."""
+    server.handlers["/a"] = raw(answer, drip=drip, seconds=0.02)
+    client = fetcher(server, fetch_idle_seconds=30.0, fetch_seconds=0.5)
+    began = asyncio.get_running_loop().time()
+    error = await refused(client, server.url("/a"), tmp_path / "a")
+    assert error.reason == ErrorReason.ERROR_REASON_DOWNLOAD_FAILED
+    # Thirty times the deadline, for safety: what is not covered takes for ever.
+    assert asyncio.get_running_loop().time() - began < 15
+
+
+async def test_headers_that_drip_end_before_the_deadline(server: Web, tmp_path: Path) -> None:
+    server.handlers["/a"] = raw(b"HTTP/1.1 200 OK\r\n", drip=b"A: b\r\n", seconds=0.02)
+    client = fetcher(server, fetch_idle_seconds=0.1, fetch_seconds=600.0)
+    error = await refused(client, server.url("/a"), tmp_path / "a")
+    assert "stopped answering" in str(error)
+
+
+async def test_bytes_without_end_behind_a_gzip_are_not_read(server: Web, tmp_path: Path) -> None:
+    body = gzip.compress(BODY)
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
+    server.handlers["/a"] = raw(head + body, drip=bytes(1 << 20))
+    await fetch(fetcher(server), server.url("/a"), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == BODY
+
+
+async def test_members_without_end_are_too_large(server: Web, tmp_path: Path) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n"
+    server.handlers["/a"] = raw(head, drip=gzip.compress(b"") * 10_000)
+    error = await refused(fetcher(server, fetch_max_bytes=2 << 20), server.url("/a"), tmp_path / "a")
+    assert error.reason == ErrorReason.ERROR_REASON_ARCHIVE_TOO_LARGE
+
+
+@pytest.mark.parametrize("after", ["²", "-1", "1e999", "\xff", "Fri, 99 Foo 2026", "0"])
+async def test_any_time_to_come_back_is_borne(server: Web, tmp_path: Path, after: str) -> None:
+    busy = f"HTTP/1.1 503 Busy\r\nRetry-After: {after}\r\nContent-Length: 0\r\n\r\n".encode("latin-1")
+    server.handlers["/a"] = raw(busy)
+    error = await refused(fetcher(server), server.url("/a"), tmp_path / "a")
+    assert error.metadata["httpStatus"] == "503"
+
+
+async def test_ranges_in_small_parts_are_put_together(server: Web, tmp_path: Path) -> None:
+    """A server may answer a range with less than was asked for."""
+    small = BODY[:100_000]
+
+    async def handler(request: web.Request, writer: asyncio.StreamWriter) -> None:
+        start = int(request.headers.get("range", "bytes=0-")[6:-1])
+        end = min(start + 30_000, len(small))
+        fields = {
+            "ETag": '"x"',
+            "Content_Length": end - start,
+            "Content_Range": f"bytes {start}-{end - 1}/{len(small)}",
+        }
+        if start:
+            writer.write(web.head(206, **fields) + small[start:end])
+        else:
+            writer.write(web.head(200, ETag='"x"', Content_Length=len(small)) + small[:30_000])
+
+    server.handlers["/a"] = handler
+    steps = await fetch(fetcher(server), server.url("/a"), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == small
+    assert steps[-1] == Fetched(len(small), len(small))
+
+
+async def test_a_file_that_shrank_is_fetched_anew(server: Web, tmp_path: Path) -> None:
+    async def handler(request: web.Request, writer: asyncio.StreamWriter) -> None:
+        if "range" in request.headers:
+            writer.write(web.head(416, Content_Length=0))
+        elif request.earlier:
+            writer.write(web.head(200, Content_Length=9) + b"shorter!!")
+        else:
+            writer.write(web.head(200, ETag='"x"', Content_Length=100_000) + bytes(70_000))
+
+    server.handlers["/a"] = handler
+    await fetch(fetcher(server), server.url("/a"), tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == b"shorter!!"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [b"http://ex\xe4mple.example:1/", b"//[::1/", b"http://\xff\xfe/", b"\x80\x81", b"http://%zz/", b"h" * 9000],
+)
+async def test_redirects_to_anything_end_in_a_reason(server: Web, tmp_path: Path, target: bytes) -> None:
+    server.handlers["/a"] = raw(b"HTTP/1.1 302 Found\r\nLocation: " + target + b"\r\nContent-Length: 0\r\n\r\n")
+    error = await refused(fetcher(server), server.url("/a"), tmp_path / "a")
+    assert error.status().SerializeToString()
+
+
+HEADERS = [
+    *("Retry-After", "Content-Range", "ETag", "Last-Modified", "Location", "Content-Encoding"),
+    *("Content-Length", "Transfer-Encoding", "Connection", "Set-Cookie", "Content-Type"),
+]
+VALUES = [b"0", b"5", b"gzip", b"chunked", b"bytes 0-4/5", b"/b", b"\xc2\xb2"]
+
+
+@bounded
+@given(
+    status=some.sampled_from([200, 204, 206, 301, 302, 307, 416, 429, 503, 599]),
+    fields=some.lists(
+        some.tuples(
+            some.sampled_from(HEADERS),
+            some.binary(max_size=40) | some.sampled_from(VALUES),
+        ),
+        max_size=5,
+    ),
+    body=some.binary(max_size=30),
+)
+def test_random_answers_end_in_a_file_or_a_reason(status: int, fields: list[tuple[str, bytes]], body: bytes) -> None:
+    head = f"HTTP/1.1 {status} Status\r\nConnection: close\r\n".encode()
+    lines = b"".join(name.encode() + b": " + re.sub(rb"[\r\n]", b"", value) + b"\r\n" for name, value in fields)
+
+    async def attempt() -> None:
+        async with web.running() as server:
+            server.handlers["/a"] = server.handlers["/b"] = raw(head + lines + b"\r\n" + body)
+            client = Fetcher(
+                Settings(fetch_allow=(server.host,), fetch_idle_seconds=5.0, fetch_seconds=2.0),
+                first_backoff_seconds=0.001,
+            )
+            with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ApiError):
+                await fetch(client, server.url("/a"), Path(folder) / "a")
+
+    asyncio.run(attempt())
 
 
 @pytest.mark.parametrize(

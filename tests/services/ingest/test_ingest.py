@@ -262,7 +262,9 @@ async def test_unclaimed_uploads_are_swept(
 
 async def test_reports_are_paged_by_count_and_by_bytes(ingest: Ingest, tmp_path: Path) -> None:
     folders = "/".join(["f" * 200] * 4)
-    entries = [(f"{folders}/{index:05}.txt".encode(), b"", {}) for index in range(3000)]
+    entries: list[tuple[bytes, bytes, dict[str, object]]] = [
+        (f"{folders}/{index:05}.txt".encode(), b"", {}) for index in range(3000)
+    ]
     (tmp_path / "many.zip").write_bytes(build(*entries))
     ended = await ingest.upload(tmp_path / "many.zip")
     assert ended.reason == "NO_VIDEOS"

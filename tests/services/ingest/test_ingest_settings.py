@@ -3,6 +3,7 @@
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ltxtrain.v1.work_pb2 import State
@@ -23,7 +24,7 @@ MEDIA = FOLDER / "media"
 
 @pytest.mark.parametrize("limit", [{"clip_seconds": 0.3}, {"clip_memory_bytes": 24 << 20}], ids=["time", "memory"])
 async def test_a_clip_beyond_its_limits_costs_an_actor_and_nothing_else(
-    limit: dict[str, object], tmp_path: Path, object_store: StoreAddress, ray_cluster: Cluster, hostile: Web
+    limit: dict[str, Any], tmp_path: Path, object_store: StoreAddress, ray_cluster: Cluster, hostile: Web
 ) -> None:
     # Bytes of their own, for what was probed once is not probed again.
     large = (MEDIA / "ram4k.mp4").read_bytes() + b"\0\0\0\x0cfree" + str(limit)[:4].encode()

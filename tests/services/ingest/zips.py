@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import inflate64
 import zstandard
@@ -27,6 +28,7 @@ def entry(
     method: int = 0,
     flags: int = 0,
     mode: int = 0o100644,
+    attributes: int = 0,
     offset: int = 0,
     extra: bytes = b"",
     compressed_size: int | None = None,
@@ -35,17 +37,17 @@ def entry(
     packed = len(raw) if compressed_size is None else compressed_size
     common = struct.pack("<HHHHHIIIHH", 20, flags, method, 0, 33, crc, packed, size, len(name), len(extra))
     local = b"PK\3\4" + common + name + extra + raw
-    central = struct.pack("<HHHII", 0, 0, 0, mode << 16, offset)
+    central = struct.pack("<HHHII", 0, 0, 0, mode << 16 | attributes, offset)
     directory = b"PK\1\2" + struct.pack("<BB", 20, 3) + common + central + name + extra
     return local, directory
 
 
-def build(*entries: tuple[bytes, bytes, dict[str, object]], comment: bytes = b"", count: int | None = None) -> bytes:
+def build(*entries: tuple[bytes, bytes, Mapping[str, object]], comment: bytes = b"", count: int | None = None) -> bytes:
     """A zip of (name, raw bytes, fields of `entry`); without size and crc, those of raw."""
     body, directory = b"", b""
     for name, raw, fields in entries:
-        values = {"size": len(raw), "crc": zlib.crc32(raw)} | fields
-        local, central = entry(name, raw, offset=len(body), **values)  # type: ignore[arg-type]
+        values: dict[str, Any] = {"size": len(raw), "crc": zlib.crc32(raw), **fields}
+        local, central = entry(name, raw, offset=len(body), **values)
         body += local
         directory += central
     number = len(entries) if count is None else count

@@ -15,7 +15,7 @@ DEMO_FRAMES = 17
 def frames_of(clip: bytes | Path) -> list[tuple[int, int]]:
     """Width and height of every frame that decodes."""
     source = io.BytesIO(clip) if isinstance(clip, bytes) else str(clip)
-    with av.open(source) as container:
+    with av.open(source, "r") as container:
         assert container.streams.video[0].average_rate == 24
         return [(frame.width, frame.height) for frame in container.decode(video=0)]
 
@@ -36,7 +36,7 @@ def test_a_moving_shape_is_in_every_clip(tmp_path: Path) -> None:
     with zipfile.ZipFile(make_demo_clips(tmp_path)) as archive:
         for name in archive.namelist():
             if name.endswith(".mp4") and "/._" not in name:
-                with av.open(io.BytesIO(archive.read(name))) as container:
+                with av.open(io.BytesIO(archive.read(name)), "r") as container:
                     first, *_, last = (frame.to_ndarray(format="rgb24") for frame in container.decode(video=0))
                 assert (abs(first.astype(int) - last).max(axis=2) > 60).mean() > 0.01, name
 

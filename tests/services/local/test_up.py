@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -58,7 +59,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tup
 
 async def serving(address: str) -> bool:
     async with connect(address) as channel:
-        health = health_pb2_grpc.HealthStub(channel.aio)
+        health: Any = health_pb2_grpc.HealthStub(channel.aio)
         answer = await health.Check(health_pb2.HealthCheckRequest(), timeout=20, wait_for_ready=True)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -14,14 +15,15 @@ answer.textContent = document.createElement("video").canPlayType('video/mp4; cod
 </script>"""
 
 
-def open_page(page, folder):
+def open_page(page: Path, folder: Path) -> str:
     """The document after its scripts ran, as HTML; `page` is a file."""
+    assert PROGRAM is not None
     command = [PROGRAM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def plays_h264(folder):
+def plays_h264(folder: Path) -> bool:
     probe = folder / "probe.html"
     probe.write_text(PLAYS_H264)
     return ">no<" not in open_page(probe, folder)

@@ -4,9 +4,11 @@ import base64
 import re
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 from services.pages.contact_sheet import SheetSample, peaks, render_contact_sheet, thumbnails
@@ -16,17 +18,17 @@ PREFIX, TOTAL = 9, 17
 HOSTILE = '<img src=x onerror="alert(1)">'
 
 
-def grey_ramp():
+def grey_ramp() -> NDArray[np.uint8]:
     """Each frame one grey that tells its number."""
     return np.broadcast_to(np.arange(TOTAL, dtype=np.uint8)[:, None, None, None] * 10, (TOTAL, 448, 768, 3)).copy()
 
 
-def picture(jpeg):
+def picture(jpeg: bytes) -> Image.Image:
     return Image.open(BytesIO(jpeg))
 
 
 @pytest.fixture
-def sample():
+def sample() -> SheetSample:
     return SheetSample(
         path="clips/kite.mp4",
         name="samples/000005",
@@ -40,17 +42,17 @@ def sample():
     )
 
 
-def test_the_four_frames_are_those_around_the_join(sample):
+def test_the_four_frames_are_those_around_the_join(sample: SheetSample) -> None:
     shown = sample.thumbnails
     greys = [
-        picture(j).getpixel((5, 5))[0] for j in (shown.first, shown.last_prefix, shown.first_generated, shown.last)
+        np.asarray(picture(j))[5, 5, 0] for j in (shown.first, shown.last_prefix, shown.first_generated, shown.last)
     ]
     assert greys == pytest.approx([0, 80, 90, 160], abs=2)
     assert picture(shown.first).size == (320, 187)
     assert picture(shown.first).format == "JPEG"
 
 
-def test_peaks_are_the_loudest_of_both_channels():
+def test_peaks_are_the_loudest_of_both_channels() -> None:
     audio = np.zeros((2, 2400), np.float32)
     audio[1, 1205] = -0.5
     audio[0, 2399] = 3.0
@@ -61,7 +63,7 @@ def test_peaks_are_the_loudest_of_both_channels():
     assert len(peaks(np.zeros((2, 5), np.float32))) == 5
 
 
-def test_the_sheet_holds_every_sample(sample):
+def test_the_sheet_holds_every_sample(sample: SheetSample) -> None:
     other = replace(sample, path="b.mov", scene="scene from frame 120", caption="", peaks=None)
     html = render_contact_sheet("Training set", PREFIX, [sample, other])
     sources = re.findall(r'src="data:image/jpeg;base64,([^"]*)"', html)
@@ -82,19 +84,19 @@ def test_the_sheet_holds_every_sample(sample):
     assert "<script" not in html
 
 
-def test_names_and_captions_are_escaped(sample):
+def test_names_and_captions_are_escaped(sample: SheetSample) -> None:
     hostile = replace(sample, path=HOSTILE, scene=HOSTILE, name=HOSTILE, caption=HOSTILE, note=HOSTILE)
     html = render_contact_sheet(HOSTILE, PREFIX, [hostile])
     assert HOSTILE not in html
     assert html.count("&lt;img src=x onerror=&#34;alert(1)&#34;&gt;") == 7
 
 
-def test_an_empty_set_has_a_sheet():
+def test_an_empty_set_has_a_sheet() -> None:
     assert "no samples" in render_contact_sheet("Empty", PREFIX, [])
 
 
 @needs_browser
-def test_a_browser_opens_it(sample, tmp_path):
+def test_a_browser_opens_it(sample: SheetSample, tmp_path: Path) -> None:
     file = tmp_path / "sheet.html"
     file.write_text(render_contact_sheet("风筝", PREFIX, [sample] * 3), encoding="utf-8")
     document = open_page(file, tmp_path)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ METRICS = PreviewMetrics(
 
 
 @pytest.fixture(scope="module")
-def mp4(tmp_path_factory):
+def mp4(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A small preview with sound, as the reel module writes it."""
     path = tmp_path_factory.mktemp("preview") / "preview.mp4"
     frames = np.random.default_rng(0).integers(0, 256, (17, 64, 96, 3), dtype=np.uint8)
@@ -47,7 +48,7 @@ def mp4(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(mp4):
+def page(mp4: bytes) -> JobPage:
     return JobPage(
         title=f"jobs/kite {HOSTILE}",
         state="SUCCEEDED",
@@ -92,18 +93,18 @@ def page(mp4):
 
 
 @pytest.fixture(scope="module")
-def html(page):
+def html(page: JobPage) -> str:
     return render_job_page(page)
 
 
-def test_every_string_is_escaped(html):
+def test_every_string_is_escaped(html: str) -> None:
     assert "<script>alert" not in html
     # The title twice, fact, warning, prompt, check, path and description; and once more inside the JSON of the spec.
     assert html.count("&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;&#34;&#39;&amp;") == 8
     assert html.count("&lt;script&gt;alert(\\&#34;1\\&#34;)&lt;/script&gt;") == 1
 
 
-def test_nothing_comes_from_outside(html):
+def test_nothing_comes_from_outside(html: str) -> None:
     sources = re.findall(r'(?:src|href|srcset|poster|action|data)="([^"]*)"', html)
     assert len(sources) == 4
     assert all(source.startswith("data:video/mp4;base64,") for source in sources)
@@ -111,7 +112,7 @@ def test_nothing_comes_from_outside(html):
     assert "default-src 'none'" in html
 
 
-def test_it_says_what_became_of_the_data_and_of_the_lora(html):
+def test_it_says_what_became_of_the_data_and_of_the_lora(html: str) -> None:
     for text in ("CLIP_TOO_SHORT", "61 frames, 89 needed; would fit at 57", "IGNORED_FILE", "1 kept as they are"):
         assert text in html
     assert html.count(">passed<") == html.count(">failed<") == 1
@@ -119,23 +120,23 @@ def test_it_says_what_became_of_the_data_and_of_the_lora(html):
     assert re.search(r">learning_rate</th><td>2e-4<", html)
 
 
-def test_every_metric_has_a_chart_with_its_formula(html):
+def test_every_metric_has_a_chart_with_its_formula(html: str) -> None:
     assert html.count("How it is measured") == len(METRIC_CHARTS) == len(formulas()) - 1
     assert "6 of 6 previews" in html
 
 
-def test_without_audio_there_is_no_chart_of_loudness(page):
+def test_without_audio_there_is_no_chart_of_loudness(page: JobPage) -> None:
     silent = [replace(seen, metrics=replace(METRICS, loudness_step_db=None)) for seen in page.measured]
     assert "Loudness" not in render_job_page(replace(page, measured=silent))
 
 
-def test_an_empty_job_has_a_page():
+def test_an_empty_job_has_a_page() -> None:
     html = render_job_page(JobPage(title="jobs/new", state="PENDING", facts={}))
     assert "This job has no previews." in html
     assert "Loss over steps: no values yet." in html
 
 
-def test_a_silent_job_says_nothing_of_sound():
+def test_a_silent_job_says_nothing_of_sound() -> None:
     entry = ValidationEntry(prompt="", given_share=0.5, base_mp4=None, previews=[])
     silent = render_job_page(JobPage(title="", state="SUCCEEDED", facts={}, entries=[entry]))
     heard = render_job_page(JobPage(title="", state="SUCCEEDED", facts={}, entries=[entry], with_audio=True))
@@ -143,7 +144,7 @@ def test_a_silent_job_says_nothing_of_sound():
 
 
 @needs_browser
-def test_a_browser_opens_it(html, tmp_path):
+def test_a_browser_opens_it(html: str, tmp_path: Path) -> None:
     file = tmp_path / "job page.html"
     file.write_text(html, encoding="utf-8")
     document = open_page(file, tmp_path)
@@ -159,7 +160,7 @@ def test_a_browser_opens_it(html, tmp_path):
 
 
 @needs_browser
-def test_a_script_in_the_data_does_not_run(page, tmp_path):
+def test_a_script_in_the_data_does_not_run(page: JobPage, tmp_path: Path) -> None:
     """Were escaping to fail, the page's policy would still stop it."""
     html = render_job_page(replace(page, entries=[]))
     file = tmp_path / "attacked.html"

@@ -52,24 +52,24 @@ class Ended:
 
     @property
     def message(self) -> str:
-        return self.training_set.lifecycle.error.message
+        return str(self.training_set.lifecycle.error.message)
 
     @property
     def reason(self) -> str:
-        """Of the error; empty: there is none."""
+        """Reason of the error; empty for none."""
         details = self.training_set.lifecycle.error.details
         info = error_details_pb2.ErrorInfo()
         return info.reason if details and details[0].Unpack(info) else ""
 
     @property
     def subjects(self) -> dict[str, str]:
-        """What the error says of each clip, by its path."""
+        """Text of the error for each clip, by its path."""
         failure = error_details_pb2.PreconditionFailure()
         found = [failure for detail in self.training_set.lifecycle.error.details if detail.Unpack(failure)]
         return {item.subject: item.type for one in found for item in one.violations}
 
     def reasons(self, path: str) -> list[str]:
-        """Of the first line of a path."""
+        """Reasons of the first line of a path."""
         found = next(line for line in self.lines if line.path == path)
         return [ReportReason.Name(reason).removeprefix("REPORT_REASON_") for reason in found.reasons]
 
@@ -130,16 +130,16 @@ def settings(**changes: Any) -> PreprocessSettings:
 
 @asynccontextmanager
 async def serving(
-    state_dir: Path, store: StoreAddress, cluster: Cluster, ingest: Ingest, model: Path, **more: object
+    state_dir: Path, store: StoreAddress, cluster: Cluster, ingest: Ingest, model: Path, **more: Any
 ) -> AsyncIterator[Preprocess]:
     """`more` are further settings."""
-    values: dict[str, object] = {
+    values: dict[str, Any] = {
         "state_dir": state_dir,
         "ingest": ingest.address,
         "model": str(model),
         "s3_bucket": store.bucket,
     }
-    chosen = Settings(**(values | more))  # type: ignore[arg-type]
+    chosen = Settings(**(values | more))
     database = await Database.open(chosen.database, state_dir)
     log = EventLog(database)
     runtime = Runtime(chosen, database, log, Blobs(database), ObjectStore(store), cluster)

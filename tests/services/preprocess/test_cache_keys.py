@@ -1,23 +1,36 @@
 """Cached work is found again exactly when it would come out the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, Geometry, PreprocessSettings
 
-from services.preprocess.cache_keys import file_key, fit_key, prefix_key, prompt_key
+from services.preprocess.cache_keys import (
+    ENCODER,
+    FITTER,
+    SHEET,
+    fit_key,
+    latents_key,
+    lossless_key,
+    prefix_key,
+    prompt_key,
+    sheet_key,
+)
+from services.preprocess.outcome import FitOutcome, SceneOutcome
+from services.runtime.code_version import import_closure
 
 CLIP = "ab" * 32
 
 
-def settings(**changes: object) -> PreprocessSettings:
+def settings(**changes: Any) -> PreprocessSettings:
     geometry = Geometry(width=512, height=288, frame_count=17, frame_rate=24)
     made = PreprocessSettings(training=geometry, validation=geometry, conditioning_frames=9)
-    made.MergeFrom(PreprocessSettings(**changes))  # type: ignore[arg-type]
+    made.MergeFrom(PreprocessSettings(**changes))
     return made
 
 
-def fitted(**changes: object) -> str:
+def fitted(**changes: Any) -> str:
     return fit_key(CLIP, settings(**changes), split=False)
 
 
@@ -34,7 +47,7 @@ def fitted(**changes: object) -> str:
     ],
     ids=str,
 )
-def test_what_does_not_touch_a_clip_is_not_in_its_key(changes: dict[str, object]) -> None:
+def test_what_does_not_touch_a_clip_is_not_in_its_key(changes: dict[str, Any]) -> None:
     assert fitted(**changes) == fitted()
 
 
@@ -48,7 +61,7 @@ def test_what_does_not_touch_a_clip_is_not_in_its_key(changes: dict[str, object]
     ],
     ids=str,
 )
-def test_what_changes_a_clip_changes_its_key(changes: dict[str, object]) -> None:
+def test_what_changes_a_clip_changes_its_key(changes: dict[str, Any]) -> None:
     assert fitted(**changes) != fitted()
 
 
@@ -74,11 +87,33 @@ def test_a_prefix_depends_on_its_length_and_rate() -> None:
     assert one != fitted()
 
 
-@pytest.mark.parametrize("key", [lambda model: file_key("fit", 0, "latents", model), lambda m: prompt_key("a", m)])
+@pytest.mark.parametrize("key", [lambda model: latents_key("fit", 0, model), lambda m: prompt_key("a", m)])
 def test_what_a_model_made_belongs_to_its_revision(key: Callable[[str], str]) -> None:
     assert key("one") == key("one") != key("two")
 
 
-def test_scenes_and_pieces_stay_apart() -> None:
-    keys = [file_key("fit", scene, file) for scene in (0, 1) for file in ("sheet", "preview")]
-    assert len(set(keys)) == 4
+def test_scenes_and_files_stay_apart() -> None:
+    keys = [lossless_key("fit", scene, file) for scene in (0, 1) for file in ("prefix", "preview")]
+    keys += [sheet_key("fit", 0, 9), sheet_key("fit", 0, 17), latents_key("fit", 0, "one")]
+    assert len(set(keys)) == 7
+
+
+@pytest.mark.parametrize(
+    ("entry", "deciding"),
+    [
+        (FITTER, {"services.preprocess.outcome", "trainer.geometry", "trainer.media.scenes", "trainer.media.audio"}),
+        (ENCODER, {"trainer.data.mel", "trainer.model.single_file", "trainer.model.folder", "trainer.model.precision"}),
+        (SHEET, {"services.pages.charts", "services.pages.contact_sheet"}),
+    ],
+    ids=["fitter", "encoder", "sheet"],
+)
+def test_keys_know_all_that_decides(entry: tuple[str, Sequence[str]], deciding: set[str]) -> None:
+    assert deciding | {entry[0]} <= import_closure(entry[0]).keys()
+
+
+def test_an_outcome_with_other_fields_is_not_cached() -> None:
+    facts = FitOutcome(scenes=(SceneOutcome(),)).dump()
+    assert FitOutcome.load(facts) is not None
+    facts["scenes"][0]["forgotten"] = 1
+    assert FitOutcome.load(facts) is None
+    assert FitOutcome.load({}) is None

@@ -1,4 +1,4 @@
-"""What an encoder holds in memory, and what it does when memory ends; in this process, for a GPU's end is pretended."""
+"""An encoder's memory, and its behaviour when memory ends; in this process, with a pretended GPU."""
 
 import gc
 from collections.abc import Collection
@@ -22,7 +22,7 @@ def encoder(object_store: StoreAddress, tiny_model: Path) -> Any:
     """The class behind the actor."""
     folder = resolve_model(str(tiny_model))
     source = ModelSource(reference=str(tiny_model), revision=folder.revision, with_audio=False)
-    return Encoder.__ray_metadata__.modified_class(object_store, source, 2, {})  # type: ignore[attr-defined]
+    return Encoder.__ray_metadata__.modified_class(object_store, source, 2, {})  # type: ignore[attr-defined] # ray.remote adds it
 
 
 def held(but: Collection[int] = ()) -> dict[int, str]:
@@ -62,7 +62,7 @@ def test_what_does_not_fit_is_encoded_in_tiles(
         stored = encoder.encode(picture)
         data = Objects(object_store).get_bytes(stored.key, sha256=stored.sha256)
         assert tuple(load_clip(data).video.shape) == (128, 2, 2, 2)
-        # What did not fit once is not tried again.
+        # A clip that did not fit whole is not tried whole again.
         assert encoder.encode(picture) == stored
         assert tried == [False, True, True]
     else:

@@ -1,4 +1,6 @@
-"""What the lines of a report say, for people."""
+"""Lines of a report, as people read them."""
+
+from typing import Any
 
 from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
@@ -9,9 +11,9 @@ from services.preprocess.report import Caption, clip_lines
 CLIP = Clip(path="a.mp4", frame_count=100, frame_rate=24)
 
 
-def said(scene: SceneOutcome, clip: Clip = CLIP, **changes: object) -> str:
+def said(scene: SceneOutcome, clip: Clip = CLIP, **changes: Any) -> str:
     geometry = Geometry(width=512, height=288, frame_count=89, frame_rate=24)
-    settings = PreprocessSettings(training=geometry, **{"conditioning_frames": 9, **changes})  # type: ignore[arg-type]
+    settings = PreprocessSettings(training=geometry, **{"conditioning_frames": 9, **changes})
     (line,) = clip_lines(clip, FitOutcome(scenes=(scene,)), Caption(text=""), settings, "")
     return line.description
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, PreprocessSettings
 
 from services.preprocess.request import check_request
@@ -5,11 +7,11 @@ from services.runtime.errors import reason_name
 from services.runtime.requests import MAX_TEXT_BYTES
 
 
-def request(**changes: object) -> CreateTrainingSetRequest:
+def request(**changes: Any) -> CreateTrainingSetRequest:
     geometry = Geometry(width=512, height=288, frame_count=17, frame_rate=24)
     settings = PreprocessSettings(training=geometry, validation=geometry, conditioning_frames=9)
     made = CreateTrainingSetRequest(dataset="datasets/a", validation_dataset="datasets/b", settings=settings)
-    made.MergeFrom(CreateTrainingSetRequest(settings=PreprocessSettings(**changes)))  # type: ignore[arg-type]
+    made.MergeFrom(CreateTrainingSetRequest(settings=PreprocessSettings(**changes)))
     return made
 
 

@@ -1,4 +1,6 @@
-"""What is said about settings under which more clips would fit."""
+"""Suggestions of settings under which more clips would fit."""
+
+from typing import Any
 
 from ltxtrain.v1.ingest_pb2 import Clip, ClipProbe
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
@@ -14,9 +16,9 @@ def clip(frames: int, *skipped: tuple[str, int]) -> tuple[Clip, FitOutcome]:
     return Clip(frame_count=frames, frame_rate=24, probe=probe), FitOutcome(scenes=scenes)
 
 
-def chosen(**changes: object) -> PreprocessSettings:
+def chosen(**changes: Any) -> PreprocessSettings:
     geometry = Geometry(frame_count=89, frame_rate=24)
-    return PreprocessSettings(training=geometry, conditioning_frames=9, **changes)  # type: ignore[arg-type]
+    return PreprocessSettings(training=geometry, conditioning_frames=9, **changes)
 
 
 def test_nothing_is_suggested_when_all_clips_fit() -> None:

@@ -1,4 +1,4 @@
-"""How many clips are fitted at a time, and how many pictures are on their way to the encoders."""
+"""Fitters at a time, and fitted scenes on their way to the encoders."""
 
 import pytest
 

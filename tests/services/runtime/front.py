@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
+from ltxtrain_client.channel import OWNER_KEY
 
 from services.runtime.auth import caller
 from services.runtime.events import EventLog
@@ -32,7 +33,7 @@ class JobBook(train_pb2_grpc.TrainServiceServicer):
     def __init__(self, database: Database, settings: Settings, heartbeat_seconds: float = 0.05) -> None:
         self.log = EventLog(database, heartbeat_seconds)
         self.jobs: Store[Job] = Store(database, self.log, "jobs", Job)
-        self._watches = Watches(self.log, settings)
+        self._watches = Watches(self.log)
         # Streams that were opened, messages that they have handed to gRPC, and a bell for each that has ended.
         self.streams = 0
         self.sent = 0
@@ -134,7 +135,7 @@ class Stub:
         self.channel = channel
         self._calls = train_pb2_grpc.TrainServiceStub(channel)
         bearer = [("authorization", f"Bearer {token}")] if token else []
-        self.metadata = (*bearer, *([("ltxtrain-owner", owner)] if owner else []))
+        self.metadata = (*bearer, *([(OWNER_KEY, owner)] if owner else []))
 
     async def create(self, **fields: Any) -> Job:
         return (await self._calls.CreateJob(train_pb2.CreateJobRequest(**fields), metadata=self.metadata)).job
@@ -152,7 +153,7 @@ class Stub:
     async def estimate(self) -> None:
         await self._calls.EstimateJob(train_pb2.EstimateJobRequest(), metadata=self.metadata)
 
-    def watch(self, name: str, after: int = 0) -> "grpc.aio.UnaryStreamCall[Any, train_pb2.WatchJobResponse]":
+    def watch(self, name: str, after: int = 0) -> Any:  # a UnaryStreamCall, whose read() is typed as object
         request = train_pb2.WatchJobRequest(name=name, after_sequence=after)
         return self._calls.WatchJob(request, metadata=self.metadata)
 

@@ -86,4 +86,4 @@ async def written(mark: Path) -> int:
 
 
 def free_cpus() -> float:
-    return float(ray.available_resources().get("CPU", 0.0))  # type: ignore[no-untyped-call]
+    return float(ray.available_resources().get("CPU", 0.0))

@@ -6,8 +6,9 @@ import grpc
 import grpc.aio
 import pytest
 from ltxtrain.v1.train_pb2 import Job
+from ltxtrain_client.channel import OWNER_KEY, is_loopback
 
-from services.runtime.auth import LOCAL_OWNER, Tokens, is_loopback, server_credentials
+from services.runtime.auth import LOCAL_OWNER, Tokens, server_credentials
 from services.runtime.settings import Settings, SettingsError
 from services.runtime.store import Store
 from services.runtime.tables import Database
@@ -151,7 +152,7 @@ async def test_a_service_that_acts_for_nobody_sees_all(front: Front) -> None:
 async def test_a_caller_acts_for_nobody_but_itself(front: Front) -> None:
     for owner in ("bob", "service", ""):
         stub = front.stub(token="ann-token")
-        stub.metadata = (*stub.metadata, ("ltxtrain-owner", owner))
+        stub.metadata = (*stub.metadata, (OWNER_KEY, owner))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.list()
         assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED

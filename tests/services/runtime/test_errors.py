@@ -11,7 +11,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 
 from services.runtime import errors
 from services.runtime.cluster import ClusterLost
-from services.runtime.errors import ApiError, Violation, reason_name
+from services.runtime.errors import ApiError, Violation
 from services.runtime.interceptor import MAX_BYTES, fit_status
 from services.runtime.object_types import ObjectStoreUnavailable
 from services.runtime.settings import Settings
@@ -20,7 +20,7 @@ from services.runtime.work import Retryable
 from tests.services.runtime.front import Front, Stub, detail_of, info_of, serving, told
 
 ROOT = Path(__file__).parents[3]
-REASONS = {reason_name(value): value for value in ErrorReason.values() if value}  # type: ignore[attr-defined]
+REASONS = {name.removeprefix("ERROR_REASON_"): value for name, value in ErrorReason.items() if value}
 NOT_READY = ErrorReason.ERROR_REASON_RESOURCE_NOT_READY
 UPSTREAM = errors.FailedPrecondition(ErrorReason.ERROR_REASON_NO_VIDEOS, "No videos.", metadata={"count": 0}).status()
 # One of each class.
@@ -38,6 +38,7 @@ SAMPLES: list[ApiError] = [
     errors.Unauthenticated("Who?"),
     errors.PermissionDenied("No."),
     errors.Draining(),
+    errors.MessageMalformed(),
     errors.Unavailable(ErrorReason.ERROR_REASON_DOWNLOAD_FAILED, "Gone.", metadata={"url": "https://example.com/a"}),
     errors.Upstream(UPSTREAM),
 ]
@@ -245,4 +246,4 @@ def metadata_keys(tree: ast.AST) -> Iterator[str]:
         for value in given:
             for node in ast.walk(value):
                 if isinstance(node, ast.Dict):
-                    yield from (key.value for key in node.keys if isinstance(key, ast.Constant))
+                    yield from (str(key.value) for key in node.keys if isinstance(key, ast.Constant))

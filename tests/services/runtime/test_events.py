@@ -72,7 +72,7 @@ async def test_silence_is_filled_with_heartbeats_that_hold_the_cursor(jobs: Stor
     follower = event_log.follow(JOB, 0)
     seen = [await anext(follower) for _ in range(4)]
     assert [(sequence, event is None) for sequence, event in seen] == [(1, False), (2, False), (2, True), (2, True)]
-    await follower.aclose()  # type: ignore[attr-defined]
+    await follower.aclose()
     assert event_log.followers == 0
 
 

@@ -12,6 +12,7 @@ import urllib.request
 from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from minio import Minio
@@ -87,7 +88,7 @@ def test_a_wrong_digest_is_told_at_upload_and_leaves_nothing(objects: Objects, k
 def test_bytes_that_were_changed_in_the_store_are_not_handed_out(
     objects: Objects, object_store: StoreAddress, key: str, tmp_path: Path, told: str | None
 ) -> None:
-    metadata = {"sha256": HELLO_SHA256} if told is None else {}
+    metadata: dict[str, Any] = {"sha256": HELLO_SHA256} if told is None else {}
     plain_client(object_store).put_object(object_store.bucket, key, io.BytesIO(b"jello"), 5, metadata=metadata)
     with pytest.raises(ObjectCorrupt, match=HELLO_SHA256):
         objects.get_bytes(key, sha256=told)

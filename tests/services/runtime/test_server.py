@@ -40,13 +40,14 @@ async def front(database: Database) -> AsyncIterator[Front]:
 
 
 async def health(front: Front, service: str = "") -> Any:
-    stub = health_pb2_grpc.HealthStub(front.stub().channel)
+    stub: Any = health_pb2_grpc.HealthStub(front.stub().channel)
     return (await stub.Check(health_pb2.HealthCheckRequest(service=service))).status
 
 
 async def listed(front: Front, token: str = "") -> list[str]:
     stub = front.stub(token=token)
-    calls = reflection_pb2_grpc.ServerReflectionStub(stub.channel).ServerReflectionInfo(metadata=stub.metadata)
+    reflection: Any = reflection_pb2_grpc.ServerReflectionStub
+    calls = reflection(stub.channel).ServerReflectionInfo(metadata=stub.metadata)
     await calls.write(reflection_pb2.ServerReflectionRequest(list_services=""))
     await calls.done_writing()
     return [service.name async for response in calls for service in response.list_services_response.service]
@@ -66,7 +67,8 @@ async def test_a_server_is_not_ready_before_it_is_said_to_be() -> None:
     server = Server(Settings(), [FULL_NAME])
     await server.start()
     async with grpc.aio.insecure_channel(server.address) as channel:
-        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        answer = await health.Check(health_pb2.HealthCheckRequest())
     assert answer.status == NOT_SERVING
     await server.grpc.stop(None)
 
@@ -121,7 +123,7 @@ async def test_pings_on_a_quiet_stream_are_borne(
         grpc.aio.insecure_channel(front.address, options=pinging) as channel,
     ):
         job = await front.stub().create()
-        watch = train_pb2_grpc.TrainServiceStub(channel).WatchJob(train_pb2.WatchJobRequest(name=job.name))
+        watch: Any = train_pb2_grpc.TrainServiceStub(channel).WatchJob(train_pb2.WatchJobRequest(name=job.name))
         assert (await watch.read()).sequence == 1
         news = asyncio.create_task(watch.read())
         # What comes within this time is the end of the stream.

@@ -1,5 +1,8 @@
+import asyncio
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -10,6 +13,7 @@ from ltxtrain_client import Credentials, TrainClient, connect
 from ltxtrain_client.errors import Unavailable
 
 from services.runtime.auth import server_credentials
+from services.runtime.healthcheck import is_healthy
 from services.runtime.settings import Settings, SettingsError
 from services.runtime.tables import Database
 from tests.services.runtime.front import serving
@@ -97,21 +101,22 @@ async def test_mtls_admits_only_certificates_of_its_authority(
 
 async def test_mtls_is_asked_of_health_too(database: Database, mutual: Settings, authority: trustme.CA) -> None:
     async with serving(database, mutual) as front:
-        health = health_pb2_grpc.HealthStub(front.stub(root_certificates=authority.cert_pem.bytes()).channel)
+        health: Any = health_pb2_grpc.HealthStub(front.stub(root_certificates=authority.cert_pem.bytes()).channel)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await health.Check(health_pb2.HealthCheckRequest())
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def test_mtls_opens_an_address_of_the_network_and_tls_alone_does_not(tls: Settings, mutual: Settings) -> None:
-    everywhere = {"bind": "0.0.0.0:0", "tls_cert": tls.tls_cert, "tls_key": tls.tls_key}
+    everywhere: dict[str, Any] = {"bind": "0.0.0.0:0", "tls_cert": tls.tls_cert, "tls_key": tls.tls_key}
     assert server_credentials(Settings(**everywhere, tls_client_root=mutual.tls_client_root)) is not None
     with pytest.raises(SettingsError, match="LTXTRAIN_TLS_CLIENT_ROOT"):
         server_credentials(Settings(**everywhere))
 
 
 def test_half_of_a_pair_is_refused(tls: Settings, mutual: Settings) -> None:
-    for half in ({"tls_cert": tls.tls_cert}, {"tls_key": tls.tls_key}):
+    halves: list[dict[str, Any]] = [{"tls_cert": tls.tls_cert}, {"tls_key": tls.tls_key}]
+    for half in halves:
         with pytest.raises(SettingsError, match="belong together"):
             server_credentials(Settings(**half))
     with pytest.raises(SettingsError, match="LTXTRAIN_TLS_CLIENT_ROOT needs"):
@@ -127,3 +132,20 @@ def test_files_that_are_no_certificates_are_named(tls: Settings, write: Write, t
     for cert, key in ((tls.tls_cert, other_key), (rubbish, tls.tls_key), (tls.tls_cert, rubbish)):
         with pytest.raises(SettingsError, match="no pair of PEM files"):
             server_credentials(Settings(tls_cert=cert, tls_key=key))
+
+
+@pytest.mark.parametrize("kind", ["plain", "tls", "mutual", "mutual, no client itself"])
+async def test_the_healthcheck_asks_the_service_by_its_own_certificate(
+    database: Database, tls: Settings, mutual: Settings, write: Write, kind: str
+) -> None:
+    """Not only whether the port is open: a service that is not ready is not healthy."""
+    stranger = Settings(
+        tls_cert=tls.tls_cert, tls_key=tls.tls_key, tls_client_root=write("others.pem", trustme.CA().cert_pem)
+    )
+    settings = {"plain": Settings(), "tls": tls, "mutual": mutual}.get(kind, stranger)
+    async with serving(database, settings) as front:
+        of_this_service = dataclasses.replace(settings, bind=front.address)
+        assert await asyncio.to_thread(is_healthy, of_this_service)
+        await front.server.set_ready(False)
+        assert await asyncio.to_thread(is_healthy, of_this_service) == (settings is stranger)
+    assert not await asyncio.to_thread(is_healthy, of_this_service)

@@ -164,7 +164,8 @@ async def test_a_watcher_who_leaves_ends_its_span(
 
 
 async def test_health_is_no_span(front: Front, spans: Callable[[], list[ReadableSpan]]) -> None:
-    await health_pb2_grpc.HealthStub(front.stub().channel).Check(health_pb2.HealthCheckRequest())
+    health: Any = health_pb2_grpc.HealthStub(front.stub().channel)
+    await health.Check(health_pb2.HealthCheckRequest())
     assert spans() == []
 
 

@@ -17,6 +17,7 @@ from trainer import errors as trainer
 
 EXAMPLES: dict[type[trainer.TrainerError], trainer.TrainerError] = {
     trainer.ClipTooShort: trainer.ClipTooShort("61 frames", frame_count=61, needed_frames=89),
+    trainer.ClipDamaged: trainer.ClipDamaged("grey from 1.2 s on", frame_count=28, needed_frames=89),
     trainer.TrainingDiverged: trainer.TrainingDiverged(7),
     trainer.AuditFailed: trainer.AuditFailed("ZERO", "nothing was learned"),
 }

@@ -1,4 +1,4 @@
-"""A cluster of two nodes: what actors make stays where they are."""
+"""A cluster of two nodes, one of them beside a service: what actors make stays where they are, and models stay away."""
 
 import subprocess
 import sys
@@ -13,7 +13,8 @@ from ray.cluster_utils import Cluster as Nodes
 from services.runtime.cluster import Cluster
 
 async def main():
-    nodes = Nodes(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    service = {"num_cpus": 0, "include_dashboard": False, "labels": {"ltxtrain": "service"}}
+    nodes = Nodes(initialize_head=True, head_node_args=service)
     nodes.add_node(num_cpus=1)
     ray.init(address=nodes.address, log_to_driver=False)
     cluster = Cluster()
@@ -33,6 +34,14 @@ async def main():
         (holder,) = ray.experimental.get_object_locations([picture])[picture]["node_ids"]
         assert holder != here
     assert await cluster.reference(stream) is None
+
+    @ray.remote
+    class Model:
+        def where(self):
+            return ray.get_runtime_context().get_node_id()
+
+    models = [Model.options(**cluster.model_options()).remote() for _ in range(4)]
+    assert here not in [await cluster.value(model.where.remote()) for model in models]
     ray.shutdown()
     nodes.shutdown()
 
@@ -41,6 +50,6 @@ asyncio.run(main())
 
 
 @pytest.mark.soak
-def test_a_picture_does_not_pass_through_the_service() -> None:
+def test_neither_pictures_nor_models_come_to_a_service() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -10,17 +10,17 @@ import grpc.aio
 import pytest
 from ltxtrain.v1 import ingest_pb2, preprocess_pb2, train_pb2
 from ltxtrain.v1.work_pb2 import State
-from ltxtrain_client import TrainClient, connect
+from ltxtrain_client import Backoff, TrainClient, connect
 from ltxtrain_client.channel import service_config
-from ltxtrain_client.watch import STEADY, Pace
+from ltxtrain_client.watch import STEADY, Pace, is_terminal
 
-from services.runtime.events import HEARTBEAT_SECONDS, PAGE, is_terminal
+from services.runtime.events import HEARTBEAT_SECONDS, PAGE
 from services.runtime.settings import Settings
 from services.runtime.tables import Database
 from tests.services.runtime.front import Front, Stub, info_of, serving
 
 BACKENDS = ("sqlite", "postgresql")
-QUICK = Pace(first_backoff_seconds=0.01, last_backoff_seconds=0.05)
+QUICK = Pace(backoff=Backoff(first_seconds=0.01, last_seconds=0.05))
 # A hundred times what flow control holds back.
 LONG_TEXT = "x" * 100_000
 

@@ -117,7 +117,7 @@ async def states(jobs: Store[Job]) -> list["State"]:
 def reason(status: status_pb2.Status) -> str:
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
-    return info.reason
+    return str(info.reason)
 
 
 async def test_a_run_ends_with_what_the_workflow_returned(start: Start, jobs: Store[Job]) -> None:
@@ -239,7 +239,7 @@ async def test_cancelling_while_the_first_write_waits_for_its_turn(jobs: Store[J
 
 
 async def writers_waiting(database: Database, count: int) -> None:
-    while len(database._writing._waiters or ()) < count:  # type: ignore[attr-defined]  # noqa: ASYNC110
+    while len(database._writing._waiters or ()) < count:  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 
@@ -415,4 +415,4 @@ async def test_a_commit_is_finished_and_told_though_its_writer_is_cancelled(
     await write()
     seen += [(await anext(follower))[0], (await anext(follower))[0]]
     assert seen == [1, 2, 3, 4]
-    await follower.aclose()  # type: ignore[attr-defined]
+    await follower.aclose()

@@ -20,7 +20,7 @@ async def trainer(
 
 @pytest.fixture(scope="module")
 async def samples(trainer: Trainer) -> Sequence[Sample]:
-    return await trainer.data.dataset(4)
+    return await trainer.samples(4)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """Training as the Train service does it, on samples made here: real Ray actors, a real object store and database."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +24,10 @@ from services.runtime.objects import ObjectStore, StoreAddress
 from services.runtime.requests import new_name
 from services.runtime.service import Runtime
 from services.runtime.settings import Settings
-from services.runtime.store import Edit, Store
+from services.runtime.store import Store
 from services.runtime.tables import Database
-from services.runtime.work import WorkRunner
-from services.train.artifacts import artifacts
+from services.runtime.work import Attempt, WorkRunner
+from services.train.artifacts import COLLECTION
 from services.train.estimate import Estimator
 from services.train.job_plan import Prepared
 from services.train.spec import resolve, resolve_options
@@ -55,18 +55,16 @@ class TrainingAlone(TrainWorkflow):
 
     def __init__(self, trainer: "Trainer") -> None:
         upstream = Upstream(trainer.runtime.settings)
-        super().__init__(trainer.runtime, trainer.jobs, upstream, trainer.estimator)
+        super().__init__(trainer.runtime, upstream, trainer.estimator)
         self._trainer = trainer
 
-    async def run(self, name: str, attempt: int) -> Callable[[Edit[Job]], None]:
-        job = await self._trainer.jobs.get(name)
-        with self._training.place(job) as place:
-            return await self._training.run(job, attempt, self._trainer.prepared[name], place)
+    async def _prepare(self, attempt: Attempt[Job]) -> Prepared:
+        return self._trainer.prepared[attempt.name]
 
 
 @dataclass
 class Trainer:
-    """What the Train service consists of behind its RPCs."""
+    """The parts of the Train service behind its RPCs."""
 
     runtime: Runtime
     jobs: Store[Job]
@@ -90,8 +88,6 @@ class Trainer:
             model=resolve_model(str(self.model)),
             training_set=TrainingSet(name="trainingSets/1"),
             samples=list(samples),
-            report=(),
-            shared=[],
         )
         await self.jobs.create(job, owner="me", request_id="", digest=b"")
         self.work.start(job.name)
@@ -114,7 +110,7 @@ class Trainer:
 
     async def artifacts(self, job: str) -> dict[str, Artifact]:
         """By the last part of their names."""
-        return {item.name.rpartition("/")[2]: item for item in await artifacts(self.jobs, job)}
+        return {item.name.rpartition("/")[2]: item for item in await self.jobs.all_children(job, COLLECTION, Artifact)}
 
     async def lora(self, job: str) -> bytes:
         blob = (await self.artifacts(job))["lora.safetensors"].blob
@@ -125,7 +121,8 @@ class Trainer:
         blob = (await self.artifacts(job))["metrics.parquet"].blob
         path = folder / f"{time.monotonic_ns()}.parquet"
         await self.runtime.objects.get_file(blob.key, path, sha256=blob.sha256)
-        return pyarrow.parquet.read_table(path).to_pylist()  # type: ignore[no-any-return]
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+        return rows
 
     async def samples(self, count: int, *, broken: int | None = None, silent: int | None = None) -> list[Sample]:
         """Stored samples; the one at `broken` holds what is not a number, all but the one at `silent` have sound."""
@@ -188,7 +185,7 @@ async def running(
 
 
 def reason(job: Job) -> tuple[str, dict[str, str]]:
-    """Of the error that a job ended with."""
+    """Reason of the error that a job ended with."""
     assert job.lifecycle.state == State.STATE_FAILED, job
     return reason_of(job.lifecycle.error)
 

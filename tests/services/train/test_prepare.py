@@ -1,4 +1,4 @@
-"""What of the sheet reaches the preprocess service."""
+"""The sheet as it reaches the preprocess service."""
 
 from typing import Any
 

@@ -1,6 +1,5 @@
 import pytest
 
-from services.train import recorder as reports
 from services.train.recorder import StepEvents, mean_metrics
 from trainer.reports import Step
 
@@ -24,7 +23,7 @@ def step(number: int, loss: float = 1.0) -> Step:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr(reports.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("services.train.recorder.time.monotonic", lambda: now[0])
     return now
 
 

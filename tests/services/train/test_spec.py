@@ -1,6 +1,8 @@
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import json_format
@@ -26,8 +28,8 @@ PROTOS = Path(__file__).parents[3] / "protos/ltxtrain/v1"
 URL = "https://example.com/clips.zip"
 
 
-def spec(**fields: object) -> ExtendPrefixSpec:
-    return ExtendPrefixSpec(**{"training_data_url": URL, **fields})  # type: ignore[arg-type]
+def spec(**fields: Any) -> ExtendPrefixSpec:
+    return ExtendPrefixSpec(**{"training_data_url": URL, **fields})
 
 
 def allow(_url: str) -> None:
@@ -117,7 +119,7 @@ def test_the_prefix_is_refused_not_rounded(frames: int) -> None:
         ({"conditioning_frames": 97, "number_of_frames": 121, "validation": [ValidationInput(video_url=URL)]}, True),
     ],
 )
-def test_the_prefix_leaves_something_to_generate(fields: dict[str, object], covers: bool) -> None:
+def test_the_prefix_leaves_something_to_generate(fields: dict[str, Any], covers: bool) -> None:
     expected = {"spec.conditioning_frames": "PREFIX_COVERS_CLIP"} if covers else {}
     assert violations(spec(**fields)) == expected
 
@@ -145,13 +147,13 @@ def test_sources_are_checked() -> None:
 
 
 def test_every_field_wrong_at_once_fits_into_a_status() -> None:
-    fields: dict[str, object] = {}
+    fields: dict[str, Any] = {}
     for rule in SPEC:
         if isinstance(rule, Number):
             fields[rule.name] = rule.maximum + 1
         elif isinstance(rule, Choice | Named):
             fields[rule.name] = 77
-    given = ExtendPrefixSpec(**fields, validation=[ValidationInput()] * 3)  # type: ignore[arg-type]
+    given = ExtendPrefixSpec(**fields, validation=[ValidationInput()] * 3)
     _, wrong = resolve(given, allow)
     assert len({item.field for item in wrong}) == len(wrong) == len(fields) + 5
     assert InvalidSpec(wrong).status().ByteSize() < 8 * 1024
@@ -201,7 +203,7 @@ NAMES = {Resolution: ("low", "medium", "high"), AspectRatio: ("16:9", "1:1", "9:
         ("train.proto", "JobOptions", OPTIONS),
     ],
 )
-def test_the_contracts_comments_say_what_the_table_says(file: str, message: str, rules) -> None:  # type: ignore[no-untyped-def]
+def test_the_contracts_comments_say_what_the_table_says(file: str, message: str, rules: Sequence[Any]) -> None:
     documented = comments(file, message)
     for rule in rules:
         text = documented[rule.name]

@@ -20,7 +20,7 @@ async def test_two_workers_train_what_one_trains_though_one_is_killed(
 ) -> None:
     options = {"batch_size": 2, "checkpoint_interval": 20, "holdout_fraction": 0.25}
     async with running(tmp_path, tiny_model, object_store, ray_cluster, cpu_trainers=2) as trainer:
-        samples = await trainer.data.dataset(4)
+        samples = await trainer.samples(4)
         alone = await trainer.start(samples, options)
         await trainer.ended(alone)
         both = await trainer.start(samples, options | {"gpu_count": 2})
@@ -29,7 +29,7 @@ async def test_two_workers_train_what_one_trains_though_one_is_killed(
         assert len(actors) == 2
         processes.kill(actors[1])
         assert (await trainer.ended(both)).lifecycle.state == State.STATE_SUCCEEDED
-        expected, found = [await trainer.preview.metrics(job, tmp_path) for job in (alone, both)]
+        expected, found = [await trainer.metrics(job, tmp_path) for job in (alone, both)]
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
     for name in ("loss", "held_out_loss"):
         assert [row[name] for row in found if row[name]] == pytest.approx(
@@ -68,5 +68,5 @@ def trained_when(events: Sequence[Event]) -> tuple[int, int]:
 
 
 def positions(events: Sequence[Event]) -> list[int]:
-    """How many jobs were ahead, each time that it was told."""
+    """Counts of jobs ahead, each time that one was announced."""
     return [event.queue_position.ahead for event in events if event.HasField("queue_position")]

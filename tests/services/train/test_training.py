@@ -21,7 +21,7 @@ STEPS = 100
 
 
 async def test_events_and_file_agree_on_every_step(trainer: Trainer, undisturbed: str, tmp_path: Path) -> None:
-    rows = await trainer.preview.metrics(undisturbed, tmp_path)
+    rows = await trainer.metrics(undisturbed, tmp_path)
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     events = await trainer.events(undisturbed)
     known = 0
@@ -57,8 +57,8 @@ async def test_a_killed_actor_changes_no_byte(
         processes.kill(actor)
         await processes.gone(actor)
     assert (await trainer.ended(job)).lifecycle.state == State.STATE_SUCCEEDED
-    assert await trainer.training.lora(job) == await trainer.training.lora(undisturbed)
-    assert [row["step"] for row in await trainer.preview.metrics(job, tmp_path)] == list(range(1, STEPS + 1))
+    assert await trainer.lora(job) == await trainer.lora(undisturbed)
+    assert [row["step"] for row in await trainer.metrics(job, tmp_path)] == list(range(1, STEPS + 1))
     steps = steps_of(await trainer.events(job))
     assert steps == sorted(set(steps)) and steps[-1] == STEPS
 
@@ -81,13 +81,13 @@ async def test_a_service_that_is_stopped_goes_on_where_it_was(
         assert (await second.jobs.get(job)).checkpoint_step >= 20
         await second.work.resume()
         assert (await second.ended(job)).lifecycle.state == State.STATE_SUCCEEDED
-        assert await second.lora(job) == await trainer.training.lora(undisturbed)
+        assert await second.lora(job) == await trainer.lora(undisturbed)
 
 
 async def test_a_sample_that_is_no_number_ends_the_job_as_diverged(trainer: Trainer) -> None:
     # The third step's.
     broken = epoch_order(42, 0, 3)[2]
-    job = await trainer.start(await trainer.data.dataset(3, broken=broken), {"checkpoint_interval": 1})
+    job = await trainer.start(await trainer.samples(3, broken=broken), {"checkpoint_interval": 1})
     ended = await trainer.ended(job)
     assert reason(ended) == (
         "TRAINING_DIVERGED",
@@ -192,7 +192,7 @@ async def test_what_one_of_two_workers_cannot_do_ends_the_job(
     async with running(tmp_path, tiny_model, object_store, ray_cluster, cpu_trainers=2) as trainer:
         # The second clip of the first step: the second worker's.
         silent = epoch_order(42, 0, 3)[1]
-        samples = await trainer.data.dataset(3, silent=silent)
+        samples = await trainer.samples(3, silent=silent)
         job = await trainer.start(samples, {"batch_size": 2, "gpu_count": 2}, with_audio=True)
         ended = await trainer.ended(job)
         assert reason(ended)[0] == "RESOURCE_NOT_READY" and f"Sample {silent} " in ended.lifecycle.error.message

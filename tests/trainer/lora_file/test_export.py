@@ -1,6 +1,8 @@
 """The LoRA file in a fresh diffusers pipeline: what was trained is what comes out."""
 
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +18,13 @@ RANK = 8
 METADATA = lora_metadata(base_model="a/model", revision="r1", trigger_phrase="über $kite", settings=settings(), step=6)
 
 
-def transformer_of(folder, dtype=torch.float32):
+def transformer_of(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     from diffusers import LTX2VideoTransformer3DModel
 
     return LTX2VideoTransformer3DModel.from_pretrained(folder / "transformer", dtype=dtype).eval()
 
 
-def trained(folder, with_audio, dtype=torch.float32):
+def trained(folder: Path, with_audio: bool, dtype: torch.dtype = torch.float32) -> Any:
     """A transformer whose adapter is as far from its start as a long training takes it."""
     transformer = transformer_of(folder, dtype)
     add_lora(transformer, rank=RANK, with_audio=with_audio, seed=1)
@@ -33,7 +35,7 @@ def trained(folder, with_audio, dtype=torch.float32):
     return transformer
 
 
-def loaded(folder, path, dtype=torch.float32):
+def loaded(folder: Path, path: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A fresh pipeline's transformer with the file."""
     from diffusers import LTX2ConditionPipeline
 
@@ -42,11 +44,11 @@ def loaded(folder, path, dtype=torch.float32):
     return pipeline.transformer
 
 
-def velocities(transformer, with_audio):
+def velocities(transformer: Any, with_audio: bool) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     sigma = torch.tensor([0.6])
 
-    def stream(tokens, width):
+    def stream(tokens: int, width: int) -> Stream:
         return Stream(
             torch.randn(1, tokens, 128, generator=generator),
             torch.randn(1, PROMPT_TOKENS, width, generator=generator),
@@ -62,12 +64,12 @@ def velocities(transformer, with_audio):
     return [velocity for velocity in found if velocity is not None]
 
 
-def difference(one, other):
+def difference(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
     return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.parametrize("with_audio", [False, True])
-def test_a_fresh_pipeline_computes_what_was_trained(tiny_model, tmp_path, with_audio):
+def test_a_fresh_pipeline_computes_what_was_trained(tiny_model: Path, tmp_path: Path, with_audio: bool) -> None:
     """With the file's tensors in float32, so that nothing but names and scale can differ."""
     transformer = trained(tiny_model, with_audio)
     path = tmp_path / "lora.safetensors"
@@ -78,7 +80,7 @@ def test_a_fresh_pipeline_computes_what_was_trained(tiny_model, tmp_path, with_a
 
 
 @pytest.mark.parametrize("with_audio", [False, True])
-def test_the_bfloat16_file_is_near(tiny_model, tmp_path, with_audio):
+def test_the_bfloat16_file_is_near(tiny_model: Path, tmp_path: Path, with_audio: bool) -> None:
     transformer = trained(tiny_model, with_audio)
     path = tmp_path / "lora.safetensors"
     write_lora(lora_tensors(adapter(transformer)), METADATA, path)
@@ -86,7 +88,7 @@ def test_the_bfloat16_file_is_near(tiny_model, tmp_path, with_audio):
     assert difference(velocities(loaded(tiny_model, path), with_audio), velocities(transformer, with_audio)) < 1e-2
 
 
-def test_every_key_is_consumed(tiny_model, tmp_path):
+def test_every_key_is_consumed(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     write_lora(lora_tensors(adapter(trained(tiny_model, with_audio=True))), METADATA, path)
     keys = load_file(path).keys()
@@ -96,14 +98,14 @@ def test_every_key_is_consumed(tiny_model, tmp_path):
     assert {key.removeprefix(PREFIX) for key in keys} == {name.replace(".default_0", "") for name in consumed}
 
 
-def test_names_are_the_original_ones_and_there_is_no_alpha(tiny_model):
+def test_names_are_the_original_ones_and_there_is_no_alpha(tiny_model: Path) -> None:
     keys = lora_tensors(adapter(trained(tiny_model, with_audio=True))).keys()
     assert "diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight" in keys
     assert "diffusion_model.transformer_blocks.3.audio_ff.net.0.proj.lora_B.weight" in keys
     assert all(key.startswith(PREFIX) and key.endswith((".lora_A.weight", ".lora_B.weight")) for key in keys)
 
 
-def test_the_video_part_of_a_joint_lora_is_the_video_part(tiny_model, tmp_path):
+def test_the_video_part_of_a_joint_lora_is_the_video_part(tiny_model: Path, tmp_path: Path) -> None:
     transformer = trained(tiny_model, with_audio=True)
     tensors = lora_tensors(adapter(transformer))
     part = video_only(tensors)
@@ -116,7 +118,7 @@ def test_the_video_part_of_a_joint_lora_is_the_video_part(tiny_model, tmp_path):
     assert difference(velocities(loaded(tiny_model, path), False), velocities(transformer, False)) < 1e-2
 
 
-def test_the_file_says_what_it_is(tiny_model, tmp_path):
+def test_the_file_says_what_it_is(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     tensors = lora_tensors(adapter(trained(tiny_model, with_audio=False)))
     write_lora(tensors, METADATA, path)
@@ -130,7 +132,7 @@ def test_the_file_says_what_it_is(tiny_model, tmp_path):
     assert read.keys() == tensors.keys() and all(torch.equal(read[key], tensors[key]) for key in read)
 
 
-def test_tensors_begin_at_a_multiple_of_eight(tiny_model, tmp_path):
+def test_tensors_begin_at_a_multiple_of_eight(tiny_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     for phrase in ("", "a", "ab", "abc"):
         write_lora({"diffusion_model.x": torch.ones(4)}, {"trigger_phrase": phrase}, path)
@@ -138,7 +140,7 @@ def test_tensors_begin_at_a_multiple_of_eight(tiny_model, tmp_path):
         assert load_file(path)["diffusion_model.x"].tolist() == [1.0] * 4
 
 
-def test_equal_contents_have_equal_bytes(tiny_model, tmp_path):
+def test_equal_contents_have_equal_bytes(tiny_model: Path, tmp_path: Path) -> None:
     tensors = lora_tensors(adapter(trained(tiny_model, with_audio=False)))
     write_lora(tensors, METADATA, tmp_path / "one")
     write_lora(dict(reversed(tensors.items())), dict(reversed(METADATA.items())), tmp_path / "two")

@@ -1,17 +1,37 @@
 """Sound in place, in tune and at its level, whatever the track is made of."""
 
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
+from av.audio.frame import AudioFrame
+from av.audio.layout import AudioLayout
+from av.audio.resampler import AudioResampler
 
-from tests.clips import Sound, Video, Waves, add_burst, numbered, tones, write_clip
+from tests.clips import (
+    Sound,
+    Video,
+    Waves,
+    _audio_track,
+    _encode_sound,
+    add_burst,
+    as_seen,
+    numbered,
+    tones,
+    write_clip,
+)
 from tests.sounds import RATE, burst_seconds, pitch
+from tests.trainer.media.forms import with_channel_order
 from trainer.errors import AudioTrackMissing, AudioUndecodable
 from trainer.geometry import Geometry
 from trainer.media.audio import AudioReader, normalize_peak, probe_audio
 from trainer.media.container import open_clip
+from trainer.media.downmix import stereo, weights_of
 from trainer.media.fit import FitSettings, FittedClip, fit_clip, fit_prefix, fit_scenes
 from trainer.media.probe import probe
 from trainer.media.scenes import Scene
@@ -165,7 +185,7 @@ def layout_clip(path: Path, layout: str, channels: int, only: int) -> Path:
     return write_clip(path, numbered(25, size=SIZE), sound=sound)
 
 
-FIVE, SEVEN = 1 / (1 + 2 * np.sqrt(0.5)), 1 / (1 + 3 * np.sqrt(0.5))
+FIVE, SEVEN, QUAD = 1 / (1 + 2 * np.sqrt(0.5)), 1 / (1 + 3 * np.sqrt(0.5)), 1 / (1 + np.sqrt(0.5))
 HALF = np.sqrt(0.5)
 LAYOUTS = [
     ("mono", 1, 0, 1, 1),
@@ -178,8 +198,9 @@ LAYOUTS = [
     ("5.1(side)", 6, 4, FIVE * HALF, 0),
     ("7.1", 8, 1, 0, SEVEN),
     ("7.1", 8, 6, SEVEN * HALF, 0),
-    ("quad", 4, 2, 0.25, 0.25),
-    ("2.1", 3, 2, 1 / 3, 1 / 3),
+    ("quad", 4, 2, QUAD * HALF, 0),
+    ("2.1", 3, 1, 0, 1),
+    ("2.1", 3, 2, 0, 0),
 ]
 
 
@@ -191,6 +212,142 @@ def test_channels_are_mixed_by_their_weights(
     audio = sound_of(fit(path, 17))
     levels = np.sqrt(2 * np.mean(np.square(audio[:, 2000:-2000]), axis=1)) / 0.5
     assert levels == pytest.approx([left, right], abs=5e-3)
+
+
+# Every layout that FFmpeg names (libavutil/channel_layout.c).
+NAMED = (
+    *("mono", "stereo", "2.1", "3.0", "3.0(back)", "4.0", "quad", "quad(side)", "3.1", "5.0", "5.0(side)", "4.1"),
+    *("5.1", "5.1(side)", "6.0", "6.0(front)", "3.1.2", "hexagonal", "6.1", "6.1(back)", "6.1(front)", "7.0"),
+    *("7.0(front)", "7.1", "7.1(wide)", "7.1(wide-side)", "5.1.2", "5.1.2(back)", "octagonal", "cube", "5.1.4"),
+    *("7.1.2", "7.1.4", "7.2.3", "9.1.4", "9.1.6", "hexadecagonal", "binaural", "downmix", "22.2"),
+)
+
+
+def block(waves: Waves, layout: str) -> AudioFrame:
+    """Waves [C, S] as a frame; packed, since PyAV cannot make one of more than seven planes."""
+    return AudioFrame.from_ndarray(np.ascontiguousarray(waves.T).reshape(1, -1), format="flt", layout=layout)
+
+
+@pytest.mark.parametrize("layout", NAMED)
+def test_left_stays_left_and_right_stays_right(layout: str) -> None:
+    names = [channel.name for channel in AudioLayout(layout).channels]
+    time = np.arange(4800) / 48_000
+    alone = np.stack([np.sin(2 * np.pi * 440 * time)] * len(names)).astype(np.float32)
+    for index, name in enumerate(names):
+        waves = np.zeros_like(alone)
+        waves[index] = alone[index]
+        left, right = np.abs(stereo(block(waves, layout))).max(axis=1)
+        # By what the letters of FFmpeg's names say, not by the table that is tested.
+        side = name.removesuffix("C") if name in ("FLC", "FRC") else name
+        if side.startswith("LFE"):
+            assert left == right == 0, name
+        elif side.endswith("L"):
+            assert left > 0.05 and right == 0, name
+        elif side.endswith("R"):
+            assert right > 0.05 and left == 0, name
+        else:
+            assert left == pytest.approx(right) and left > 0.05, name
+    everything = stereo(block(alone, layout))
+    assert np.abs(everything).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(("codec", "layout"), [("aac", "7.1"), ("wavpack", "9.1.6"), ("alac", "7.1(wide)")])
+def test_many_planes_are_read(tmp_path: Path, codec: str, layout: str) -> None:
+    """Decoders give each channel a plane of its own; with eight or more, PyAV reads beyond the last."""
+    names = [channel.name for channel in AudioLayout(layout).channels]
+    waves = np.zeros((len(names), 48_000), np.float32)
+    waves[names.index("FL")], waves[names.index("FR")] = tones(1, level=0.5)
+    path = tmp_path / ("clip.mov" if codec == "alac" else "clip.mkv")
+    with av.open(str(path), "w") as file:
+        video: Any = file.add_stream("mpeg4", rate=24, width=SIZE[0], height=SIZE[1], pix_fmt="yuv420p")
+        track: Any = file.add_stream(codec, rate=48_000, layout=layout)
+        sample_format = track.codec_context.codec.audio_formats[0].name
+        given = block(waves, layout)
+        given.sample_rate, given.pts = 48_000, 0
+        resampler = AudioResampler(format=sample_format, layout=layout, rate=48_000, frame_size=1024)
+        packets: list[Any] = []
+        for frame in (*resampler.resample(given), *resampler.resample(None)):
+            packets += track.encode(frame)
+        packets += track.encode(None)
+        for index, picture in enumerate(numbered(25, size=SIZE)):
+            seen = as_seen(picture, Video())
+            seen.pts, seen.time_base = index, Fraction(1, 24)
+            packets += video.encode(seen)
+        packets += video.encode(None)
+        file.start_encoding()
+        for packet in sorted(packets, key=lambda packet: float(packet.dts * packet.time_base)):
+            file.mux(packet)
+    audio = sound_of(fit(path, 17))
+    assert pitch(audio[0]) == pytest.approx(440, rel=1e-2)
+    assert pitch(audio[1]) == pytest.approx(660, rel=1e-2)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6, 7, 8, 11])
+def test_channels_without_names_have_a_place_by_their_count(channels: int) -> None:
+    weights = weights_of(("NONE",) * channels)
+    assert weights.shape == (2, channels)
+    if 1 < channels <= 8:
+        assert weights[0, 0] > weights[1, 0] == 0 and weights[1, 1] > weights[0, 1] == 0
+
+
+SWAPPED = (2, 1)  # front right, front left
+
+
+def test_channels_in_an_order_of_their_own_end_no_process(tmp_path: Path) -> None:
+    """PyAV frees such an order twice; in a process of its own, since that would end the tests."""
+    waves = tones(1, level=0.5)
+    sound = Sound(waves=waves, codec="pcm_s16le", sample_format="s16")
+    path = with_channel_order(write_clip(tmp_path / "clip.mov", numbered(25, size=SIZE), sound=sound), SWAPPED)
+    code = (
+        "import sys; from pathlib import Path; from trainer.media.audio import load_audio\n"
+        "from trainer.media.probe import probe; from tests.sounds import pitch\n"
+        "path = Path(sys.argv[1]); assert probe(path).audio.channels == 2\n"
+        "for _ in range(3): sound = load_audio(path, 0, 1)\n"
+        "print(*(round(pitch(channel)) for channel in sound))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()) == (0, ["660", "440"]), done.stderr[-500:]
+
+
+def test_ambisonics_are_heard_from_left_and_right() -> None:
+    names = tuple(channel.name for channel in AudioLayout("ambisonic 1").channels)
+    assert np.allclose(weights_of(names), [[0.5, 0.5, 0, 0], [0.5, -0.5, 0, 0]])
+
+
+def empty_track(path: Path, *tracks: Sound | None) -> Path:
+    """Audio tracks beside pictures; None is one without a packet."""
+    with av.open(str(path), "w") as file:
+        video: Any = file.add_stream("mpeg4", rate=24, width=SIZE[0], height=SIZE[1], pix_fmt="yuv420p")
+        streams = [_audio_track(file, sound or Sound(waves=tones(1))) for sound in tracks]
+        packets: list[Any] = []
+        for index, picture in enumerate(numbered(25, size=SIZE)):
+            frame = as_seen(picture, Video())
+            frame.pts, frame.time_base = index, Fraction(1, 24)
+            packets += video.encode(frame)
+        packets += video.encode(None)
+        for stream, sound in zip(streams, tracks, strict=True):
+            packets += _encode_sound(stream, sound) if sound else []
+        file.start_encoding()
+        for packet in sorted(packets, key=lambda packet: float(packet.dts * packet.time_base)):
+            file.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "mkv", "avi"])
+def test_a_track_without_a_packet_is_a_missing_track(tmp_path: Path, container: str) -> None:
+    path = empty_track(tmp_path / f"clip.{container}", None)
+    found = probe(path)
+    assert (found.audio, found.audio_error) == (None, None)
+    with pytest.raises(AudioTrackMissing):
+        fit(path, 17)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mov", "mkv"])
+def test_sound_is_taken_from_the_track_that_has_some(tmp_path: Path, container: str) -> None:
+    path = empty_track(tmp_path / f"clip.{container}", None, Sound(waves=tones(1, level=0.5)))
+    found = probe(path).audio
+    assert found is not None and found.silence_share < 0.1
+    assert pitch(sound_of(fit(path, 17))[0]) == pytest.approx(440, rel=1e-2)
 
 
 def test_channels_without_names_are_in_the_order_of_wav_files(tmp_path: Path) -> None:

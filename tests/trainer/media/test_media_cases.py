@@ -12,7 +12,7 @@ from av.video.frame import VideoFrame
 from tests import cards
 from tests.cases_table import CLIP_ERRORS, FOLDER, cases, media
 from tests.sounds import burst_seconds, pitch
-from trainer.errors import ClipError
+from trainer.errors import ClipError, ClipTooShort
 from trainer.geometry import Geometry
 from trainer.media.fit import FitSettings, FittedClip, fit_clip, fit_prefix, fit_scenes
 from trainer.media.probe import probe
@@ -157,6 +157,7 @@ def test_refused_clips_raise_their_reason(case: dict[str, Any]) -> None:
 def test_too_short_clips_say_by_how_much() -> None:
     with pytest.raises(CLIP_ERRORS["too_short"], match=r"^88 frames, 89 needed$") as raised:
         fit(next(case for case in MEDIA if case["id"] == "short88"))
+    assert isinstance(raised.value, ClipTooShort)
     assert (raised.value.frame_count, raised.value.needed_frames) == (88, 89)
 
 

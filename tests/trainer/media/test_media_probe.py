@@ -22,7 +22,7 @@ from trainer.geometry import Geometry
 from trainer.media.fit import FitSettings, fit_clip
 from trainer.media.probe import Probe, probe
 from trainer.media.scenes import find_scenes
-from trainer.media.wholeness import missing_bytes
+from trainer.media.truncation import missing_bytes
 
 SIZE = (128, 96)
 SETTINGS = FitSettings(

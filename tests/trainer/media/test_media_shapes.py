@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tests import cards
 from tests.clips import Picture, Video, numbered, write_clip
 from trainer.geometry import Geometry
-from trainer.media import tone
+from trainer.media import hdr
 from trainer.media.fit import FitSettings, FittedClip, fit_clip
 from trainer.media.picture import cover
 from trainer.media.probe import probe
@@ -46,7 +46,7 @@ def check(path: Path, *, tolerance: float = 6, skip: str | None = None) -> Fitte
 
 def resized(picture: Picture, width: int, height: int) -> Picture:
     frame = VideoFrame.from_ndarray(picture, format="rgb24")
-    result: Picture = frame.reformat(width=width, height=height, interpolation="AREA").to_ndarray()
+    result: Picture = frame.reformat(width=width, height=height, interpolation="AREA").to_ndarray()  # type: ignore[assignment] # uint8, as rgb24 is
     return result
 
 
@@ -252,17 +252,17 @@ def test_a_clip_may_change_its_size_and_colours_midway(tmp_path: Path) -> None:
     check(path, tolerance=6)
 
 
-TO_2020 = np.linalg.inv(tone.conversion(9))
+TO_2020 = np.linalg.inv(hdr.conversion(9))
 
 
 def nits(picture: Picture) -> NDArray[np.float64]:
     """Light of a card on an SDR display, in BT.2020."""
-    light: NDArray[np.float64] = (picture / 255.0) ** tone.SDR_GAMMA @ TO_2020.T * tone.SDR_WHITE
+    light: NDArray[np.float64] = (picture / 255.0) ** hdr.SDR_GAMMA @ TO_2020.T * hdr.SDR_WHITE
     return light
 
 
 def coded_pq(light: NDArray[np.float64]) -> NDArray[np.float64]:
-    return tone.pq_code(light)
+    return hdr.pq_code(light)
 
 
 def coded_hlg(light: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -271,18 +271,21 @@ def coded_hlg(light: NDArray[np.float64]) -> NDArray[np.float64]:
     luminance = np.maximum(display @ np.array([0.2627, 0.6780, 0.0593]), 1e-9)[..., None]
     scene = display * luminance ** (1 / 1.2 - 1)
     a, b, c = 0.17883277, 0.28466892, 0.55991073
-    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), a * np.log(np.maximum(12 * scene - b, 1e-9)) + c)
+    coded: NDArray[np.float64] = np.where(
+        scene <= 1 / 12, np.sqrt(3 * scene), a * np.log(np.maximum(12 * scene - b, 1e-9)) + c
+    )
+    return coded
 
 
 def coded_sdr(light: NDArray[np.float64]) -> NDArray[np.float64]:
-    coded: NDArray[np.float64] = (np.maximum(light, 0) / tone.SDR_WHITE) ** (1 / tone.SDR_GAMMA)
+    coded: NDArray[np.float64] = (np.maximum(light, 0) / hdr.SDR_WHITE) ** (1 / hdr.SDR_GAMMA)
     return coded
 
 
 def write_wide(path: Path, lights: list[NDArray[np.float64]], code: Callable[..., Any], transfer: int) -> Path:
     pictures = [np.rint(np.clip(code(light), 0, 1) * 65535).astype(np.uint16) for light in lights]
     video = Video(codec="ffv1", pixel_format="yuv420p10le", matrix=9, primaries=9, transfer=transfer)
-    return write_clip(path, pictures, video)  # type: ignore[arg-type]
+    return write_clip(path, pictures, video)
 
 
 @pytest.mark.parametrize(
@@ -317,29 +320,29 @@ def test_the_table_is_as_good_as_its_formula() -> None:
     from trainer.media.color import Colors
 
     colors = Colors(matrix=9, range=1, primaries=9, transfer=16, rgb=False, height=144)
-    lines = tone.cube_file(colors, 1000).splitlines()
-    assert lines[0] == f"LUT_3D_SIZE {tone.STEPS}"
-    table = np.array([line.split() for line in lines[1:]], np.float64).reshape(*[tone.STEPS] * 3, 3)
+    lines = hdr.cube_file(colors, 1000).splitlines()
+    assert lines[0] == f"LUT_3D_SIZE {hdr.STEPS}"
+    table = np.array([line.split() for line in lines[1:]], np.float64).reshape(*[hdr.STEPS] * 3, 3)
     # Red is the innermost axis of the file.
-    coded = np.linspace(0, 1, tone.STEPS)
+    coded = np.linspace(0, 1, hdr.STEPS)
     red, green, blue = 20, 7, 3
-    expected = tone.map_colors(np.array([coded[red], coded[green], coded[blue]]), 16, 9, 1000)
+    expected = hdr.map_colors(np.array([coded[red], coded[green], coded[blue]]), 16, 9, 1000)
     assert table[blue, green, red] == pytest.approx(expected, abs=1e-5)
     greys = np.linspace(0.02, 0.75, 500)
-    diagonal = np.array([np.interp(greys, coded, table[range(tone.STEPS), range(tone.STEPS), range(tone.STEPS), 0])])
-    formula = tone.map_colors(np.repeat(greys[:, None], 3, axis=1), 16, 9, 1000)[:, 0]
+    diagonal = np.array([np.interp(greys, coded, table[range(hdr.STEPS), range(hdr.STEPS), range(hdr.STEPS), 0])])
+    formula = hdr.map_colors(np.repeat(greys[:, None], 3, axis=1), 16, 9, 1000)[:, 0]
     assert np.abs(diagonal - formula).max() * 255 < 2
 
 
 def test_colours_out_of_reach_keep_their_lightness_and_hue() -> None:
-    green = np.array([[0.0, 0.5, 0.0]]) @ tone.conversion(9).T
+    green = np.array([[0.0, 0.5, 0.0]]) @ hdr.conversion(9).T
     assert green.min() < 0
-    inside = tone.into_gamut(green)
-    weights = tone.luminance_weights(1)
+    inside = hdr.into_gamut(green)
+    weights = hdr.luminance_weights(1)
     assert inside.min() >= -1e-9
     assert inside @ weights == pytest.approx(green @ weights)
     assert inside.argmax() == green.argmax()
     grey = np.full((1, 3), 0.4)
-    assert tone.into_gamut(grey) == pytest.approx(grey)
-    assert np.array([1.0, 1, 1]) @ tone.conversion(9).T == pytest.approx([1, 1, 1])
-    assert tone.luminance_weights(9) == pytest.approx([0.2627, 0.6780, 0.0593], abs=1e-3)
+    assert hdr.into_gamut(grey) == pytest.approx(grey)
+    assert np.array([1.0, 1, 1]) @ hdr.conversion(9).T == pytest.approx([1, 1, 1])
+    assert hdr.luminance_weights(9) == pytest.approx([0.2627, 0.6780, 0.0593], abs=1e-3)

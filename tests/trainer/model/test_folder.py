@@ -1,5 +1,8 @@
 import json
+import os
+import pwd
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,27 @@ def test_a_folder_resolves_to_itself(tiny_model: Path) -> None:
     assert found.digests.keys() == COMPONENTS.keys()
     assert (found.prompt_tokens, found.layer_count) == (128, 4)
     assert resolve_model(str(tiny_model), found.revision) == found
+
+
+@pytest.mark.parametrize("closed", ["vae/diffusion_pytorch_model.safetensors", "vae/config.json", "vae", ""])
+def test_a_model_that_is_closed_to_this_user_is_unavailable(tiny_model: Path, closed: str) -> None:
+    """As weights that another user has copied: a container's user gets the reason, with the number it has."""
+    # The tests' own folders are closed to others.
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(tiny_model, folder / "model")
+        for path in (folder, folder / "model", *(folder / "model").rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        (folder / "model" / closed).chmod(0o000)
+        mine = os.geteuid()
+        other = mine or pwd.getpwnam("nobody").pw_uid
+        os.seteuid(other)
+        try:
+            with pytest.raises(ModelUnavailable, match=f"cannot be read by uid {other}"):
+                resolve_model(str(folder / "model"))
+        finally:
+            os.seteuid(mine)
+            (folder / "model" / closed).chmod(0o755)
 
 
 def test_a_tokenizer_without_a_limit_means_the_published_one(copy: Path) -> None:
@@ -130,7 +154,9 @@ def test_settings_that_are_no_json_are_named(copy: Path) -> None:
         ("transformer", {"_class_name": "WanTransformer3DModel"}, "is not LTX 2.3"),
     ],
 )
-def test_another_version_is_refused_by_name(copy: Path, component: str, settings: dict, looks_like: str) -> None:
+def test_another_version_is_refused_by_name(
+    copy: Path, component: str, settings: dict[str, Any], looks_like: str
+) -> None:
     change(copy, component, **settings)
     with pytest.raises(ModelUnsupported, match=looks_like):
         resolve_model(str(copy))

@@ -1,6 +1,8 @@
 """Lightricks' own outputs, from the same weights and inputs, through the suite's one model call."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -11,26 +13,28 @@ from trainer.training.objective import masked_loss, objective, prefix_mask
 
 TOLERANCE = 1e-5
 
+Velocities = tuple[torch.Tensor, torch.Tensor | None]
+
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> VelocityModel:
     return VelocityModel(golden_transformer())
 
 
 @pytest.fixture(scope="module")
-def shape():
-    names = ("latent_frames", "latent_height", "latent_width")
-    return tuple(golden_shape()[name] for name in names)
+def shape() -> tuple[int, int, int]:
+    numbers = golden_shape()
+    return numbers["latent_frames"], numbers["latent_height"], numbers["latent_width"]
 
 
-def streams(*, video_prefix, audio_prefix, two_sigmas):
+def streams(*, video_prefix: bool, audio_prefix: bool, two_sigmas: bool) -> tuple[Stream, Stream]:
     numbers, values = golden_shape(), golden()
     video_tokens = numbers["latent_frames"] * numbers["latent_height"] * numbers["latent_width"]
     per_frame = video_tokens // numbers["latent_frames"]
     sigma = values["sigma_video"]
     audio_sigma = values["sigma_audio"] if two_sigmas else sigma
 
-    def stream(modality, level, tokens, prefix):
+    def stream(modality: str, level: torch.Tensor, tokens: int, prefix: int) -> Stream:
         timesteps = level[:, None].repeat(1, tokens)
         timesteps[:, :prefix] = 0
         return Stream(values[f"{modality}_latents"], values[f"{modality}_context"], timesteps, level)
@@ -49,58 +53,66 @@ CASES = {
 }
 
 
-def call(model, shape, video, audio, **options):
+def call(
+    model: VelocityModel, shape: tuple[int, int, int], video: Stream, audio: Stream | None, **options: Any
+) -> Velocities:
     with torch.no_grad():
         return model(video, audio, frame_rate=golden_shape()["fps"], latent_shape=shape, **options)
 
 
-def difference(velocities, name):
+def difference(velocities: Velocities, name: str) -> float:
     """The largest over the modalities that were computed."""
     pairs = zip(("video", "audio"), velocities, strict=True)
-    return max((value - golden()[f"{name}.{modality}"]).abs().max() for modality, value in pairs if value is not None)
+    return max(
+        (value - golden()[f"{name}.{modality}"]).abs().max().item() for modality, value in pairs if value is not None
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_velocities_are_those_of_the_reference(model, shape, name):
+def test_velocities_are_those_of_the_reference(model: VelocityModel, shape: tuple[int, int, int], name: str) -> None:
     video_prefix, audio_prefix, two_sigmas = CASES[name]
     inputs = streams(video_prefix=video_prefix, audio_prefix=audio_prefix, two_sigmas=two_sigmas)
     assert difference(call(model, shape, *inputs), name) < TOLERANCE
 
 
-def test_video_only_is_the_reference_without_an_audio_branch(model, shape):
+def test_video_only_is_the_reference_without_an_audio_branch(model: VelocityModel, shape: tuple[int, int, int]) -> None:
     video, _ = streams(video_prefix=True, audio_prefix=False, two_sigmas=False)
     velocity, audio = call(model, shape, video, None)
     assert audio is None
     assert difference((velocity, None), "video_only_prefix") < TOLERANCE
 
 
-def test_isolation_is_the_reference_without_cross_modal_attention(model, shape):
+def test_isolation_is_the_reference_without_cross_modal_attention(
+    model: VelocityModel, shape: tuple[int, int, int]
+) -> None:
     inputs = streams(video_prefix=True, audio_prefix=True, two_sigmas=True)
     assert difference(call(model, shape, *inputs, isolate=True), "isolated") < TOLERANCE
 
 
-def test_a_skipped_block_is_the_reference_perturbed(model, shape):
+def test_a_skipped_block_is_the_reference_perturbed(model: VelocityModel, shape: tuple[int, int, int]) -> None:
     inputs = streams(video_prefix=True, audio_prefix=True, two_sigmas=True)
     velocities = call(model, shape, *inputs, skip_self_attention=[golden_shape()["stg_block"]])
     assert difference(velocities, "stg_block1") < TOLERANCE
 
 
 class OwnGates(VelocityModel):
-    """What diffusers computes by itself: the gates follow their own modality."""
+    """The result of diffusers by itself, where the gates follow their own modality."""
 
     @contextmanager
-    def _gates_follow_other_modality(self, video_sigma, audio_sigma):
+    def _gates_follow_other_modality(self, video_sigma: torch.Tensor, audio_sigma: torch.Tensor) -> Iterator[None]:
         yield
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "plain_same_sigma"])
-def test_without_the_gate_correction_the_reference_is_missed(model, shape, name):
+def test_without_the_gate_correction_the_reference_is_missed(
+    model: VelocityModel, shape: tuple[int, int, int], name: str
+) -> None:
     video_prefix, audio_prefix, two_sigmas = CASES[name]
     inputs = streams(video_prefix=video_prefix, audio_prefix=audio_prefix, two_sigmas=two_sigmas)
     assert difference(call(OwnGates(model.transformer), shape, *inputs), name) > 1e-2
 
 
-def test_positions_are_those_of_the_reference(model, shape):
+def test_positions_are_those_of_the_reference(model: VelocityModel, shape: tuple[int, int, int]) -> None:
     numbers = golden_shape()
     video = model.video_positions(shape, numbers["fps"], numbers["batch"])
     audio = model.audio_positions(numbers["audio_latents"], numbers["batch"])
@@ -108,7 +120,7 @@ def test_positions_are_those_of_the_reference(model, shape):
     torch.testing.assert_close(audio, golden()["audio_positions"], rtol=0, atol=1e-6)
 
 
-def test_a_whole_step_is_the_reference_step(model, shape):
+def test_a_whole_step_is_the_reference_step(model: VelocityModel, shape: tuple[int, int, int]) -> None:
     numbers, values = golden_shape(), golden()
     per_frame = shape[1] * shape[2]
     video, audio = (
@@ -126,6 +138,7 @@ def test_a_whole_step_is_the_reference_step(model, shape):
     )
     velocities = call(model, shape, video.stream, audio.stream)
     for modality, part, velocity in (("video", video, velocities[0]), ("audio", audio, velocities[1])):
+        assert velocity is not None
         torch.testing.assert_close(velocity, values[f"step.{modality}_pred"], rtol=0, atol=TOLERANCE)
         loss = masked_loss(velocity, part.target, part.counts)
         torch.testing.assert_close(loss, values[f"step.{modality}_loss"], rtol=0, atol=TOLERANCE)

@@ -1,13 +1,15 @@
 """The names in tests/data/original_names.txt are those of ltx-core's own modules; `*` stands for a block's number."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from trainer.errors import ModelUnavailable, ModelUnsupported
-from trainer.model.folder import resolve_model
+from trainer.model.folder import ModelFolder, resolve_model
 from trainer.model.loading import load_connectors, load_report, load_transformer
 from trainer.model.precision import Precision
 
@@ -62,7 +64,9 @@ def original(tensors: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPath
 
 
 @pytest.mark.parametrize("load", [load_transformer, load_connectors])
-def test_it_loads_the_same_weights_as_the_folder(tiny_model: Path, original: Path, load) -> None:
+def test_it_loads_the_same_weights_as_the_folder(
+    tiny_model: Path, original: Path, load: Callable[[ModelFolder, str, Any], Any]
+) -> None:
     kind = Precision.FP32 if load is load_transformer else torch.float32
     folder, single = resolve_model(str(tiny_model)), resolve_model(f"{tiny_model}#{original}")
     expected, found = load(folder, "cpu", kind), load(single, "cpu", kind)
@@ -94,7 +98,9 @@ def test_the_folder_needs_no_weights_of_its_own_then(tiny_model: Path, original:
         resolve_model(str(tmp_path), components=components)
 
 
-def test_revision_names_the_file_too(tiny_model: Path, original: Path, tensors, tmp_path: Path) -> None:
+def test_revision_names_the_file_too(
+    tiny_model: Path, original: Path, tensors: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     changed = tmp_path / "changed.safetensors"
     save_file({**tensors, "vocoder.conv_pre.bias": torch.ones(1)}, changed)
     first, second = (resolve_model(f"{tiny_model}#{file}") for file in (original, changed))
@@ -118,7 +124,9 @@ def save_without(tensors: dict[str, torch.Tensor], part: str, file: Path) -> Non
         ("text_embedding_projection", ModelUnsupported, "no text connectors"),
     ],
 )
-def test_other_files_are_refused_before_loading(tiny_model, tensors, tmp_path, left_out, error, text) -> None:
+def test_other_files_are_refused_before_loading(
+    tiny_model: Path, tensors: dict[str, torch.Tensor], tmp_path: Path, left_out: str, error: type[Exception], text: str
+) -> None:
     save_without(tensors, left_out, tmp_path / "other.safetensors")
     with pytest.raises(error, match=text):
         resolve_model(f"{tiny_model}#{tmp_path / 'other.safetensors'}")
@@ -129,21 +137,21 @@ def test_an_absent_file_is_named(tiny_model: Path) -> None:
         resolve_model(f"{tiny_model}#nowhere.safetensors")
 
 
-def test_no_weight_stays_random(tiny_model: Path, tensors, tmp_path: Path) -> None:
+def test_no_weight_stays_random(tiny_model: Path, tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     file = tmp_path / "part.safetensors"
     save_without(tensors, "blocks.2.audio_attn1.to_k.weight", file)
     with pytest.raises(ModelUnavailable, match=r"lacks 1 weights .*blocks.2.audio_attn1.to_k.weight"):
         load_transformer(resolve_model(f"{tiny_model}#{file}"), "cpu", Precision.BF16)
 
 
-def test_a_foreign_weight_is_named(tiny_model: Path, tensors, tmp_path: Path) -> None:
+def test_a_foreign_weight_is_named(tiny_model: Path, tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     file = tmp_path / "more.safetensors"
     save_file({**tensors, "model.diffusion_model.video_embeddings_connector.extra": torch.zeros(1)}, file)
     with pytest.raises(ModelUnavailable, match=r"has 1 weights .*video_connector.extra"):
         load_connectors(resolve_model(f"{tiny_model}#{file}"), "cpu", torch.float32)
 
 
-def test_weights_of_another_size_are_named(tiny_model: Path, tensors, tmp_path: Path) -> None:
+def test_weights_of_another_size_are_named(tiny_model: Path, tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
     file = tmp_path / "wide.safetensors"
     save_file({**tensors, "model.diffusion_model.patchify_proj.weight": torch.zeros(128, 128)}, file)
     with pytest.raises(ModelUnavailable, match=r"proj_in.weight of shape \[128, 128\]"):

@@ -92,7 +92,7 @@ def test_the_stream_has_one_dtype_whatever_the_base(
     draw = training_draw(clip, 0, 1, 0)
 
     def step() -> None:
-        clip_loss(VelocityModel(transformer), clip, prompt, draw, 9).total.backward()  # type: ignore[no-untyped-call]
+        clip_loss(VelocityModel(transformer), clip, prompt, draw, 9).total.backward()
 
     assert dtypes_of_blocks(transformer, step) == {torch.bfloat16}
     assert {parameter.grad.dtype for parameter in adapter(transformer).values() if parameter.grad is not None} == {

@@ -1,10 +1,15 @@
 """The sampler beside the pipeline of diffusers, and what that cannot do: continue audio, or leave it out."""
 
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.errors import PrefixCoversClip, SamplingFailed
@@ -17,9 +22,11 @@ from trainer.preview.sampler import Denoised, Sampled, SamplerSettings, continue
 PREFIX_FRAMES, FRAMES, RATE, SIZE = 17, 33, 24.0, 64
 PROMPT, NEGATIVE = "A red kite turns over the dunes.", "blurry, still"
 
+Prompts = tuple[PromptEmbedding, PromptEmbedding]
+
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_model):
+def pipeline(tiny_model: Path) -> Iterator[Any]:
     from diffusers import LTX2ConditionPipeline
 
     loaded = LTX2ConditionPipeline.from_pretrained(tiny_model, local_files_only=True)
@@ -32,47 +39,55 @@ def pipeline(tiny_model):
 
 
 @pytest.fixture(scope="module")
-def source_frames():
+def source_frames() -> NDArray[np.uint8]:
     return np.random.default_rng(5).integers(0, 256, (PREFIX_FRAMES, SIZE, SIZE, 3), dtype=np.uint8)
 
 
 @pytest.fixture(scope="module")
-def prompts(pipeline):
+def prompts(pipeline: Any) -> Prompts:
     """Embeddings of PROMPT and NEGATIVE in float32, made by the pipeline's own parts."""
     with torch.no_grad():
         embeds, mask, negative, negative_mask = pipeline.encode_prompt(PROMPT, NEGATIVE, max_sequence_length=128)
         video, audio, _ = pipeline.connectors(
             torch.cat([embeds, negative]), torch.cat([mask, negative_mask]), padding_side="left"
         )
-    return [
+    prompt, unwanted = (
         PromptEmbedding(video=video[row], audio=audio[row], token_count=1, truncated=False) for row in range(len(video))
-    ]
+    )
+    return prompt, unwanted
 
 
 @pytest.fixture(scope="module")
-def video_prefix(pipeline, source_frames):
+def video_prefix(pipeline: Any, source_frames: NDArray[np.uint8]) -> torch.Tensor:
     """Normalised latents [128, F, h, w] of the source frames, in float32 as the pipeline makes them."""
     pixels = torch.from_numpy(source_frames).permute(3, 0, 1, 2)[None] / 127.5 - 1
     with torch.no_grad():
         latents = pipeline.vae.encode(pixels).latent_dist.mode()
     mean, deviation = (buffer.view(-1, 1, 1, 1) for buffer in (pipeline.vae.latents_mean, pipeline.vae.latents_std))
-    return (latents[0] - mean) / deviation
+    normalised: torch.Tensor = (latents[0] - mean) / deviation
+    return normalised
 
 
 @pytest.fixture(scope="module")
-def audio_prefix():
+def audio_prefix() -> torch.Tensor:
     return torch.randn(audio_latents(PREFIX_FRAMES, RATE), 128, generator=torch.Generator().manual_seed(3))
 
 
-def clip(video, audio):
+def clip(video: torch.Tensor, audio: torch.Tensor | None) -> EncodedClip:
     return EncodedClip(video=video, audio=audio, frame_rate=RATE, frame_count=PREFIX_FRAMES)
 
 
-def settings(**changes):
+def settings(**changes: Any) -> SamplerSettings:
     return SamplerSettings(**{"frame_count": FRAMES, "seed": 42, "index": 0, "step_count": 2, **changes})
 
 
-def sample(pipeline, prefix, prompts, wanted=None, model=VelocityModel):
+def sample(
+    pipeline: Any,
+    prefix: EncodedClip,
+    prompts: Prompts,
+    wanted: SamplerSettings | None = None,
+    model: Callable[[Any], VelocityModel] = VelocityModel,
+) -> Sampled:
     *steps, result = continue_clip(
         model(pipeline.transformer), pipeline.scheduler.config, prefix, *prompts, wanted or settings()
     )
@@ -85,25 +100,30 @@ def sample(pipeline, prefix, prompts, wanted=None, model=VelocityModel):
 class StockGates(VelocityModel):
     """With the gates of diffusers' pipelines: everything between the modalities follows the other one's noise level."""
 
-    def __init__(self, transformer):
+    def __init__(self, transformer: Any) -> None:
         super().__init__(transformer)
 
-        def other_modality(module, inputs, keywords):
+        def other_modality(
+            module: torch.nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]
+        ) -> tuple[Any, dict[str, Any]]:
             return inputs, {**keywords, "use_cross_timestep": True}
 
         self.hook = transformer.register_forward_pre_hook(other_modality, with_kwargs=True)
 
-    def _gates_follow_other_modality(self, video_sigma, audio_sigma):
-        return nullcontext()
+    @contextmanager
+    def _gates_follow_other_modality(self, video_sigma: torch.Tensor, audio_sigma: torch.Tensor) -> Iterator[None]:
+        yield
 
 
-def pipeline_sample(pipeline, source_frames, monkeypatch, **changes):
+def pipeline_sample(
+    pipeline: Any, source_frames: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, **changes: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised latents of the pipeline, started from the sampler's noise."""
     from diffusers.pipelines.ltx2 import LTX2VideoCondition, pipeline_ltx2_condition
 
     noises = iter(["video", "audio"])
 
-    def same_noise(shape, **_):
+    def same_noise(shape: tuple[int, ...], **_: Any) -> torch.Tensor:
         return preview_noise(next(noises), shape[1], 42, 0)
 
     monkeypatch.setattr(pipeline_ltx2_condition, "randn_tensor", same_noise)
@@ -130,7 +150,13 @@ def pipeline_sample(pipeline, source_frames, monkeypatch, **changes):
     return video, audio
 
 
-def test_it_computes_what_the_pipeline_computes(pipeline, source_frames, video_prefix, prompts, monkeypatch):
+def test_it_computes_what_the_pipeline_computes(
+    pipeline: Any,
+    source_frames: NDArray[np.uint8],
+    video_prefix: torch.Tensor,
+    prompts: Prompts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     theirs = pipeline_sample(pipeline, source_frames, monkeypatch, stg_scale=1.5, audio_stg_scale=1.5)
     # The pipeline has no audio prefix: an empty one is the same.
     monkeypatch.setattr(
@@ -144,16 +170,20 @@ def test_it_computes_what_the_pipeline_computes(pipeline, source_frames, video_p
         stock.hook.remove()
     assert torch.isfinite(ours.video).all()
     assert (ours.video - theirs[0]).abs().max() < 5e-5
+    assert ours.audio is not None
     assert (ours.audio - theirs[1]).abs().max() < 5e-5
     # ... while the published model's gates give something else, or the comparison would prove nothing about them.
     exact = sample(pipeline, clip(video_prefix, torch.zeros(0, 128)), prompts, wanted)
     assert (exact.video - theirs[0]).abs().max() > 1e-3
 
 
-def test_prefixes_come_out_as_they_went_in(pipeline, video_prefix, audio_prefix, prompts):
+def test_prefixes_come_out_as_they_went_in(
+    pipeline: Any, video_prefix: torch.Tensor, audio_prefix: torch.Tensor, prompts: Prompts
+) -> None:
     stored = clip(video_prefix.bfloat16(), audio_prefix.bfloat16())
     result = sample(pipeline, stored, prompts, settings(step_count=5))
     assert result.video.shape == (128, 5, 2, 2)
+    assert result.audio is not None and stored.audio is not None
     assert result.audio.shape == (audio_latents(FRAMES, RATE), 128)
     assert result.video.dtype == result.audio.dtype == torch.float32
     assert torch.equal(result.video[:, :3], stored.video.float())
@@ -163,23 +193,30 @@ def test_prefixes_come_out_as_they_went_in(pipeline, video_prefix, audio_prefix,
     assert not torch.equal(generated[:, 0], generated[:, 1])
 
 
-def test_the_audio_prefix_is_heard(pipeline, video_prefix, audio_prefix, prompts):
+def test_the_audio_prefix_is_heard(
+    pipeline: Any, video_prefix: torch.Tensor, audio_prefix: torch.Tensor, prompts: Prompts
+) -> None:
     one = sample(pipeline, clip(video_prefix, audio_prefix), prompts)
     other = sample(pipeline, clip(video_prefix, -audio_prefix), prompts)
     tail = slice(len(audio_prefix), None)
+    assert one.audio is not None and other.audio is not None
     assert (one.audio[tail] - other.audio[tail]).abs().max() > 1e-3
     assert (one.video - other.video).abs().max() > 1e-5
 
 
-def test_without_audio_there_is_none_and_the_video_does_not_need_it(pipeline, video_prefix, prompts):
+def test_without_audio_there_is_none_and_the_video_does_not_need_it(
+    pipeline: Any, video_prefix: torch.Tensor, prompts: Prompts
+) -> None:
     result = sample(pipeline, clip(video_prefix, None), prompts)
     assert result.audio is None
     assert torch.equal(result.video[:, :3], video_prefix)
-    deaf = [PromptEmbedding(video=p.video, audio=p.audio * 0 + 9, token_count=1, truncated=False) for p in prompts]
-    assert torch.equal(sample(pipeline, clip(video_prefix, None), deaf).video, result.video)
+    prompt, unwanted = (replace(embedding, audio=embedding.audio * 0 + 9) for embedding in prompts)
+    assert torch.equal(sample(pipeline, clip(video_prefix, None), (prompt, unwanted)).video, result.video)
 
 
-def test_noise_is_a_function_of_seed_and_index_and_global_randomness_is_left_alone(pipeline, video_prefix, prompts):
+def test_noise_is_a_function_of_seed_and_index_and_global_randomness_is_left_alone(
+    pipeline: Any, video_prefix: torch.Tensor, prompts: Prompts
+) -> None:
     prefix = clip(video_prefix, None)
     torch.manual_seed(1)
     state = torch.random.get_rng_state()
@@ -191,7 +228,9 @@ def test_noise_is_a_function_of_seed_and_index_and_global_randomness_is_left_alo
     assert not torch.equal(sample(pipeline, prefix, prompts, settings(seed=43)).video, first)
 
 
-def test_between_steps_gradients_are_on_and_weights_untouched(pipeline, video_prefix, prompts):
+def test_between_steps_gradients_are_on_and_weights_untouched(
+    pipeline: Any, video_prefix: torch.Tensor, prompts: Prompts
+) -> None:
     before = {name: tensor.clone() for name, tensor in pipeline.transformer.state_dict().items()}
     for _ in continue_clip(
         VelocityModel(pipeline.transformer), pipeline.scheduler.config, clip(video_prefix, None), *prompts, settings()
@@ -201,18 +240,23 @@ def test_between_steps_gradients_are_on_and_weights_untouched(pipeline, video_pr
 
 
 @pytest.mark.parametrize("audio", [False, True], ids=["video", "joint"])
-def test_every_guidance_has_a_say(pipeline, video_prefix, audio_prefix, prompts, audio):
+def test_every_guidance_has_a_say(
+    pipeline: Any, video_prefix: torch.Tensor, audio_prefix: torch.Tensor, prompts: Prompts, audio: bool
+) -> None:
     prefix = clip(video_prefix, audio_prefix if audio else None)
     with_stg = sample(pipeline, prefix, prompts)
     without = sample(pipeline, prefix, prompts, settings(stg_scale=0.0))
     assert (with_stg.video - without.video).abs().max() > 1e-4
-    swapped = sample(pipeline, prefix, prompts[::-1])
+    swapped = sample(pipeline, prefix, (prompts[1], prompts[0]))
     assert (with_stg.video - swapped.video).abs().max() > 1e-4
     if audio:
+        assert with_stg.audio is not None and without.audio is not None
         assert (with_stg.audio - without.audio).abs().max() > 1e-4
 
 
-def test_skip_guidance_that_would_do_nothing_is_refused(pipeline, video_prefix, prompts, monkeypatch):
+def test_skip_guidance_that_would_do_nothing_is_refused(
+    pipeline: Any, video_prefix: torch.Tensor, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match="4 blocks"):
         sample(pipeline, clip(video_prefix, None), prompts, settings(skip_block=28))
     config = pipeline.transformer.config
@@ -221,17 +265,19 @@ def test_skip_guidance_that_would_do_nothing_is_refused(pipeline, video_prefix, 
         sample(pipeline, clip(video_prefix, None), prompts)
 
 
-def test_a_prefix_that_covers_the_clip_is_refused(pipeline, video_prefix, prompts):
+def test_a_prefix_that_covers_the_clip_is_refused(pipeline: Any, video_prefix: torch.Tensor, prompts: Prompts) -> None:
     with pytest.raises(PrefixCoversClip):
         sample(pipeline, clip(video_prefix, None), prompts, settings(frame_count=PREFIX_FRAMES))
 
 
-def test_one_step_is_refused():
+def test_one_step_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 2"):
         settings(step_count=1)
 
 
-def test_damaged_weights_are_not_shown_as_a_preview(pipeline, video_prefix, prompts):
+def test_damaged_weights_are_not_shown_as_a_preview(
+    pipeline: Any, video_prefix: torch.Tensor, prompts: Prompts
+) -> None:
     damaged = clip(torch.full_like(video_prefix, float("nan")), None)
     with pytest.raises(SamplingFailed, match="finite"):
         sample(pipeline, damaged, prompts)
@@ -244,14 +290,14 @@ def test_damaged_weights_are_not_shown_as_a_preview(pipeline, video_prefix, prom
         (1024, {0: 1, 1: 0.98710, 10: 0.84116, 15: 0.72662, 20: 0.57248, 28: 0.17257, 29: 0.1, 30: 0}),
     ],
 )
-def test_noise_levels_are_those_of_the_published_recipe(pipeline, tokens, levels):
+def test_noise_levels_are_those_of_the_published_recipe(pipeline: Any, tokens: int, levels: dict[int, float]) -> None:
     ours = noise_levels(pipeline.scheduler.config, tokens, 30)
     assert len(ours) == 31
     for index, level in levels.items():
         assert float(ours[index]) == pytest.approx(level, abs=1e-5)
 
 
-def test_the_shift_goes_on_beyond_the_longest_sequence_of_the_config(pipeline):
+def test_the_shift_goes_on_beyond_the_longest_sequence_of_the_config(pipeline: Any) -> None:
     short, long = (noise_levels(pipeline.scheduler.config, tokens, 30)[10] for tokens in (4096, 6912))
     # mu(6912) = 3.058333: exp(mu) / (exp(mu) + 1 / t - 1), stretched so that the last level is 0.1.
     t = 1 - 10 / 30
@@ -261,11 +307,11 @@ def test_the_shift_goes_on_beyond_the_longest_sequence_of_the_config(pipeline):
 
 
 @pytest.mark.parametrize(("layers", "block"), [(48, 28), (4, 2), (1, 0)])
-def test_the_skipped_block_is_in_proportion(layers, block):
+def test_the_skipped_block_is_in_proportion(layers: int, block: int) -> None:
     assert skipped_block(layers) == block
 
 
-def test_guidance_by_hand():
+def test_guidance_by_hand() -> None:
     prompted = torch.tensor([[[1.0, -1.0]]])
     predictions = Predictions(
         prompt=prompted, negative=torch.zeros(1, 1, 2), skipped=prompted / 2, isolated=prompted + 0.25

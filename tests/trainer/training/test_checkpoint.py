@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +17,17 @@ from trainer.reports import Step
 from trainer.training.checkpoint import read_checkpoint, write_checkpoint
 from trainer.training.loop import CheckpointDue, PreviewDue, train
 from trainer.training.lora import adapter
+from trainer.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[3]
 WANTED = settings(checkpoint_interval=1, preview_interval=4)
 
+# Checkpoint files by step in a folder, losses by step, and the adapter at the end.
+Stored = tuple[Path, dict[int, float], dict[str, torch.Tensor]]
+
 
 @pytest.fixture(scope="module")
-def stored(tmp_path_factory):
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Stored:
     """An undisturbed training: its checkpoint files by step, its steps, and its adapter."""
     folder = tmp_path_factory.mktemp("checkpoints")
     transformer = with_lora(WANTED)
@@ -36,7 +41,7 @@ def stored(tmp_path_factory):
 
 
 @pytest.mark.parametrize("step", range(1, 7))
-def test_a_training_goes_on_from_any_step_bit_for_bit(stored, step):
+def test_a_training_goes_on_from_any_step_bit_for_bit(stored: Stored, step: int) -> None:
     folder, losses, trained = stored
     torch.manual_seed(step)
     reports, resumed = run(WANTED, resume=read_checkpoint(folder / str(step)))
@@ -46,7 +51,7 @@ def test_a_training_goes_on_from_any_step_bit_for_bit(stored, step):
     assert same(resumed, trained)
 
 
-def test_a_preview_that_may_have_been_cut_is_due_again(stored):
+def test_a_preview_that_may_have_been_cut_is_due_again(stored: Stored) -> None:
     folder, _, _ = stored
     reports, _ = run(WANTED, resume=read_checkpoint(folder / "4"))
     assert reports[0] == PreviewDue(4)
@@ -54,7 +59,7 @@ def test_a_preview_that_may_have_been_cut_is_due_again(stored):
     assert reports == [PreviewDue(6)]
 
 
-def test_eight_bit_moments_go_on_bit_for_bit(tmp_path):
+def test_eight_bit_moments_go_on_bit_for_bit(tmp_path: Path) -> None:
     wanted = settings(optimizer="adamw_8bit", checkpoint_interval=3)
     with torch.compiler.set_stance("force_eager"):
         transformer = with_lora(wanted)
@@ -66,7 +71,7 @@ def test_eight_bit_moments_go_on_bit_for_bit(tmp_path):
         assert same(run(wanted, resume=checkpoint)[1], weights(transformer))
 
 
-def test_a_checkpoint_is_the_state_of_its_step_and_nothing_else(stored):
+def test_a_checkpoint_is_the_state_of_its_step_and_nothing_else(stored: Stored) -> None:
     folder, _, trained = stored
     checkpoint = read_checkpoint(folder / "6")
     assert checkpoint.step == 6
@@ -75,7 +80,7 @@ def test_a_checkpoint_is_the_state_of_its_step_and_nothing_else(stored):
     assert checkpoint.fingerprint.items() >= IDENTITY.items()
 
 
-def test_equal_checkpoints_have_equal_bytes(stored, tmp_path):
+def test_equal_checkpoints_have_equal_bytes(stored: Stored, tmp_path: Path) -> None:
     folder, _, _ = stored
     write_checkpoint(read_checkpoint(folder / "3"), tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == (folder / "3").read_bytes()
@@ -90,7 +95,9 @@ def test_equal_checkpoints_have_equal_bytes(stored, tmp_path):
         ({"steps": 7}, "steps is 6 in the checkpoint and 7 here"),
     ],
 )
-def test_a_checkpoint_of_other_settings_is_refused_by_name(stored, change, difference):
+def test_a_checkpoint_of_other_settings_is_refused_by_name(
+    stored: Stored, change: dict[str, Any], difference: str
+) -> None:
     folder, _, _ = stored
     wanted = settings(**change)
     with pytest.raises(CheckpointMismatch, match=difference) as caught:
@@ -98,7 +105,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(stored, change, diffe
     assert str(caught.value).count(" here") == 1
 
 
-def test_a_checkpoint_of_other_data_is_refused_by_name(stored):
+def test_a_checkpoint_of_other_data_is_refused_by_name(stored: Stored) -> None:
     folder, _, _ = stored
     with pytest.raises(CheckpointMismatch) as caught:
         run(WANTED, data=samples(6), identity={"model": "another"}, resume=read_checkpoint(folder / "3"))
@@ -108,21 +115,21 @@ def test_a_checkpoint_of_other_data_is_refused_by_name(stored):
     assert "training_set is made here in the checkpoint and absent here" in text
 
 
-def test_when_it_reports_may_change(stored):
+def test_when_it_reports_may_change(stored: Stored) -> None:
     folder, _, trained = stored
     wanted = settings(checkpoint_interval=5, preview_interval=0, evaluation_interval=1)
     assert same(run(wanted, resume=read_checkpoint(folder / "3"))[1], trained)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"\x02\x00\x00\x00\x00\x00\x00\x00{}"])
-def test_what_is_no_checkpoint_is_refused(tmp_path, content):
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "checkpoint"
     file.write_bytes(content)
     with pytest.raises(CheckpointMismatch, match="not a checkpoint"):
         read_checkpoint(file)
 
 
-def main(folder, kill_at):
+def main(folder: Path, kill_at: int) -> None:
     """In a process of its own: trains with a checkpoint every second step, kills itself or leaves the LoRA file."""
     wanted = settings(checkpoint_interval=2)
     transformer = with_lora(wanted)
@@ -136,12 +143,12 @@ def main(folder, kill_at):
     write(transformer, wanted, folder / "lora.safetensors")
 
 
-def write(transformer, wanted, path):
+def write(transformer: Any, wanted: TrainSettings, path: Path) -> None:
     metadata = lora_metadata(base_model="golden", revision="1", trigger_phrase="", settings=wanted, step=wanted.steps)
     write_lora(lora_tensors(adapter(transformer)), metadata, path)
 
 
-def test_a_killed_process_goes_on_to_the_same_bytes(tmp_path):
+def test_a_killed_process_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     ends = [
         subprocess.run(
             [sys.executable, "-m", "tests.trainer.training.test_checkpoint", str(tmp_path), str(kill_at)],
@@ -158,7 +165,7 @@ def test_a_killed_process_goes_on_to_the_same_bytes(tmp_path):
     assert (tmp_path / "undisturbed").read_bytes() == (tmp_path / "lora.safetensors").read_bytes()
 
 
-def test_a_transformer_of_another_adapter_is_not_filled(stored):
+def test_a_transformer_of_another_adapter_is_not_filled(stored: Stored) -> None:
     folder, _, _ = stored
     with pytest.raises(ValueError, match="add_lora"):
         next(

@@ -16,7 +16,7 @@ from trainer.training.objective import (
 
 
 @pytest.mark.parametrize(("frames", "tokens"), [(9, 32), (25, 64), (57, 128), (81, 176)])
-def test_the_video_prefix_is_its_latent_frames(frames, tokens):
+def test_the_video_prefix_is_its_latent_frames(frames: int, tokens: int) -> None:
     assert video_prefix_tokens(frames, (12, 4, 4)) == tokens
 
 
@@ -28,26 +28,26 @@ def test_the_video_prefix_is_its_latent_frames(frames, tokens):
         (30.0, (8, 14, 21, 28, 34, 41, 48, 54, 61, 68, 74, 81, 88, 94, 101)),
     ],
 )
-def test_the_audio_prefix_is_as_long_as_the_video_prefix(rate, latents):
+def test_the_audio_prefix_is_as_long_as_the_video_prefix(rate: float, latents: tuple[int, ...]) -> None:
     assert tuple(audio_prefix_tokens(frames, rate) for frames in range(9, 122, 8)) == latents
 
 
-def test_half_an_audio_latent_rounds_to_even():
+def test_half_an_audio_latent_rounds_to_even() -> None:
     assert audio_prefix_tokens(25, 50.0) == 12
 
 
-def test_the_mask_holds_the_first_tokens():
+def test_the_mask_holds_the_first_tokens() -> None:
     mask = prefix_mask(192, video_prefix_tokens(25, (12, 4, 4)))
     assert mask.tolist() == [True] * 64 + [False] * 128
 
 
 @pytest.mark.parametrize("prefix", [16, 17, 0])
-def test_a_prefix_that_leaves_nothing_or_is_nothing_is_refused(prefix):
+def test_a_prefix_that_leaves_nothing_or_is_nothing_is_refused(prefix: int) -> None:
     with pytest.raises(PrefixCoversClip, match="16 latent tokens"):
         prefix_mask(16, prefix)
 
 
-def test_tokens_run_through_width_then_height_then_frames():
+def test_tokens_run_through_width_then_height_then_frames() -> None:
     latents = torch.arange(128 * 3 * 2 * 4).view(128, 3, 2, 4)
     tokens = pack_video(latents)
     assert tokens.shape == (24, 128)
@@ -56,7 +56,7 @@ def test_tokens_run_through_width_then_height_then_frames():
     assert torch.equal(unpack_video(tokens, (3, 2, 4)), latents)
 
 
-def test_the_model_sees_the_prefix_clean_and_the_rest_between_clean_and_noise():
+def test_the_model_sees_the_prefix_clean_and_the_rest_between_clean_and_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     clean, noise = torch.randn(2, 2, 6, 128, generator=generator)
     sigma = torch.tensor([0.25, 1.0])
@@ -68,12 +68,12 @@ def test_the_model_sees_the_prefix_clean_and_the_rest_between_clean_and_noise():
     assert torch.equal(part.target, noise - clean)
 
 
-def golden_pair():
+def golden_pair() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(2, 192, 128, generator=generator), torch.randn(2, 192, 128, generator=generator)
 
 
-def test_the_loss_of_the_reference():
+def test_the_loss_of_the_reference() -> None:
     velocity, target = golden_pair()
     counts = torch.ones(2, 192, dtype=torch.bool)
     counts[0, :64] = False
@@ -82,7 +82,7 @@ def test_the_loss_of_the_reference():
     assert masked_loss(velocity, target, counts)[0].item() == pytest.approx(2.0129445, abs=1e-6)
 
 
-def test_the_loss_does_not_look_at_the_prefix():
+def test_the_loss_does_not_look_at_the_prefix() -> None:
     velocity, target = golden_pair()
     counts = ~prefix_mask(192, 64).expand(2, -1)
     before = masked_loss(velocity, target, counts)

@@ -1,5 +1,7 @@
 """One training step beside an independent one in double precision: same loss, same gradient of every adapter tensor."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ TOLERANCE = 1e-5
 BATCH = 2
 
 
-def base_weights(transformer):
+def base_weights(transformer: Any) -> dict[str, torch.Tensor]:
     return {
         name.replace(".base_layer", ""): parameter.detach().double()
         for name, parameter in transformer.named_parameters()
@@ -25,7 +27,7 @@ def base_weights(transformer):
     }
 
 
-def test_the_reference_model_is_the_reference():
+def test_the_reference_model_is_the_reference() -> None:
     """So that what follows compares with the published model."""
     values, numbers = golden(), golden_shape()
     model = reference.Reference(base_weights(with_lora(settings())), {})
@@ -49,7 +51,7 @@ def test_the_reference_model_is_the_reference():
 
 
 @pytest.mark.parametrize("with_audio", [False, True])
-def test_loss_and_gradients_of_a_step(with_audio):
+def test_loss_and_gradients_of_a_step(with_audio: bool) -> None:
     wanted = settings(with_audio=with_audio, batch_size=BATCH)
     data = samples(4, with_audio)
     transformer = with_lora(wanted)
@@ -66,11 +68,11 @@ def test_loss_and_gradients_of_a_step(with_audio):
     assert isinstance(report, Step)
     assert report.gradient_norm < 1, "clipping would hide what is compared"
 
-    losses = {"video": [], "audio": []}
+    losses: dict[str, list[torch.Tensor]] = {"video": [], "audio": []}
     for index in range(BATCH):
         clip, prompt = read_sample(data, sample_at(wanted.seed, index, len(data)), with_audio)
         draw = training_draw(clip, wanted.seed, 1, index)
-        video = {
+        video: reference.Part = {
             "clean": clip.video.double().permute(1, 2, 3, 0).reshape(-1, 128),
             "noise": draw.video.noise[0].double(),
             "sigma": draw.video.level,
@@ -78,27 +80,32 @@ def test_loss_and_gradients_of_a_step(with_audio):
             "context": prompt.video.double(),
             "positions": reference.video_positions(*LATENT_SHAPE, RATE),
         }
-        audio = with_audio and {
-            "clean": clip.audio.double(),
-            "noise": draw.audio.noise[0].double(),
-            "sigma": draw.audio.level,
-            "prefix": 9,  # 9 frames at 24 a second are 9.375 audio latents
-            "context": prompt.audio.double(),
-            "positions": reference.audio_positions(audio_latents(clip.frame_count, RATE)),
-        }
-        found = reference.masked_step(model, video, audio or None)
+        audio = None
+        if with_audio:
+            assert clip.audio is not None and draw.audio is not None
+            audio = {
+                "clean": clip.audio.double(),
+                "noise": draw.audio.noise[0].double(),
+                "sigma": draw.audio.level,
+                "prefix": 9,  # 9 frames at 24 a second are 9.375 audio latents
+                "context": prompt.audio.double(),
+                "positions": reference.audio_positions(audio_latents(clip.frame_count, RATE)),
+            }
+        found = reference.masked_step(model, video, audio)
         for modality, loss in zip(("video", "audio"), found, strict=True):
             if loss is not None:
                 losses[modality].append(loss)
     means = {modality: torch.stack(values).mean() for modality, values in losses.items() if values}
-    sum(means.values()).backward()
+    total = torch.stack(list(means.values())).sum()
+    total.backward()
 
     assert report.video_loss == pytest.approx(means["video"].item(), abs=TOLERANCE)
-    assert report.loss == pytest.approx(sum(means.values()).item(), abs=TOLERANCE)
+    assert report.loss == pytest.approx(total.item(), abs=TOLERANCE)
     if with_audio:
         assert report.audio_loss == pytest.approx(means["audio"].item(), abs=TOLERANCE)
     for name, parameter in adapter(transformer).items():
         expected = model.adapter[name].grad
+        assert parameter.grad is not None and expected is not None
         error = parameter.grad - expected
         assert error.abs().max() < TOLERANCE, name
         # The tiny model's gradients are small themselves, so compare by size as well; float32 leaves this much.

@@ -1,0 +1,127 @@
+"""Text for people: events, errors, report lines, sizes, durations and prices."""
+
+from dataclasses import dataclass
+
+from ltxtrain.v1.work_pb2 import Event, Outcome, PreviewMetrics, Progress, ReportLine, ReportReason, Stage, State
+
+from ltxtrain_client.enum_words import word
+from ltxtrain_client.errors import CallError, from_status
+from ltxtrain_client.outputs import file_name
+from ltxtrain_client.report_summary import outcome_word
+
+
+def stage_word(stage: int) -> str:
+    return word(Stage.DESCRIPTOR, stage)
+
+
+def state_word(state: int) -> str:
+    return word(State.DESCRIPTOR, state)
+
+
+def describe(event: Event) -> str | None:
+    """One line about an event; None for progress, which is shown as a bar, and for clips kept unchanged."""
+    match event.WhichOneof("detail"):
+        case "lifecycle":
+            if event.lifecycle.HasField("error"):
+                return f"{state_word(event.lifecycle.state)}: {describe_error(from_status(event.lifecycle.error))}"
+            return state_word(event.lifecycle.state)
+        case "report_line":
+            return describe_report_line(event.report_line)
+        case "artifact":
+            return f"stored {file_name(event.artifact)} ({size_text(event.artifact.blob.size_bytes)})"
+        case "warning":
+            return f"warning: {describe_error(from_status(event.warning))}"
+        case "preview_metrics":
+            return describe_preview(event.preview_metrics)
+        case "queue_position":
+            ahead = event.queue_position.ahead
+            return f"waiting for a GPU, {ahead} job{'' if ahead == 1 else 's'} ahead"
+        case "train_metrics" if event.train_metrics.HasField("held_out_loss"):
+            return f"step {event.train_metrics.step}: held-out loss {event.train_metrics.held_out_loss:.4f}"
+    return None
+
+
+def describe_error(error: CallError) -> str:
+    """An error's message and reason, followed by a line for each field and each clip."""
+    lines = [f"{error.message} ({error.reason or error.code.name})", *error.particulars()]
+    more = int(error.metadata.get("count", "0")) if error.metadata.get("count", "").isdecimal() else 0
+    if error.subjects and more > len(error.subjects):
+        lines.append(f"  and {more - len(error.subjects)} more; the report has all of them")
+    return "\n".join(lines)
+
+
+def describe_report_line(line: ReportLine) -> str | None:
+    if line.outcome == Outcome.OUTCOME_KEPT and not line.reasons:
+        return None
+    reasons = ", ".join(word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons)
+    text = line.description + (f" ({reasons})" if reasons else "")
+    # A line about the data as a whole has no path.
+    subject = f"{outcome_word(line.outcome)} {line.path}" if line.path else "data"
+    return subject + (f": {text.strip()}" if text else "")
+
+
+# Shown once, with the first preview: the base model on the first validation clip.
+PREVIEW_LEGEND = (
+    "  prefix: similarity of the decoded prefix to its source, higher is better; at the join: change relative to the "
+    "clip's own change between frames, 1x is no more than usual; drift: of colour along the continuation, 0 is none"
+)
+
+
+def describe_preview(metrics: PreviewMetrics) -> str:
+    which = "base model" if metrics.base_model else f"step {metrics.step}"
+    prefix = f"{metrics.prefix_psnr_db:.1f} dB" + ("" if metrics.prefix_latents_equal else ", latents differ")
+    text = (
+        f"preview {metrics.validation_index} of {which}: prefix {prefix}; at the join colour "
+        f"{metrics.join_colour_jump:.2f}x, luminance {metrics.join_luminance_jump:.2f}x, motion "
+        f"{metrics.join_motion_break:.2f}x; drift {metrics.colour_drift:+.2f} levels/s"
+    )
+    first = metrics.base_model and metrics.validation_index == 0
+    return f"{text}\n{PREVIEW_LEGEND}" if first else text
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Progress of a stage: numbers for a bar, and the same as text in the stage's unit."""
+
+    completed: int
+    total: int
+    """0 while unknown."""
+
+    text: str
+
+
+def measure(stage: int, progress: Progress) -> Measure:
+    if progress.fetched_bytes and not progress.total:
+        completed, total = progress.fetched_bytes, progress.fetch_total_bytes
+        return Measure(completed, total, f"{_of(size_text(completed), size_text(total), total)} fetched")
+    completed, total = progress.completed, progress.total
+    if stage == Stage.STAGE_PUBLISH:
+        return Measure(completed, total, _of(size_text(completed), size_text(total), total))
+    return Measure(completed, total, _of(str(completed), str(total), total))
+
+
+def _of(completed: str, total: str, known: int) -> str:
+    return f"{completed}/{total}" if known else completed
+
+
+def duration_text(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def price_text(units: int, usd: float) -> str:
+    """Billable units and their price. The unit price is a setting of the services."""
+    return f"{units} billable units ({usd:.2f} USD at the unit price set in the services)"
+
+
+def size_text(size_bytes: float) -> str:
+    """Bytes in decimal units, as disks and networks are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"

@@ -1,0 +1,87 @@
+"""Summaries of data reports: outcomes counted, and lines sorted for people."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import PurePosixPath
+
+from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
+
+from ltxtrain_client.enum_words import word
+
+VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv"})
+# Most urgent first.
+_ORDER = (
+    Outcome.OUTCOME_REJECTED,
+    Outcome.OUTCOME_SKIPPED,
+    Outcome.OUTCOME_KEPT_CHANGED,
+    Outcome.OUTCOME_IGNORED,
+    Outcome.OUTCOME_KEPT,
+)
+_USED = (Outcome.OUTCOME_KEPT_CHANGED, Outcome.OUTCOME_KEPT)
+
+
+def outcome_word(outcome: int) -> str:
+    """Word of an outcome: kept, changed, ignored, skipped or rejected."""
+    return "changed" if outcome == Outcome.OUTCOME_KEPT_CHANGED else word(Outcome.DESCRIPTOR, outcome)
+
+
+def worst_first(lines: Iterable[ReportLine]) -> list[ReportLine]:
+    """Lines sorted by outcome, most urgent first, then by path."""
+    return sorted(lines, key=lambda line: (_rank(line.outcome), line.path))
+
+
+def video_outcomes(lines: Iterable[ReportLine]) -> dict[str, int]:
+    """Best outcome of each video by its path; a video has several lines when it was split or occurs twice."""
+    found: dict[str, int] = {}
+    for line in lines:
+        if _is_video(line) and (line.path not in found or found[line.path] not in _USED):
+            found[line.path] = line.outcome
+    return found
+
+
+def outcome_summary(lines: Sequence[ReportLine]) -> str:
+    """Outcome counts: "5 videos: 4 changed, 1 skipped; 2 other files: 2 kept"."""
+    videos = video_outcomes(lines)
+    others = [line.outcome for line in lines if line.path and line.path not in videos]
+    parts = [_counted("video", list(videos.values())), _counted("other file", others)]
+    return "; ".join(filter(None, parts)) or "no lines yet"
+
+
+def training_summary(dataset: Iterable[ReportLine], training_set: Iterable[ReportLine]) -> str:
+    """Share of a dataset's videos that a training set uses: "4 of 5 videos are used for training, 1 is not"."""
+    videos = video_outcomes(dataset)
+    used = [path for path, outcome in video_outcomes(training_set).items() if path in videos and outcome in _USED]
+    rest = len(videos) - len(used)
+    text = f"{len(used)} of {_number(len(videos), 'video')} {'is' if len(used) == 1 else 'are'} used for training"
+    return f"{text}, {rest} {'is' if rest == 1 else 'are'} not" if rest else text
+
+
+def split_by_path(lines: Iterable[ReportLine], paths: Collection[str]) -> tuple[list[ReportLine], list[ReportLine]]:
+    """Lines about these paths, and all others."""
+    sides: tuple[list[ReportLine], list[ReportLine]] = ([], [])
+    for line in lines:
+        sides[line.path not in paths].append(line)
+    return sides
+
+
+def _is_video(line: ReportLine) -> bool:
+    # A video that was not decoded has no numbers; files that macOS adds to archives are named like videos.
+    named = PurePosixPath(line.path).suffix.lower() in VIDEO_SUFFIXES
+    looked_for = ReportReason.REPORT_REASON_IGNORED_FILE not in line.reasons
+    skipped = line.outcome == Outcome.OUTCOME_SKIPPED
+    return bool(line.path) and (line.HasField("numbers") or skipped or (named and looked_for))
+
+
+def _counted(noun: str, outcomes: Sequence[int]) -> str:
+    if not outcomes:
+        return ""
+    counts = sorted(Counter(outcomes).items(), key=lambda item: -_rank(item[0]))
+    return f"{_number(len(outcomes), noun)}: " + ", ".join(f"{count} {outcome_word(key)}" for key, count in counts)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _rank(outcome: int) -> int:
+    return _ORDER.index(outcome) if outcome in _ORDER else len(_ORDER)

@@ -1,0 +1,139 @@
+"""What `doctor` looks at on this machine."""
+
+import importlib
+import sys
+from contextlib import aclosing
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from ltxtrain_client.channel import ClientSettings
+from ltxtrain_client.cli.doctor import (
+    Verdict,
+    check_disk,
+    check_extra,
+    check_gpu,
+    check_installation,
+    check_ray,
+)
+
+from services.local import up
+from services.local.model import check_model
+
+# The package has a function of that name.
+doctor = importlib.import_module("ltxtrain_client.cli.doctor")
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of that name, first on the path, for machines without the real one."""
+    program = tmp_path / "nvidia-smi"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    return program
+
+
+def answers(program: Path, *lines: str, code: int = 0) -> None:
+    program.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines) + f"exit {code}\n")
+    program.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("lines", "verdict"),
+    [
+        (["NVIDIA H100 80GB HBM3, 81559", "NVIDIA H100 80GB HBM3, 81559"], Verdict.OK),
+        (["NVIDIA GeForce RTX 4090, 24564"], Verdict.NOTE),
+        (["NVIDIA GB10, [N/A]"], Verdict.OK),
+    ],
+)
+async def test_gpus_as_the_driver_tells_them(nvidia_smi: Path, lines: list[str], verdict: Verdict) -> None:
+    answers(nvidia_smi, *lines)
+    finding = await check_gpu()
+    assert finding.verdict is verdict
+    assert all(line.partition(",")[0] in finding.detail for line in lines)
+    assert bool(finding.advice) is (verdict is Verdict.NOTE)
+
+
+async def test_a_broken_driver(nvidia_smi: Path) -> None:
+    answers(nvidia_smi, "NVIDIA-SMI has failed", "more", code=9)
+    finding = await check_gpu()
+    assert (finding.verdict, finding.detail) == (Verdict.FAILED, "NVIDIA-SMI has failed")
+
+
+async def test_no_driver_is_fine_for_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (await check_gpu()).verdict is Verdict.NOTE
+
+
+def test_packages_of_an_extra_are_those_of_the_distribution() -> None:
+    finding = check_extra("server")
+    assert finding.verdict is Verdict.OK and "torch " in finding.detail and "minio " in finding.detail
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = metadata.requires
+
+    def requires(name: str) -> list[str]:
+        return [*(real(name) or []), 'no-such-package>=1; extra == "server"']
+
+    monkeypatch.setattr(metadata, "requires", requires)
+    finding = check_extra("server")
+    assert (finding.verdict, finding.detail) == (Verdict.NOTE, "missing: no-such-package")
+    assert "pip install 'ltxtrain[server]'" in finding.advice
+
+
+def test_ray_client_addresses_are_refused() -> None:
+    assert check_ray({"RAY_ADDRESS": "ray://head:10001"}).verdict is Verdict.FAILED
+    assert check_ray({"RAY_ADDRESS": "head:6379"}).verdict is Verdict.OK
+    assert check_ray({}).verdict is Verdict.OK
+
+
+def test_the_disk_of_a_folder_that_is_not_there_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "not" / "there"
+    monkeypatch.setattr(doctor, "WANTED_DISK_BYTES", 1.0)
+    assert str(tmp_path) in check_disk(place).detail and check_disk(place).verdict is Verdict.OK
+    monkeypatch.setattr(doctor, "WANTED_DISK_BYTES", 1e18)
+    assert check_disk(place).verdict is Verdict.NOTE
+
+
+def test_a_model_is_here_or_there_is_something_to_do(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is fetched: of a repository only the cache is asked."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    for reference, lack in (
+        (str(tiny_model), ""),
+        ("", "diffusers/LTX-2.3-Diffusers: not on this machine yet"),
+        (str(tmp_path / "nothing"), "There is no folder"),
+        (str(tmp_path), "lacks the component transformer"),
+        ("no name / at all", "neither a folder here nor"),
+    ):
+        finding = check_model(tmp_path, {"LTXTRAIN_MODEL": reference})
+        assert finding.verdict is (Verdict.NOTE if lack else Verdict.OK)
+        assert lack in finding.detail
+        assert ("LTXTRAIN_MODEL" in finding.advice and "ltxtrain model tiny" in finding.advice) is bool(lack)
+
+
+def test_the_model_of_a_suite_that_runs_is_the_one_it_was_started_with(tiny_model: Path, tmp_path: Path) -> None:
+    with up._lock(tmp_path, str(tiny_model)):
+        finding = check_model(tmp_path, {"LTXTRAIN_MODEL": "/nowhere"})
+    assert finding.verdict is Verdict.OK
+
+
+async def test_of_a_suite_elsewhere_the_model_is_not_known(tmp_path: Path) -> None:
+    for address, known in (("127.0.0.1:1", True), ("train.example.com:7003", False)):
+        subjects = set()
+        async with aclosing(check_installation(ClientSettings(train=address), tmp_path, {})) as findings:
+            async for finding in findings:
+                subjects.add(finding.subject)
+                if finding.subject.startswith("service"):
+                    break
+        assert ("model" in subjects) is known
+
+
+async def test_a_client_alone_has_no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "services.local.model", None)
+    async with aclosing(check_installation(ClientSettings(train="127.0.0.1:1"), tmp_path, {})) as findings:
+        async for finding in findings:
+            assert finding.subject != "model"
+            if finding.subject.startswith("service"):
+                break
