@@ -2,8 +2,9 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from trainer.reports import (
     TrainingFacts,
     Warned,
 )
+from trainer.training.beside import Beside
 from trainer.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from trainer.training.distributed import Worker
 from trainer.training.fit import Fit, fit_to_device
@@ -51,7 +53,11 @@ def run_job(plan: JobPlan, *, device: torch.device, worker: Worker = ALONE) -> I
     """
     job = _Job(plan, device, worker)
     yield from job.load()
-    yield from job.train()
+    with Beside[Checkpointed]("checkpoints") as writer:
+        for report in job.train(writer):
+            yield report
+            yield from writer.ready()
+        yield from writer.rest()
     if worker.rank == 0:
         yield job.finish()
 
@@ -113,7 +119,8 @@ class _Job:
                 work_dir=self._plan.work_dir,
             )
 
-    def train(self) -> Iterator[Report]:
+    def train(self, writer: Beside[Checkpointed]) -> Iterator[Report]:
+        """The steps and what comes with them; checkpoints are written beside them."""
         reports = train(
             self._transformer,
             SampleFolder(self._plan.samples),
@@ -132,7 +139,8 @@ class _Job:
                     self._log.add(report)
                     yield report
                 case CheckpointDue(step, checkpoint) if self._worker.rank == 0:
-                    yield self._checkpointed(step, checkpoint)
+                    write = partial(self._checkpointed, step, checkpoint.snapshot(), self._log.copy())
+                    yield from writer.start(write)
                 case PreviewDue(step) if self._previewer is not None:
                     yield from self._previews(self._previewer, step)
         if stop := suggested_stop(self._log.series("held_out_loss")):
@@ -152,13 +160,13 @@ class _Job:
             python=platform.python_version(),
         )
 
-    def _checkpointed(self, step: int, checkpoint: Checkpoint) -> Checkpointed:
+    def _checkpointed(self, step: int, checkpoint: Checkpoint, log: StepLog) -> Checkpointed:
         work_dir = self._plan.work_dir
         state = work_dir / f"checkpoint-{step:06}.safetensors"
         write_checkpoint(checkpoint, state)
-        lora = self._write_lora(work_dir / f"lora-{step:06}.safetensors")
+        lora = self._write_lora(work_dir / f"lora-{step:06}.safetensors", checkpoint.adapter, step)
         metrics = work_dir / f"metrics-{step:06}.parquet"
-        self._log.write(metrics)
+        log.write(metrics)
         return Checkpointed(
             step=step,
             files=(
@@ -183,13 +191,14 @@ class _Job:
     def finish(self) -> Finished:
         """Write the outputs. Raises AuditFailed when the LoRA is not what was asked for."""
         plan, work_dir = self._plan, self._plan.work_dir
-        lora = self._write_lora(work_dir / "lora.safetensors")
+        weights, steps = adapter(self._transformer), plan.settings.steps
+        lora = self._write_lora(work_dir / "lora.safetensors", weights, steps)
         audit = audit_lora(lora, self._folder, with_audio=plan.settings.with_audio)
-        files = [MadeFile(kind=FileKind.LORA, path=lora, step=plan.settings.steps)]
+        files = [MadeFile(kind=FileKind.LORA, path=lora, step=steps)]
         if plan.settings.with_audio:
-            part = self._write_lora(work_dir / "lora-video-only.safetensors", video_part=True)
+            part = self._write_lora(work_dir / "lora-video-only.safetensors", weights, steps, video_part=True)
             audit_lora(part, self._folder, with_audio=False)
-            files.append(MadeFile(kind=FileKind.LORA_VIDEO_ONLY, path=part, step=plan.settings.steps))
+            files.append(MadeFile(kind=FileKind.LORA_VIDEO_ONLY, path=part, step=steps))
         metrics = work_dir / "metrics.parquet"
         self._log.write(metrics)
         files.append(MadeFile(kind=FileKind.METRICS, path=metrics))
@@ -199,14 +208,16 @@ class _Job:
             files.append(MadeFile(kind=FileKind.VALIDATION_REEL, path=reel, content_type="video/mp4"))
         return Finished(files=tuple(files), audit=asdict(audit))
 
-    def _write_lora(self, path: Path, *, video_part: bool = False) -> Path:
-        tensors = lora_tensors(adapter(self._transformer))
+    def _write_lora(
+        self, path: Path, weights: Mapping[str, torch.Tensor], step: int, *, video_part: bool = False
+    ) -> Path:
+        tensors = lora_tensors(weights)
         metadata = lora_metadata(
             base_model=self._folder.reference,
             revision=self._folder.revision,
             trigger_phrase=self._plan.trigger_phrase,
             settings=self._plan.settings,
-            step=self._log.rows[-1]["step"],
+            step=step,
         )
         write_lora(video_only(tensors) if video_part else tensors, metadata, path)
         return path

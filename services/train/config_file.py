@@ -201,7 +201,7 @@ if len(opening) < CONDITIONING_FRAMES:
 
 pipeline = LTX2ConditionPipeline.from_pretrained($model, revision=$revision, dtype=torch.bfloat16)
 pipeline.load_lora_weights(LORA)
-$scheduleif torch.cuda.is_available():
+${schedule}if torch.cuda.is_available():
     pipeline.enable_model_cpu_offload()
 $as_trained
 

@@ -69,7 +69,7 @@ def fit_to_device(
         )
     asked = began_in or (None if job.precision == AUTO else job.precision)
     if device.type != "cuda":
-        return _on_cpu(load, asked, model)
+        return _on_cpu(load, asked, min(job.streamed_blocks, model.layers), model)
     host = worker.least(host_free_bytes() // worker.count, device)
     precisions = (asked,) if asked else [name for name in LADDER if is_available(Precision(name))]
     choice = choose_plan(load, worker.least(free_bytes(device), device), host, precisions, model)
@@ -81,14 +81,14 @@ def fit_to_device(
     return Fit(plan, reason, load, model, host, () if resume else available)
 
 
-def _on_cpu(load: Load, asked: str | None, model: ModelSize) -> Fit:
+def _on_cpu(load: Load, asked: str | None, streamed_blocks: int, model: ModelSize) -> Fit:
     weights = model.weights(load.with_audio)
     if asked is None and weights > MAX_CPU_WEIGHTS:
         raise DeviceUnusable(
             f"There is no GPU for a base model of {weights / 1e9:.0f} billion weights, and a CPU would need hours for "
             "its first step. Run the training where there is one, or set base_precision to train on the CPU anyhow."
         )
-    plan = plan_for(load, asked or Precision.FP32, 0, model)
+    plan = plan_for(load, asked or Precision.FP32, streamed_blocks, model)
     reason = "asked for" if asked else "there is no GPU"
     return Fit(plan, reason, load, model, 0, () if asked else LADDER[:1])
 
