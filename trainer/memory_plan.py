@@ -234,9 +234,11 @@ def more_streamed(plan: MemoryPlan, load: Load, host_bytes: int, model: ModelSiz
 
 def remedy(plan: MemoryPlan, load: Load, host_bytes: int, precisions: Collection[str], model: ModelSize) -> str:
     """The setting to change after a plan did not fit, and what that would need: the largest rung below it."""
-    smaller = [
-        rung for rung in rungs(load, host_bytes, precisions, model) if rung.total_bytes < 0.95 * plan.total_bytes
-    ]
+
+    def needed(rung: MemoryPlan) -> int:
+        return rung.total_bytes - rung.headroom_bytes
+
+    smaller = [rung for rung in rungs(load, host_bytes, precisions, model) if needed(rung) < 0.95 * needed(plan)]
     if others := [rung for rung in smaller if rung.precision != plan.precision]:
         best = max(others, key=lambda rung: rung.total_bytes)
         return f"set base_precision to {best.precision} (about {best.total_bytes / GIB:.0f} GiB)"

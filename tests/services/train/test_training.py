@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import statistics
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -175,7 +176,8 @@ async def test_a_device_with_too_little_memory_ends_the_job_before_step_1(
     trainer: Trainer, samples: Sequence[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(EXHAUSTED)
-    options = trainer.runtime.cluster.model_options() | {"runtime_env": {"env_vars": {"PYTHONPATH": str(tmp_path)}}}
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    options = trainer.runtime.cluster.model_options() | {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
     monkeypatch.setattr(Cluster, "model_options", lambda cluster: options)
     job = await trainer.start(samples)
     ended = await trainer.ended(job)
