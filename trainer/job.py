@@ -33,9 +33,9 @@ from trainer.reports import (
 )
 from trainer.training.beside import Beside
 from trainer.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from trainer.training.distributed import Worker
+from trainer.training.distributed import ALONE, Worker
 from trainer.training.fit import Fit, fit_to_device
-from trainer.training.loop import ALONE, CheckpointDue, PreviewDue, train
+from trainer.training.loop import CheckpointDue, PreviewDue, train
 from trainer.training.lora import adapter, add_lora
 from trainer.training.losses import suggested_stop
 from trainer.training.preflight import preflight
@@ -110,13 +110,14 @@ class _Job:
             with fit.memory_for(f"a training step on clips of {fit.load.tokens} tokens"):
                 measured = preflight(self._transformer, SampleFolder(self._plan.samples), settings)
             yield measured
-        if self._plan.previews is not None and self._worker.rank == 0:
+        if self._plan.previews is not None:
             self._previewer = Previewer(
                 folder=self._folder,
                 transformer=self._transformer,
                 settings=self._plan.previews,
                 seed=settings.seed,
                 work_dir=self._plan.work_dir,
+                worker=self._worker,
             )
 
     def train(self, writer: Beside[Checkpointed]) -> Iterator[Report]:

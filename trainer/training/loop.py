@@ -23,13 +23,11 @@ from trainer.model.transformer import VelocityModel
 from trainer.reports import QUARTERS, Step
 from trainer.seeds import sample_at
 from trainer.training.checkpoint import Checkpoint, fingerprint, require_same
-from trainer.training.distributed import Worker
+from trainer.training.distributed import ALONE, Worker
 from trainer.training.lora import adapter, adapter_digest
 from trainer.training.losses import ClipLoss, Draw, clip_loss, held_out_loss, token_count, training_draw
 from trainer.training.optim import AdapterOptimizer, learning_rate
 from trainer.training.settings import TrainSettings
-
-ALONE = Worker()
 
 
 @dataclass(frozen=True)
