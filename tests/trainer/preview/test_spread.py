@@ -3,8 +3,8 @@
 import socket
 from pathlib import Path
 
-import pytest
 import torch
+from torch.multiprocessing.spawn import spawn
 
 from tests.trainer.test_job import make_plan
 from trainer.job import run_job
@@ -31,7 +31,7 @@ def test_two_workers_make_the_previews_of_one(tiny_model: Path, tmp_path: Path) 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    torch.multiprocessing.spawn(work, (address, tiny_model, tmp_path), nprocs=2)  # type: ignore[attr-defined]
+    spawn(work, (address, tiny_model, tmp_path), nprocs=2)
     first, second = (torch.load(tmp_path / f"result-{rank}") for rank in range(2))
     assert second["kinds"] == [], "the first worker speaks for all"
     assert first["kinds"].count("Previewed") == 2 and "Warned" not in first["kinds"]
