@@ -143,7 +143,8 @@ def serve(way: Way, clip: Path) -> None:
 
 def ours(clip: Path, frames: int, threads: int = 0) -> None:
     from trainer.geometry import Geometry
-    from trainer.media.fit import FitSettings, fit_clip
+    from trainer.media.fit import fit_clip
+    from trainer.media.frame_schedule import FitSettings
 
     geometry = Geometry(width=SIDE, height=SIDE, frame_count=frames, frame_rate=24)
     fit_clip(

@@ -70,9 +70,68 @@ def test_libraries_stay_where_they_belong(library: str, allowed: set[str]) -> No
     assert offenders(paths, (library,)) == []
 
 
+def lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
 def test_modules_are_short() -> None:
-    lengths = {path.relative_to(ROOT): len(path.read_text().splitlines()) for path in modules(*ROOMS)}
+    lengths = {path.relative_to(ROOT): lines(path) for path in modules(*ROOMS)}
     assert {path: length for path, length in lengths.items() if length > MAX_LINES} == {}
+
+
+# Modules below MIN_LINES with at most one importer, and why each is a room of its own all the same.
+SMALL = {
+    "clients/ltxtrain_client/cli/__main__.py": "python -m",
+    "clients/ltxtrain_client/grpc_log_level.py": "has to run before grpc is imported",
+    "services/ingest/__main__.py": "python -m",
+    "services/preprocess/__main__.py": "python -m",
+    "services/train/__main__.py": "python -m",
+    "services/local/commands.py": "entry points of the command line",
+    "services/runtime/guarded_server.py": "goes when grpcio mends its accept loop",
+    "services/runtime/healthcheck.py": "a program: the image's health check",
+    "services/runtime/ray_hook.py": "named to Ray by an environment variable, imported by its processes alone",
+    "trainer/media/rate.py": "one measurement, on times alone",
+    "trainer/preview/guidance.py": "formulas of three papers, proven against the reference by themselves",
+    "trainer/training/preflight.py": "one step before the steps; the loop must not know it",
+}
+MIN_LINES = 80
+
+
+def module_name(path: Path) -> str:
+    return str(path.relative_to(ROOT)).removeprefix("clients/").removesuffix(".py").replace("/", ".")
+
+
+def test_small_modules_have_several_importers_or_a_reason() -> None:
+    product = {module_name(path): path for path in modules(*ROOMS) if path.name != "__init__.py"}
+    importers: dict[str, set[str]] = {name: set() for name in product}
+    for path in modules(*ROOMS):
+        for name in importers.keys() & set(imports(path)) - {module_name(path)}:
+            importers[name].add(module_name(path))
+    small = {
+        str(path.relative_to(ROOT))
+        for name, path in product.items()
+        if lines(path) < MIN_LINES and len(importers[name]) <= 1
+    }
+    assert small == SMALL.keys()
+
+
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if text := ast.get_docstring(node):
+            yield getattr(node, "lineno", 1), text
+
+
+def test_docstrings_name_the_thing() -> None:
+    """An imperative or a noun phrase: "What an item came to" makes a reader guess."""
+    vague = [
+        f"{path.relative_to(ROOT)}:{line}: {text.splitlines()[0]}"
+        for path in modules(*ROOMS)
+        for line, text in docstrings(path)
+        if text.split()[0] in ("What", "Of")
+    ]
+    assert vague == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ import asyncio
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict
@@ -77,16 +76,7 @@ class Cache:
 
     async def sweep(self, keep_seconds: float = KEEP_UNUSED_SECONDS) -> None:
         """Delete what no training set has referred to for so long, and what was stored and never recorded."""
-        for key in await self._blobs.unused(keep_seconds):
-            async with self._sweeping:
-                if await self._blobs.forget(key) and key.startswith(CONTENT):
-                    await self._objects.delete(key)
-        before = datetime.now(UTC) - timedelta(seconds=keep_seconds)
-        old = [blob.key for blob in await self._objects.list_prefix(CONTENT) if blob.modified <= before]
-        for key in await self._blobs.unknown(old):
-            async with self._sweeping:
-                if await self._blobs.unknown([key]):
-                    await self._objects.delete(key)
+        await self._blobs.sweep(self._objects, CONTENT, lambda key: self._sweeping, keep_seconds)
 
 
 def as_blob(stored: StoredBlob) -> Blob:

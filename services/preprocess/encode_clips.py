@@ -13,10 +13,9 @@ from services.preprocess.actors import FitOrder, Fitted
 from services.preprocess.cache import Entry, as_blob
 from services.preprocess.context import Context
 from services.preprocess.encoder_pool import Encoders
-from services.preprocess.outcome import FitOutcome, SceneOutcome
+from services.preprocess.outcome import FitOutcome, SampleFile, SceneOutcome
 from services.preprocess.plan import Item
 from services.preprocess.results import ClipResult, item_files, item_key
-from services.preprocess.sample_files import SampleFile
 from services.runtime.cluster import ActorKilled, kill
 from services.runtime.objects import ObjectCorrupt, ObjectMissing, StoredBlob
 from services.runtime.pool import map_bounded
@@ -24,7 +23,7 @@ from services.runtime.trainer_errors import api_error
 from services.runtime.work import Retryable
 from trainer.errors import DeviceMemoryExhausted
 
-# Share of Ray's object store that pictures on their way may take; where it is nearly full, Ray writes them to disk.
+# Share of Ray's object store for scenes that wait to be encoded; when it is nearly full, Ray spills to disk.
 IN_FLIGHT_SHARE = 0.5
 # Pictures that wait for one encoder; more would not make it faster.
 WAITING = 2

@@ -30,7 +30,7 @@ class Faults:
     """Faults that make the data as a whole unfit before anything is encoded; all come back together (D12, P18)."""
 
     without_audio: list[Clip] = field(default_factory=list)
-    # Validation clips with what fitting their prefix came to.
+    # Validation clips whose prefix could not be fitted, with the outcome.
     unusable: list[tuple[Clip, SceneOutcome]] = field(default_factory=list)
 
     def error(self) -> ApiError | None:

@@ -4,10 +4,9 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from services.preprocess.outcome import SceneOutcome
+from services.preprocess.outcome import FitTask, SceneOutcome
 from trainer.errors import (
     AudioTrackMissing,
     AudioUndecodable,
@@ -16,8 +15,9 @@ from trainer.errors import (
     NoVideoTrack,
     StillImage,
 )
-from trainer.media import scenes as media
-from trainer.media.fit import FitSettings, FittedClip, fit_prefix, fit_scenes
+from trainer.media.fit import FittedClip, fit_prefix, fit_scenes
+from trainer.media.frame_schedule import Scene
+from trainer.media.scenes import find_scenes
 
 log = logging.getLogger(__name__)
 
@@ -35,29 +35,12 @@ THREADS = 1
 SILENCE = 1e-4
 
 
-@dataclass(frozen=True, kw_only=True)
-class FitTask:
-    """One clip, and how it is to be fitted."""
-
-    # Its bytes in the object store.
-    key: str
-    sha256: str
-    settings: FitSettings
-    # As its probe found it.
-    frame_count: int
-    duration_seconds: float
-    # Cut at scene changes.
-    split: bool = False
-    # Only the opening is wanted: settings.geometry has its length and rate.
-    prefix: bool = False
-
-
 def fit(path: Path, task: FitTask) -> Iterator[tuple[SceneOutcome, FittedClip | None]]:
     """Every scene in order, with frames and sound where it can be used. One pass over the clip, two to find scenes."""
     if task.prefix:
         yield _prefix(path, task)
         return
-    whole = media.Scene(
+    whole = Scene(
         start_frame=0,
         end_frame=task.frame_count,
         start_seconds=0.0,
@@ -68,7 +51,7 @@ def fit(path: Path, task: FitTask) -> Iterator[tuple[SceneOutcome, FittedClip | 
     found = [whole]
     try:
         if task.split:
-            found = media.find_scenes(path, threads=THREADS)
+            found = find_scenes(path, threads=THREADS)
         for scene, fitted in zip(found, fit_scenes(path, found, task.settings, threads=THREADS), strict=True):
             count += 1
             if isinstance(fitted, ClipTooShort):
@@ -108,7 +91,7 @@ def _prefix(path: Path, task: FitTask) -> tuple[SceneOutcome, FittedClip | None]
     return _fitted(fitted, 0, fitted.end_frame), fitted
 
 
-def _kept(scene: media.Scene, fitted: FittedClip) -> SceneOutcome:
+def _kept(scene: Scene, fitted: FittedClip) -> SceneOutcome:
     return _fitted(fitted, scene.start_frame, scene.frame_count, scene.start_seconds, scene.score)
 
 
@@ -135,12 +118,12 @@ def _fault(error: Exception) -> tuple[str, str]:
         return "ACTOR_KILLED", "fitting it needs more memory than a clip may use"
     if isinstance(error, ClipError):
         return SKIPS.get(type(error), "UNDECODABLE"), str(error)
-    # The file is somebody's invention: what nobody foresaw of it is its fault, and this worker's log has it all.
+    # Files are untrusted input: an unexpected error is blamed on the file, and logged here in full.
     log.exception("unforeseen", exc_info=error)
-    return "UNDECODABLE", f"its reader does not know what to make of it ({type(error).__name__})"
+    return "UNDECODABLE", f"its reader failed unexpectedly ({type(error).__name__})"
 
 
-def _skipped(scene: media.Scene, reason: str, text: str, too_short: ClipTooShort | None = None) -> SceneOutcome:
+def _skipped(scene: Scene, reason: str, text: str, too_short: ClipTooShort | None = None) -> SceneOutcome:
     return SceneOutcome(
         start_frame=scene.start_frame,
         source_frames=scene.frame_count,

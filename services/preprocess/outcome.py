@@ -1,10 +1,43 @@
-"""Outcome of fitting a clip as plain facts: answered by actors, kept by the cache, told by the report."""
+"""Fitting a clip as plain facts: the task that actors are given, and the outcome that the cache and the report keep."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from typing import Any
 
 from ltxtrain.v1.work_pb2 import ReportReason
+
+from trainer.media.frame_schedule import FitSettings
+
+SERVICE = "preprocess"
+SAFETENSORS = "application/vnd.safetensors"
+
+
+class SampleFile(StrEnum):
+    """A file of a sample."""
+
+    LATENTS = "latents"
+    # The fitted clip, and the prefix of a validation clip; both lossless.
+    PREVIEW = "preview"
+    PREFIX = "prefix"
+    SHEET = "sheet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTask:
+    """One clip, and how it is to be fitted."""
+
+    # Its bytes in the object store.
+    key: str
+    sha256: str
+    settings: FitSettings
+    # As its probe found it.
+    frame_count: int
+    duration_seconds: float
+    # Cut at scene changes.
+    split: bool = False
+    # Only the opening is wanted: settings.geometry has its length and rate.
+    prefix: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,22 +8,18 @@ from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
 
 from services.preprocess.cache_keys import fit_key, prefix_key
-from services.preprocess.fitting import FitTask
-from services.preprocess.outcome import FitOutcome, SceneOutcome
-from services.preprocess.sample_files import SampleFile
+from services.preprocess.outcome import FitOutcome, FitTask, SampleFile, SceneOutcome
 from services.preprocess.source import Source
 from services.runtime.errors import InvalidSpec, Violation
 from trainer import geometry
 from trainer.data.prompts import with_trigger
 from trainer.errors import ClipTooShort
-from trainer.media import scenes as media
-from trainer.media.fit import FitSettings
-from trainer.media.frame_schedule import plan
+from trainer.media.frame_schedule import FitSettings, Scene, plan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One clip on its way to samples."""
+    """One clip of a training set, and the samples wanted of it."""
 
     # Among all clips of the training set; those to train on come first.
     position: int
@@ -147,7 +143,7 @@ def _task(clip: Clip, fit: FitSettings, *, split: bool = False, prefix: bool = F
 
 def _known_outcome(clip: Clip, fit: FitSettings) -> FitOutcome | None:
     """A clip that is too short is known by its probe, by the rule that would fit it."""
-    whole = media.Scene(
+    whole = Scene(
         start_frame=0,
         end_frame=clip.frame_count,
         start_seconds=0.0,

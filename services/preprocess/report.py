@@ -11,10 +11,10 @@ from services.preprocess.outcome import FitOutcome, SceneOutcome
 from trainer.geometry import snap_frames
 from trainer.media.frame_schedule import MAX_STRETCH
 
-# A clip's own rate may differ so much from frame_rate before it is worth a word (conformance P11).
+# Relative difference of a clip's own rate from frame_rate above which the report mentions it (conformance P11).
 RATE_TOLERANCE = 0.01
 # Share of the picture lost to the bucket's shape from which the report mentions it.
-WORTH_A_WORD_PERCENT = 5
+REPORT_CROP_ABOVE_PERCENT = 5
 CHANGES = frozenset(
     {
         ReportReason.REPORT_REASON_FRAMES_UNUSED,
@@ -101,7 +101,7 @@ def _scene_line(
     _add_fit(line.numbers, scene)
     line.reasons.extend(_reasons(clip, scene, caption, settings))
     line.outcome = _kept(line.reasons)
-    line.description = place + _what_was_done(clip, scene, settings)
+    line.description = place + _description(clip, scene, settings)
     line.frame_count = scene.source_frames
     return line
 
@@ -123,13 +123,13 @@ def _rate_differs(clip: Clip, settings: PreprocessSettings) -> bool:
     return not settings.auto_scale_input and abs(clip.frame_rate - target) > RATE_TOLERANCE * target
 
 
-def _what_was_done(clip: Clip, scene: SceneOutcome, settings: PreprocessSettings) -> str:
+def _description(clip: Clip, scene: SceneOutcome, settings: PreprocessSettings) -> str:
     parts = [f"{scene.frame_count} frames at {scene.frame_rate:g} a second"]
     if scene.stretch > 1:
         parts.append(f"slowed down {scene.stretch:.2f} times")
     if scene.unused_frames:
         parts.append(f"{scene.unused_frames} frames unused")
-    if scene.crop_loss_percent >= WORTH_A_WORD_PERCENT:
+    if scene.crop_loss_percent >= REPORT_CROP_ABOVE_PERCENT:
         parts.append(f"cropped to {100 - scene.crop_loss_percent:.0f} % of its picture")
     if _rate_differs(clip, settings):
         asked = settings.training.frame_rate
@@ -143,7 +143,7 @@ def _would_fit(scene: SceneOutcome, settings: PreprocessSettings) -> str:
         return ""
     length = snap_frames(int(scene.have_frames * (MAX_STRETCH if settings.auto_scale_input else 1)))
     prefix = settings.conditioning_frames
-    return f"; would fit at {length}" if length > prefix else f"; too short to go on after a prefix of {prefix}"
+    return f"; would fit at {length}" if length > prefix else f"; too short to continue after a prefix of {prefix}"
 
 
 def _kept(reasons: Sequence["ReportReason"]) -> "Outcome":

@@ -1,4 +1,4 @@
-"""Samples and report of a training set, from what its clips came to."""
+"""Samples and report of a training set, from the outcomes of its clips."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +11,10 @@ from services.preprocess.cache import Entry
 from services.preprocess.cache_keys import latents_key, lossless_key, sheet_key
 from services.preprocess.context import Context
 from services.preprocess.failures import skipped_lines
-from services.preprocess.outcome import FitOutcome
+from services.preprocess.outcome import FitOutcome, SampleFile
 from services.preprocess.plan import Item, Plan
 from services.preprocess.prompts import Prompts
 from services.preprocess.report import clip_lines, suggestions, validation_line
-from services.preprocess.sample_files import SampleFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class ClipResult:
 
 
 async def find_cached(context: Context, items: Sequence[Item]) -> tuple[list[ClipResult], dict[str, Entry]]:
-    """Items of which everything is there already, and whatever is there of the others, by its key."""
+    """Items that are cached whole, and cached files of the others by their key."""
     outcomes = await context.cache.find([item.key for item in items], context.name)
     loaded = {item.key: FitOutcome.load(outcomes[item.key].facts) for item in items if item.key in outcomes}
     known = {key: outcome for key, outcome in loaded.items() if outcome is not None}

@@ -1,28 +1,16 @@
-"""The files that are made of a fitted scene beside its latents: lossless clips, and what the contact sheet shows."""
+"""Files of a fitted scene beside its latents: lossless clips, and its part of the contact sheet."""
 
 import base64
 import json
-from enum import StrEnum
 from pathlib import Path
 
 from services.pages.contact_sheet import Thumbnails, peaks, thumbnails
+from services.preprocess.outcome import SERVICE
 from services.runtime.objects import Objects, StoredBlob
 from trainer.media.fit import FittedClip
 from trainer.media.video_file import write_lossless
 
-SERVICE = "preprocess"
-SAFETENSORS = "application/vnd.safetensors"
 MATROSKA = "video/x-matroska"
-
-
-class SampleFile(StrEnum):
-    """A file of a sample."""
-
-    LATENTS = "latents"
-    # The fitted clip, and the prefix of a validation clip; both lossless.
-    PREVIEW = "preview"
-    PREFIX = "prefix"
-    SHEET = "sheet"
 
 
 def store_lossless(objects: Objects, fitted: FittedClip, folder: Path) -> StoredBlob:

@@ -17,12 +17,11 @@ from services.preprocess.context import ClipReport, Context
 from services.preprocess.encode_clips import ClipGone, ClipPipeline
 from services.preprocess.encoder_pool import Encoders
 from services.preprocess.failures import Faults, all_too_short, clip_skipped, nothing_left
+from services.preprocess.outcome import SampleFile
 from services.preprocess.plan import Item, Plan, make_plan
 from services.preprocess.prompts import Prompts, count_tokens, embed
-from services.preprocess.publish import publish
 from services.preprocess.report import rejected_line
 from services.preprocess.results import ClipResult, Results, find_cached
-from services.preprocess.sample_files import SampleFile
 from services.preprocess.source import Source, check_alive, keep_alive, read_source, skipped_at_ingest
 from services.runtime.errors import ApiError, FailedPrecondition, NotFound
 from services.runtime.report import ReportWriter
@@ -149,6 +148,9 @@ class TrainingSetRun:
             async with context.attempt.edit() as edit:
                 edit.body.report.CopyFrom(self._results.report())
             raise
+        # Needed only now: it brings decoders and picture libraries into the service.
+        from services.preprocess.publish import publish
+
         return await publish(context, self._results)
 
     async def _check_faults(self) -> Sequence[ClipResult]:

@@ -246,14 +246,17 @@ class Store(Generic[M]):
             await _move_cursors(connection, name, edit.cursors)
             await blobs.refer(connection, name, edit.blob_keys)
 
+    async def require_finished(self, name: str, owner: str | None = None) -> None:
+        """Raises NotFound, and NotReady for a resource that has not ended."""
+        _check_finished(name, await self.get(name, owner))
+
     async def delete(self, name: str, owner: str | None = None) -> None:
         """Forget a finished resource and its references to blobs. Raises NotFound and NotReady."""
         async with self._database.write() as connection:
             row = (await connection.execute(self._named(name))).first()
             if row is None or owner not in (None, row.owner):
                 raise NotFound(name)
-            if row.state not in TERMINAL:
-                raise NotReady(f"{name} is not finished. Cancel it first.", metadata={"name": name})
+            _check_finished(name, self._parse(row))
             await connection.execute(delete(tables.resource).where(tables.resource.c.name == name))
             await connection.execute(delete(tables.request).where(tables.request.c.resource == name))
             await connection.execute(delete(tables.events).where(tables.events.c.resource == name))
@@ -283,6 +286,11 @@ class Store(Generic[M]):
 
     def _parse(self, row: Row[AnyRow]) -> M:
         return cast(M, self._message.FromString(row.body))
+
+
+def _check_finished(name: str, resource: Resource) -> None:
+    if resource.lifecycle.state not in TERMINAL:
+        raise NotReady(f"{name} is not finished. Cancel it first.", metadata={"name": name})
 
 
 def _columns(body: Resource) -> dict[str, object]:

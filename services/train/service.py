@@ -81,8 +81,10 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         return await self._estimator.estimate(job.effective_spec, job.options, caller.get())
 
     async def DeleteJob(self, request: train_pb2.DeleteJobRequest, context: Any) -> train_pb2.DeleteJobResponse:
-        await self._jobs.delete(request.name, visible_owner())
+        # Bytes before the row: when the store does not answer, a repeat of the call still finds the job.
+        await self._jobs.require_finished(request.name, visible_owner())
         await self._runtime.objects.delete_prefix(f"{request.name}/")
+        await self._jobs.delete(request.name, visible_owner())
         return train_pb2.DeleteJobResponse()
 
     async def WatchJob(

@@ -16,24 +16,12 @@ from trainer.media.audio import SAMPLE_RATE, AudioReader, normalize_peak
 from trainer.media.container import open_clip
 from trainer.media.decode import VideoReader
 from trainer.media.downmix import Sound
-from trainer.media.frame_schedule import Schedule, plan, plan_prefix
+from trainer.media.frame_schedule import FitSettings, Scene, Schedule, plan, plan_prefix
 from trainer.media.picture import PictureFitter
 from trainer.media.probe import Probe
-from trainer.media.scenes import Scene
 from trainer.media.stretch import stretch
 
 UNSTEADY = "The clip has another length each time it is read."
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitSettings:
-    """preserve_pitch and normalize_audio matter with with_audio alone, preserve_pitch when a clip is slowed down."""
-
-    geometry: Geometry
-    auto_scale: bool
-    with_audio: bool
-    normalize_audio: bool
-    preserve_pitch: bool
 
 
 @dataclass(frozen=True, kw_only=True)

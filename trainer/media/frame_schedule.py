@@ -1,4 +1,4 @@
-"""Choose the frame of a clip that is shown at each moment of the fitted clip (P11)."""
+"""Choose the frame of a clip that is shown at each moment of the fitted clip (P11). No decoder is imported."""
 
 import math
 from dataclasses import dataclass
@@ -10,6 +10,39 @@ from trainer.geometry import Geometry
 MAX_STRETCH = 4.0
 # Time stamps are rounded and jitter; a frame that is due this share of a frame later is due now.
 EARLY = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """Shape and sound of fitted clips; preserve_pitch counts where sound is stretched."""
+
+    geometry: Geometry
+    auto_scale: bool
+    with_audio: bool
+    normalize_audio: bool
+    preserve_pitch: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Frames start_frame up to, not including, end_frame; seconds after the clip's first frame appears.
+
+    score: mean change of a pixel at the cut that begins it, 0..48; 0 at the start of the clip.
+    """
+
+    start_frame: int
+    end_frame: int
+    start_seconds: float
+    end_seconds: float
+    score: float
+
+    @property
+    def frame_count(self) -> int:
+        return self.end_frame - self.start_frame
+
+    @property
+    def seconds(self) -> float:
+        return self.end_seconds - self.start_seconds
 
 
 class Length(Protocol):

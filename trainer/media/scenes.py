@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from trainer.media.container import open_clip
 from trainer.media.decode import VideoReader
+from trainer.media.frame_schedule import Scene
 
 Thumbnail = NDArray[np.int16]
 
@@ -32,28 +33,6 @@ STANDS_OUT = 3.0
 NEIGHBOURS = 4
 # After a flash the picture is back: more alike than this share of the jump.
 RETURN = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """Frames start_frame up to, not including, end_frame; seconds after the clip's first frame appears.
-
-    score: mean change of a pixel at the cut that begins it, 0..48; 0 at the start of the clip.
-    """
-
-    start_frame: int
-    end_frame: int
-    start_seconds: float
-    end_seconds: float
-    score: float
-
-    @property
-    def frame_count(self) -> int:
-        return self.end_frame - self.start_frame
-
-    @property
-    def seconds(self) -> float:
-        return self.end_seconds - self.start_seconds
 
 
 @dataclass(frozen=True)

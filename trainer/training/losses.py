@@ -109,7 +109,7 @@ def token_count(clip: EncodedClip) -> int:
 def clip_loss(
     model: VelocityModel, clip: EncodedClip, prompt: PromptEmbedding, draw: Draw, conditioning_frames: int
 ) -> ClipLoss:
-    """The masked loss of each modality; PrefixCoversClip when the conditioning frames leave nothing."""
+    """The masked loss of each modality. Raises PrefixCoversClip when the conditioning frames leave nothing."""
     latent_shape = (clip.video.shape[1], clip.video.shape[2], clip.video.shape[3])
     video_prefix = video_prefix_tokens(conditioning_frames, latent_shape)
     video = _objective(model, pack_video(clip.video), draw.video, video_prefix, prompt.video)

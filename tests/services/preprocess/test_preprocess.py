@@ -84,7 +84,7 @@ async def test_the_report_has_a_line_with_numbers_for_every_clip(whole: Ended) -
     assert second.numbers.unused_frames == 13
     assert again.numbers.duplicate_of == "a/clip.mp4" and "CAPTION_MISSING" in whole.reasons("c/again.mp4")
     assert short.outcome == Outcome.OUTCOME_SKIPPED
-    assert short.description == "12 frames, 17 needed; too short to go on after a prefix of 9"
+    assert short.description == "12 frames, 17 needed; too short to continue after a prefix of 9"
     assert (short.frame_count, short.needed_frames) == (12, 17)
     assert list(report.suggestions) == ["With auto_scale_input, 1 more clip would fit."]
 

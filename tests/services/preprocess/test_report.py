@@ -25,10 +25,10 @@ def short(frames: int) -> SceneOutcome:
 def test_too_short_says_what_would_fit() -> None:
     assert said(short(61)) == "61 frames; would fit at 57"
     assert said(short(17)) == "17 frames; would fit at 17"
-    assert said(short(16)) == "16 frames; too short to go on after a prefix of 9"
-    assert said(short(61), conditioning_frames=57) == "61 frames; too short to go on after a prefix of 57"
+    assert said(short(16)) == "16 frames; too short to continue after a prefix of 9"
+    assert said(short(61), conditioning_frames=57) == "61 frames; too short to continue after a prefix of 57"
     assert said(short(5), auto_scale_input=True) == "5 frames; would fit at 17"
-    assert said(short(4), auto_scale_input=True) == "4 frames; too short to go on after a prefix of 9"
+    assert said(short(4), auto_scale_input=True) == "4 frames; too short to continue after a prefix of 9"
 
 
 def test_what_was_done_is_told() -> None:

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
+from ltxtrain_client.backoff import Backoff
 from psycopg import sql
 
 from services.runtime import work
@@ -27,8 +28,7 @@ END_ALL = (
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "RETRY_FIRST_SECONDS", 0.01)
-    monkeypatch.setattr(work, "RETRY_MAX_SECONDS", 0.02)
+    monkeypatch.setattr(work, "BACKOFF", Backoff(first_seconds=0.01, last_seconds=0.02))
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from google.rpc import error_details_pb2, status_pb2
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
+from ltxtrain_client.backoff import Backoff
 from sqlalchemy import event
 
 from services.runtime import errors, work
@@ -80,8 +81,7 @@ class Scripted:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "RETRY_FIRST_SECONDS", 0.0001)
-    monkeypatch.setattr(work, "RETRY_MAX_SECONDS", 0.001)
+    monkeypatch.setattr(work, "BACKOFF", Backoff(first_seconds=0.0001, last_seconds=0.001))
 
 
 @pytest.fixture

@@ -32,9 +32,9 @@ from trainer.geometry import Geometry
 from trainer.media.audio import AudioReader, normalize_peak, probe_audio
 from trainer.media.container import open_clip
 from trainer.media.downmix import stereo, weights_of
-from trainer.media.fit import FitSettings, FittedClip, fit_clip, fit_prefix, fit_scenes
+from trainer.media.fit import FittedClip, fit_clip, fit_prefix, fit_scenes
+from trainer.media.frame_schedule import FitSettings, Scene
 from trainer.media.probe import probe
-from trainer.media.scenes import Scene
 from trainer.media.stretch import find_onsets, stretch
 
 SIZE = (64, 48)

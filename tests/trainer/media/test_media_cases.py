@@ -14,7 +14,8 @@ from tests.cases_table import CLIP_ERRORS, FOLDER, cases, media
 from tests.sounds import burst_seconds, pitch
 from trainer.errors import ClipError, ClipTooShort
 from trainer.geometry import Geometry
-from trainer.media.fit import FitSettings, FittedClip, fit_clip, fit_prefix, fit_scenes
+from trainer.media.fit import FittedClip, fit_clip, fit_prefix, fit_scenes
+from trainer.media.frame_schedule import FitSettings
 from trainer.media.probe import probe
 from trainer.media.scenes import find_scenes
 

@@ -14,7 +14,8 @@ from tests.clips import Sound, Video, add_burst, numbered, tones, write_clip
 from tests.sounds import RATE, burst_seconds
 from tests.trainer.media.forms import begin_anew, lose_track, remux
 from trainer.geometry import Geometry
-from trainer.media.fit import FitSettings, FittedClip, fit_clip
+from trainer.media.fit import FittedClip, fit_clip
+from trainer.media.frame_schedule import FitSettings
 from trainer.media.pieces import Piece, Pieces, read_box
 from trainer.media.probe import probe
 from trainer.media.rate import measure_rate

@@ -11,7 +11,8 @@ from tests import cards
 from tests.clips import Video, numbered, write_clip
 from trainer.errors import ClipTooShort
 from trainer.geometry import Geometry
-from trainer.media.fit import FitSettings, FittedClip, fit_clip, fit_prefix
+from trainer.media.fit import FittedClip, fit_clip, fit_prefix
+from trainer.media.frame_schedule import FitSettings
 from trainer.media.probe import probe
 
 NTSC, NTSC_FILM = Fraction(30_000, 1001), Fraction(24_000, 1001)

@@ -19,7 +19,8 @@ from tests.cases_table import FOLDER, cases, media
 from tests.clips import Sound, Video, as_seen, card, numbered, tones, write_clip
 from trainer.errors import ClipError, NoVideoTrack, StillImage, Undecodable
 from trainer.geometry import Geometry
-from trainer.media.fit import FitSettings, fit_clip
+from trainer.media.fit import fit_clip
+from trainer.media.frame_schedule import FitSettings
 from trainer.media.probe import Probe, probe
 from trainer.media.scenes import find_scenes
 from trainer.media.truncation import missing_bytes

@@ -13,7 +13,8 @@ from tests.clips import Waves
 from tests.sounds import RATE, burst_seconds
 from trainer.errors import ClipDamaged, ClipError, PresentationUnsupported
 from trainer.geometry import Geometry
-from trainer.media.fit import FitSettings, FittedClip, fit_clip
+from trainer.media.fit import FittedClip, fit_clip
+from trainer.media.frame_schedule import FitSettings
 from trainer.media.probe import probe
 
 OPEN2 = FOLDER / "open2"

@@ -12,7 +12,8 @@ from tests import cards
 from tests.clips import Picture, Video, card, write_clip
 from trainer.errors import ClipTooShort
 from trainer.geometry import Geometry
-from trainer.media.fit import FitSettings, FittedClip, fit_scenes
+from trainer.media.fit import FittedClip, fit_scenes
+from trainer.media.frame_schedule import FitSettings
 from trainer.media.scenes import find_scenes
 
 WIDTH, HEIGHT = 192, 108

@@ -14,7 +14,8 @@ from tests import cards
 from tests.clips import Picture, Video, numbered, write_clip
 from trainer.geometry import Geometry
 from trainer.media import hdr
-from trainer.media.fit import FitSettings, FittedClip, fit_clip
+from trainer.media.fit import FittedClip, fit_clip
+from trainer.media.frame_schedule import FitSettings
 from trainer.media.picture import cover
 from trainer.media.probe import probe
 

@@ -1,0 +1,64 @@
+"""The Train service's own calls, on a real database."""
+
+from pathlib import Path
+
+import pytest
+from ltxtrain.v1.train_pb2 import DeleteJobRequest, Job
+from ltxtrain.v1.work_pb2 import State
+
+from services.runtime.auth import caller
+from services.runtime.cluster import Cluster
+from services.runtime.errors import NotFound, NotReady
+from services.runtime.objects import ObjectStoreUnavailable, StoreAddress
+from services.train.service import TrainService
+from tests.services.train.running import Trainer, running
+
+
+@pytest.fixture
+def as_me() -> None:
+    caller.set("me")
+
+
+async def ended_job(trainer: Trainer, name: str) -> None:
+    await trainer.jobs.create(Job(name=name), owner="me", request_id="", digest=b"")
+    await trainer.runtime.objects.put_bytes(f"{name}/lora.safetensors", b"weights", "application/octet-stream")
+    async with trainer.jobs.edit(name) as edit:
+        edit.enter(State.STATE_SUCCEEDED)
+
+
+async def test_deleting_after_an_outage_of_the_store_frees_the_bytes(
+    tiny_model: Path,
+    object_store: StoreAddress,
+    ray_cluster: Cluster,
+    tmp_path: Path,
+    as_me: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running(tmp_path, tiny_model, object_store, ray_cluster) as trainer:
+        service, objects = TrainService(trainer.runtime), trainer.runtime.objects
+        await ended_job(trainer, "jobs/old")
+        request = DeleteJobRequest(name="jobs/old")
+
+        async def unavailable(prefix: str) -> int:
+            raise ObjectStoreUnavailable("no answer")
+
+        with monkeypatch.context() as outage:
+            outage.setattr(objects, "delete_prefix", unavailable)
+            with pytest.raises(ObjectStoreUnavailable):
+                await service.DeleteJob(request, None)
+        assert await trainer.jobs.get("jobs/old"), "a repeat must find the job"
+        await service.DeleteJob(request, None)
+        assert await objects.list_prefix("jobs/old/") == []
+        with pytest.raises(NotFound):
+            await trainer.jobs.get("jobs/old")
+
+
+async def test_a_job_that_runs_keeps_its_bytes(
+    tiny_model: Path, object_store: StoreAddress, ray_cluster: Cluster, tmp_path: Path, as_me: None
+) -> None:
+    async with running(tmp_path, tiny_model, object_store, ray_cluster) as trainer:
+        await trainer.jobs.create(Job(name="jobs/new"), owner="me", request_id="", digest=b"")
+        await trainer.runtime.objects.put_bytes("jobs/new/lora.safetensors", b"weights", "application/octet-stream")
+        with pytest.raises(NotReady):
+            await TrainService(trainer.runtime).DeleteJob(DeleteJobRequest(name="jobs/new"), None)
+        assert await trainer.runtime.objects.exists("jobs/new/lora.safetensors")
