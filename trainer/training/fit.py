@@ -70,7 +70,8 @@ def fit_to_device(
     asked = began_in or (None if job.precision == AUTO else job.precision)
     if device.type != "cuda":
         return _on_cpu(load, asked, min(job.streamed_blocks, model.layers), model)
-    host = worker.least(host_free_bytes() // worker.count, device)
+    # Compiled blocks are never streamed (trainer.training.loop.prepare).
+    host = 0 if job.settings.compile_blocks else worker.least(host_free_bytes() // worker.count, device)
     precisions = (asked,) if asked else [name for name in LADDER if is_available(Precision(name))]
     choice = choose_plan(load, worker.least(free_bytes(device), device), host, precisions, model)
     plan, reason = choice.plan, choice.reason
