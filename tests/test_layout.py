@@ -139,7 +139,8 @@ def test_docstrings_name_the_thing() -> None:
     [
         ("ltxtrain_client", ("torch", "ray", "services", "trainer", "av", "minio")),
         ("trainer.media.probe", ("torch", "diffusers", "ray")),
-        ("services.ingest.prober", ("torch", "diffusers")),
+        ("services.ingest.prober", ("torch", "diffusers", "av")),
+        ("services.ingest.service", ("torch", "diffusers", "av")),
     ],
 )
 def test_imports_stay_light(module: str, absent: tuple[str, ...]) -> None:

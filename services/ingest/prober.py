@@ -17,7 +17,7 @@ from ltxtrain.v1.work_pb2 import AudioNumbers
 from services.runtime.objects import Objects, StoreAddress
 from services.runtime.process_limits import limits
 from services.runtime.telemetry import resumed_trace
-from trainer.errors import ClipError, NoVideoTrack, StillImage
+from trainer.errors import ClipDamaged, ClipError, NoVideoTrack, PresentationUnsupported, StillImage
 
 if TYPE_CHECKING:
     from trainer.media.probe import Probe
@@ -47,6 +47,10 @@ class ProbeResult:
     failure: str = ""
     still_image: bool = False
     no_video: bool = False
+    # Its end is missing, or not one frame of it is whole.
+    damaged: bool = False
+    # Its pictures are shown in a way that is not supported.
+    unsupported: bool = False
     # It took more time or memory than a clip may, or ended its worker.
     exhausted: bool = False
 
@@ -64,6 +68,9 @@ class Prober:
         self._path = Path(self._folder.name) / "clip"
         # Before the first limit is set, and not above: the service imports this module for its types, without FFmpeg.
         importlib.import_module("trainer.media.probe")
+        numpy = importlib.import_module("numpy")
+        # OpenBLAS takes its buffers at the first product, and ends the process when a clip's limit forbids it.
+        numpy.ones((64, 64)) @ numpy.ones((64, 64))
 
     def load(self, task: ProbeTask) -> None:
         """Fetch the clip. Raises ObjectStoreUnavailable, ObjectMissing and ObjectCorrupt."""
@@ -87,6 +94,10 @@ def probe_file(path: Path) -> ProbeResult:
         return ProbeResult(failure=str(error), still_image=True)
     except NoVideoTrack as error:
         return ProbeResult(failure=str(error), no_video=True)
+    except PresentationUnsupported as error:
+        return ProbeResult(failure=str(error), unsupported=True)
+    except ClipDamaged as error:
+        return _unreadable(str(error), damaged=True)
     except ClipError as error:
         return _unreadable(str(error))
     except MemoryError:
@@ -95,8 +106,9 @@ def probe_file(path: Path) -> ProbeResult:
         # Files are untrusted input: an unexpected error is blamed on the file, and logged here in full.
         log.exception("unexpected error of a probe")
         return _unreadable(f"Reading it failed in a way that was not foreseen ({type(error).__name__}).")
-    if found.damage is not None:
-        return _unreadable(f"{found.damage} {found.frame_count} frames can be decoded before.")
+    # A transfer that broke off is to be sent again; what is damaged in itself is used as far as it is whole.
+    if found.damage is not None and found.cut_off:
+        return _unreadable(found.damage, damaged=True)
     return ProbeResult(clip=described(found))
 
 
@@ -122,6 +134,8 @@ def described(probe: "Probe") -> Clip:
             hdr=probe.hdr,
             container=probe.container,
             audio_error=probe.audio_error or "",
+            damage=probe.damage or "",
+            leading_frames=probe.leading_frames,
         ),
     )
     if probe.audio is not None:
@@ -138,7 +152,7 @@ def described(probe: "Probe") -> Clip:
     return clip
 
 
-def _unreadable(why: str) -> ProbeResult:
+def _unreadable(why: str, *, damaged: bool = False) -> ProbeResult:
     if OUT_OF_MEMORY in why:
         return ProbeResult(failure="Decoding it needs more memory than a clip may use.", exhausted=True)
-    return ProbeResult(failure=why)
+    return ProbeResult(failure=why, damaged=damaged)

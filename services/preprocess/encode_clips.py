@@ -13,7 +13,7 @@ from services.preprocess.actors import FitOrder, Fitted
 from services.preprocess.cache import Entry, as_blob
 from services.preprocess.context import Context
 from services.preprocess.encoder_pool import Encoders
-from services.preprocess.outcome import FitOutcome, SampleFile, SceneOutcome
+from services.preprocess.outcome import FitOutcome, SampleFile, SceneOutcome, Skip
 from services.preprocess.plan import Item
 from services.preprocess.results import ClipResult, item_files, item_key
 from services.runtime.cluster import ActorKilled, kill
@@ -197,5 +197,5 @@ def _outcome(item: Item, result: FitOutcome | Exception) -> FitOutcome:
 
 
 def _killed(item: Item, text: str) -> FitOutcome:
-    scene = SceneOutcome(source_frames=item.clip.frame_count, skipped="ACTOR_KILLED", description=text)
+    scene = SceneOutcome(source_frames=item.clip.frame_count, skipped=Skip.ACTOR_KILLED, description=text)
     return FitOutcome(scenes=(scene,))

@@ -15,12 +15,16 @@ from trainer.media.frame_schedule import MAX_STRETCH
 RATE_TOLERANCE = 0.01
 # Share of the picture lost to the bucket's shape from which the report mentions it.
 REPORT_CROP_ABOVE_PERCENT = 5
+# Coders round the end of a track to their blocks, of which the longest in use lasts less.
+REPORT_MISSING_SOUND_SECONDS = 0.1
 CHANGES = frozenset(
     {
         ReportReason.REPORT_REASON_FRAMES_UNUSED,
         ReportReason.REPORT_REASON_STRETCHED,
         ReportReason.REPORT_REASON_CAPTION_TRUNCATED,
         ReportReason.REPORT_REASON_SPLIT,
+        ReportReason.REPORT_REASON_CLIP_DAMAGED,
+        ReportReason.REPORT_REASON_LEADING_FRAMES_UNUSED,
     }
 )
 
@@ -64,6 +68,8 @@ def validation_line(clip: Clip, scene: SceneOutcome, caption: Caption, settings:
     _add_fit(line.numbers, scene)
     if scene.silent and settings.HasField("audio"):
         line.reasons.append(ReportReason.REPORT_REASON_AUDIO_SILENT)
+    if _lacks_sound(scene):
+        line.reasons.append(ReportReason.REPORT_REASON_AUDIO_INCOMPLETE)
     if caption.truncated:
         line.reasons.append(ReportReason.REPORT_REASON_CAPTION_TRUNCATED)
     if settings.trigger_phrase and settings.trigger_phrase not in caption.text:
@@ -96,6 +102,8 @@ def _scene_line(
         line.outcome = Outcome.OUTCOME_SKIPPED
         line.description = place + scene.description + _would_fit(scene, settings)
         line.reasons.append(scene.reason)
+        if scene.reason == ReportReason.REPORT_REASON_CLIP_DAMAGED and scene.have_frames is not None:
+            line.reasons.append(ReportReason.REPORT_REASON_CLIP_TOO_SHORT)
         _add_length(line, scene)
         return line
     _add_fit(line.numbers, scene)
@@ -112,10 +120,27 @@ def _reasons(clip: Clip, scene: SceneOutcome, caption: Caption, settings: Prepro
         ReportReason.REPORT_REASON_FRAMES_UNUSED: scene.unused_frames > 0,
         ReportReason.REPORT_REASON_FRAME_RATE_DIFFERS: _rate_differs(clip, settings),
         ReportReason.REPORT_REASON_AUDIO_SILENT: settings.HasField("audio") and scene.silent,
+        ReportReason.REPORT_REASON_AUDIO_INCOMPLETE: _lacks_sound(scene),
+        ReportReason.REPORT_REASON_CLIP_DAMAGED: bool(_damage_after(clip, scene)),
+        ReportReason.REPORT_REASON_LEADING_FRAMES_UNUSED: _frames_before(clip, scene) > 0,
         ReportReason.REPORT_REASON_CAPTION_MISSING: not clip.caption.strip(),
         ReportReason.REPORT_REASON_CAPTION_TRUNCATED: caption.truncated,
     }
     return [reason for reason, present in found.items() if present]
+
+
+def _frames_before(clip: Clip, scene: SceneOutcome) -> int:
+    """Frames before the first key frame, of the scene that begins with that."""
+    return clip.probe.leading_frames if scene.start_frame == 0 else 0
+
+
+def _damage_after(clip: Clip, scene: SceneOutcome) -> str:
+    """The damage that a clip ends with, of the scene before it."""
+    return clip.probe.damage if scene.start_frame + scene.source_frames == clip.frame_count else ""
+
+
+def _lacks_sound(scene: SceneOutcome) -> bool:
+    return scene.audio_missing_seconds > REPORT_MISSING_SOUND_SECONDS
 
 
 def _rate_differs(clip: Clip, settings: PreprocessSettings) -> bool:
@@ -134,6 +159,12 @@ def _description(clip: Clip, scene: SceneOutcome, settings: PreprocessSettings) 
     if _rate_differs(clip, settings):
         asked = settings.training.frame_rate
         parts.append(f"the clip's own rate, where {asked:g} was asked for: auto_scale_input resamples")
+    if _lacks_sound(scene):
+        parts.append(f"{scene.audio_missing_seconds:.2f} s of the frames in use have no sound: silence stands there")
+    if before := _frames_before(clip, scene):
+        parts.append(f"{before} frames before the first key frame left out")
+    if damage := _damage_after(clip, scene):
+        parts.append(f"used up to its damage: {damage}")
     return ", ".join(parts)
 
 
@@ -169,6 +200,7 @@ def _add_fit(numbers: ClipNumbers, scene: SceneOutcome) -> None:
     numbers.unused_frames = scene.unused_frames
     numbers.crop_loss_percent = scene.crop_loss_percent
     numbers.stretch = scene.stretch
+    numbers.audio_missing_seconds = scene.audio_missing_seconds
 
 
 def _add_length(line: ReportLine, scene: SceneOutcome) -> None:
@@ -183,7 +215,10 @@ def _cut(scene: SceneOutcome) -> SceneCut:
 def suggestions(clips: Sequence[tuple[Clip, FitOutcome]], settings: PreprocessSettings) -> list[str]:
     """Sentences "with X, N more clips fit"; empty when every clip is used."""
     short = [
-        (clip, scene) for clip, outcome in clips for scene in outcome.scenes if scene.skipped.endswith("TOO_SHORT")
+        (clip, scene)
+        for clip, outcome in clips
+        for scene in outcome.scenes
+        if scene.skipped and scene.skipped.for_length
     ]
     found = []
     lengths = [_usable_frames(clip, scene.source_frames, settings) for clip, scene in short]

@@ -263,7 +263,8 @@ async def _tried(call: Callable[[], Awaitable[T]], tries: int) -> T:
             failures = 0
         failures += 1
         if failures == tries:
-            text = f"Given up after {tries} tries in a row. The last one ended with: {reason[:MAX_REASON_CHARS]}"
+            said = telemetry.without_secrets(reason[:MAX_REASON_CHARS])
+            text = f"Given up after {tries} tries in a row. The last one ended with: {said}"
             raise errors.Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
         pause = BACKOFF.seconds(failures)
         log.warning("trying again in %.0f s: %s", pause, reason)

@@ -100,12 +100,12 @@ class Orientation:
 
 @dataclass(frozen=True)
 class Declared:
-    """What the container says about a video track, as far as libav does not hand it on."""
+    """Facts of a video track that the container declares and libav does not hand on."""
 
     crop: Crop = Crop()
-    # Of the pictures that the crop is about; decoders may have cut off a part already.
+    # Size of the pictures that the crop is about; decoders may have cut off a part already.
     coded_size: tuple[int, int] | None = None
-    # Profile, and which other format the base layer is compatible with (0: none); None: no Dolby Vision.
+    # Profile, and the format that the base layer is compatible with (0: none); None: no Dolby Vision.
     dolby_vision: tuple[int, int] | None = None
     # FFmpeg replaces it by the one of the Exif data that cameras write beside each picture of motion JPEG.
     orientation: Orientation = Orientation()

@@ -5,13 +5,13 @@ from typing import Any
 from ltxtrain.v1.ingest_pb2 import Clip, ClipProbe
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
 
-from services.preprocess.outcome import FitOutcome, SceneOutcome
+from services.preprocess.outcome import FitOutcome, SceneOutcome, Skip
 from services.preprocess.report import suggestions
 
 
 def clip(frames: int, *skipped: tuple[str, int]) -> tuple[Clip, FitOutcome]:
     """A clip of 24 frames a second that ended in scenes (reason, frames); a reason of "" was kept."""
-    scenes = tuple(SceneOutcome(skipped=reason, source_frames=count) for reason, count in skipped)
+    scenes = tuple(SceneOutcome(skipped=Skip(reason) if reason else None, source_frames=count) for reason, count in skipped)
     probe = ClipProbe(duration_seconds=frames / 24)
     return Clip(frame_count=frames, frame_rate=24, probe=probe), FitOutcome(scenes=scenes)
 

@@ -177,10 +177,12 @@ async def test_an_outage_is_waited_for(start: Start, jobs: Store[Job], error: Ba
 
 
 async def test_an_outage_without_end_ends_the_work(start: Start, jobs: Store[Job]) -> None:
-    workflow = Scripted(raising(Retryable("gone")))
+    workflow = Scripted(raising(Retryable("gone: the volume is full: http://store/x?signature=abc")))
     await start(workflow)
     error = (await ended(jobs)).lifecycle.error
     assert (error.code, reason(error)) == (grpc.StatusCode.UNAVAILABLE.value[0], "STORE_UNAVAILABLE")
+    assert "gone: the volume is full" in error.message
+    assert "signature=abc" not in error.message
     assert len(workflow.attempts) == work.RUN_TRIES
 
 
