@@ -54,6 +54,13 @@ class ProbeResult:
     # It took more time or memory than a clip may, or ended its worker.
     exhausted: bool = False
 
+    @property
+    def tells_damage(self) -> bool:
+        """Whether the file is said to be unreadable, in part or as a whole."""
+        if self.clip is not None:
+            return bool(self.clip.probe.damage)
+        return not (self.still_image or self.no_video or self.unsupported or self.exhausted)
+
 
 @ray.remote(num_cpus=1, max_restarts=0)
 class Prober:
@@ -80,7 +87,15 @@ class Prober:
 
     def probe(self) -> ProbeResult:
         """Decode the clip that was loaded."""
-        with resumed_trace(self._trace, "probe"), limits(self._seconds, self._memory_bytes):
+        with resumed_trace(self._trace, "probe"):
+            result = self._probed(self._memory_bytes)
+            # Decoders report memory that they are refused as damage of the file. Real damage is the same with less.
+            if result.tells_damage and self._probed(self._memory_bytes // 2) != result:
+                return _unreadable(OUT_OF_MEMORY)
+            return result
+
+    def _probed(self, memory_bytes: int) -> ProbeResult:
+        with limits(self._seconds, memory_bytes):
             return probe_file(self._path)
 
 

@@ -56,7 +56,7 @@ async def parts(tmp_path: Path, object_store: StoreAddress) -> AsyncIterator[Par
     await objects.ensure_bucket()
     database = await Database.open(Settings(state_dir=tmp_path).database, tmp_path)
     log = EventLog(database)
-    uploads = Uploads(Store(database, log, "uploads", Upload), objects)
+    uploads = Uploads(Store(database, log, "uploads", Upload), objects, 1 << 40)
     yield Parts(objects, database, Blobs(database), Store(database, log, "datasets", Dataset), uploads)
     await database.close()
 
