@@ -40,7 +40,7 @@ TEST_SECONDS = 240
 
 @dataclass(frozen=True)
 class Scale:
-    """What is run: widths, latents of a clip, prompt tokens, two depths, and steps that warm up and that count."""
+    """Sizes of a run: widths, latents of a clip, prompt tokens, two depths, and steps that warm up and that count."""
 
     widths: Widths
     latents: tuple[int, int, int]

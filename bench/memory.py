@@ -1,4 +1,4 @@
-"""What a training step of the real model needs on a card, beside what the memory plan says of it. Needs no card.
+"""Memory of a training step of the real model on a card, beside the memory plan's figure. Needs no card.
 
     bench/memory.py [--quick]
 

@@ -129,7 +129,7 @@ PUBLISHED = ModelSize()
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a plan is for: tokens of one training clip and of one preview (0: none), adapter and optimizer."""
+    """The load of a plan: tokens of one training clip and of one preview (0: none), adapter and optimizer."""
 
     tokens: int
     rank: int

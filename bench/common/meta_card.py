@@ -149,7 +149,7 @@ class Nf4Linear(nn.Linear):
 
 
 def quantize(model: nn.Module, precision: str, kept: Callable[[str], bool]) -> None:
-    """What loading in a precision makes of a bfloat16 model; kept: names that stay as they are."""
+    """Quantize a bfloat16 model as loading in a precision does; kept: names that stay as they are."""
     chosen = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and not kept(name)]
     if precision == "nf4":
         for name in chosen:

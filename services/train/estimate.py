@@ -134,7 +134,7 @@ class Estimator:
 
 
 def memory_load(spec: ExtendPrefixSpec, options: JobOptions) -> Load:
-    """What a resolved job puts on a card."""
+    """The load that a resolved job puts on a card."""
     training = training_geometry(spec)
     return Load(
         tokens=training.video_tokens + (training.audio_tokens if spec.with_audio else 0),

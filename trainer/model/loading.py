@@ -110,7 +110,7 @@ def load_transformer(
 
 
 def block_stream(model: nn.Module) -> BlockStream | None:
-    """What streams the blocks of a transformer of this module, if it is loaded so."""
+    """The streamer of a transformer's blocks; None for one that is held whole."""
     stream = model.__dict__.get("_ltxtrain_stream")
     assert stream is None or isinstance(stream, BlockStream)
     return stream

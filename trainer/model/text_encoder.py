@@ -38,7 +38,7 @@ class TextHold(StrEnum):
 
     @property
     def numbers(self) -> str:
-        """What embeddings depend on, for their cache keys: empty for the model as it is."""
+        """The part of a cache key that the form of the encoder adds: empty for the model as it is."""
         return self.value if self is TextHold.INT8 else ""
 
 

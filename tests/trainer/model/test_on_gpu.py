@@ -1,4 +1,4 @@
-"""What only a card can show, at a size where it could fail: attention of several key blocks, heads of 128."""
+"""Tests that only a card can run, at a size where they could fail: attention of several key blocks, heads of 128."""
 
 from collections.abc import Iterator
 

@@ -20,7 +20,7 @@ HOST_BYTES = 64 * GIB
 
 
 class Folder:
-    """Of the published model as far as its size goes."""
+    """A model folder of the published model's size."""
 
     def config(self, component: str) -> dict[str, Any]:
         assert component == "transformer"
