@@ -18,7 +18,7 @@ from ltxtrain_client.enum_words import word
 from services.runtime.addresses import CLIP
 from services.runtime.errors import Violation
 from services.runtime.requests import MAX_TEXT_BYTES, excess
-from trainer.data.prompts import NEGATIVE_PROMPT
+from trainer.data.prompt_text import NEGATIVE_PROMPT
 from trainer.geometry import BUCKETS, Geometry, snap_frames
 from trainer.preview.recipe import SCHEDULE_TOKENS
 
