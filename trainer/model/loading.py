@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -64,11 +65,14 @@ class LoadReport:
     size_bytes: int  # of all weights and tables, as they are held
 
 
+# Of the models that were loaded here and still live.
+_REPORTS: WeakKeyDictionary[nn.Module, LoadReport] = WeakKeyDictionary()
+_STREAMS: WeakKeyDictionary[nn.Module, BlockStream] = WeakKeyDictionary()
+
+
 def load_report(model: nn.Module) -> LoadReport:
-    """Duration and size of one loading."""
-    report = model.__dict__["_ltxtrain_load_report"]
-    assert isinstance(report, LoadReport)
-    return report
+    """Duration and size of the loading of a model of this module."""
+    return _REPORTS[model]
 
 
 def compute_dtype(device: Device) -> torch.dtype:
@@ -81,8 +85,8 @@ def load_transformer(
 ) -> Any:
     """An LTX2VideoTransformer3DModel or, for video alone, the VideoTransformer.
 
-    streamed_blocks: how many of its blocks stay in host memory (trainer.model.streaming). PrecisionUnavailable when
-    the format needs what is not installed here.
+    streamed_blocks: how many of its blocks stay in host memory (trainer.model.streaming). Raises PrecisionUnavailable
+    when the format needs what is not installed here.
     """
     from diffusers import LTX2VideoTransformer3DModel
 
@@ -105,15 +109,13 @@ def load_transformer(
     loaded: Any = frozen(model, "transformer", start, in_host_bytes=stream.host_bytes if stream else 0)
     if stream is not None:
         stream.attach(model.transformer_blocks)
-        loaded.__dict__["_ltxtrain_stream"] = stream
+        _STREAMS[loaded] = stream
     return loaded
 
 
 def block_stream(model: nn.Module) -> BlockStream | None:
     """The streamer of a transformer's blocks; None for one that is held whole."""
-    stream = model.__dict__.get("_ltxtrain_stream")
-    assert stream is None or isinstance(stream, BlockStream)
-    return stream
+    return _STREAMS.get(model)
 
 
 def _by_block(names: Iterable[str]) -> list[tuple[int | None, list[str]]]:
@@ -261,7 +263,7 @@ def _fill(
 
 
 def _expect(model: nn.Module, stored: Weights, video_only: bool = False) -> None:
-    """ModelUnavailable unless the weights are those of the model."""
+    """Raises ModelUnavailable unless the weights are those of the model."""
     from trainer.model.video_half import is_audio
 
     expected = model.state_dict()
@@ -289,7 +291,7 @@ def frozen(model: Model, component: str, start: float, in_host_bytes: int = 0) -
     """The model ready to call and nothing to train, with the report of its loading."""
     model.eval().requires_grad_(False)
     size_bytes = in_host_bytes + sum(_held_bytes(tensor) for tensor in (*model.parameters(), *model.buffers()))
-    model.__dict__["_ltxtrain_load_report"] = LoadReport(component, time.monotonic() - start, size_bytes)
+    _REPORTS[model] = LoadReport(component, time.monotonic() - start, size_bytes)
     return model
 
 
