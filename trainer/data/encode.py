@@ -67,7 +67,7 @@ class ClipEncoder:
         """frames [T, H, W, 3] with T 1 modulo 8 and H, W multiples of 32; audio [2, S] at 16 kHz that begins with them.
 
         Audio is padded with silence or cut to the duration of the frames; without `with_audio` it is not looked at.
-        DeviceMemoryExhausted says what would need less.
+        Raises DeviceMemoryExhausted with what would need less.
         """
         frame_count = len(frames)
         remedy = "take a smaller resolution" if self.tiling else "encode with tiling"

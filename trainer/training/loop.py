@@ -61,8 +61,8 @@ def train(
 
     identity: what else must be equal for a checkpoint to be continued (model revision, digest of the training set).
     Every worker of several runs this with the same arguments but its own worker, and gets the same reports.
-    CheckpointMismatch for a checkpoint of another training; TrainingDiverged when a loss or gradient is not finite,
-    before it reaches the weights; PrefixCoversClip when a clip has nothing to learn.
+    Raises CheckpointMismatch for a checkpoint of another training, TrainingDiverged when a loss or gradient is not
+    finite, before it reaches the weights, and PrefixCoversClip when a clip has nothing to learn.
     """
     trained, held_out = split_held_out(len(samples), settings.holdout_fraction, settings.seed)
     if not trained:
