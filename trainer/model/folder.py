@@ -112,7 +112,7 @@ def resolve_model(
 
     `revision` picks a commit, branch or tag of the hub; of a folder or a single file it is what that must be, as an
     earlier ModelFolder named it. Without it, what the local cache holds is used as it is. Raises ModelUnavailable with a
-    missing component, a gated or an absent repository, and ModelUnsupported with the version that it looks like.
+    missing component, a gated or an absent repository, and ModelUnsupported with the version it looks like.
     """
     base, _, file = reference.partition("#")
     base_revision, _, _ = (revision or "").partition("+")

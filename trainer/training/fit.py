@@ -42,7 +42,7 @@ class Fit:
     precisions: Collection[str]
 
     def memory_for(self, doing: str) -> AbstractContextManager[None]:
-        """Guard a part of the job. Raises DeviceMemoryExhausted with the next smaller setting when the device is full."""
+        """Guard a part of the job. Raises DeviceMemoryExhausted with the next smaller setting on a full device."""
         following = more_streamed(self.plan, self.load, self.host_bytes, self.model)
         return memory_for(
             doing,
