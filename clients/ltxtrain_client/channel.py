@@ -182,8 +182,10 @@ def is_loopback(target: str) -> bool:
 
 
 def _idempotent(method: MethodDescriptor) -> bool:
-    reads_or_cancels = method.name.startswith(("Get", "List", "Estimate", "Cancel"))
-    return reads_or_cancels or "request_id" in method.input_type.fields_by_name
+    # A Create call is idempotent by its request_id, or by the content that it announces.
+    fields = method.input_type.fields_by_name
+    safe = method.name.startswith(("Get", "List", "Estimate", "Cancel", "Complete"))
+    return safe or "request_id" in fields or "sha256" in fields
 
 
 def _split(address: str) -> tuple[str, str]:

@@ -14,7 +14,8 @@ from services.preprocess.failures import skipped_lines
 from services.preprocess.outcome import FitOutcome, SampleFile
 from services.preprocess.plan import Item, Plan
 from services.preprocess.prompts import Prompts
-from services.preprocess.report import clip_lines, suggestions, validation_line
+from services.preprocess.report import clip_lines, validation_line
+from services.preprocess.suggestions import suggestions
 
 
 @dataclass(frozen=True, kw_only=True)

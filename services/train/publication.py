@@ -14,10 +14,12 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
 from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReason, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.sheet import name_datasets
 
 from services.pages.job_page import (
     AuditRow,
@@ -98,6 +100,7 @@ class Papers:
                 "options": as_json(job.options),
             },
             audit=self.audit,
+            schedule_tokens=job.options.preview_schedule_tokens,
         )
         content["state"] = word(State.DESCRIPTOR, self.state)
         content["billing"] = {
@@ -135,7 +138,7 @@ class Papers:
         seconds = sum(seconds for _, seconds in steps.series("seconds"))
         return {
             "Base model": f"{facts.model} at {facts.model_revision[:19]}, {facts.precision}",
-            "Device": facts.device,
+            "Device": f"{facts.device}, {_memory(facts.memory)}",
             "Clips": f"{facts.clip_count}",
             "Steps": f"{wanted if last == wanted else f'{last} of {wanted}'} in {seconds:.0f} s",
             "Units": f"{self.units} ({self.units * self.unit_price_usd:.2f} USD)",
@@ -206,8 +209,11 @@ def facts_message(facts: TrainingFacts) -> Struct:
 
 
 def spec_json(job: Job) -> dict[str, Any]:
-    """The resolved spec in the sheet's own words, its URLs without what may be secret in them."""
-    spec = as_json(job.effective_spec)
+    """The resolved spec in the sheet's own words: datasets in place of uploads, URLs without possible secrets."""
+    resolved = ExtendPrefixSpec()
+    resolved.CopyFrom(job.effective_spec)
+    name_datasets(resolved, job.dataset, job.validation_dataset, uploads_only=True)
+    spec = as_json(resolved)
     if "training_data_url" in spec:
         spec["training_data_url"] = shown(spec["training_data_url"])
     for entry in spec["validation"]:
@@ -270,3 +276,9 @@ def _audit_rows(audit: Mapping[str, Any]) -> list[AuditRow]:
         for family, size in audit["update"].items()
     ]
     return rows
+
+
+def _memory(plan: Mapping[str, Any]) -> str:
+    """A memory plan in a few words."""
+    streamed = f", {plan['streamed_blocks']} blocks in host memory" if plan["streamed_blocks"] else ""
+    return f"{plan['total_bytes'] / 2**30:.1f} GiB planned{streamed}"

@@ -15,12 +15,16 @@ from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
 from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer, Schedule
 from ltxtrain_client.enum_words import word
 
+from services.runtime.addresses import CLIP
 from services.runtime.errors import Violation
 from services.runtime.requests import MAX_TEXT_BYTES, excess
-from trainer.data.prompts import NEGATIVE_PROMPT
+from trainer.data.prompt_text import NEGATIVE_PROMPT
 from trainer.geometry import BUCKETS, Geometry, snap_frames
+from trainer.preview.recipe import SCHEDULE_TOKENS
 
 MAX_VALIDATION_INPUTS = 2
+# Of too many, so many are looked at: a request may name twenty thousand.
+CHECKED_VALIDATION_INPUTS = 100
 T = TypeVar("T", bound=Message)
 
 
@@ -146,6 +150,8 @@ OPTIONS: tuple[Rule, ...] = (
     Number(name="checkpoint_interval", default=250, minimum=1, maximum=20000),
     Number(name="preview_interval", default=0, minimum=0, maximum=20000),
     Number(name="holdout_fraction", default=0.0, minimum=0.0, maximum=0.5),
+    Number(name="preview_schedule_tokens", default=SCHEDULE_TOKENS, minimum=0, maximum=65536),
+    Flag(name="compile_blocks", default=False),
 )
 
 
@@ -205,8 +211,9 @@ def _check_sources(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None
 
     if spec.WhichOneof("training_data") != "dataset" or not spec.dataset:
         check("spec.training_data_url", spec.training_data_url, "Name a .zip of videos, or a dataset ingested earlier.")
-    for index, entry in enumerate(spec.validation):
-        check(f"spec.validation[{index}].video_url", entry.video_url, "Name a video whose opening is continued.")
+    for index, entry in enumerate(spec.validation[:CHECKED_VALIDATION_INPUTS]):
+        if not CLIP.fullmatch(entry.video_url):
+            check(f"spec.validation[{index}].video_url", entry.video_url, "Name a video whose opening is continued.")
         if (found := excess(entry.prompt)) is not None:
             reason = ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE
             violations.append(Violation(f"spec.validation[{index}].prompt", reason, found))

@@ -230,6 +230,7 @@ class VideoReader:
                 # The limit of this process, not the clip's damage.
                 raise
             except av.FFmpegError as error:
+                self._ask_for_memory()
                 if begun and not self.cut_off:
                     self._fault = f"The video is damaged ({error.strerror})"
                 if begun:
@@ -241,6 +242,7 @@ class VideoReader:
                 if self._counts_frames:
                     picture.pts = self._place(picture)
                 if picture.is_corrupt:
+                    self._ask_for_memory()
                     if begun:
                         self._fault = "The video is damaged (its decoder fills in what it cannot read)"
                         return
@@ -258,6 +260,14 @@ class VideoReader:
                     picture.pts = self._in_order(picture.pts, begun)
                 begun, self._last_pts = True, picture.pts
                 yield picture
+
+    def _ask_for_memory(self) -> None:
+        """Raises MemoryError when the process may not have that of a few frames more.
+
+        FFmpeg calls it damage when it is refused memory in the midst of a frame.
+        """
+        codec = self.stream.codec_context
+        bytearray(8 * codec.width * codec.height)
 
     def _in_order(self, pts: int, begun: bool) -> int:
         """Return when a frame is shown.

@@ -1,4 +1,4 @@
-"""What nobody needs goes, and nothing else: sweeps against creations, in every order that matters."""
+"""Sweeps against creations, in every order that matters: unneeded objects go, and nothing else."""
 
 import asyncio
 import random
@@ -30,7 +30,7 @@ SHA256 = "0" * 64
 
 @dataclass
 class Parts:
-    """What the sweeps work on, with a bucket and a database of their own."""
+    """Collaborators of the sweeps, with a bucket and a database of their own."""
 
     objects: ObjectStore
     database: Database
@@ -56,7 +56,7 @@ async def parts(tmp_path: Path, object_store: StoreAddress) -> AsyncIterator[Par
     await objects.ensure_bucket()
     database = await Database.open(Settings(state_dir=tmp_path).database, tmp_path)
     log = EventLog(database)
-    uploads = Uploads(Store(database, log, "uploads", Upload), objects)
+    uploads = Uploads(Store(database, log, "uploads", Upload), objects, 1 << 40)
     yield Parts(objects, database, Blobs(database), Store(database, log, "datasets", Dataset), uploads)
     await database.close()
 

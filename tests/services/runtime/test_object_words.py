@@ -1,4 +1,4 @@
-"""What a store said when it failed, and what a killed process leaves in it."""
+"""Words of a store that failed, and remains of a killed process in it."""
 
 import io
 import secrets
@@ -14,6 +14,7 @@ from minio import Minio
 from minio.commonconfig import ENABLED, Filter
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 
+from services.runtime import bucket
 from services.runtime import objects as module
 from services.runtime.objects import Objects, ObjectStoreUnavailable, StoreAddress
 
@@ -74,7 +75,7 @@ def answering(status: int, body: str, kind: str) -> Iterator[Objects]:
 def test_the_stores_own_words(
     status: int, body: str, kind: str, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module._client, "__defaults__", (module.RETRY.new(total=1, backoff_factor=0.0),))
+    monkeypatch.setattr(bucket._client, "__defaults__", (bucket.RETRY.new(total=1, backoff_factor=0.0),))
     with answering(status, body, kind) as objects, pytest.raises(ObjectStoreUnavailable) as error:
         objects.put_bytes("a", b"x", "text/plain")
     assert [word for word in words if word not in str(error.value)] == []
@@ -90,7 +91,7 @@ def test_the_words_hold_no_secret_and_have_an_end() -> None:
 
 
 def test_a_store_that_refuses_connections_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module._client, "__defaults__", (module.RETRY.new(total=0),))
+    monkeypatch.setattr(bucket._client, "__defaults__", (bucket.RETRY.new(total=0),))
     with pytest.raises(ObjectStoreUnavailable, match="Connection refused"):
         Objects(replace(ADDRESS, endpoint="127.0.0.1:1", public_endpoint="127.0.0.1:1")).ping()
 
@@ -158,7 +159,7 @@ def test_a_rule_for_stores_that_take_one(own_bucket: StoreAddress) -> None:
     assert config is not None
     (rule,) = config.rules
     assert rule.abort_incomplete_multipart_upload is not None
-    assert rule.abort_incomplete_multipart_upload.days_after_initiation == 1
+    assert rule.abort_incomplete_multipart_upload.days_after_initiation == bucket.STALE_UPLOAD_DAYS
 
 
 def test_an_operators_rules_stay_as_they_are(own_bucket: StoreAddress) -> None:

@@ -14,7 +14,7 @@ from ltxtrain_client.errors import CallError
 from ltxtrain_client.train import TrainClient
 
 from services.ingest.fetch import Fetcher
-from services.runtime import objects
+from services.runtime import bucket
 from services.runtime.errors import ApiError
 from services.runtime.healthcheck import is_healthy
 from services.runtime.objects import ObjectStore, ObjectStoreUnavailable, StoreAddress
@@ -80,7 +80,7 @@ async def test_a_persons_client_goes_through_it(proxy: Proxy) -> None:
 
 
 async def test_the_store_is_reached_past_it(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects._client, "__defaults__", (objects.RETRY.new(total=0),))
+    monkeypatch.setattr(bucket._client, "__defaults__", (bucket.RETRY.new(total=0),))
     address = StoreAddress(
         endpoint=f"{ABSENT}:9000",
         public_endpoint=f"{ABSENT}:9000",
