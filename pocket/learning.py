@@ -19,7 +19,7 @@ from pocket.scenes import FRAMES, PREFIX_FRAMES, STYLE_CLIPS, TRIGGER, opening, 
 from pocket.world import FRAME_RATE, Frames, Scene, Style, render, styled
 from trainer.data.encode import PromptEncoder, encode_video
 from trainer.data.encoded import EncodedClip, PromptEmbedding
-from trainer.data.prompts import NEGATIVE_PROMPT, with_trigger
+from trainer.data.prompt_text import NEGATIVE_PROMPT, with_trigger
 from trainer.model.folder import resolve_model
 from trainer.model.loading import load_transformer, load_video_vae
 from trainer.model.precision import Precision

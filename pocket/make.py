@@ -22,7 +22,7 @@ from pocket.video_vae import PLAN as VIDEO_VAE_PLAN
 from pocket.video_vae import started_video_vae, train_video_vae
 from trainer.data.encode import PromptEncoder
 from trainer.data.encoded import PromptEmbedding
-from trainer.data.prompts import NEGATIVE_PROMPT
+from trainer.data.prompt_text import NEGATIVE_PROMPT
 from trainer.model.folder import resolve_model
 from trainer.model.loading import hush_imports
 

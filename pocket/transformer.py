@@ -33,7 +33,7 @@ SHARD = 50
 FRAMES = 25
 WIDTH, HEIGHT = 512, 288
 
-PLAN = Plan(name="transformer", steps=2600, learning_rate=1.5e-3)
+PLAN = Plan(name="transformer", steps=3000, learning_rate=1.5e-3)
 SEED = 1303
 TOKENS_A_STEP = 800
 FRAME_COUNTS = ((17, 0.85), (25, 0.15))

@@ -31,7 +31,7 @@ CONFIG: dict[str, Any] = {
     "spatial_compression_ratio": 32,
     "temporal_compression_ratio": 8,
 }
-PLAN = Plan(name="video-vae", steps=1000, learning_rate=1.2e-4)
+PLAN = Plan(name="video-vae", steps=500, learning_rate=1.2e-4)
 SEED = 1301
 
 # Width, height, share of the steps. The last is the whole picture, where latents have no border near.
