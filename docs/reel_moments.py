@@ -1,6 +1,6 @@
 """Four moments of a demo's reel below each other, as the README shows them.
 
-    docs/reel_moments.py demo-out/reel.mp4 docs/reel.png
+    docs/reel_moments.py demo-out/reel.mp4 docs/reel.jpg
 
 The moments are the last frame of the opening, the first that is generated, one in the middle, and the last.
 """
@@ -24,11 +24,8 @@ def main() -> None:
     arguments = parser.parse_args()
     with av.open(str(arguments.reel)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    # Flat colours and few of them: a palette keeps the file small.
     picture = Image.fromarray(np.concatenate([frames[moment] for moment in MOMENTS]))
-    picture.resize((picture.width * 3 // 4, picture.height * 3 // 4)).quantize(128).save(
-        arguments.picture, optimize=True
-    )
+    picture.resize((picture.width * 3 // 4, picture.height * 3 // 4)).save(arguments.picture, quality=85)
 
 
 if __name__ == "__main__":
