@@ -45,3 +45,4 @@ def as_before(request: pytest.FixtureRequest) -> None:
         played: Suite = request.getfixturevalue("secure")
         played.train.play = succeed
         played.train.go.clear()
+        played.train.on_watch = lambda: None

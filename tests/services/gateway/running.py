@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from ltxtrain.v1 import train_pb2
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, QueuePosition, Stage, TrainMetrics
@@ -50,7 +51,19 @@ class PlayedTrain(TrainService):
         self.play: Play = succeed
         # Set by a test that lets jobs go on.
         self.go = asyncio.Event()
+        # Called when a watch has been told all that there was.
+        self.on_watch: Callable[[], None] = lambda: None
         self.work = WorkRunner(self._jobs, self)
+
+    async def WatchJob(
+        self, request: train_pb2.WatchJobRequest, context: Any
+    ) -> AsyncIterator[train_pb2.WatchJobResponse]:
+        async with aclosing(super().WatchJob(request, context)) as responses:  # type: ignore[type-var]
+            async for response in responses:
+                yield response
+                # A heartbeat: it has been silent for a while.
+                if not response.HasField("event"):
+                    self.on_watch()
 
     async def run(self, attempt: Attempt[Job]) -> Ending[Job]:
         return await self.play(attempt)
