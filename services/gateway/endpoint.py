@@ -141,6 +141,11 @@ def call_fault(error: CallError) -> web.Response:
     return _refused(_items(error), error) if code == 422 else fault_response(error)
 
 
+async def sheet_fault(caller: Caller, error: SheetInvalid) -> web.Response:
+    """The answer to a sheet of the wrong form: every fault at once, the service's among them."""
+    return _refused([_violation_item(item) for item in await sheet_violations(caller, error)])
+
+
 def _without_result(job: Job) -> web.Response:
     lifecycle, headers = job.lifecycle, _ids(job)
     if lifecycle.state == State.STATE_CANCELLED:

@@ -12,7 +12,7 @@ from aiohttp import web
 from ltxtrain_client.channel import is_loopback
 from ltxtrain_client.errors import SettingsInvalid
 
-from services.gateway import endpoint
+from services.gateway import endpoint, pages
 from services.gateway.http import SETTINGS, STORIES, STREAMS, SUITE, end_streams, guarded
 from services.gateway.story import Stories
 from services.gateway.suite import Suite
@@ -32,7 +32,7 @@ def make_app(settings: Settings, suite: Suite) -> web.Application:
     """The gateway's routes on connections to the services."""
     app = web.Application(middlewares=[guarded], client_max_size=MAX_REQUEST_BYTES)
     app[SETTINGS], app[SUITE], app[STORIES], app[STREAMS] = settings, suite, Stories(), set()
-    app.add_routes(endpoint.routes())
+    app.add_routes([*endpoint.routes(), *pages.routes()])
     app.router.add_get("/healthz", healthy)
     app.on_shutdown.append(end_streams)
     return app
@@ -71,13 +71,14 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
     )
     await runner.setup()
     try:
-        await web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=context).start()
+        try:
+            await web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=context).start()
+        except (OSError, ValueError, OverflowError) as error:
+            raise SettingsError(f"LTXTRAIN_BIND={settings.bind}: {error}. Name a host and a free port.") from error
         address = f"{host}:{runner.addresses[0][1]}"
         if not is_loopback(settings.bind) and context is None:
             log.warning("listening without TLS on %s: put a proxy with TLS in front of it", address)
         yield f"{'https' if context else 'http'}://{address}"
-    except (OSError, ValueError, OverflowError) as error:
-        raise SettingsError(f"LTXTRAIN_BIND={settings.bind}: {error}. Name a host and a free port.") from error
     finally:
         await runner.cleanup()
         await suite.close()

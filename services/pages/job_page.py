@@ -112,11 +112,11 @@ def render_job_page(page: JobPage) -> str:
     return render("job.html", script="players.js", **_values(page))
 
 
-def render_job_part(page: JobPage, part: str) -> str:
+def render_job_part(page: JobPage, part: str) -> Markup:
     """One section of the page: previews, training, metrics, dataset or spec. Empty where there is nothing to show."""
     values = _values(page)
     shown = {"metrics": values["metric_charts"], "dataset": page.report, "spec": page.spec, "previews": page.entries}
-    return render_part("job.html", part, **values) if shown.get(part, True) else ""
+    return render_part("job.html", part, **values) if shown.get(part, True) else Markup("")
 
 
 def _values(page: JobPage) -> dict[str, Any]:

@@ -20,10 +20,10 @@ def render(template: str, script: str | None = None, **values: Any) -> str:
     return _environment().get_template(template).render(script=Markup(text), script_digest=digest, **values)
 
 
-def render_part(template: str, block: str, **values: Any) -> str:
+def render_part(template: str, block: str, **values: Any) -> Markup:
     """One block of a page."""
     found = _environment().get_template(template)
-    return "".join(found.blocks[block](found.new_context(values)))
+    return Markup("".join(found.blocks[block](found.new_context(values))))
 
 
 def static_file(name: str) -> str:

@@ -78,6 +78,7 @@ class Suite:
 
     url: str
     train: PlayedTrain
+    train_address: str
     settings: Settings
 
     @property
@@ -98,7 +99,7 @@ async def running(state: Path, settings: Settings, store: StoreAddress = STORE) 
     await server.start()
     try:
         async with serving_gateway(replace(settings, train=server.address)) as url:
-            yield Suite(url, train, settings)
+            yield Suite(url, train, server.address, settings)
     finally:
         await train.work.drain()
         await server.grpc.stop(None)
