@@ -131,6 +131,10 @@ def problem_response(
     return web.json_response(document, status=code, headers={**(headers or {}), "X-Fal-Error-Type": error_type})
 
 
+def json_text(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
 class EventStream:
     """Server-sent events to one reader; `async with EventStream(request) as events`.
 
@@ -163,7 +167,10 @@ class EventStream:
         return kind is not None and issubclass(kind, ConnectionError)
 
     async def send(self, document: Mapping[str, Any], sequence: int | None = None, event: str = "") -> None:
-        text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+        await self.send_text(json_text(document), sequence, event)
+
+    async def send_text(self, text: str, sequence: int | None = None, event: str = "") -> None:
+        """`send` of JSON in one line."""
         head = (f"event: {event}\n" if event else "") + (f"id: {sequence}\n" if sequence is not None else "")
         await self.response.write(f"{head}data: {text}\n\n".encode())
 

@@ -5,7 +5,7 @@ import base64
 import binascii
 import re
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -20,7 +20,7 @@ from ltxtrain_client.watch import TERMINAL
 from services.gateway import views
 from services.gateway.endpoint import call_fault, sheet_fault
 from services.gateway.form import form
-from services.gateway.http import SETTINGS, STORIES, SUITE, EventStream, Handler, is_https, problem_response
+from services.gateway.http import SETTINGS, STORIES, SUITE, EventStream, Handler, is_https, json_text, problem_response
 from services.gateway.story import Story
 from services.gateway.suite import Caller, http_status
 from services.pages.render import render, static_file
@@ -39,8 +39,6 @@ STATIC = {
 }
 LIST_SECONDS = 2.0
 LISTED = 100
-# Between two drawings of a page whose job goes on.
-DRAW_SECONDS = 0.1
 UNSENT = "upload:uploads/" + "0" * 32
 
 
@@ -256,9 +254,19 @@ async def _live(
                 changed = [part for part in names if story.changes.get(_cause(part), 0) != drawn.get(part, -1)]
                 drawn |= {part: story.changes.get(_cause(part), 0) for part in changed}
                 if changed and not known:
-                    await events.send(await draw(changed, story), story.cursor)
+                    await events.send_text(await _drawn(story, changed, draw), story.cursor)
         await events.send({}, event="end")
     return events.response
+
+
+async def _drawn(
+    story: Story, parts: Sequence[str], draw: Callable[[Collection[str], Story], Awaitable[Mapping[str, str]]]
+) -> str:
+    """These parts as JSON, drawn once for all who look at the same story."""
+    shown = (story.cursor, tuple(parts))
+    if story.drawn[0] != shown:
+        story.drawn = shown, json_text(await draw(parts, story))
+    return story.drawn[1]
 
 
 def _cause(part: str) -> str:

@@ -76,6 +76,8 @@ class Story:
     outcomes: dict[int, int] = field(default_factory=dict)
     # How often a part has changed: what a page has to draw again.
     changes: dict[str, int] = field(default_factory=dict)
+    # The latest drawing, for all who look at it: what it shows, and its text.
+    drawn: tuple[object, str] = (None, "")
     _told: dict[int, float] = field(default_factory=dict)
 
     def take(self, sequence: int, event: Event) -> bool:

@@ -49,8 +49,9 @@ class Suite:
 
     model: a folder or a repo id; None: the default one. ports: of the services; 0 is some free one, the same at every
     start; the gateway is started where its port is given. num_cpus, num_gpus: of the own Ray; None: what there is.
-    databases: the services' SQLAlchemy URLs; None: SQLite files in the folder. environ: settings of the services beside those of this process. Where either has
-    LTXTRAIN_S3_ENDPOINT or LTXTRAIN_RAY_ADDRESS, that is used in place of an own object store or an own Ray.
+    databases: the services' SQLAlchemy URLs; None: SQLite files in the folder. environ: settings of the services beside
+    those of this process. Where either has LTXTRAIN_S3_ENDPOINT or LTXTRAIN_RAY_ADDRESS, that is used in place of an
+    own object store or an own Ray.
     """
 
     def __init__(

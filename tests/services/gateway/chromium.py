@@ -26,6 +26,7 @@ class Page:
         self._answers: dict[int, asyncio.Future[Any]] = {}
         # What the page was refused, threw or wrote to its console as an error.
         self.complaints: list[str] = []
+        self._loaded = asyncio.Event()
         self._reader = asyncio.create_task(self._read())
 
     async def _read(self) -> None:
@@ -33,6 +34,8 @@ class Page:
             found = json.loads(message.data)
             if "id" in found:
                 self._answers.pop(found["id"]).set_result(found)
+            elif found["method"] == "Page.loadEventFired":
+                self._loaded.set()
             elif found["method"] == "Runtime.exceptionThrown":
                 self.complaints.append(json.dumps(found["params"]["exceptionDetails"])[:500])
             elif found["method"] == "Log.entryAdded" and found["params"]["entry"]["level"] == "error":
@@ -48,8 +51,11 @@ class Page:
         return found["result"]
 
     async def open(self, url: str) -> None:
+        """Go to an address, or to where it leads."""
+        self._loaded.clear()
         await self.call("Page.navigate", url=url)
-        await self.until(f"location.href.startsWith({json.dumps(url)}) && document.readyState === 'complete'")
+        async with asyncio.timeout(SECONDS):
+            await self._loaded.wait()
 
     async def run(self, script: str) -> Any:
         """The value of a script."""
@@ -59,12 +65,16 @@ class Page:
 
     async def until(self, script: str) -> Any:
         """The script's value, once it is true."""
-        async with asyncio.timeout(SECONDS):
-            while True:
-                found = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
-                if "exceptionDetails" not in found and (value := found["result"].get("value")):
-                    return value
-                await asyncio.sleep(0.05)
+        try:
+            async with asyncio.timeout(SECONDS):
+                while True:
+                    found = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
+                    if "exceptionDetails" not in found and (value := found["result"].get("value")):
+                        return value
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            shown = await self.run("location.href + '\\n' + document.body.innerText")
+            raise AssertionError(f"{script} never became true at {shown[:3000]} {self.complaints}") from None
 
     async def click(self, selector: str) -> None:
         await self.run(f"document.querySelector({json.dumps(selector)}).click()")
@@ -83,6 +93,10 @@ class Page:
     async def text(self, selector: str = "body") -> str:
         return str(await self.run(f"document.querySelector({json.dumps(selector)}).innerText"))
 
+    async def go_offline(self, offline: bool) -> None:
+        rates = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        await self.call("Network.emulateNetworkConditions", offline=offline, **rates)
+
     async def resize(self, width: int, height: int) -> None:
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
@@ -96,7 +110,8 @@ async def browsing(folder: Path) -> AsyncIterator[Page]:
     profile = folder / "profile"
     command = [PROGRAM, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", "--no-first-run"]
     command += [f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "about:blank"]
-    browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    quiet = subprocess.DEVNULL
+    browser = await asyncio.create_subprocess_exec(*command, stdout=quiet, stderr=quiet, start_new_session=True)
     try:
         port = await _port(profile / "DevToolsActivePort")
         async with aiohttp.ClientSession() as session:
@@ -110,11 +125,11 @@ async def browsing(folder: Path) -> AsyncIterator[Page]:
                 yield page
     finally:
         os.killpg(browser.pid, signal.SIGKILL)
-        browser.wait()
+        await browser.wait()
 
 
 async def _port(file: Path) -> int:
     async with asyncio.timeout(SECONDS):
-        while not file.exists() or "\n" not in file.read_text():
+        while not file.exists() or "\n" not in file.read_text():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     return int(file.read_text().splitlines()[0])

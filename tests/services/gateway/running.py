@@ -136,9 +136,11 @@ def with_files(files: "Mapping[str, Artifact.Kind]") -> Ending[Job]:
 
     def ending(edit: Edit[Job]) -> None:
         for name, kind in files.items():
-            edit.put_child("artifacts", name, file_of(edit.body.name, name, kind))
-        made = [f"{edit.body.name}/artifacts/{name}" for name in files]
-        edit.body.output.lora_file, edit.body.output.config_file = made[:2]
+            made = file_of(edit.body.name, name, kind)
+            edit.put_child("artifacts", name, made)
+            edit.add_event(Event(stage=Stage.STAGE_PUBLISH, artifact=made))
+        names = [f"{edit.body.name}/artifacts/{name}" for name in files]
+        edit.body.output.lora_file, edit.body.output.config_file = names[:2]
 
     return ending
 
