@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import grpc
 from ltxtrain_client.channel import Channel, Credentials, connect
-from ltxtrain_client.errors import CallError, InvalidArgument, Violation
+from ltxtrain_client.errors import CallError, InvalidArgument, Violation, from_status
 from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.sheet import Sheet, SheetInvalid
 from ltxtrain_client.train import TrainClient
 
 from services.runtime import tracing
+from services.runtime.auth import Tokens
+from services.runtime.errors import ApiError
 from services.runtime.settings import Settings
 
 # Visible ASCII, which is all that gRPC metadata can hold.
@@ -45,6 +47,8 @@ class Suite:
     """Connections to Train and Ingest, shared by all callers."""
 
     def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError and SettingsInvalid for tokens, certificates and addresses that cannot be used."""
+        self._tokens = Tokens.read(settings)
         credentials = Credentials(
             tls_root=settings.tls_root,
             tls_cert=settings.tls_cert if settings.tls_root else None,
@@ -61,10 +65,19 @@ class Suite:
         )
 
     def of(self, token: str) -> Caller:
-        """Clients that show this token; empty: none. Raises ValueError for what no header can hold."""
+        """Clients that show this token; empty: none.
+
+        Raises ValueError for what no header can hold. The services check the token; where the gateway has the list as
+        well, it does so first: Unauthenticated is raised for one that is not in it.
+        """
         if token and not TOKEN.fullmatch(token):
             raise ValueError("A token is visible ASCII without spaces.")
         metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        if self._tokens is not None:
+            try:
+                self._tokens.owner(metadata)
+            except ApiError as error:
+                raise from_status(error.status()) from None
         train, ingest = (Channel(channel.aio, channel.address, metadata) for channel in (self._train, self._ingest))
         return Caller(TrainClient(train), IngestClient(ingest))
 

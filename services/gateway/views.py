@@ -166,7 +166,7 @@ def _facts(job: Job, story: Story) -> dict[str, str]:
 
 
 def _page(job: Job, story: Story) -> JobPage:
-    """What the sections of job.html show, as far as events tell."""
+    """Contents of the sections of job.html, as far as events tell."""
     spec = job.effective_spec
     count = len(spec.validation)
     share = spec.conditioning_frames / max(spec.validation_number_of_frames, 1)

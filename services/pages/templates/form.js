@@ -1,6 +1,8 @@
 "use strict";
 // The form as the sheet's JSON: only what differs from the defaults is sent. Files go straight to the object store.
 const form = document.getElementById("sheet");
+// Not form.dataset: an input of that name hides it.
+const key = form.getAttribute("data-key");
 const fault = document.getElementById("fault");
 const estimate = document.getElementById("estimate");
 const inputs = [...form.querySelectorAll("[name]")];
@@ -71,7 +73,7 @@ const send = async (path, body) => {
   if (uploads) { fault.textContent = "A file is still on its way."; fault.hidden = false; return; }
   clear();
   try {
-    const { ok, answer } = await post(path, body, { "Idempotency-Key": form.dataset.key });
+    const { ok, answer } = await post(path, body, { "Idempotency-Key": key });
     if (ok) { location.assign(answer.location); } else { show(answer)?.focus(); }
   } catch { show({ message: "The gateway does not answer. Nothing is lost: try again." }); }
 };

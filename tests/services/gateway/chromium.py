@@ -68,12 +68,15 @@ class Page:
         try:
             async with asyncio.timeout(SECONDS):
                 while True:
-                    found = await self.call("Runtime.evaluate", expression=script, returnByValue=True)
+                    # An element is no value.
+                    plain = f"(found => found instanceof Node || found)({script})"
+                    found = await self.call("Runtime.evaluate", expression=plain, returnByValue=True)
                     if "exceptionDetails" not in found and (value := found["result"].get("value")):
                         return value
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            shown = await self.run("location.href + '\\n' + document.body.innerText")
+            alerts = "[...document.querySelectorAll('[role=alert]')].map((alert) => alert.innerText).join(' ')"
+            shown = await self.run(f"[location.href, {alerts}, document.body.innerText].join('\\n')")
             raise AssertionError(f"{script} never became true at {shown[:3000]} {self.complaints}") from None
 
     async def click(self, selector: str) -> None:
