@@ -14,7 +14,8 @@ import aiohttp
 
 from tests.services.pages.browser import PROGRAM
 
-SECONDS = 60.0
+# Safety alone: what is waited for comes when it comes.
+SECONDS = 240.0
 
 
 class Page:
