@@ -4,12 +4,15 @@ python bench/ingest.py [--quick] prints one line of JSON:
   unpack_hash_vs_zipfile  seconds of plain zipfile extraction over ours, which also hashes, and leaves stored entries
                           where they lie in the archive instead of writing them again (higher is better)
   store_vs_fput           seconds of minio's fput_object over ours, with its rows and digests (higher is better)
+  upload_vs_fput          seconds of fput_object over the client's upload in parts by presigned URLs, without the
+                          sha256 before it (higher is better)
   peak_mb                 largest resident size of a process that does nothing but our unpack, hash and store
 Both sides of a ratio take turns on the same files; a ratio is that of their best rounds.
 """
 
 import argparse
 import asyncio
+import hashlib
 import json
 import os
 import random
@@ -24,15 +27,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from ltxtrain.v1.ingest_pb2 import CreateUploadRequest, ListUploadPartsRequest, Upload
+from ltxtrain_client.transfer import put_parts
+from ltxtrain_client.upload_source import FileSource
 from minio import Minio
 
 from services.ingest.archive import Archive, Unpacked
 from services.ingest.clip_store import ClipStore
 from services.ingest.directory import read_directory
+from services.ingest.uploads import Uploads
 from services.local.embedded import EmbeddedStore
 from services.runtime.blobs import Blobs
+from services.runtime.events import EventLog
 from services.runtime.objects import ObjectStore, StoreAddress
 from services.runtime.settings import Settings
+from services.runtime.store import Store
 from services.runtime.tables import Database
 
 MIB = 1 << 20
@@ -125,6 +134,42 @@ def compare_storing(path: Path, scratch: Path, address: StoreAddress) -> tuple[f
     return min(ours), min(theirs)
 
 
+async def upload(folder: Path, address: StoreAddress, path: Path, sha256: str) -> float:
+    """Seconds that the client needs to send the file in parts."""
+    database = await Database.open(f"sqlite+aiosqlite:///{folder / 'state.db'}", folder)
+    store = Store(database, EventLog(database), "uploads", Upload)
+    uploads = Uploads(store, ObjectStore(address), max_bytes=1 << 40)
+    source = FileSource(path)
+    begun = time.perf_counter()
+    request = CreateUploadRequest(size_bytes=source.size_bytes, sha256=sha256, file_name="large.zip", multipart=True)
+    name = (await uploads.create(request, "bench")).upload
+    page = ListUploadPartsRequest(upload=name, page_size=100)
+    async for _ in put_parts(source, lambda: uploads.missing_parts(page, "bench")):
+        pass
+    await uploads.complete(name, "bench")
+    seconds = time.perf_counter() - begun
+    await database.close()
+    return seconds
+
+
+def compare_uploading(path: Path, scratch: Path, address: StoreAddress) -> tuple[float, float]:
+    ours, theirs = [], []
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    objects = ObjectStore(address).objects
+    with tempfile.TemporaryDirectory(dir=scratch) as name:
+        folder = Path(name)
+        (folder / path.name).symlink_to(path)
+        for _ in range(STORE_ROUNDS):
+            theirs.append(timed(lambda: fput(address, folder, "fput")))
+            with tempfile.TemporaryDirectory(dir=scratch) as state:
+                ours.append(asyncio.run(upload(Path(state), address, path, sha256)))
+            for prefix in ("fput/", "ingest/"):
+                for blob in list(objects.list_prefix(prefix)):
+                    objects.delete(blob.key)
+    return min(ours), min(theirs)
+
+
 def peak_mb(path: Path, address: StoreAddress) -> float:
     """Of a process of its own."""
     values = {name: getattr(address, name) for name in StoreAddress.__dataclass_fields__}
@@ -143,16 +188,19 @@ def measure(clip_count: int) -> dict[str, Any]:
         with EmbeddedStore(scratch / "store") as store:
             unpack_ours, unpack_theirs = compare_unpacking(path, scratch)
             store_ours, store_theirs = compare_storing(path, scratch, store.address)
+            upload_ours, upload_theirs = compare_uploading(path, scratch, store.address)
             peak = peak_mb(path, store.address)
     return {
         "unpack_hash_vs_zipfile": round(unpack_theirs / unpack_ours, 3),
         "store_vs_fput": round(store_theirs / store_ours, 3),
+        "upload_vs_fput": round(upload_theirs / upload_ours, 3),
         "peak_mb": round(peak),
         "archive_mb": size_mb,
         "unpack_hash_mb_per_second": round(size_mb / unpack_ours),
         "zipfile_mb_per_second": round(size_mb / unpack_theirs),
         "store_mb_per_second": round(size_mb / store_ours),
         "fput_mb_per_second": round(size_mb / store_theirs),
+        "upload_mb_per_second": round(size_mb / upload_ours),
     }
 
 

@@ -170,7 +170,7 @@ class _Job:
         except (TrainerError, RuntimeError, OSError) as error:
             # The training is worth more than its previews.
             text = str(error) if isinstance(error, TrainerError) else type(error).__name__
-            yield Warned(f"The preview of step {step} failed, the training goes on: {text}")
+            yield Warned(f"The preview of step {step} failed; the training continues: {text}")
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""A job as the trainer is told it: files of this machine and resolved settings. No tensors."""
+"""Input of one training: files on this machine and resolved settings. No tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,9 +46,9 @@ class JobPlan:
     trigger_phrase: str
     samples: tuple[SampleFiles, ...]
     previews: PreviewSettings | None
-    # Names what a checkpoint must share with the training that goes on from it: model revision, digest of the samples.
+    # Must be equal in a checkpoint and the training that resumes from it: model revision, digest of the samples.
     identity: Mapping[str, str]
     work_dir: Path  # where files are made
-    # Files of the step to go on from.
+    # Files of the step to resume from.
     checkpoint: Path | None = None
     metrics: Path | None = None

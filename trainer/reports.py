@@ -8,9 +8,9 @@ from typing import Any
 
 from trainer.preview.metrics import PreviewMetrics
 
-# Equal parts of the noise levels 0..1 whose losses are told apart.
+# Equal parts of the noise levels 0..1 whose losses are reported separately.
 QUARTERS = 4
-# How the names of previews end that stand beside the base model's, with labels drawn on them.
+# Suffix of previews that show base model and LoRA side by side, with labels drawn on them.
 LABELLED = "-beside-base.mp4"
 
 
@@ -95,7 +95,7 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpointed:
-    """All files of a step are made: those that a restart goes on from, and the LoRA so far."""
+    """All files of a step are made: those that a restart resumes from, and the LoRA so far."""
 
     step: int
     files: tuple[MadeFile, ...]

@@ -13,6 +13,7 @@ async with connect("127.0.0.1:7003") as channel:
 from ltxtrain_client import grpc_log_level  # noqa: F401  isort: skip
 from ltxtrain_client.backoff import Backoff
 from ltxtrain_client.channel import Channel, ClientSettings, Credentials, connect, read_settings
+from ltxtrain_client.check import DataCheck, check_data
 from ltxtrain_client.errors import (
     AlreadyExists,
     CallError,
@@ -36,10 +37,14 @@ from ltxtrain_client.errors import (
     from_status,
 )
 from ltxtrain_client.ingest import IngestClient, Upload
+from ltxtrain_client.local_data import DataInvalid, LocalData, open_local_data
 from ltxtrain_client.preprocess import PreprocessClient
 from ltxtrain_client.sheet import Problem, Sheet, SheetInvalid, format_sheet, parse_sheet
+from ltxtrain_client.sheet_files import SheetFiles
+from ltxtrain_client.suite import RemoteFile, Suite, open_suite
 from ltxtrain_client.train import TrainClient
 from ltxtrain_client.transfer import Transfer
+from ltxtrain_client.view import View
 from ltxtrain_client.watch import STEADY, Pace, is_terminal, watch
 
 __all__ = [
@@ -50,11 +55,14 @@ __all__ = [
     "Channel",
     "ClientSettings",
     "Credentials",
+    "DataCheck",
+    "DataInvalid",
     "DeadlineExceeded",
     "FailedPrecondition",
     "IngestClient",
     "InternalError",
     "InvalidArgument",
+    "LocalData",
     "LtxtrainError",
     "NotFound",
     "OutOfRange",
@@ -63,11 +71,14 @@ __all__ = [
     "PermissionDenied",
     "PreprocessClient",
     "Problem",
+    "RemoteFile",
     "ResourceExhausted",
     "SettingsInvalid",
     "Sheet",
+    "SheetFiles",
     "SheetInvalid",
     "Subject",
+    "Suite",
     "TrainClient",
     "Transfer",
     "TransferFailed",
@@ -75,11 +86,15 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "Upload",
+    "View",
     "Violation",
+    "check_data",
     "connect",
     "format_sheet",
     "from_status",
     "is_terminal",
+    "open_local_data",
+    "open_suite",
     "parse_sheet",
     "read_settings",
     "watch",

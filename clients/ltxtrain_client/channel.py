@@ -112,12 +112,14 @@ def connect(
     *,
     deadline_seconds: float = UNARY_DEADLINE_SECONDS,
     interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+    use_proxy: bool = True,
 ) -> Channel:
     """Open a channel to host:port, [v6]:port or unix:path; call it inside a running event loop.
 
     Plaintext unless `credentials` has a certificate or the address begins with https://. A token is sent unencrypted
     to loopback only, or to an address that begins with http://, which declares the network trusted.
-    Nothing is dialled before the first call.
+    Nothing is dialled before the first call. A proxy of the environment (http_proxy) is used for addresses other than
+    loopback, unless `use_proxy` is false.
     Raises SettingsInvalid when the address, the token or a certificate cannot be used.
     """
     scheme, target = _split(address)
@@ -130,7 +132,7 @@ def connect(
         ("grpc.min_reconnect_backoff_ms", 200),
         ("grpc.initial_reconnect_backoff_ms", 200),
         ("grpc.max_reconnect_backoff_ms", 5_000),
-        ("grpc.enable_http_proxy", 0 if is_loopback(target) else 1),
+        ("grpc.enable_http_proxy", int(use_proxy and not is_loopback(target))),
     ]
     shown = _channel_credentials(scheme, target, credentials)
     aio = (
@@ -180,8 +182,10 @@ def is_loopback(target: str) -> bool:
 
 
 def _idempotent(method: MethodDescriptor) -> bool:
-    reads_or_cancels = method.name.startswith(("Get", "List", "Estimate", "Cancel"))
-    return reads_or_cancels or "request_id" in method.input_type.fields_by_name
+    # A Create call is idempotent by its request_id, or by the content that it announces.
+    fields = method.input_type.fields_by_name
+    safe = method.name.startswith(("Get", "List", "Estimate", "Cancel", "Complete"))
+    return safe or "request_id" in fields or "sha256" in fields
 
 
 def _split(address: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Text for people: events, errors, report lines, sizes, durations and prices."""
+"""Text for people: events, errors, report lines and progress."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ from ltxtrain.v1.work_pb2 import Event, Outcome, PreviewMetrics, Progress, Repor
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import CallError, from_status
 from ltxtrain_client.outputs import file_name
+from ltxtrain_client.quantities import size_text
 from ltxtrain_client.report_summary import outcome_word
 
 
@@ -102,26 +103,3 @@ def measure(stage: int, progress: Progress) -> Measure:
 
 def _of(completed: str, total: str, known: int) -> str:
     return f"{completed}/{total}" if known else completed
-
-
-def duration_text(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def price_text(units: int, usd: float) -> str:
-    """Billable units and their price. The unit price is a setting of the services."""
-    return f"{units} billable units ({usd:.2f} USD at the unit price set in the services)"
-
-
-def size_text(size_bytes: float) -> str:
-    """Bytes in decimal units, as disks and networks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size_bytes < 1000:
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    return f"{size_bytes:.1f} TB"

@@ -1,21 +1,26 @@
 """Client of IngestService: turn archives and videos into datasets of probed clips."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ltxtrain.v1.ingest_pb2 import (
     CancelDatasetRequest,
     Clip,
+    CompleteUploadRequest,
     CreateDatasetRequest,
     CreateUploadRequest,
     CreateUploadResponse,
     Dataset,
     DeleteDatasetRequest,
+    GetClipRequest,
+    GetClipResponse,
     GetDatasetRequest,
     ListClipsRequest,
     ListDatasetReportRequest,
     ListDatasetsRequest,
+    ListUploadPartsRequest,
+    ListUploadPartsResponse,
     VideoUrls,
     WatchDatasetRequest,
 )
@@ -24,29 +29,45 @@ from ltxtrain.v1.work_pb2 import Event, ReportLine
 
 from ltxtrain_client.calls import Client, new_request_id
 from ltxtrain_client.channel import Channel
-from ltxtrain_client.transfer import Transfer, digest_file, put_file
+from ltxtrain_client.transfer import Transfer, digest_source, put_parts, put_source
+from ltxtrain_client.upload_source import FileSource, Source
 from ltxtrain_client.watch import STEADY, Pace, watch
+
+# Larger sources are sent in parts: in parallel, and resumed after an interruption.
+MULTIPART_ABOVE_BYTES = 64 << 20
+MAX_PARTS_A_PAGE = 100
 
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that the object store expects. `send` it; then its name can be used once."""
+    """A file that the object store expects. `send` it; then its name stands for it for a day."""
 
     name: str
     """Format: uploads/{upload}."""
 
-    path: Path
-    """The local file."""
+    source: Source
+    """The bytes."""
 
-    size_bytes: int
-    """Its size."""
+    complete: bool
+    """The store has all bytes already, from an earlier upload of the same file."""
 
     put_url: str = field(repr=False)
-    """Presigned URL that takes the bytes."""
+    """Presigned URL that takes the bytes; empty for an upload in parts."""
 
-    def send(self) -> AsyncGenerator[Transfer, None]:
-        """Send the file, yielding progress after each chunk. Raises TransferFailed when the store does not take it."""
-        return put_file(self.path, self.put_url, self.size_bytes)
+    ingest: "IngestClient" = field(repr=False)
+    """Client of the service that announced it."""
+
+    async def send(self) -> AsyncGenerator[Transfer, None]:
+        """Send what the store lacks, yielding progress. Raises TransferFailed when the store does not take it."""
+        if self.complete:
+            yield Transfer(self.source.size_bytes, self.source.size_bytes)
+        elif self.put_url:
+            async for step in put_source(self.source, self.put_url):
+                yield step
+        else:
+            async for step in put_parts(self.source, lambda: self.ingest.list_upload_parts(self.name)):
+                yield step
+            await self.ingest.complete_upload(self.name)
 
     @property
     def url(self) -> str:
@@ -64,23 +85,38 @@ class IngestClient(Client):
         super().__init__(channel)
         self._stub = IngestServiceStub(channel.aio)
 
-    async def create_upload(self, size_bytes: int, sha256: str, file_name: str = "") -> CreateUploadResponse:
+    async def create_upload(
+        self, size_bytes: int, sha256: str, file_name: str = "", *, multipart: bool = False
+    ) -> CreateUploadResponse:
         """Announce a file of this size and sha256 (lowercase hex); reports refer to a single video by `file_name`."""
-        request = CreateUploadRequest(size_bytes=size_bytes, sha256=sha256, file_name=file_name)
+        request = CreateUploadRequest(size_bytes=size_bytes, sha256=sha256, file_name=file_name, multipart=multipart)
         return await self._call(self._stub.CreateUpload, request)
 
-    async def prepare_upload(self, path: Path) -> Upload:
-        """Hash a file and announce it to the store. Raises OSError when it cannot be read."""
-        digest = await digest_file(path)
-        created = await self.create_upload(digest.size_bytes, digest.sha256, path.name)
-        return Upload(created.upload, path, digest.size_bytes, created.put_url)
+    async def list_upload_parts(self, upload: str) -> ListUploadPartsResponse:
+        """The first parts of a multipart upload that the store lacks, with their URLs; none when it has all."""
+        request = ListUploadPartsRequest(upload=upload, page_size=MAX_PARTS_A_PAGE)
+        return await self._call(self._stub.ListUploadParts, request)
 
-    async def upload(self, path: Path) -> Upload:
-        """Upload a file of at most 5 GiB.
+    async def complete_upload(self, upload: str) -> None:
+        """Join the parts of a multipart upload. Raises FailedPrecondition when one is missing."""
+        await self._call(self._stub.CompleteUpload, CompleteUploadRequest(upload=upload))
 
-        Raises TransferFailed when the store does not take it, OSError when the file cannot be read.
+    async def prepare_upload(
+        self, source: Path | Source, show_hashing: Callable[[Transfer], None] | None = None
+    ) -> Upload:
+        """Hash a file or source and announce it to the store. Raises OSError when it cannot be read."""
+        found = FileSource(source) if isinstance(source, Path) else source
+        digest = await digest_source(found, show_hashing)
+        multipart = digest.size_bytes > MULTIPART_ABOVE_BYTES
+        made = await self.create_upload(digest.size_bytes, digest.sha256, found.name, multipart=multipart)
+        return Upload(made.upload, found, made.complete, made.put_url, self)
+
+    async def upload(self, source: Path | Source) -> Upload:
+        """Upload a file or source; what an earlier upload of it has stored is not sent again.
+
+        Raises TransferFailed when the store does not take it, OSError when a file cannot be read.
         """
-        upload = await self.prepare_upload(path)
+        upload = await self.prepare_upload(source)
         async for _ in upload.send():
             pass
         return upload
@@ -124,6 +160,10 @@ class IngestClient(Client):
     def list_clips(self, dataset: str, page_size: int = 0) -> AsyncGenerator[Clip, None]:
         request = ListClipsRequest(parent=dataset, page_size=page_size)
         return self._pages(self._stub.ListClips, request, lambda response: response.clips)
+
+    async def get_clip(self, name: str) -> GetClipResponse:
+        """Get one clip with a URL that serves its bytes for 15 minutes."""
+        return await self._call(self._stub.GetClip, GetClipRequest(name=name))
 
     def list_dataset_report(self, dataset: str, page_size: int = 0) -> AsyncGenerator[ReportLine, None]:
         """Report of a dataset: a line for every file of the archive, with its outcome and the reasons."""

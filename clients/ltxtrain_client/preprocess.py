@@ -6,6 +6,8 @@ from ltxtrain.v1.preprocess_pb2 import (
     CancelTrainingSetRequest,
     CreateTrainingSetRequest,
     DeleteTrainingSetRequest,
+    GetTrainingSetFileRequest,
+    GetTrainingSetFileResponse,
     GetTrainingSetRequest,
     ListSamplesRequest,
     ListTrainingSetReportRequest,
@@ -74,6 +76,14 @@ class PreprocessClient(Client):
         """Report of a training set: a line for every clip and scene, with how it was fitted or why it was left out."""
         request = ListTrainingSetReportRequest(parent=training_set, page_size=page_size)
         return self._pages(self._stub.ListTrainingSetReport, request, lambda response: response.lines)
+
+    async def get_training_set_file(self, name: str) -> GetTrainingSetFileResponse:
+        """Get one file with a URL that serves its bytes for 15 minutes.
+
+        `name` ends in the field that holds it, as in "trainingSets/1/contact_sheet". Raises NotFound when the field
+        is not set.
+        """
+        return await self._call(self._stub.GetTrainingSetFile, GetTrainingSetFileRequest(name=name))
 
     def watch_training_set(
         self, name: str, after_sequence: int = 0, pace: Pace = STEADY

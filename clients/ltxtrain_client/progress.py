@@ -6,32 +6,20 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, Self, TextIO
 
 from ltxtrain.v1.work_pb2 import Event, Stage, TrainMetrics
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from ltxtrain_client.as_json import as_json
-from ltxtrain_client.event_text import Measure, describe, duration_text, measure, size_text, stage_word
+from ltxtrain_client.event_text import Measure, describe, measure, stage_word
+from ltxtrain_client.quantities import duration_text, size_text
 from ltxtrain_client.transfer import Transfer
+from ltxtrain_client.view import View
 
 # Seconds between two progress lines of a stage, by the events' own clock.
 PLAIN_SECONDS = 10.0
-
-
-class View(Protocol):
-    """Shows events and transfers in order. Enter it before the first one; it can be re-entered."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def show(self, sequence: int, event: Event) -> None: ...
-
-    def show_transfer(self, label: str, step: Transfer) -> None: ...
-
-    def show_files(self, paths: Sequence[Path]) -> None: ...
 
 
 def make_view(*, json_lines: bool, out: TextIO | None = None) -> View:

@@ -7,8 +7,9 @@ from pathlib import PurePosixPath
 from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
 
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.local_data import VIDEO_SUFFIXES
+from ltxtrain_client.quantities import count_text
 
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".avi", ".mkv"})
 # Most urgent first.
 _ORDER = (
     Outcome.OUTCOME_REJECTED,
@@ -52,7 +53,7 @@ def training_summary(dataset: Iterable[ReportLine], training_set: Iterable[Repor
     videos = video_outcomes(dataset)
     used = [path for path, outcome in video_outcomes(training_set).items() if path in videos and outcome in _USED]
     rest = len(videos) - len(used)
-    text = f"{len(used)} of {_number(len(videos), 'video')} {'is' if len(used) == 1 else 'are'} used for training"
+    text = f"{len(used)} of {count_text(len(videos), 'video')} {'is' if len(used) == 1 else 'are'} used for training"
     return f"{text}, {rest} {'is' if rest == 1 else 'are'} not" if rest else text
 
 
@@ -76,11 +77,7 @@ def _counted(noun: str, outcomes: Sequence[int]) -> str:
     if not outcomes:
         return ""
     counts = sorted(Counter(outcomes).items(), key=lambda item: -_rank(item[0]))
-    return f"{_number(len(outcomes), noun)}: " + ", ".join(f"{count} {outcome_word(key)}" for key, count in counts)
-
-
-def _number(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+    return f"{count_text(len(outcomes), noun)}: " + ", ".join(f"{count} {outcome_word(key)}" for key, count in counts)
 
 
 def _rank(outcome: int) -> int:

@@ -18,13 +18,14 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.train_pb2 import JobOptions
+from ltxtrain.v1.train_pb2 import Job, JobOptions
 
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import words
 from ltxtrain_client.errors import LtxtrainError
 
 OPTIONS = "options"
+UPLOAD = "upload:"
 
 _INTEGER_BITS = {FieldDescriptor.CPPTYPE_INT32: 31, FieldDescriptor.CPPTYPE_INT64: 63}
 _STEP = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)((?:\[\d+\])?)")
@@ -93,6 +94,26 @@ def format_sheet(spec: ExtendPrefixSpec, options: JobOptions | None = None) -> d
     if options is not None and (chosen := as_json(options, whole=False)):
         document[OPTIONS] = chosen
     return document
+
+
+def sheet_of_job(job: Job) -> dict[str, Any]:
+    """JSON of a job's sheet with the datasets that it made of its sources, which may not be there any more."""
+    spec = ExtendPrefixSpec()
+    spec.CopyFrom(job.spec)
+    name_datasets(spec, job.dataset, job.validation_dataset)
+    return format_sheet(spec, job.options)
+
+
+def name_datasets(spec: ExtendPrefixSpec, dataset: str, validation_dataset: str, *, uploads_only: bool = False) -> None:
+    """Put datasets, which are kept until somebody deletes them, in place of the sources they were made of.
+
+    `uploads_only` keeps URLs and replaces uploads, which are kept for a day. Empty names replace nothing.
+    """
+    if dataset and (not uploads_only or spec.training_data_url.startswith(UPLOAD)):
+        spec.dataset = dataset
+    for index, entry in enumerate(spec.validation):
+        if validation_dataset and (not uploads_only or entry.video_url.startswith(UPLOAD)):
+            entry.video_url = f"dataset:{validation_dataset}/clips/{index}"
 
 
 def _load(source: str | bytes, problems: list[Problem]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import (
     CancelJobRequest,
     CreateJobRequest,
+    CreateJobResponse,
     DeleteJobRequest,
     EstimateJobRequest,
     EstimateJobResponse,
@@ -50,10 +51,18 @@ class TrainClient(Client):
         request = CreateJobRequest(request_id=request_id or new_request_id(), spec=spec, options=options)
         return (await self._call(self._stub.CreateJob, request)).job
 
+    async def resolve(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> CreateJobResponse:
+        """The job that `submit` would start, without a name and with every default, and the settings of its data.
+
+        With `fit_only` set, the settings make create_training_set a check of the data without a GPU; see check_data.
+        Raises like `submit`.
+        """
+        request = CreateJobRequest(request_id=new_request_id(), spec=spec, options=options, validate_only=True)
+        return await self._call(self._stub.CreateJob, request)
+
     async def validate(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> Job:
         """The job that `submit` would start, without a name and with every default filled in. Raises like `submit`."""
-        request = CreateJobRequest(request_id=new_request_id(), spec=spec, options=options, validate_only=True)
-        return (await self._call(self._stub.CreateJob, request)).job
+        return (await self.resolve(spec, options)).job
 
     async def estimate(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> EstimateJobResponse:
         """Estimate the time, memory and price of a job."""

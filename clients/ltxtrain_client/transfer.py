@@ -6,24 +6,30 @@ Progress is reported by yielding: a Transfer after each chunk.
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import aiohttp
+from ltxtrain.v1.ingest_pb2 import ListUploadPartsResponse
 
 from ltxtrain_client.backoff import Backoff
-from ltxtrain_client.errors import TransferFailed
+from ltxtrain_client.errors import CallError, DeadlineExceeded, TransferFailed, Unavailable
+from ltxtrain_client.upload_source import CHUNK_BYTES, FileSource, Source
 
 if TYPE_CHECKING:
     from hashlib import _Hash
 
-CHUNK_BYTES = 1 << 20
 # Attempts without a single new byte before a transfer fails.
-MAX_FAILURES = 5
-BACKOFF = Backoff(last_seconds=3.0)
+MAX_FAILURES = 8
+BACKOFF = Backoff()
+PARALLEL_PARTS = 4
+# Chunks of 1 MiB between two steps of progress.
+HASHED_AT_ONCE = 32
 TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10.0, sock_read=60.0)
 
 
@@ -54,59 +60,146 @@ class _Broken(Exception):
 _RETRIED = (_Broken, aiohttp.ClientError, TimeoutError, ConnectionError)
 
 
-async def digest_file(path: Path) -> FileDigest:
-    """Hash a file in a thread. Raises OSError when it cannot be read."""
-    digest, size = await asyncio.to_thread(_hash_file, path)
+async def digest_source(source: Source, show: Callable[[Transfer], None] | None = None) -> FileDigest:
+    """Hash the bytes of a source in a thread; `show` gets the progress.
+
+    Raises OSError when a file cannot be read, TransferFailed when it changes meanwhile.
+    """
+    digest, size = hashlib.sha256(), 0
+    chunks = source.read(0, source.size_bytes)
+    while batch := await asyncio.to_thread(_hash_batch, chunks, digest):
+        size += batch
+        if show is not None:
+            show(Transfer(size, source.size_bytes))
     return FileDigest(size, digest.hexdigest())
 
 
-async def put_file(path: Path, url: str, size_bytes: int) -> AsyncGenerator[Transfer, None]:
-    """PUT a file to a presigned URL, restarting when the connection breaks.
+async def put_source(source: Source, url: str) -> AsyncGenerator[Transfer, None]:
+    """PUT a source to a presigned URL, restarting when the connection breaks.
 
-    Raises TransferFailed when the store refuses it, or after five failed attempts.
+    Raises TransferFailed when the store refuses it, or after several failed attempts in a row.
     """
     failures = 0
+    whole = Span(0, source.size_bytes)
     async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
         while True:
-            sent: asyncio.Queue[int | None] = asyncio.Queue()
-            put = asyncio.create_task(_put_once(session, url, path, size_bytes, sent))
             try:
-                while (count := await sent.get()) is not None:
-                    yield Transfer(count, size_bytes)
-                await put
+                async for sent in _put_spans(session, source, [(whole, url)], expires=False):
+                    yield Transfer(sent, source.size_bytes)
                 return
             except _RETRIED as error:
                 failures += 1
-                await _pause(failures, f"{path.name} could not be uploaded to {_host(url)}", error)
-            finally:
-                put.cancel()
-                await asyncio.gather(put, return_exceptions=True)
+                await _pause(failures, f"{source.name} could not be uploaded to {_host(url)}", error)
 
 
-async def _put_once(
-    session: aiohttp.ClientSession, url: str, path: Path, size_bytes: int, sent: "asyncio.Queue[int | None]"
-) -> None:
-    async def body() -> AsyncGenerator[bytes, None]:
-        count = 0
-        file = await asyncio.to_thread(path.open, "rb")
+async def put_parts(
+    source: Source, list_parts: Callable[[], Awaitable[ListUploadPartsResponse]]
+) -> AsyncGenerator[Transfer, None]:
+    """PUT the parts of a source that the store lacks, several at once, until it has all of them.
+
+    `list_parts` returns missing parts with fresh URLs, and none at the end; a part that was stored is not sent again.
+    Raises TransferFailed when the store refuses a part, or after several rounds in a row that stored none.
+    """
+    failures, most = 0, -1
+    async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+        while True:
+            try:
+                page = await list_parts()
+                yield Transfer(page.stored_bytes, source.size_bytes)
+                if not page.parts:
+                    return
+                if page.stored_bytes > most:
+                    failures, most = 0, page.stored_bytes
+                spans = [(Span(part.offset_bytes, part.size_bytes), part.put_url) for part in page.parts]
+                async for sent in _put_spans(session, source, spans, expires=True):
+                    yield Transfer(page.stored_bytes + sent, source.size_bytes)
+            except (*_RETRIED, Unavailable, DeadlineExceeded) as error:
+                failures += 1
+                await _pause(failures, f"{source.name} could not be uploaded", error)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Part of a source."""
+
+    offset: int
+    length: int
+
+
+async def _put_spans(
+    session: aiohttp.ClientSession, source: Source, spans: Sequence[tuple[Span, str]], *, expires: bool
+) -> AsyncGenerator[int, None]:
+    """PUT each span to its URL, PARALLEL_PARTS at once; yields the bytes sent so far.
+
+    Raises the first error once every PUT that is under way has ended: what was sent whole stays sent.
+    """
+    left = deque(spans)
+    progress: asyncio.Queue[int | None] = asyncio.Queue()
+
+    async def work() -> None:
         try:
-            while chunk := await asyncio.to_thread(file.read, CHUNK_BYTES):
-                yield chunk
-                count += len(chunk)
-                sent.put_nowait(count)
+            while left:
+                span, url = left.popleft()
+                await _put_span(session, source, span, url, progress, expires)
+        except BaseException:
+            left.clear()  # the others end with the span that they are at
+            raise
         finally:
-            file.close()
+            progress.put_nowait(None)
 
+    workers = [asyncio.create_task(work()) for _ in range(min(PARALLEL_PARTS, len(spans)))]
+    sent, running = 0, len(workers)
     try:
-        # S3 wants the length in advance; with 100-continue it refuses before the body is sent.
-        headers = {"Content-Length": str(size_bytes)}
-        async with session.put(url, data=body(), headers=headers, expect100=size_bytes > 0) as response:
-            if response.status >= 500:
+        while running:
+            if (step := await progress.get()) is None:
+                running -= 1
+            else:
+                sent += step
+                yield sent
+        await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def _put_span(
+    session: aiohttp.ClientSession,
+    source: Source,
+    span: Span,
+    url: str,
+    progress: "asyncio.Queue[int | None]",
+    expires: bool,
+) -> None:
+    """PUT one span. `expires`: a refusal is retried, for the caller has fresh URLs."""
+    unreadable: list[TransferFailed] = []
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        chunks = source.read(span.offset, span.length)
+        try:
+            while chunk := await asyncio.to_thread(next, chunks, b""):
+                yield chunk
+                progress.put_nowait(len(chunk))
+        except TransferFailed as error:
+            unreadable.append(error)
+            raise
+        except OSError as error:
+            unreadable.append(TransferFailed(f"{source.name} cannot be read: {error.strerror}"))
+            raise
+
+    # S3 wants the length in advance; with 100-continue it refuses before the body is sent.
+    headers = {"Content-Length": str(span.length)}
+    try:
+        async with session.put(url, data=body(), headers=headers, expect100=span.length > 0) as response:
+            if response.status >= 500 or (response.status == 403 and expires):
                 raise _Broken(f"the store answered HTTP {response.status}")
             if response.status >= 300:
-                raise TransferFailed(f"The object store at {_host(url)} refused {path.name}: HTTP {response.status}.")
-    finally:
-        sent.put_nowait(None)
+                raise TransferFailed(f"The object store at {_host(url)} refused {source.name}: HTTP {response.status}.")
+    except (aiohttp.ClientError, OSError):
+        # aiohttp hides an error of the body behind one of its own.
+        if unreadable:
+            raise unreadable[0] from None
+        raise
 
 
 async def get_file(
@@ -116,9 +209,9 @@ async def get_file(
 
     A partial download stays beside it in a hidden file named after the digest, and is resumed. `fresh_url` returns a
     presigned URL and is called before each attempt, since they expire.
-    Raises TransferFailed when the store refuses, or after five attempts without progress.
+    Raises TransferFailed when the store refuses, or after several attempts without progress.
     """
-    if path.exists() and await digest_file(path) == expected:
+    if path.exists() and await digest_source(FileSource(path)) == expected:
         yield Transfer(expected.size_bytes, expected.size_bytes)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,23 +273,31 @@ async def _pause(failures: int, what: str, error: Exception) -> None:
 def _cause(error: Exception) -> str:
     if isinstance(error, _Broken):
         return str(error)
+    if isinstance(error, CallError):
+        return error.message
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return type(error).__name__
 
 
-def _hash_file(path: Path) -> "tuple[_Hash, int]":
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-            size += len(chunk)
-    return digest, size
+def _hash_batch(chunks: Iterator[bytes], digest: "_Hash") -> int:
+    """Hash some chunks; returns their size, 0 at the end."""
+    size = 0
+    for chunk in islice(chunks, HASHED_AT_ONCE):
+        digest.update(chunk)
+        size += len(chunk)
+    return size
 
 
 def _hash_part(path: Path) -> "tuple[_Hash, int]":
     """Digest and size of a partial download; of zero bytes when there is none."""
-    return _hash_file(path) if path.exists() else (hashlib.sha256(), 0)
+    digest, size = hashlib.sha256(), 0
+    if path.exists():
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                size += len(chunk)
+    return digest, size
 
 
 def _host(url: str) -> str:

@@ -11,7 +11,7 @@ from services.ingest.legacy_text import decode_legacy
 from services.ingest.names import Kind
 from services.ingest.sniff import HEAD_BYTES, is_web_page
 
-_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f\ufeff]")
+_CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]")
 # Tags that a caption in HTML begins with.
 _TAG = re.compile(
     r"\s*<(p|div|span|font|br|hr|b|i|u|em|strong|pre|table|ul|ol|li|h[1-6]|a|meta|title|style|center)\b[^<>]{0,300}>",
@@ -46,7 +46,8 @@ class Pairing:
 def pair(entries: Sequence[Entry]) -> Pairing:
     """Pair each clip with the caption of its stem in its folder, exactly spelled or else in another letter case;
     without one, with the caption named after the whole file name (name.mp4.txt)."""
-    files = [entry for entry in entries if entry.kind is Kind.CAPTION]
+    # In this order .txt comes after .TXT, and counts.
+    files = sorted((entry for entry in entries if entry.kind is Kind.CAPTION), key=lambda entry: entry.path)
     exact = {_stem(entry.path): entry for entry in files}
     folded: defaultdict[str, list[Entry]] = defaultdict(list)
     for entry in files:

@@ -107,7 +107,7 @@ class Dialler:
             target = URL(url, encoded=url.isascii())
         except ValueError:
             raise Refused("this is not a URL that can be dialled.") from None
-        # What is dialled is yarl's reading of the URL, so that is what is checked, too.
+        # yarl's reading of the URL is the one that is dialled, so it is checked, too.
         if refusal is None and target.scheme in ("http", "https"):
             refusal = check_host(target.raw_host or "", target.port or 0, target.scheme, self._allow)
         elif refusal is None:

@@ -1,9 +1,9 @@
 """The files of a zip before anything is unpacked, and everything for which an archive is refused as a whole."""
 
 import stat
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from ltxtrain.v1.error_pb2 import ErrorReason
@@ -36,7 +36,7 @@ class Entry:
     compressed_size: int
     method: int
     crc: int
-    # Where its local header begins.
+    # Position of its local header in the file.
     offset: int
     encrypted: bool
     # Why its name or its kind is refused; empty: it is not.
@@ -66,21 +66,21 @@ class ArchiveRefused(FailedPrecondition):
 def read_directory(archive: Path, settings: Settings) -> list[Entry]:
     """Every file of the archive in the order of its directory. Raises ArchiveRefused when it cannot be read."""
     limit = settings.archive_max_entries
+    entries: list[Entry] = []
     with archive.open("rb") as file:
         head = file.read(HEAD_BYTES)
         try:
-            directory = find_directory(file, limit)
-            # One more is enough to know that there are too many.
-            records = list(islice(read_records(file, directory), limit + 1))
+            # One at a time: a record may have 128 KiB of name and extra fields, an entry keeps a thousand characters.
+            for index, record in enumerate(read_records(file, find_directory(file, limit))):
+                if index >= limit:
+                    raise _too_many(limit)
+                if not _is_folder(record):
+                    entries.append(_entry(index, record))
         except NotAZip as error:
             raise unreadable(_not_a_zip(head) or str(error)) from None
         except Unreadable as error:
             raise _unsupported(str(error)) if error.in_parts else unreadable(str(error)) from None
-    if len(records) > limit:
-        text = f"The archive has more than the {limit} entries that are unpacked at most."
-        metadata: dict[str, object] = {"maximumEntries": limit}
-        raise ArchiveRefused(ErrorReason.ERROR_REASON_ARCHIVE_TOO_LARGE, text, metadata=metadata)
-    return list(_files(records))
+    return _files(entries)
 
 
 def check_directory(entries: Sequence[Entry], archive_bytes: int, settings: Settings) -> None:
@@ -103,19 +103,16 @@ def _not_a_zip(head: bytes) -> str:
     return f"This is not a zip archive but {seems}." if seems else ""
 
 
-def _files(records: Sequence[Record]) -> Iterator[Entry]:
-    """Entries without those of folders."""
-    entries = [_entry(index, record) for index, record in enumerate(records) if not _is_folder(record)]
-    # Some tools mark folders by nothing at all: empty "files" that other files lie in.
-    folders: set[str] = set()
-    for entry in entries:
-        folder = entry.path.rpartition("/")[0]
-        while folder and folder not in folders:
-            folders.add(folder)
-            folder = folder.rpartition("/")[0]
-    for entry in entries:
-        if entry.size or entry.path not in folders:
-            yield entry
+def _files(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries without folders that nothing marks: empty "files" that other files lie in."""
+    paths = sorted(entry.path for entry in entries)
+
+    def is_folder(entry: Entry) -> bool:
+        inside = f"{entry.path}/"
+        place = bisect_left(paths, inside)
+        return not entry.size and place < len(paths) and paths[place].startswith(inside)
+
+    return [entry for entry in entries if not is_folder(entry)]
 
 
 def _is_folder(record: Record) -> bool:
@@ -181,7 +178,7 @@ def _too_large(
     entries: Sequence[Entry], archive_bytes: int, settings: Settings
 ) -> Iterator[tuple[list[tuple[str, str]], str, dict[str, object]]]:
     limit = settings.archive_max_ratio
-    # What reaches beyond the end of the archive is skipped alone.
+    # Entries that reach beyond the end of the archive are skipped one by one.
     whole = [entry for entry in entries if not entry.damage and entry.offset + entry.compressed_size <= archive_bytes]
     dense = [
         (entry.path, f"{entry.size} bytes in {entry.compressed_size}")
@@ -217,6 +214,11 @@ def _refuse_methods(entries: Sequence[Entry]) -> None:
             entries=found,
             line_reason=ReportReason.REPORT_REASON_COMPRESSION_UNSUPPORTED,
         )
+
+
+def _too_many(limit: int) -> ArchiveRefused:
+    text = f"The archive has more than the {limit} entries that are unpacked at most."
+    return ArchiveRefused(ErrorReason.ERROR_REASON_ARCHIVE_TOO_LARGE, text, metadata={"maximumEntries": limit})
 
 
 def _unsupported(text: str) -> ArchiveRefused:

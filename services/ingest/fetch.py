@@ -215,7 +215,7 @@ def _is_full(error: BaseException) -> bool:
 
 
 def _is_same(response: aiohttp.ClientResponse, part: _Part) -> bool:
-    """Whether nothing says that the file is another one than that of the part."""
+    """Whether the response has the validator of the part, or none."""
     return validator(response.headers) in ("", part.validator)
 
 

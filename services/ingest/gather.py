@@ -20,6 +20,8 @@ from services.runtime.errors import ApiError, FailedPrecondition
 RECOMMENDED_CLIPS = 10
 # Share of silence (below -60 dBFS) from which a track is called silent.
 SILENT_SHARE = 1.0
+# Reasons for which a clip that is kept is not the whole file.
+LOSSES = frozenset({ReportReason.REPORT_REASON_CLIP_DAMAGED, ReportReason.REPORT_REASON_LEADING_FRAMES_UNUSED})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ class ClipTally:
             text += "; stored and probed by an earlier dataset"
         return line(
             candidate.path,
-            Outcome.OUTCOME_KEPT,
+            Outcome.OUTCOME_KEPT_CHANGED if LOSSES.intersection(reasons) else Outcome.OUTCOME_KEPT,
             reasons,
             text,
             frame_count=clip.frame_count,
@@ -98,7 +100,7 @@ class ClipTally:
         """Add a file that cannot be used; its line."""
         self.skipped.append((path, reason, text))
         reasons = [reason]
-        if reason == ReportReason.REPORT_REASON_ENTRY_CORRUPT:
+        if reason in (ReportReason.REPORT_REASON_ENTRY_CORRUPT, ReportReason.REPORT_REASON_CLIP_DAMAGED):
             reasons.append(ReportReason.REPORT_REASON_UNDECODABLE)
         return line(path, Outcome.OUTCOME_SKIPPED, reasons, text)
 
@@ -190,7 +192,10 @@ def _summary(clip: Clip) -> str:
     """A clip in one sentence."""
     rate = f"{'about ' if clip.probe.variable_frame_rate else ''}{clip.frame_rate:.4g} fps"
     sound = f"audio {clip.audio_sample_rate} Hz" if clip.HasField("audio_sample_rate") else "no audio"
-    return f"{clip.frame_count} frames, {clip.width}x{clip.height}, {rate}, {sound}"
+    text = f"{clip.frame_count} frames, {clip.width}x{clip.height}, {rate}, {sound}"
+    if clip.probe.leading_frames:
+        text += f"; begins between key frames: {clip.probe.leading_frames} frames before the first one are left out"
+    return f"{text}; {clip.probe.damage}" if clip.probe.damage else text
 
 
 def _warnings(clip: Clip) -> list["ReportReason"]:
@@ -200,6 +205,10 @@ def _warnings(clip: Clip) -> list["ReportReason"]:
         found.append(ReportReason.REPORT_REASON_AUDIO_SILENT)
     if clip.probe.audio_error:
         found.append(ReportReason.REPORT_REASON_AUDIO_UNDECODABLE)
+    if clip.probe.damage:
+        found.append(ReportReason.REPORT_REASON_CLIP_DAMAGED)
+    if clip.probe.leading_frames:
+        found.append(ReportReason.REPORT_REASON_LEADING_FRAMES_UNUSED)
     return found
 
 
@@ -208,6 +217,10 @@ def _reason(result: ProbeResult) -> "ReportReason":
         return ReportReason.REPORT_REASON_ACTOR_KILLED
     if result.no_video:
         return ReportReason.REPORT_REASON_NO_VIDEO_TRACK
+    if result.unsupported:
+        return ReportReason.REPORT_REASON_PRESENTATION_UNSUPPORTED
+    if result.damaged:
+        return ReportReason.REPORT_REASON_CLIP_DAMAGED
     return ReportReason.REPORT_REASON_UNDECODABLE
 
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 CHUNK_BYTES = 1 << 20
-# Of a header value that is looked at.
+# Characters of a header value that are looked at.
 MAX_VALUE_CHARS = 256
 _SECONDS = re.compile(r"[0-9]{1,9}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
@@ -30,7 +30,7 @@ class Damaged(Exception):
 
 @dataclass(frozen=True)
 class ContentRange:
-    """The bytes of a file that a response with status 206 holds: `first` to `last`, of `total` if that is told."""
+    """The bytes of a file that a response with status 206 holds: `first` to `last`, of `total` if known."""
 
     first: int
     last: int

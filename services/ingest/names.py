@@ -25,8 +25,8 @@ IMAGES = _suffixes(
 )
 ARCHIVES = _suffixes("zip zipx rar 7z tar gz tgz bz2 tbz2 xz txz zst lz4 cab iso")
 OTHER_VIDEOS = _suffixes("webm m4v wmv flv mpg mpeg mpe ts mts m2ts 3gp 3g2 ogv vob mxf asf rm rmvb divx f4v")
-# Made by operating systems, NAS systems and file managers beside the files of people; names that begin with a dot are
-# junk without being listed.
+# Made by operating systems, NAS devices and file managers next to people's files; names that begin with a dot are junk
+# without being listed.
 JUNK_FOLDERS = frozenset(
     {
         "__macosx",
@@ -53,7 +53,7 @@ _DRIVE = re.compile(r"[A-Za-z]:/")
 
 
 class Kind(enum.Enum):
-    """What a file is by its name."""
+    """The kind of a file by its name."""
 
     VIDEO = "video"
     CAPTION = "caption"

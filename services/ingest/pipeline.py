@@ -92,7 +92,7 @@ class IngestWorkflow:
             if not plan.clips:
                 raise await asyncio.to_thread(no_videos, entries)
             await self._take_clips(archive, plan, folder, report, tally)
-            tally.check(every=False)
+            await asyncio.to_thread(tally.check, every=False)
         except ApiError as error:
             await _add_the_rest(entries, error, report)
             raise
@@ -120,7 +120,7 @@ class IngestWorkflow:
                 raise
         await self._gather(_candidates(paths, files), len(urls), report, tally)
         # A position in the list means something to the caller: none may be missing.
-        tally.check(every=True)
+        await asyncio.to_thread(tally.check, every=True)
 
     async def _gather(
         self, files: AsyncGenerator[Candidate, None], total: int, report: DatasetReport, tally: ClipTally

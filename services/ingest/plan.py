@@ -1,4 +1,4 @@
-"""What is to be done with each file of an archive, decided by its name alone."""
+"""The plan for an archive: what happens to each of its files, decided by name alone."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -100,7 +100,7 @@ def images_refused(images: Sequence[tuple[str, str]]) -> ArchiveRefused:
 
 
 def no_videos(entries: Sequence[Entry]) -> ArchiveRefused:
-    """What to raise for an archive whose plan has no clips."""
+    """The error for an archive whose plan has no clips."""
     nested = [entry.path for entry in entries if entry.kind is Kind.ARCHIVE]
     others = [entry.path for entry in entries if entry.kind is Kind.OTHER_VIDEO]
     if nested:

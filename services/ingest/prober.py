@@ -17,7 +17,7 @@ from ltxtrain.v1.work_pb2 import AudioNumbers
 from services.runtime.objects import Objects, StoreAddress
 from services.runtime.process_limits import limits
 from services.runtime.telemetry import resumed_trace
-from trainer.errors import ClipError, NoVideoTrack, StillImage
+from trainer.errors import ClipDamaged, ClipError, NoVideoTrack, PresentationUnsupported, StillImage
 
 if TYPE_CHECKING:
     from trainer.media.probe import Probe
@@ -47,8 +47,19 @@ class ProbeResult:
     failure: str = ""
     still_image: bool = False
     no_video: bool = False
+    # Its end is missing, or not one frame of it is whole.
+    damaged: bool = False
+    # Its pictures are shown in a way that is not supported.
+    unsupported: bool = False
     # It took more time or memory than a clip may, or ended its worker.
     exhausted: bool = False
+
+    @property
+    def tells_damage(self) -> bool:
+        """Whether the file is said to be unreadable, in part or as a whole."""
+        if self.clip is not None:
+            return bool(self.clip.probe.damage)
+        return not (self.still_image or self.no_video or self.unsupported or self.exhausted)
 
 
 @ray.remote(num_cpus=1, max_restarts=0)
@@ -64,6 +75,9 @@ class Prober:
         self._path = Path(self._folder.name) / "clip"
         # Before the first limit is set, and not above: the service imports this module for its types, without FFmpeg.
         importlib.import_module("trainer.media.probe")
+        numpy = importlib.import_module("numpy")
+        # OpenBLAS takes its buffers at the first product, and ends the process when a clip's limit forbids it.
+        numpy.ones((64, 64)) @ numpy.ones((64, 64))
 
     def load(self, task: ProbeTask) -> None:
         """Fetch the clip. Raises ObjectStoreUnavailable, ObjectMissing and ObjectCorrupt."""
@@ -73,7 +87,15 @@ class Prober:
 
     def probe(self) -> ProbeResult:
         """Decode the clip that was loaded."""
-        with resumed_trace(self._trace, "probe"), limits(self._seconds, self._memory_bytes):
+        with resumed_trace(self._trace, "probe"):
+            result = self._probed(self._memory_bytes)
+            # Decoders report memory that they are refused as damage of the file. Real damage is the same with less.
+            if result.tells_damage and self._probed(self._memory_bytes // 2) != result:
+                return _unreadable(OUT_OF_MEMORY)
+            return result
+
+    def _probed(self, memory_bytes: int) -> ProbeResult:
+        with limits(self._seconds, memory_bytes):
             return probe_file(self._path)
 
 
@@ -87,6 +109,10 @@ def probe_file(path: Path) -> ProbeResult:
         return ProbeResult(failure=str(error), still_image=True)
     except NoVideoTrack as error:
         return ProbeResult(failure=str(error), no_video=True)
+    except PresentationUnsupported as error:
+        return ProbeResult(failure=str(error), unsupported=True)
+    except ClipDamaged as error:
+        return _unreadable(str(error), damaged=True)
     except ClipError as error:
         return _unreadable(str(error))
     except MemoryError:
@@ -95,8 +121,9 @@ def probe_file(path: Path) -> ProbeResult:
         # Files are untrusted input: an unexpected error is blamed on the file, and logged here in full.
         log.exception("unexpected error of a probe")
         return _unreadable(f"Reading it failed in a way that was not foreseen ({type(error).__name__}).")
-    if found.damage is not None:
-        return _unreadable(f"{found.damage} {found.frame_count} frames can be decoded before.")
+    # A transfer that broke off is to be sent again; what is damaged in itself is used as far as it is whole.
+    if found.damage is not None and found.cut_off:
+        return _unreadable(found.damage, damaged=True)
     return ProbeResult(clip=described(found))
 
 
@@ -122,6 +149,8 @@ def described(probe: "Probe") -> Clip:
             hdr=probe.hdr,
             container=probe.container,
             audio_error=probe.audio_error or "",
+            damage=probe.damage or "",
+            leading_frames=probe.leading_frames,
         ),
     )
     if probe.audio is not None:
@@ -138,7 +167,7 @@ def described(probe: "Probe") -> Clip:
     return clip
 
 
-def _unreadable(why: str) -> ProbeResult:
+def _unreadable(why: str, *, damaged: bool = False) -> ProbeResult:
     if OUT_OF_MEMORY in why:
         return ProbeResult(failure="Decoding it needs more memory than a clip may use.", exhausted=True)
-    return ProbeResult(failure=why)
+    return ProbeResult(failure=why, damaged=damaged)

@@ -16,7 +16,7 @@ from services.runtime.service import Runtime
 from services.runtime.telemetry import current_trace
 from services.runtime.work import Retryable
 
-# More would wait for the unpacking of one archive.
+# More actors than this would wait for the unpacking of one archive.
 MAX_ACTORS = 16
 # An actor that nobody is left to kill ends by itself, so long after its time.
 GRACE_SECONDS = 5.0

@@ -16,11 +16,11 @@ from services.ingest.probing import Probing
 from services.ingest.sources import Sources
 from services.ingest.uploads import Uploads, uploads_of
 from services.runtime import report
-from services.runtime.addresses import check_url
+from services.runtime.addresses import CLIP, check_url
 from services.runtime.auth import caller
-from services.runtime.errors import InvalidSpec, Violation
+from services.runtime.errors import InvalidSpec, NotFound, Violation
 from services.runtime.paging import request_digest
-from services.runtime.requests import Watches, check_request_id, new_name, visible_owner
+from services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
 from services.runtime.service import Runtime
 from services.runtime.store import Store
 from services.runtime.work import WorkRunner
@@ -35,11 +35,15 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
 
     def __init__(self, runtime: Runtime, fetcher: Fetcher | None = None) -> None:
         self._settings = runtime.settings
+        self._objects = runtime.objects
         self._datasets: Store[Dataset] = Store(runtime.database, runtime.log, "datasets", Dataset)
         self._watches = Watches(runtime.log)
-        self._uploads = Uploads(Store(runtime.database, runtime.log, "uploads", Upload), runtime.objects)
+        self._uploads = Uploads(
+            Store(runtime.database, runtime.log, "uploads", Upload), runtime.objects, runtime.settings.fetch_max_bytes
+        )
         self._clips = ClipStore(runtime.objects, runtime.blobs)
-        sources = Sources(runtime.settings, runtime.objects, self._uploads, fetcher or Fetcher(runtime.settings))
+        fetcher = fetcher or Fetcher(runtime.settings)
+        sources = Sources(runtime.settings, runtime.objects, self._uploads, fetcher, self._clip)
         probing = Probing(runtime, self._clips)
         self._workflow = IngestWorkflow(runtime.settings, sources, self._clips, probing)
         self.work = WorkRunner(self._datasets, self._workflow)
@@ -57,6 +61,17 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.CreateUploadResponse:
         return await self._uploads.create(request, caller.get())
 
+    async def ListUploadParts(
+        self, request: ingest_pb2.ListUploadPartsRequest, context: Any
+    ) -> ingest_pb2.ListUploadPartsResponse:
+        return await self._uploads.missing_parts(request, visible_owner())
+
+    async def CompleteUpload(
+        self, request: ingest_pb2.CompleteUploadRequest, context: Any
+    ) -> ingest_pb2.CompleteUploadResponse:
+        await self._uploads.complete(request.upload, visible_owner())
+        return ingest_pb2.CompleteUploadResponse()
+
     async def CreateDataset(
         self, request: ingest_pb2.CreateDatasetRequest, context: Any
     ) -> ingest_pb2.CreateDatasetResponse:
@@ -71,6 +86,9 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
                 dataset.upload = request.upload
             case "videos":
                 dataset.videos.CopyFrom(request.videos)
+        for url in request.videos.urls:
+            if clip := CLIP.fullmatch(url):
+                await self._clip(clip[1], visible_owner())
         async with self._uploads.held(uploads_of(dataset), visible_owner()):
             made = await self._datasets.create(
                 dataset, owner=caller.get(), request_id=request.request_id, digest=request_digest(request)
@@ -105,6 +123,11 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         clips, token = await self._datasets.children(request.parent, CLIPS, Clip, request.page_size, request.page_token)
         return ingest_pb2.ListClipsResponse(clips=clips, next_page_token=token)
 
+    async def GetClip(self, request: ingest_pb2.GetClipRequest, context: Any) -> ingest_pb2.GetClipResponse:
+        clip = await self._clip(request.name, visible_owner())
+        url, expires = await sign_download(self._objects, clip.blob)
+        return ingest_pb2.GetClipResponse(clip=clip, download_url=url, expire_time=expires)
+
     async def ListDatasetReport(
         self, request: ingest_pb2.ListDatasetReportRequest, context: Any
     ) -> ingest_pb2.ListDatasetReportResponse:
@@ -121,6 +144,15 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         response = ingest_pb2.WatchDatasetResponse
         async for item in self._watches.responses(request.name, request.after_sequence, response):
             yield item
+
+    async def _clip(self, name: str, owner: str | None = None) -> Clip:
+        """A clip of a dataset. Raises NotFound, also for one of another owner; owner None sees all."""
+        dataset, _, number = name.partition(f"/{CLIPS}/")
+        await self._datasets.get(dataset, owner)
+        clip = await self._datasets.child(dataset, CLIPS, number, Clip)
+        if clip is None:
+            raise NotFound(name)
+        return clip
 
     def _violations(self, request: ingest_pb2.CreateDatasetRequest) -> list[Violation]:
         urls: Sequence[tuple[str, str]] = ()
@@ -142,5 +174,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     def _violation(self, field: str, url: str) -> Violation | None:
         if not url:
             return Violation(field, ErrorReason.ERROR_REASON_FIELD_REQUIRED, "It is empty.")
+        if field.startswith("videos") and CLIP.fullmatch(url):
+            return None
         refusal = check_url(url, self._settings.fetch_allow, self._settings.source_buckets)
         return None if refusal is None else Violation(field, ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal)

@@ -28,7 +28,7 @@ class Unpacking:
         self._folder = folder
         self._report = report
         self._tally = tally
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     async def files(self) -> AsyncGenerator[Candidate, None]:
         """Each clip on disk, with its caption; its file is deleted when the next one is asked for."""
@@ -81,8 +81,8 @@ class Unpacking:
                     description = "; ".join(repairs)
         if text and shared:
             reasons.append(ReportReason.REPORT_REASON_CAPTION_SHARED)
-        if entry.path not in self._told:
-            self._told.add(entry.path)
+        if entry.path not in self._reported:
+            self._reported.add(entry.path)
             await self._report.add(line(entry.path, outcome, reasons, description))
         return text
 

@@ -79,8 +79,9 @@ def find_directory(file: IO[bytes], max_entries: int) -> Directory:
     if filled := [directory for directory in found if directory.start < directory.end]:
         return filled[0]
     for position in others:
-        # Of an archive stored inside a broken one, the offsets do not match.
-        if (directory := _directory(file, position)) is not None and not directory.shift:
+        directory = _directory(file, position)
+        # An archive that is stored inside of a broken one has other offsets.
+        if directory is not None and directory.start < directory.end and not directory.shift:
             return directory
     if found:
         return found[0]

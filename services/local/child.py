@@ -16,12 +16,13 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from ltxtrain_client.backoff import Backoff
+
 from services.local import tether
 
 log = logging.getLogger(__name__)
 
-FIRST_BACKOFF_SECONDS = 0.2
-MAX_BACKOFF_SECONDS = 10.0
+BACKOFF = Backoff(first_seconds=0.2, last_seconds=10.0)
 # One that ran this long starts again without delay.
 STEADY_SECONDS = 60.0
 MAX_LOG_BYTES = 16 * 2**20
@@ -110,7 +111,7 @@ class Child:
             self._thread.join()
 
     def _supervise(self) -> None:
-        backoff = FIRST_BACKOFF_SECONDS
+        crashes = 0
         while not self._stopping.is_set():
             began = time.monotonic()
             try:
@@ -122,9 +123,10 @@ class Child:
             if self._stopping.is_set() or status in self.final:
                 return
             lived = time.monotonic() - began
-            backoff = FIRST_BACKOFF_SECONDS if lived > STEADY_SECONDS else min(2 * backoff, MAX_BACKOFF_SECONDS)
-            log.warning("%s ended with status %d and is started again in %.1f s", self.name, status, backoff)
-            self._stopping.wait(backoff)
+            crashes = 1 if lived > STEADY_SECONDS else crashes + 1
+            pause = BACKOFF.seconds(crashes)
+            log.warning("%s ended with status %d and is started again in %.1f s", self.name, status, pause)
+            self._stopping.wait(pause)
 
     def _run_once(self) -> int:
         self._rotate_log()

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ltxtrain.v1.work_pb2 import Outcome
 from ltxtrain_client.channel import connect
-from ltxtrain_client.event_text import describe_report_line, size_text
+from ltxtrain_client.event_text import describe_report_line
 from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.preprocess import PreprocessClient
+from ltxtrain_client.quantities import size_text
 from ltxtrain_client.report_summary import training_summary, worst_first
 from ltxtrain_client.train import TrainClient
 

@@ -70,7 +70,7 @@ def end_descendants() -> None:
 
 
 def children() -> list[int]:
-    """Of this process; those that have ended and are not reaped are among them."""
+    """The children of this process, with those that have ended and are not reaped."""
     me = str(os.getpid())
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

@@ -48,7 +48,7 @@ class Fitted:
 
 @dataclass(frozen=True, kw_only=True)
 class FittedScene:
-    """A fitted scene on its way to an encoder: frames [T, H, W, 3], audio [2, S] at 16 kHz."""
+    """A fitted scene that waits for an encoder: frames [T, H, W, 3], audio [2, S] at 16 kHz."""
 
     frames: NDArray[np.uint8]
     audio: NDArray[np.float32] | None
@@ -98,17 +98,21 @@ class ClipFitter:
         self._seconds = seconds
         self._memory_bytes = memory_bytes
         self._trace = trace
-
-    def fit(self, order: FitOrder) -> Iterator[FittedScene | Fitted | None]:
-        """Yield for each scene its frames, or None where they are not to be encoded, and then its outcome."""
+        # Decoders are loaded here: not by the service, which imports this module, nor within the limits of a clip.
         from services.preprocess.fitting import fit
         from services.preprocess.sample_files import store_lossless, store_sheet
 
+        self._fit, self._store_lossless, self._store_sheet = fit, store_lossless, store_sheet
+        # OpenBLAS takes its buffers at the first product, and ends the process when a clip's limit forbids it.
+        np.ones((64, 64)) @ np.ones((64, 64))
+
+    def fit(self, order: FitOrder) -> Iterator[FittedScene | Fitted | None]:
+        """Yield for each scene its frames, or None where they are not to be encoded, and then its outcome."""
         with resumed_trace(self._trace, "fit"), tempfile.TemporaryDirectory(prefix="ltxtrain-fit-") as scratch:
             folder = Path(scratch)
             path = folder / "clip"
             self._objects.get_file(order.task.key, path, sha256=order.task.sha256)
-            scenes = fit(path, order.task)
+            scenes = self._fit(path, order.task)
             while True:
                 with limits(self._seconds + ALARM_SECONDS, self._memory_bytes):
                     scene, fitted = next(scenes, (None, None))
@@ -121,9 +125,9 @@ class ClipFitter:
                 stored = {}
                 for file in sorted(order.wanted_files - {SampleFile.LATENTS}):
                     stored[file] = (
-                        store_sheet(self._objects, fitted, order.conditioning_frames)
+                        self._store_sheet(self._objects, fitted, order.conditioning_frames)
                         if file is SampleFile.SHEET
-                        else store_lossless(self._objects, fitted, folder)
+                        else self._store_lossless(self._objects, fitted, folder)
                     )
                 encoded = SampleFile.LATENTS in order.wanted_files
                 yield (
@@ -202,7 +206,7 @@ class Encoder:
 
 
 def give_back_memory() -> None:
-    """To the device: what nobody refers to any more."""
+    """Return unreferenced memory to the device."""
     import torch
 
     gc.collect()

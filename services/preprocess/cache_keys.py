@@ -50,7 +50,7 @@ def latents_key(fit: str, scene: int, model_revision: str) -> str:
 
 
 def lossless_key(fit: str, scene: int, file: str) -> str:
-    """A fitted scene as a lossless clip; `file` tells its uses apart."""
+    """A fitted scene as a lossless clip; `file` distinguishes its uses."""
     return _digest(file, fit, scene)
 
 

@@ -14,7 +14,7 @@ from services.preprocess.cache import Entry, as_blob
 from services.preprocess.context import Context
 from services.preprocess.encoder_pool import Encoders
 from services.preprocess.failures import GpuOutOfMemory
-from services.preprocess.outcome import FitOutcome, SampleFile, SceneOutcome
+from services.preprocess.outcome import FitOutcome, SampleFile, SceneOutcome, Skip
 from services.preprocess.plan import Item
 from services.preprocess.results import ClipResult, item_files, item_key
 from services.runtime.cluster import ActorKilled, kill
@@ -22,7 +22,7 @@ from services.runtime.objects import ObjectCorrupt, ObjectMissing, StoredBlob
 from services.runtime.pool import map_bounded
 from services.runtime.work import Retryable
 
-# Share of Ray's object store that pictures on their way may take; where it is nearly full, Ray writes them to disk.
+# Share of Ray's object store for scenes that wait to be encoded; when it is nearly full, Ray spills to disk.
 IN_FLIGHT_SHARE = 0.5
 # Pictures that wait for one encoder; more would not make it faster.
 WAITING = 2
@@ -196,5 +196,5 @@ def _outcome(item: Item, result: FitOutcome | Exception) -> FitOutcome:
 
 
 def _killed(item: Item, text: str) -> FitOutcome:
-    scene = SceneOutcome(source_frames=item.clip.frame_count, skipped="ACTOR_KILLED", description=text)
+    scene = SceneOutcome(source_frames=item.clip.frame_count, skipped=Skip.ACTOR_KILLED, description=text)
     return FitOutcome(scenes=(scene,))

@@ -35,7 +35,7 @@ class Encoders:
         for actor in self._actors:
             kill(actor)
         if self._failure.done():
-            self._failure.exception()  # retrieved, so that nobody is warned
+            self._failure.exception()  # retrieved: asyncio warns of exceptions never retrieved
         else:
             self._failure.cancel()
 

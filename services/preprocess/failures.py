@@ -11,7 +11,7 @@ from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
 from ltxtrain_client.enum_words import word
 
-from services.preprocess.outcome import SceneOutcome
+from services.preprocess.outcome import SceneOutcome, Skip
 from services.runtime.errors import MAX_SUBJECTS, MAX_TEXT, ApiError, FailedPrecondition
 
 ALL_TOO_SHORT = "All training videos are too short to be trainable"
@@ -20,6 +20,8 @@ IN_WORDS = {
     ReportReason.REPORT_REASON_CLIP_TOO_SHORT: "too short",
     ReportReason.REPORT_REASON_SCENE_TOO_SHORT: "too short after splitting",
     ReportReason.REPORT_REASON_UNDECODABLE: "undecodable",
+    ReportReason.REPORT_REASON_CLIP_DAMAGED: "damaged",
+    ReportReason.REPORT_REASON_PRESENTATION_UNSUPPORTED: "shown in a way that is not supported",
     ReportReason.REPORT_REASON_NO_VIDEO_TRACK: "without a moving picture",
     ReportReason.REPORT_REASON_AUDIO_UNDECODABLE: "with sound that cannot be decoded",
     ReportReason.REPORT_REASON_ACTOR_KILLED: "impossible to decode within the limits",
@@ -38,7 +40,7 @@ class Faults:
     """Faults that make the data as a whole unfit before anything is encoded; all come back together (D12, P18)."""
 
     without_audio: list[Clip] = field(default_factory=list)
-    # Validation clips with what fitting their prefix came to.
+    # Validation clips whose prefix could not be fitted, with the outcome.
     unusable: list[tuple[Clip, SceneOutcome]] = field(default_factory=list)
 
     def error(self) -> ApiError | None:
@@ -67,7 +69,7 @@ class Faults:
     def _reason(self) -> "ErrorReason":
         if self.without_audio:
             return ErrorReason.ERROR_REASON_AUDIO_TRACK_MISSING
-        if any(scene.skipped == "VALIDATION_CLIP_TOO_SHORT" for _, scene in self.unusable):
+        if any(scene.skipped is Skip.VALIDATION_CLIP_TOO_SHORT for _, scene in self.unusable):
             return ErrorReason.ERROR_REASON_VALIDATION_CLIP_TOO_SHORT
         return ErrorReason.ERROR_REASON_NO_USABLE_CLIPS
 

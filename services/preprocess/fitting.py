@@ -6,13 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from services.preprocess.outcome import FitTask, SceneOutcome
+from services.preprocess.outcome import FitTask, SceneOutcome, Skip
 from trainer.errors import (
     AudioTrackMissing,
     AudioUndecodable,
+    ClipDamaged,
     ClipError,
     ClipTooShort,
     NoVideoTrack,
+    PresentationUnsupported,
     StillImage,
 )
 from trainer.media.fit import FittedClip, fit_prefix, fit_scenes
@@ -23,11 +25,13 @@ log = logging.getLogger(__name__)
 
 # FFmpeg's message when its process reaches its memory limit.
 OUT_OF_MEMORY = os.strerror(errno.ENOMEM)
-SKIPS: dict[type[ClipError], str] = {
-    StillImage: "IMAGE_NOT_ALLOWED",
-    NoVideoTrack: "NO_VIDEO_TRACK",
-    AudioTrackMissing: "AUDIO_TRACK_MISSING",
-    AudioUndecodable: "AUDIO_UNDECODABLE",
+SKIPS: dict[type[ClipError], Skip] = {
+    StillImage: Skip.IMAGE_NOT_ALLOWED,
+    NoVideoTrack: Skip.NO_VIDEO_TRACK,
+    AudioTrackMissing: Skip.AUDIO_TRACK_MISSING,
+    AudioUndecodable: Skip.AUDIO_UNDECODABLE,
+    ClipDamaged: Skip.CLIP_DAMAGED,
+    PresentationUnsupported: Skip.PRESENTATION_UNSUPPORTED,
 }
 # A fitter has one processor.
 THREADS = 1
@@ -55,8 +59,11 @@ def fit(path: Path, task: FitTask) -> Iterator[tuple[SceneOutcome, FittedClip | 
         for scene, fitted in zip(found, fit_scenes(path, found, task.settings, threads=THREADS), strict=True):
             count += 1
             if isinstance(fitted, ClipTooShort):
-                reason = "SCENE_TOO_SHORT" if len(found) > 1 else "CLIP_TOO_SHORT"
-                yield _skipped(scene, reason, str(fitted), fitted), None
+                reason = Skip.SCENE_TOO_SHORT if len(found) > 1 else Skip.CLIP_TOO_SHORT
+                text = str(fitted)
+                if task.damage and scene is found[-1]:
+                    reason, text = Skip.CLIP_DAMAGED, f"{task.damage} {text} before it"
+                yield _skipped(scene, reason, text, fitted), None
             else:
                 yield _kept(scene, fitted), fitted
     except Exception as error:
@@ -79,7 +86,7 @@ def _prefix(path: Path, task: FitTask) -> tuple[SceneOutcome, FittedClip | None]
         )
     except ClipTooShort as error:
         scene = SceneOutcome(
-            skipped="VALIDATION_CLIP_TOO_SHORT",
+            skipped=Skip.VALIDATION_CLIP_TOO_SHORT,
             description=str(error),
             have_frames=error.frame_count,
             needed_frames=error.needed_frames,
@@ -107,23 +114,24 @@ def _fitted(
         unused_frames=fitted.unused_frames,
         crop_loss_percent=fitted.crop_loss_percent,
         silent=fitted.audio is not None and not (abs(fitted.audio) > SILENCE).any(),
+        audio_missing_seconds=fitted.audio_missing_seconds,
         cut_seconds=cut_seconds,
         cut_score=cut_score,
     )
 
 
-def _fault(error: Exception) -> tuple[str, str]:
+def _fault(error: Exception) -> tuple[Skip, str]:
     """The reason of a clip's fault, and a sentence."""
     if isinstance(error, MemoryError) or OUT_OF_MEMORY in str(error):
-        return "ACTOR_KILLED", "fitting it needs more memory than a clip may use"
+        return Skip.ACTOR_KILLED, "fitting it needs more memory than a clip may use"
     if isinstance(error, ClipError):
-        return SKIPS.get(type(error), "UNDECODABLE"), str(error)
-    # The file is somebody's invention: what nobody foresaw of it is its fault, and this worker's log has it all.
+        return SKIPS.get(type(error), Skip.UNDECODABLE), str(error)
+    # Files are untrusted input: an unexpected error is blamed on the file, and logged here in full.
     log.exception("unforeseen", exc_info=error)
-    return "UNDECODABLE", f"its reader does not know what to make of it ({type(error).__name__})"
+    return Skip.UNDECODABLE, f"its reader failed unexpectedly ({type(error).__name__})"
 
 
-def _skipped(scene: Scene, reason: str, text: str, too_short: ClipTooShort | None = None) -> SceneOutcome:
+def _skipped(scene: Scene, reason: Skip, text: str, too_short: ClipTooShort | None = None) -> SceneOutcome:
     return SceneOutcome(
         start_frame=scene.start_frame,
         source_frames=scene.frame_count,

@@ -8,7 +8,7 @@ from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
 
 from services.preprocess.cache_keys import fit_key, prefix_key
-from services.preprocess.outcome import FitOutcome, FitTask, SampleFile, SceneOutcome
+from services.preprocess.outcome import FitOutcome, FitTask, SampleFile, SceneOutcome, Skip
 from services.preprocess.source import Source
 from services.runtime.errors import InvalidSpec, Violation
 from trainer import geometry
@@ -19,7 +19,7 @@ from trainer.media.frame_schedule import FitSettings, Scene, plan
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One clip on its way to samples."""
+    """One clip of a training set, and the samples wanted of it."""
 
     # Among all clips of the training set; those to train on come first.
     position: int
@@ -136,6 +136,7 @@ def _task(clip: Clip, fit: FitSettings, *, split: bool = False, prefix: bool = F
         settings=fit,
         frame_count=clip.frame_count,
         duration_seconds=clip.probe.duration_seconds,
+        damage=clip.probe.damage,
         split=split,
         prefix=prefix,
     )
@@ -153,10 +154,11 @@ def _known_outcome(clip: Clip, fit: FitSettings) -> FitOutcome | None:
     try:
         plan(fit.geometry, fit.auto_scale, whole)
     except ClipTooShort as error:
+        damage = clip.probe.damage
         scene = SceneOutcome(
             source_frames=clip.frame_count,
-            skipped="CLIP_TOO_SHORT",
-            description=str(error),
+            skipped=Skip.CLIP_DAMAGED if damage else Skip.CLIP_TOO_SHORT,
+            description=f"{damage} {error} before it" if damage else str(error),
             have_frames=error.frame_count,
             needed_frames=error.needed_frames,
         )

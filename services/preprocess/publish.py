@@ -136,7 +136,7 @@ FULL_SCALE = 32767
 def write_archive(
     path: Path, training_set: TrainingSet, samples: Sequence[Sample], lines: Sequence[ReportLine], objects: Objects
 ) -> None:
-    """A zip at `path`; one sample's file at a time is beside it."""
+    """Write the archive to `path`; it needs room for one sample's file more."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for index, sample in enumerate(samples):
             _add_sample(archive, f"samples/{index:06}", sample, objects, path.parent)
@@ -160,7 +160,7 @@ def _add_sample(archive: zipfile.ZipFile, stem: str, sample: Sample, objects: Ob
 
 
 def _write_wave(target: object, audio: Sound) -> None:
-    """16 bit: what every player opens; the exact sound is in the clip beside it."""
+    """16 bit, for every player; the exact sound is in the lossless clip."""
     with wave.open(target, "wb") as sound:  # type: ignore[call-overload] # anything that can be written to
         sound.setnchannels(audio.shape[0])
         sound.setsampwidth(2)

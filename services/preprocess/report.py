@@ -11,16 +11,20 @@ from services.preprocess.outcome import FitOutcome, SceneOutcome
 from trainer.geometry import snap_frames
 from trainer.media.frame_schedule import MAX_STRETCH
 
-# A clip's own rate may differ so much from frame_rate before it is worth a word (conformance P11).
+# Relative difference of a clip's own rate from frame_rate above which the report mentions it (conformance P11).
 RATE_TOLERANCE = 0.01
 # Share of the picture lost to the bucket's shape from which the report mentions it.
-WORTH_A_WORD_PERCENT = 5
+REPORT_CROP_ABOVE_PERCENT = 5
+# Coders round the end of a track to their blocks, of which the longest in use lasts less.
+REPORT_MISSING_SOUND_SECONDS = 0.1
 CHANGES = frozenset(
     {
         ReportReason.REPORT_REASON_FRAMES_UNUSED,
         ReportReason.REPORT_REASON_STRETCHED,
         ReportReason.REPORT_REASON_CAPTION_TRUNCATED,
         ReportReason.REPORT_REASON_SPLIT,
+        ReportReason.REPORT_REASON_CLIP_DAMAGED,
+        ReportReason.REPORT_REASON_LEADING_FRAMES_UNUSED,
     }
 )
 
@@ -64,6 +68,8 @@ def validation_line(clip: Clip, scene: SceneOutcome, caption: Caption, settings:
     _add_fit(line.numbers, scene)
     if scene.silent and settings.HasField("audio"):
         line.reasons.append(ReportReason.REPORT_REASON_AUDIO_SILENT)
+    if _lacks_sound(scene):
+        line.reasons.append(ReportReason.REPORT_REASON_AUDIO_INCOMPLETE)
     if caption.truncated:
         line.reasons.append(ReportReason.REPORT_REASON_CAPTION_TRUNCATED)
     if settings.trigger_phrase and settings.trigger_phrase not in caption.text:
@@ -96,12 +102,14 @@ def _scene_line(
         line.outcome = Outcome.OUTCOME_SKIPPED
         line.description = place + scene.description + _would_fit(scene, settings)
         line.reasons.append(scene.reason)
+        if scene.reason == ReportReason.REPORT_REASON_CLIP_DAMAGED and scene.have_frames is not None:
+            line.reasons.append(ReportReason.REPORT_REASON_CLIP_TOO_SHORT)
         _add_length(line, scene)
         return line
     _add_fit(line.numbers, scene)
     line.reasons.extend(_reasons(clip, scene, caption, settings))
     line.outcome = _kept(line.reasons)
-    line.description = place + _what_was_done(clip, scene, settings)
+    line.description = place + _description(clip, scene, settings)
     line.frame_count = scene.source_frames
     return line
 
@@ -112,10 +120,27 @@ def _reasons(clip: Clip, scene: SceneOutcome, caption: Caption, settings: Prepro
         ReportReason.REPORT_REASON_FRAMES_UNUSED: scene.unused_frames > 0,
         ReportReason.REPORT_REASON_FRAME_RATE_DIFFERS: _rate_differs(clip, settings),
         ReportReason.REPORT_REASON_AUDIO_SILENT: settings.HasField("audio") and scene.silent,
+        ReportReason.REPORT_REASON_AUDIO_INCOMPLETE: _lacks_sound(scene),
+        ReportReason.REPORT_REASON_CLIP_DAMAGED: bool(_damage_after(clip, scene)),
+        ReportReason.REPORT_REASON_LEADING_FRAMES_UNUSED: _frames_before(clip, scene) > 0,
         ReportReason.REPORT_REASON_CAPTION_MISSING: not clip.caption.strip(),
         ReportReason.REPORT_REASON_CAPTION_TRUNCATED: caption.truncated,
     }
     return [reason for reason, present in found.items() if present]
+
+
+def _frames_before(clip: Clip, scene: SceneOutcome) -> int:
+    """Frames before the first key frame, of the scene that begins with that."""
+    return clip.probe.leading_frames if scene.start_frame == 0 else 0
+
+
+def _damage_after(clip: Clip, scene: SceneOutcome) -> str:
+    """The damage that a clip ends with, of the scene before it."""
+    return clip.probe.damage if scene.start_frame + scene.source_frames == clip.frame_count else ""
+
+
+def _lacks_sound(scene: SceneOutcome) -> bool:
+    return scene.audio_missing_seconds > REPORT_MISSING_SOUND_SECONDS
 
 
 def _rate_differs(clip: Clip, settings: PreprocessSettings) -> bool:
@@ -123,17 +148,23 @@ def _rate_differs(clip: Clip, settings: PreprocessSettings) -> bool:
     return not settings.auto_scale_input and abs(clip.frame_rate - target) > RATE_TOLERANCE * target
 
 
-def _what_was_done(clip: Clip, scene: SceneOutcome, settings: PreprocessSettings) -> str:
+def _description(clip: Clip, scene: SceneOutcome, settings: PreprocessSettings) -> str:
     parts = [f"{scene.frame_count} frames at {scene.frame_rate:g} a second"]
     if scene.stretch > 1:
         parts.append(f"slowed down {scene.stretch:.2f} times")
     if scene.unused_frames:
         parts.append(f"{scene.unused_frames} frames unused")
-    if scene.crop_loss_percent >= WORTH_A_WORD_PERCENT:
+    if scene.crop_loss_percent >= REPORT_CROP_ABOVE_PERCENT:
         parts.append(f"cropped to {100 - scene.crop_loss_percent:.0f} % of its picture")
     if _rate_differs(clip, settings):
         asked = settings.training.frame_rate
         parts.append(f"the clip's own rate, where {asked:g} was asked for: auto_scale_input resamples")
+    if _lacks_sound(scene):
+        parts.append(f"{scene.audio_missing_seconds:.2f} s of the frames in use have no sound: silence stands there")
+    if before := _frames_before(clip, scene):
+        parts.append(f"{before} frames before the first key frame left out")
+    if damage := _damage_after(clip, scene):
+        parts.append(f"used up to its damage: {damage}")
     return ", ".join(parts)
 
 
@@ -143,7 +174,7 @@ def _would_fit(scene: SceneOutcome, settings: PreprocessSettings) -> str:
         return ""
     length = snap_frames(int(scene.have_frames * (MAX_STRETCH if settings.auto_scale_input else 1)))
     prefix = settings.conditioning_frames
-    return f"; would fit at {length}" if length > prefix else f"; too short to go on after a prefix of {prefix}"
+    return f"; would fit at {length}" if length > prefix else f"; too short to continue after a prefix of {prefix}"
 
 
 def _kept(reasons: Sequence["ReportReason"]) -> "Outcome":
@@ -169,6 +200,7 @@ def _add_fit(numbers: ClipNumbers, scene: SceneOutcome) -> None:
     numbers.unused_frames = scene.unused_frames
     numbers.crop_loss_percent = scene.crop_loss_percent
     numbers.stretch = scene.stretch
+    numbers.audio_missing_seconds = scene.audio_missing_seconds
 
 
 def _add_length(line: ReportLine, scene: SceneOutcome) -> None:
@@ -178,54 +210,3 @@ def _add_length(line: ReportLine, scene: SceneOutcome) -> None:
 
 def _cut(scene: SceneOutcome) -> SceneCut:
     return SceneCut(frame=scene.start_frame, time_seconds=scene.cut_seconds, score=scene.cut_score)
-
-
-def suggestions(clips: Sequence[tuple[Clip, FitOutcome]], settings: PreprocessSettings) -> list[str]:
-    """Sentences "with X, N more clips fit"; empty when every clip is used."""
-    short = [
-        (clip, scene) for clip, outcome in clips for scene in outcome.scenes if scene.skipped.endswith("TOO_SHORT")
-    ]
-    found = []
-    lengths = [_usable_frames(clip, scene.source_frames, settings) for clip, scene in short]
-    for count in _counts_to_try(lengths, settings.conditioning_frames):
-        fitting = sum(length >= count for length in lengths)
-        found.append(f"With number_of_frames = {count}, {_more(fitting)}.")
-    if not settings.auto_scale_input:
-        stretched = [
-            clip for clip, scene in short if _seconds(clip, scene.source_frames) * MAX_STRETCH >= _needed(settings)
-        ]
-        if stretched:
-            found.append(f"With auto_scale_input, {_more(len(stretched))}.")
-    whole = [
-        clip
-        for clip, outcome in clips
-        if not outcome.kept and len(outcome.scenes) > 1 and clip.frame_count >= settings.training.frame_count
-    ]
-    if whole:
-        found.append(f"Without split_input_into_scenes, {_more(len(whole))}.")
-    return found
-
-
-def _counts_to_try(lengths: Sequence[int], prefix: int) -> list[int]:
-    """The largest count that saves a clip, and the one that saves as many as any does."""
-    counts = sorted({snap_frames(length) for length in lengths if snap_frames(length) > max(prefix, 8)})
-    return list(dict.fromkeys([counts[-1], counts[0]])) if counts else []
-
-
-def _usable_frames(clip: Clip, frames: int, settings: PreprocessSettings) -> int:
-    """Frames that a clip yields without being cut short: its own, or with scaling those of four times its duration."""
-    if not settings.auto_scale_input:
-        return frames
-    return int(_seconds(clip, frames) * settings.training.frame_rate * MAX_STRETCH)
-
-
-def _seconds(clip: Clip, frames: int) -> float:
-    return frames / clip.frame_rate if clip.frame_rate and frames > 1 else 0.0
-
-
-def _needed(settings: PreprocessSettings) -> float:
-    return settings.training.frame_count / settings.training.frame_rate
-
-
-def _more(count: int) -> str:
-    return f"{count} more clip{'s' if count != 1 else ''} would fit"

@@ -1,4 +1,4 @@
-"""Samples and report of a training set, from what its clips came to."""
+"""Samples and report of a training set, from the outcomes of its clips."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,8 @@ from services.preprocess.failures import skipped_lines
 from services.preprocess.outcome import FitOutcome, SampleFile
 from services.preprocess.plan import Item, Plan
 from services.preprocess.prompts import Prompts
-from services.preprocess.report import clip_lines, suggestions, validation_line
+from services.preprocess.report import clip_lines, validation_line
+from services.preprocess.suggestions import suggestions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class ClipResult:
 
 
 async def find_cached(context: Context, items: Sequence[Item]) -> tuple[list[ClipResult], dict[str, Entry]]:
-    """Items of which everything is there already, and whatever is there of the others, by its key."""
+    """Items that are cached whole, and cached files of the others by their key."""
     outcomes = await context.cache.find([item.key for item in items], context.name)
     loaded = {item.key: FitOutcome.load(outcomes[item.key].facts) for item in items if item.key in outcomes}
     known = {key: outcome for key, outcome in loaded.items() if outcome is not None}

@@ -5,6 +5,7 @@ from typing import Any
 
 import grpc.aio
 from ltxtrain.v1 import preprocess_pb2, preprocess_pb2_grpc
+from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
 from ltxtrain.v1.work_pb2 import ReportLine
 
@@ -12,9 +13,9 @@ from services.preprocess.cache import Cache
 from services.preprocess.request import check_request
 from services.preprocess.workflow import PreprocessWorkflow
 from services.runtime.auth import caller
-from services.runtime.errors import InvalidSpec
+from services.runtime.errors import InvalidSpec, NotFound
 from services.runtime.paging import request_digest
-from services.runtime.requests import Watches, check_request_id, new_name, visible_owner
+from services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
 from services.runtime.service import Runtime
 from services.runtime.store import Store
 from services.runtime.work import WorkRunner
@@ -27,6 +28,7 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
 
     def __init__(self, runtime: Runtime) -> None:
         self._sets: Store[TrainingSet] = Store(runtime.database, runtime.log, "trainingSets", TrainingSet)
+        self._objects = runtime.objects
         self._watches = Watches(runtime.log)
         self._cache = Cache(runtime.blobs, runtime.objects)
         self.work = WorkRunner(self._sets, PreprocessWorkflow(runtime, self._cache))
@@ -97,6 +99,23 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
             request.parent, "report", ReportLine, request.page_size, request.page_token
         )
         return preprocess_pb2.ListTrainingSetReportResponse(lines=lines, next_page_token=token)
+
+    async def GetTrainingSetFile(
+        self, request: preprocess_pb2.GetTrainingSetFileRequest, context: Any
+    ) -> preprocess_pb2.GetTrainingSetFileResponse:
+        owner, _, field = request.name.rpartition("/")
+        training_set, _, sample = owner.partition("/samples/")
+        holder: TrainingSet | Sample | None = await self._sets.get(training_set, visible_owner())
+        if sample:
+            holder = await self._sets.child(training_set, "samples", sample, Sample)
+        described = None if holder is None else holder.DESCRIPTOR.fields_by_name.get(field)
+        if holder is None or described is None or described.message_type is not Blob.DESCRIPTOR:
+            raise NotFound(request.name)
+        blob = getattr(holder, field)
+        if not blob.key:
+            raise NotFound(request.name)
+        url, expires = await sign_download(self._objects, blob)
+        return preprocess_pb2.GetTrainingSetFileResponse(blob=blob, download_url=url, expire_time=expires)
 
     async def WatchTrainingSet(
         self, request: preprocess_pb2.WatchTrainingSetRequest, context: Any

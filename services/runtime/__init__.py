@@ -9,7 +9,9 @@ from pathlib import Path
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 # Its C core writes a line of its own, at any rate, for each peer that breaks a rule of HTTP/2 or fails a handshake.
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+# ERROR is its default, which `ltxtrain up` hands on; an operator who wants those lines sets INFO.
+if os.environ.get("GRPC_VERBOSITY", "ERROR").upper() == "ERROR":
+    os.environ["GRPC_VERBOSITY"] = "NONE"
 
 
 def _ray_token() -> str:

@@ -11,6 +11,8 @@ MAX_URL_CHARS = 8192
 PORTS = {"http": 80, "https": 443}
 # Names an upload made by CreateUpload; accepted wherever a URL is.
 UPLOAD = re.compile(r"upload:(uploads/[0-9a-f]{32})")
+# Names a clip of an earlier dataset; accepted where the URL of a single video is, never where an archive's is.
+CLIP = re.compile(r"dataset:(datasets/[0-9a-f]{32}/clips/[0-9]{1,9})")
 BUCKET = re.compile(r"[a-z0-9][a-z0-9.\-]{1,61}[a-z0-9]")
 LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 # What a URL holds between // and the next slash: a name of 253 characters and a port, and room for what is refused by

@@ -6,7 +6,7 @@ A reference is written before an existing blob is reused; a sweep deletes what h
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from google.protobuf.message import Message
@@ -99,7 +99,8 @@ class Blobs:
             async with locked(key):
                 if await self.forget(key, keep_seconds) and key.startswith(prefix):
                     await objects.delete(key)
-        before = datetime.now(UTC) - timedelta(seconds=keep_seconds)
+        # By the store's clock: with ours a day ahead, what is being made now would be as old.
+        before = await objects.now() - timedelta(seconds=keep_seconds)
         for key in await self.unknown(await objects.keys_before(prefix, before)):
             async with locked(key):
                 if await self.unknown([key]):

@@ -78,6 +78,8 @@ class Cluster:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
+                # The first object that is serialized imports pyarrow: now, and not on the event loop of a service.
+                ray.put(None)
             except (OSError, RuntimeError, ValueError, RayError) as error:
                 raise ClusterRefused(f"LTXTRAIN_RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from error
         return cls()
@@ -123,7 +125,7 @@ class Cluster:
         return any(node["NodeID"] == self._node_id and node["Alive"] for node in nodes)
 
     async def value(self, reference: Any) -> Any:
-        """What a call gives. Raises WorkerLost, ClusterLost, and the call's own exception."""
+        """The result of a call. Raises WorkerLost, ClusterLost, and the call's own exception."""
         with _translated():
             return await self._or_lost(asyncio.wrap_future(reference.future()))
 
@@ -197,7 +199,7 @@ class ActorGroup:
         return await self._cluster.value(getattr(self._actors[rank], method).remote(*arguments))
 
     async def stream(self, method: str, *arguments: Any) -> AsyncGenerator[Any, None]:
-        """What the call yields in every actor, as it comes; ends with the last. The loss of one is WorkerLost."""
+        """All that the call yields in any actor, until the last has ended. Raises WorkerLost for one that is lost."""
         calls = [getattr(actor, method).options(num_returns="streaming").remote(*arguments) for actor in self._actors]
         streams = [self._cluster.stream(call) for call in calls]
         following = {asyncio.ensure_future(anext(stream)): stream for stream in streams}
@@ -268,7 +270,7 @@ def wait_for_listener(address: str, seconds: float) -> None:
 
 
 async def ask(question: Callable[[], bool], seconds: float) -> bool:
-    """What a blocking call answers; False when it raises, or has not returned in time."""
+    """The answer of a blocking call; False when it raises, or has not returned in time."""
     try:
         return await asyncio.wait_for(in_thread(question), seconds)
     except Exception:
@@ -276,7 +278,7 @@ async def ask(question: Callable[[], bool], seconds: float) -> bool:
 
 
 def in_thread(call: Callable[[], R]) -> "asyncio.Future[R]":
-    """What a blocking call returns or raises.
+    """Run a blocking call in a thread; the future gets its result or its exception.
 
     Its thread is not one of the loop's pool, which would hold up the end of the process.
     """

@@ -32,6 +32,10 @@ from ltxtrain_client.errors import DOMAIN
 
 # Details travel in trailing metadata, whose hard limit is 16 KiB: lists of paths are capped, their total is told.
 MAX_SUBJECTS = 20
+# A request of a megabyte may have a hundred thousand wrong fields.
+MAX_VIOLATIONS = 200
+# Key of ErrorInfo.metadata: how many items of the lists were left out.
+OMITTED = "omitted"
 MAX_TEXT = 300
 
 
@@ -82,7 +86,7 @@ class InvalidSpec(ApiError):
 
     def __init__(self, violations: Sequence[Violation], metadata: Mapping[str, object] | None = None) -> None:
         self.violations = list(violations)
-        fields = ", ".join(violation.field for violation in violations[:5]) + (
+        fields = ", ".join(violation.field[:MAX_TEXT] for violation in violations[:5]) + (
             " and more" if len(violations) > 5 else ""
         )
         bad_request = error_details_pb2.BadRequest(
@@ -92,9 +96,11 @@ class InvalidSpec(ApiError):
                     description=violation.description[:MAX_TEXT],
                     reason=reason_name(violation.reason),
                 )
-                for violation in violations
+                for violation in violations[:MAX_VIOLATIONS]
             ]
         )
+        if len(violations) > MAX_VIOLATIONS:
+            metadata = {**(metadata or {}), OMITTED: len(violations) - MAX_VIOLATIONS}
         text = f"{len(violations)} field{'s are' if len(violations) > 1 else ' is'} wrong: {fields}."
         super().__init__(text, metadata=metadata, details=[bad_request])
 
@@ -110,7 +116,7 @@ class MessageMalformed(ApiError):
 
 
 class FailedPrecondition(ApiError):
-    """What the data shows; `subjects` are the clips or files concerned, capped in the status, all in the report."""
+    """A fault of the data; `subjects` are its clips or files, capped in the status, all in the report."""
 
     code = grpc.StatusCode.FAILED_PRECONDITION
 
@@ -265,7 +271,7 @@ def pack(message: Message) -> any_pb2.Any:
 
 
 def internal(trace_id: str | None = None) -> ApiError:
-    """What a caller sees of a bug: no text of it, only the trace id under which the log has it all."""
+    """The answer to a bug: no text of it, only the trace id under which the log has it all."""
     trace_id = trace_id or secrets.token_hex(16)
     return ApiError(
         f"Something went wrong inside the server. Its log has the details under trace {trace_id}.",

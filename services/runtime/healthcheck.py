@@ -15,6 +15,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.runtime.settings import Settings, read_settings
 
 SECONDS = 3.0
+# A proxy of the environment is for the world outside.
+PAST_PROXIES = ("grpc.enable_http_proxy", 0)
 
 
 def is_healthy(settings: Settings) -> bool:
@@ -36,11 +38,12 @@ def is_healthy(settings: Settings) -> bool:
 def _channel(settings: Settings, address: str) -> grpc.Channel:
     """Raises OSError when the service does not listen, or shows another certificate than its own."""
     if settings.tls_cert is None or settings.tls_key is None:
-        return grpc.insecure_channel(address)
+        return grpc.insecure_channel(address, [PAST_PROXIES])
     cert = settings.tls_cert.read_bytes()
     pair = (settings.tls_key.read_bytes(), cert) if settings.tls_client_root is not None else (None, None)
     credentials = grpc.ssl_channel_credentials(cert, *pair)
-    return grpc.secure_channel(address, credentials, [("grpc.ssl_target_name_override", _name_of(settings, address))])
+    options = [PAST_PROXIES, ("grpc.ssl_target_name_override", _name_of(settings, address))]
+    return grpc.secure_channel(address, credentials, options)
 
 
 def _name_of(settings: Settings, address: str) -> str:

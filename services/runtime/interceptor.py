@@ -20,6 +20,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from services.runtime import errors, metrics, telemetry, tracing
 from services.runtime.auth import LOCAL_OWNER, Tokens, caller
 from services.runtime.cluster import ClusterLost
+from services.runtime.errors import OMITTED
 from services.runtime.object_types import ObjectStoreUnavailable
 from services.runtime.settings import Settings
 from services.runtime.tables import DatabaseUnavailable
@@ -37,8 +38,6 @@ MAX_BYTES = 7 * 2**10
 MAX_MESSAGE = 1_000
 # Lengths of descriptions in lists, tried before anything is left out.
 DESCRIPTIONS = (120, 60, 30)
-# Key of ErrorInfo.metadata: how many items of the lists were left out.
-OMITTED = "omitted"
 
 Call = Callable[[Any, Any], Any]
 Details = grpc.HandlerCallDetails
@@ -216,7 +215,7 @@ def _parsed(message: bytes, parse: Callable[[bytes], Any], context: Any) -> Any:
 
 
 def _refusal(error: Exception) -> errors.ApiError:
-    """What the caller is told. What was not foreseen is in the log alone, under the trace that the caller gets."""
+    """The answer to a caller. An unexpected error is in the log alone, under the trace that the caller gets."""
     match error:
         case errors.ApiError():
             return error
@@ -263,21 +262,36 @@ def fit_status(status: status_pb2.Status) -> status_pb2.Status:
 
 
 def _cut(status: status_pb2.Status) -> status_pb2.Status:
+    """The status with its lists cut to one length, the longest that fits, and how many items are left out."""
     lists = {index: found for index, detail in enumerate(status.details) if (found := _listing(detail)) is not None}
+    short, long = 0, max((len(_items(found)) for found in lists.values()), default=0)
+    fitting = _with_lists(status, lists, 0)
+    if _size(fitting) > MAX_BYTES:
+        return _bare(fitting)
+    while short < long:
+        length = (short + long + 1) // 2
+        made = _with_lists(status, lists, length)
+        if _size(made) <= MAX_BYTES:
+            short, fitting = length, made
+        else:
+            long = length - 1
+    return fitting
+
+
+def _with_lists(status: status_pb2.Status, lists: dict[int, Any], length: int) -> status_pb2.Status:
+    made = status_pb2.Status(code=status.code, message=status.message, details=status.details)
     omitted = 0
-    while _size(status) > MAX_BYTES:
-        longest = max(lists.items(), key=lambda item: len(_items(item[1])), default=None)
-        if longest is None or not _items(longest[1]):
-            return _bare(status)
-        index, listing = longest
-        del _items(listing)[-1]
-        status.details[index].Pack(listing)
-        omitted += 1
+    for index, listing in lists.items():
+        kept = type(listing)()
+        kept.CopyFrom(listing)
+        omitted += max(0, len(_items(kept)) - length)
+        del _items(kept)[length:]
+        made.details[index].Pack(kept)
     info = error_details_pb2.ErrorInfo()
-    if omitted and status.details[0].Unpack(info):
-        info.metadata[OMITTED] = str(omitted)
-        status.details[0].Pack(info)
-    return status
+    if omitted and made.details[0].Unpack(info):
+        info.metadata[OMITTED] = str(omitted + int(info.metadata.get(OMITTED, "0")))
+        made.details[0].Pack(info)
+    return made
 
 
 def _bare(status: status_pb2.Status) -> status_pb2.Status:

@@ -1,4 +1,4 @@
-"""What the object store is told and what it tells: addresses, blobs, errors. `objects` offers all of it."""
+"""Types of the object store: addresses, blobs, errors. `objects` offers all of it."""
 
 from dataclasses import dataclass, field
 from datetime import datetime

@@ -12,18 +12,16 @@ import io
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
 import urllib3
-from minio import Minio
-from minio.commonconfig import ENABLED, Filter
 from minio.deleteobjects import DeleteObject
-from minio.error import MinioException, S3Error
-from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
 
+from services.runtime.bucket import THREADS, Bucket
 from services.runtime.object_keys import attachment, checked_job_prefix, checked_key, content_key
 from services.runtime.object_types import (
     ListedBlob,
@@ -33,7 +31,6 @@ from services.runtime.object_types import (
     StoreAddress,
     StoredBlob,
 )
-from services.runtime.telemetry import without_secrets
 
 __all__ = [
     "ListedBlob",
@@ -51,58 +48,26 @@ R = TypeVar("R")
 
 CHUNK_BYTES = 2**20
 PART_BYTES, MAX_PARTS = 8 * 2**20, 10_000  # about six parts are in memory at once
-PARALLEL_PARTS, THREADS = 3, 8
-# A store that is started again refuses connections for a second or two and may fail for some more: this waits 16 s.
-RETRY = urllib3.Retry(
-    total=8,
-    backoff_factor=0.1,
-    backoff_max=5.0,
-    status_forcelist=(500, 502, 503, 504),
-    raise_on_status=False,  # the last answer says why
-    respect_retry_after_header=False,
-)
-TIMEOUT = urllib3.Timeout(connect=5.0, read=60.0)
+PARALLEL_PARTS = 3
+# An empty object, written to ask for the time.
+CLOCK_KEY = "clock"
 SHA256_HEADER = "x-amz-meta-sha256"
-MAX_WORDS_CHARS = 500
-# Parts of an upload that a killed process left are given up after as long.
-STALE_UPLOAD_DAYS = 1
-STALE_RULE = "ltxtrain-abort-stale-uploads"
-MISSING = {"NoSuchKey", "NoSuchObject"}
-REFUSALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 
 
-class Objects:
-    """One bucket. Blocking; for any number of threads.
+class Objects(Bucket):
+    """The objects of one bucket. Blocking; for any number of threads.
 
     Every method may raise ObjectStoreUnavailable. Raises ValueError for a key that not every store takes.
     """
 
-    def __init__(self, address: StoreAddress) -> None:
-        self.address = address
-        self._bucket = address.bucket
-        self._client = _client(address, address.endpoint)
-        self._signer = _client(address, address.public_endpoint)
-        self._prober = _client(address, address.endpoint, RETRY.new(total=0))
-
-    def __reduce__(self) -> tuple[type["Objects"], tuple[StoreAddress]]:
-        return Objects, (self.address,)
-
-    def ensure_bucket(self) -> None:
-        """Make the bucket unless it exists."""
-        with self._translated(""):
-            if not self._client.bucket_exists(self._bucket):
-                try:
-                    self._client.make_bucket(self._bucket)
-                except S3Error as error:
-                    if error.code not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
-                        raise
-
-    def ping(self) -> None:
-        """Return when the store answers at once and has the bucket."""
-        with self._translated(""):
-            exists = self._prober.bucket_exists(self._bucket)
-        if not exists:
-            raise ObjectStoreUnavailable(f"The bucket {self._bucket} does not exist at {self.address.endpoint}.")
+    def now(self) -> datetime:
+        """The store's time, by which the ages of its objects are measured: this machine's may be a day away."""
+        with self._translated(CLOCK_KEY):
+            written = self._client.put_object(self._bucket, CLOCK_KEY, io.BytesIO(), 0)
+        try:
+            return parsedate_to_datetime(written.http_headers["Date"])
+        except (KeyError, ValueError) as error:
+            raise ObjectStoreUnavailable(f"The object store at {self.address.endpoint} tells no time.") from error
 
     def put_bytes(self, key: str, data: bytes, content_type: str) -> StoredBlob:
         return self._put(key, io.BytesIO(data), len(data), content_type, hashlib.sha256(data).hexdigest())
@@ -198,38 +163,6 @@ class Objects:
         """Keys under the prefix of objects that are as old."""
         return [blob.key for blob in self.list_prefix(prefix) if blob.modified <= before]
 
-    def expire_stale_uploads(self) -> None:
-        """Have the store give up the parts of unfinished uploads after a day, if it takes a lifecycle rule.
-
-        A bucket that has rules is left alone: they are the operator's, and can only be replaced all at once.
-        """
-        rule = Rule(
-            ENABLED,
-            rule_filter=Filter(prefix=""),
-            rule_id=STALE_RULE,
-            abort_incomplete_multipart_upload=AbortIncompleteMultipartUpload(STALE_UPLOAD_DAYS),
-        )
-        with contextlib.suppress(ObjectStoreUnavailable), self._translated(""):
-            if self._client.get_bucket_lifecycle(self._bucket) is None:
-                self._client.set_bucket_lifecycle(self._bucket, LifecycleConfig([rule]))
-
-    def abort_stale_uploads(self, before: datetime) -> int:
-        """Give up uploads in parts that began before then and did not end; how many, 0 where the store lists none."""
-        aborted, marker = 0, None
-        with contextlib.suppress(ObjectStoreUnavailable), self._translated(""):
-            while True:
-                # The library has no public call for it; its own put_object uses this one.
-                page = self._client._list_multipart_uploads(self._bucket, key_marker=marker)
-                for upload in page.uploads:
-                    if upload.initiated_time is not None and upload.initiated_time <= before:
-                        name, upload_id = upload.object_name, upload.upload_id or ""
-                        self._client._abort_multipart_upload(self._bucket, name, upload_id)
-                        aborted += 1
-                marker = page.next_key_marker
-                if not page.is_truncated or not marker:
-                    return aborted
-        return aborted
-
     def _put(self, key: str, data: IO[bytes], size: int, content_type: str, sha256: str) -> StoredBlob:
         reader = _HashingReader(data)
         with self._translated(key):
@@ -271,32 +204,6 @@ class Objects:
             with contextlib.closing(response):
                 yield response
 
-    @contextlib.contextmanager
-    def _translated(self, key: str) -> Iterator[None]:
-        """Around every call of the client: its errors become ours."""
-        where = f"The object store at {self.address.endpoint}"
-        try:
-            yield
-        except S3Error as error:
-            if error.code in MISSING:
-                raise ObjectMissing(f"There is no object {key} in the bucket {self._bucket}.") from error
-            hint = " Check LTXTRAIN_S3_ACCESS_KEY and LTXTRAIN_S3_SECRET_KEY." if error.code in REFUSALS else ""
-            told = f"{error.code}: {self._words(error.message)}"
-            raise ObjectStoreUnavailable(f"{where} refused: {told}.{hint}") from error
-        except MinioException as error:
-            raise ObjectStoreUnavailable(f"{where} gave an answer that is not S3: {self._words(error)}.") from error
-        except urllib3.exceptions.HTTPError as error:
-            cause = getattr(error, "reason", None) or error
-            name = type(cause).__name__
-            raise ObjectStoreUnavailable(f"{where} does not answer: {name}: {self._words(cause)}.") from error
-
-    def _words(self, error: object) -> str:
-        """An error's own text for people: bounded, in one line, without secrets."""
-        text = " ".join(str(error)[:MAX_WORDS_CHARS].split())
-        for secret in filter(None, (self.address.secret_key, self.address.access_key)):
-            text = text.replace(secret, "…")
-        return without_secrets(text).rstrip(".")
-
 
 def _in_thread(
     method: Callable[Concatenate[Objects, P], R],
@@ -320,6 +227,7 @@ class ObjectStore:
 
     ensure_bucket = _in_thread(Objects.ensure_bucket)
     ping = _in_thread(Objects.ping)
+    now = _in_thread(Objects.now)
     put_bytes = _in_thread(Objects.put_bytes)
     put_file = _in_thread(Objects.put_file)
     put_span = _in_thread(Objects.put_span)
@@ -330,6 +238,11 @@ class ObjectStore:
     exists = _in_thread(Objects.exists)
     presign_get = _in_thread(Objects.presign_get)
     presign_put = _in_thread(Objects.presign_put)
+    start_multipart = _in_thread(Objects.start_multipart)
+    presign_part = _in_thread(Objects.presign_part)
+    list_parts = _in_thread(Objects.list_parts)
+    complete_multipart = _in_thread(Objects.complete_multipart)
+    abort_multipart = _in_thread(Objects.abort_multipart)
     delete = _in_thread(Objects.delete)
     delete_prefix = _in_thread(Objects.delete_prefix)
     keys_before = _in_thread(Objects.keys_before)
@@ -342,24 +255,19 @@ class ObjectStore:
     async def read(self, key: str) -> AsyncGenerator[bytes, None]:
         """See Objects.read; close it with aclosing."""
         chunks = self.objects.read(key)
+        reading: Future[bytes] | None = None
         try:
-            while chunk := await self.run(lambda: next(chunks, b"")):
+            while True:
+                reading = self._threads.submit(next, chunks, b"")
+                if not (chunk := await asyncio.wrap_future(reading)):
+                    return
                 yield chunk
         finally:
-            await self.run(chunks.close)
-
-
-def _client(address: StoreAddress, endpoint: str, retry: urllib3.Retry = RETRY) -> Minio:
-    scheme, _, host = endpoint.rpartition("://")
-    return Minio(
-        host,
-        access_key=address.access_key,
-        secret_key=address.secret_key,
-        secure=scheme == "https" if scheme else address.secure,
-        # Without it the client would ask the store for the region before it can sign anything.
-        region=address.region,
-        http_client=urllib3.PoolManager(maxsize=4 * THREADS, retries=retry, timeout=TIMEOUT),
-    )
+            if reading is None or reading.done():
+                await self.run(chunks.close)
+            else:
+                # Cancelled while a thread is in the generator, which can be closed only afterwards.
+                reading.add_done_callback(lambda _: chunks.close())
 
 
 class _HashingReader:

@@ -73,7 +73,7 @@ class _Place(Generic[I, R]):
         self._actor: Any = None
 
     async def tried(self, call: Callable[[Any, I], Awaitable[R]], item: I, attempts: int) -> R | Exception:
-        """What the call gives or raises. Raises ClusterLost and Unavailable."""
+        """The result of the call, or its exception as a value. Raises ClusterLost and Unavailable."""
         for remaining in reversed(range(attempts)):
             actor = await self._living()
             try:

@@ -23,7 +23,7 @@ def limits(seconds: float, memory_bytes: int) -> Iterator[None]:
 
 
 def _private_bytes() -> int:
-    """What the kernel counts against RLIMIT_DATA now."""
+    """The bytes that the kernel counts against RLIMIT_DATA now."""
     for row in Path("/proc/self/status").read_text().splitlines():
         if row.startswith("VmData:"):
             return int(row.split()[1]) << 10

@@ -3,8 +3,11 @@
 import uuid
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
+from google.protobuf.timestamp_pb2 import Timestamp
+from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.work_pb2 import Event
 
@@ -12,11 +15,13 @@ from services.runtime import metrics
 from services.runtime.auth import SERVICE, caller
 from services.runtime.errors import InvalidSpec, Violation
 from services.runtime.events import EventLog
+from services.runtime.objects import ObjectStore
 
 R = TypeVar("R")
 
 # Of a caption, a prompt or a phrase: far beyond what a text encoder reads.
 MAX_TEXT_BYTES = 64 << 10
+DOWNLOAD_SECONDS = 15 * 60
 # "urn:uuid:" and 36 more. Python's UUID takes any number of braces around, and the id is a key of the database.
 MAX_UUID_CHARS = 45
 
@@ -50,6 +55,13 @@ def excess(text: str) -> str | None:
     """The complaint about a caption, prompt or phrase that is too long, or None."""
     size = len(text.encode())
     return None if size <= MAX_TEXT_BYTES else f"{size} bytes; a text has {MAX_TEXT_BYTES} at most."
+
+
+async def sign_download(objects: ObjectStore, blob: Blob) -> tuple[str, Timestamp]:
+    """A URL that serves a blob to anybody for 15 minutes, and when it expires."""
+    expires = Timestamp()
+    expires.FromDatetime(datetime.now(UTC) + timedelta(seconds=DOWNLOAD_SECONDS))
+    return await objects.presign_get(blob.key, timedelta(seconds=DOWNLOAD_SECONDS)), expires
 
 
 class Watches:

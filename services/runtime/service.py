@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, Protocol
 
 import grpc.aio
@@ -15,10 +15,11 @@ import grpc.aio
 from services.runtime import tracing
 from services.runtime.auth import SERVICE, caller
 from services.runtime.blobs import Blobs
+from services.runtime.bucket import STALE_UPLOAD_DAYS
 from services.runtime.cluster import Cluster, ClusterRefused
 from services.runtime.events import EventLog
 from services.runtime.metrics import serve_metrics
-from services.runtime.objects import STALE_UPLOAD_DAYS, ObjectStore, ObjectStoreUnavailable, StoreAddress
+from services.runtime.objects import ObjectStore, ObjectStoreUnavailable, StoreAddress
 from services.runtime.server import Server, stop_event
 from services.runtime.settings import Settings, SettingsError, read_settings
 from services.runtime.tables import Database, DatabaseUnavailable
@@ -39,7 +40,7 @@ EXIT_CLUSTER_LOST = 3
 
 @dataclass(frozen=True)
 class Runtime:
-    """What every service is built from."""
+    """The parts that every service is built from."""
 
     settings: Settings
     database: Database
@@ -176,7 +177,7 @@ async def _keep_tidy(service: Service, objects: ObjectStore) -> None:
         await asyncio.sleep(TIDY_SECONDS)
         try:
             await service.tidy()
-            await objects.abort_stale_uploads(datetime.now(UTC) - timedelta(days=STALE_UPLOAD_DAYS))
+            await objects.abort_stale_uploads(await objects.now() - timedelta(days=STALE_UPLOAD_DAYS))
         except (ObjectStoreUnavailable, DatabaseUnavailable) as error:
             log.warning("nothing was tidied: %s", error)
         except Exception:

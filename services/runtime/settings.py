@@ -1,4 +1,4 @@
-"""What an operator sets, read once from environment variables LTXTRAIN_*.
+"""The operator's settings, read once from environment variables LTXTRAIN_*.
 
 A secret may also come from a file: LTXTRAIN_S3_SECRET_KEY_FILE names a file that holds LTXTRAIN_S3_SECRET_KEY.
 """
@@ -110,7 +110,7 @@ class Settings:
 
     @property
     def source_buckets(self) -> frozenset[str]:
-        """What s3:// sources may name: never the suite's own bucket, which holds what belongs to others."""
+        """The buckets that s3:// sources may name: never the suite's own, which holds what belongs to others."""
         return frozenset(self.fetch_buckets) - {self.s3_bucket}
 
     @property

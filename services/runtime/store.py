@@ -159,13 +159,17 @@ class Store(Generic[M]):
     async def page(
         self, owner: str | None, size: int, token: str, states: Sequence["State"] = ()
     ) -> tuple[list[M], str]:
-        """One page, newest first, and the token of the next. Raises PageTokenInvalid."""
-        key = f"{self.kind}|{owner}|{sorted(states)}"
+        """One page, newest first, and the token of the next. Raises PageTokenInvalid.
+
+        `states` may be long, repeat itself, and name states that are none: no resource is in those.
+        """
+        wanted = sorted(set(states) & set(State.values()))
+        key = f"{self.kind}|{owner}|{wanted}"
         query = select(tables.resource).where(*self._of_kind())
         if owner is not None:
             query = query.where(tables.resource.c.owner == owner)
         if states:
-            query = query.where(tables.resource.c.state.in_(list(states)))
+            query = query.where(tables.resource.c.state.in_(wanted))
         if token:
             created, name = read_token(key, token)
             query = query.where(

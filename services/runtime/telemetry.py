@@ -72,7 +72,7 @@ def without_secrets(text: str) -> str:
 
 
 def _without_user_and_query(url: str) -> str:
-    """Of "://user@host/path?query"; a URL within the path is one too."""
+    """The end of a URL from its "://" on, without secrets; a URL within the path is one too."""
     mark = min((place for place in (url.find("?"), url.find("#")) if place >= 0), default=len(url))
     parts = url[:mark].split("://")
     for index, part in enumerate(parts):
@@ -176,7 +176,7 @@ def log_to_stderr(level: str) -> None:
 
 
 def current_trace() -> dict[str, str]:
-    """What a Ray task or actor needs to go on with the present unit of work: pass it as a plain argument."""
+    """The carrier of the present unit of work for a Ray task or actor: pass it as a plain argument."""
     return {**_bound.get(), "trace_id": trace_id(), **tracing.carried()}
 
 

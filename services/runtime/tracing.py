@@ -97,7 +97,7 @@ class _Watches(grpc.aio.UnaryStreamClientInterceptor):
 
 
 def trace_id() -> str:
-    """Of the present span, 32 hexadecimal digits; empty without one."""
+    """The present span's trace, 32 hexadecimal digits; empty without one."""
     if _provider is None:
         return ""
     context = trace.get_current_span().get_span_context()
@@ -124,7 +124,7 @@ def mark_failed(code: grpc.StatusCode) -> None:
 
 
 def carried() -> dict[str, str]:
-    """What another process needs to go on with the present trace; empty without one."""
+    """The carrier of the present trace for another process; empty without one."""
     carrier: dict[str, str] = {}
     if _provider is not None:
         TraceContextTextMapPropagator().inject(carrier)

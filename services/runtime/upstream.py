@@ -17,7 +17,10 @@ T = TypeVar("T")
 
 
 def connect_service(address: str, settings: Settings, owner: str = LOCAL_OWNER) -> Channel:
-    """A channel to another service on behalf of an owner; with a service token, when there is one."""
+    """A channel to another service on behalf of an owner; with a service token, when there is one.
+
+    Past any proxy of the environment: offices set http_proxy for the world outside, and services are not outside.
+    """
     credentials = Credentials(
         token=settings.service_token,
         tls_root=settings.tls_root,
@@ -25,7 +28,8 @@ def connect_service(address: str, settings: Settings, owner: str = LOCAL_OWNER) 
         tls_key=settings.tls_key if settings.tls_root else None,
     )
     trusted = address if "://" in address or settings.tls_root else f"http://{address}"
-    return connect(trusted, credentials, interceptors=tracing.client_interceptors()).acting_for(owner)
+    interceptors = tracing.client_interceptors()
+    return connect(trusted, credentials, interceptors=interceptors, use_proxy=False).acting_for(owner)
 
 
 async def passing_errors_on(call: Awaitable[T]) -> T:

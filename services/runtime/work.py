@@ -15,6 +15,7 @@ from typing import Generic, Protocol, TypeVar
 from google.protobuf.message import Message
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.work_pb2 import Event, State
+from ltxtrain_client.backoff import Backoff
 from ltxtrain_client.watch import TERMINAL
 
 from services.runtime import errors, metrics, telemetry, tracing
@@ -32,9 +33,8 @@ T = TypeVar("T")
 # Applied in the transaction that ends a resource.
 Ending = Callable[[Edit[M]], None]
 
-# Seconds between tries when another party does not answer: 1, 2, 4 … 60, for about eight minutes together.
-RETRY_FIRST_SECONDS = 1.0
-RETRY_MAX_SECONDS = 60.0
+# Between tries when another party does not answer: 1, 2, 4 … 60 seconds, for some eight minutes together.
+BACKOFF = Backoff(first_seconds=1.0, last_seconds=60.0)
 RUN_TRIES = 14
 # For about half a minute.
 SALVAGE_TRIES = 6
@@ -144,7 +144,7 @@ class WorkRunner(Generic[M]):
 
     async def _work(self, name: str) -> None:
         """One start after another until the resource has ended, or this process cannot go on with it."""
-        pause = 0.0
+        pause, outages = 0.0, 0
         while True:
             try:
                 await asyncio.sleep(pause)
@@ -161,7 +161,8 @@ class WorkRunner(Generic[M]):
                 task.uncancel()
                 pause = 0.0
             except DatabaseUnavailable as error:
-                pause = min(max(2 * pause, RETRY_FIRST_SECONDS), RETRY_MAX_SECONDS)
+                outages += 1
+                pause = BACKOFF.seconds(outages)
                 log.warning("starting again in %.0f s: %s", pause, error, extra={"resource": name})
             except (StaleAttempt, errors.NotFound):
                 log.info("another attempt took over, or the resource is gone", extra={"resource": name})
@@ -246,8 +247,8 @@ class WorkRunner(Generic[M]):
 
 
 async def _tried(call: Callable[[], Awaitable[T]], tries: int) -> T:
-    """The result of a call that is made again while another party does not answer. Raises Unavailable in the end."""
-    delay, remaining = RETRY_FIRST_SECONDS, tries
+    """Return the result of a call, retried while another party does not answer. Raises Unavailable after all tries."""
+    failures = 0
     while True:
         began = time.monotonic()
         try:
@@ -259,14 +260,15 @@ async def _tried(call: Callable[[], Awaitable[T]], tries: int) -> T:
         except (Retryable, ObjectStoreUnavailable) as error:
             reason = str(error)
         if time.monotonic() - began > STEADY_SECONDS:
-            delay, remaining = RETRY_FIRST_SECONDS, tries
-        remaining -= 1
-        if not remaining:
-            text = f"Given up after {tries} tries in a row. The last one ended with: {reason[:MAX_REASON_CHARS]}"
+            failures = 0
+        failures += 1
+        if failures == tries:
+            said = telemetry.without_secrets(reason[:MAX_REASON_CHARS])
+            text = f"Given up after {tries} tries in a row. The last one ended with: {said}"
             raise errors.Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
-        log.warning("trying again in %.0f s: %s", delay, reason)
-        await asyncio.sleep(delay)
-        delay = min(2 * delay, RETRY_MAX_SECONDS)
+        pause = BACKOFF.seconds(failures)
+        log.warning("trying again in %.0f s: %s", pause, reason)
+        await asyncio.sleep(pause)
 
 
 def _is_stopped() -> bool:

@@ -106,6 +106,8 @@ class Estimator:
         async with aclosing(self._upstream.preprocess(owner).list_training_sets()) as training_sets:
             async for made in training_sets:
                 settings = made.settings
+                if settings.fit_only:  # a check of data encodes nothing
+                    continue
                 same = (settings.training, settings.auto_scale_input, settings.audio) == (
                     wanted.training,
                     wanted.auto_scale_input,

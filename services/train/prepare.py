@@ -135,7 +135,7 @@ def request_id(job: Job, purpose: str) -> str:
 
 
 def check_succeeded(name: str, lifecycle: Lifecycle) -> None:
-    """Raises the upstream's own error, or NotReady when somebody cancelled it."""
+    """Raises the upstream's own error, or NotReady when it was cancelled."""
     if lifecycle.state == State.STATE_FAILED:
         raise errors.Upstream(lifecycle.error)
     if lifecycle.state != State.STATE_SUCCEEDED:

@@ -14,10 +14,12 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
 from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReason, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.sheet import name_datasets
 
 from services.pages.job_page import (
     AuditRow,
@@ -206,8 +208,11 @@ def facts_message(facts: TrainingFacts) -> Struct:
 
 
 def spec_json(job: Job) -> dict[str, Any]:
-    """The resolved spec in the sheet's own words, its URLs without what may be secret in them."""
-    spec = as_json(job.effective_spec)
+    """The resolved spec in the sheet's own words: datasets in place of uploads, URLs without possible secrets."""
+    resolved = ExtendPrefixSpec()
+    resolved.CopyFrom(job.effective_spec)
+    name_datasets(resolved, job.dataset, job.validation_dataset, uploads_only=True)
+    spec = as_json(resolved)
     if "training_data_url" in spec:
         spec["training_data_url"] = shown(spec["training_data_url"])
     for entry in spec["validation"]:

@@ -1,11 +1,9 @@
 """TrainService: the RPCs. What a job does is in `workflow`."""
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc.aio
-from google.protobuf.timestamp_pb2 import Timestamp
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
@@ -14,16 +12,15 @@ from services.runtime.addresses import check_url
 from services.runtime.auth import caller
 from services.runtime.errors import InvalidSpec, NotFound, QueueFull
 from services.runtime.paging import request_digest
-from services.runtime.requests import Watches, check_request_id, new_name, visible_owner
+from services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
 from services.runtime.service import Runtime
 from services.runtime.store import Store
 from services.runtime.work import WorkRunner
 from services.train.estimate import Estimator
+from services.train.prepare import preprocess_settings
 from services.train.spec import resolve, resolve_options
 from services.train.upstream import Upstream
 from services.train.workflow import TrainWorkflow
-
-DOWNLOAD_SECONDS = 15 * 60
 
 
 class TrainService(train_pb2_grpc.TrainServiceServicer):
@@ -50,8 +47,9 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         job = self._resolved(request)
         if job.spec.dataset:
             await self._upstream.dataset(job.spec.dataset, caller.get())
+        settings = preprocess_settings(job, "")
         if request.validate_only:
-            return train_pb2.CreateJobResponse(job=job)
+            return train_pb2.CreateJobResponse(job=job, settings=settings)
         job.name = new_name("jobs")
         limit = self._runtime.settings.max_queued_jobs
         made = await self._jobs.create(
@@ -64,7 +62,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         if made is None:
             raise QueueFull(f"{limit} jobs are unfinished already. Try again later.", metadata={"limit": limit})
         self.work.start(made.name)
-        return train_pb2.CreateJobResponse(job=made)
+        return train_pb2.CreateJobResponse(job=made, settings=settings)
 
     async def GetJob(self, request: train_pb2.GetJobRequest, context: Any) -> train_pb2.GetJobResponse:
         return train_pb2.GetJobResponse(job=await self._jobs.get(request.name, visible_owner()))
@@ -111,9 +109,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         artifact = await self._jobs.child(job, "artifacts", name, Artifact) if found else None
         if artifact is None:
             raise NotFound(request.name)
-        expires = Timestamp()
-        expires.FromDatetime(datetime.now(UTC) + timedelta(seconds=DOWNLOAD_SECONDS))
-        url = await self._runtime.objects.presign_get(artifact.blob.key, timedelta(seconds=DOWNLOAD_SECONDS))
+        url, expires = await sign_download(self._runtime.objects, artifact.blob)
         return train_pb2.GetArtifactResponse(artifact=artifact, download_url=url, expire_time=expires)
 
     def _resolved(self, request: train_pb2.CreateJobRequest) -> Job:

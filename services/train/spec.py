@@ -15,12 +15,15 @@ from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
 from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer, Schedule
 from ltxtrain_client.enum_words import word
 
+from services.runtime.addresses import CLIP
 from services.runtime.errors import Violation
 from services.runtime.requests import MAX_TEXT_BYTES, excess
 from trainer.data.prompts import NEGATIVE_PROMPT
 from trainer.geometry import BUCKETS, Geometry, snap_frames
 
 MAX_VALIDATION_INPUTS = 2
+# Of too many, so many are looked at: a request may name twenty thousand.
+CHECKED_VALIDATION_INPUTS = 100
 T = TypeVar("T", bound=Message)
 
 
@@ -205,8 +208,9 @@ def _check_sources(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None
 
     if spec.WhichOneof("training_data") != "dataset" or not spec.dataset:
         check("spec.training_data_url", spec.training_data_url, "Name a .zip of videos, or a dataset ingested earlier.")
-    for index, entry in enumerate(spec.validation):
-        check(f"spec.validation[{index}].video_url", entry.video_url, "Name a video whose opening is continued.")
+    for index, entry in enumerate(spec.validation[:CHECKED_VALIDATION_INPUTS]):
+        if not CLIP.fullmatch(entry.video_url):
+            check(f"spec.validation[{index}].video_url", entry.video_url, "Name a video whose opening is continued.")
         if (found := excess(entry.prompt)) is not None:
             reason = ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE
             violations.append(Violation(f"spec.validation[{index}].prompt", reason, found))

@@ -95,7 +95,8 @@ async def running_target(folder: Path, *program: str) -> AsyncIterator[Target]:
             str(folder),
             stdout=subprocess.PIPE,
             stderr=log,
-            env={**os.environ, "PYTHONPATH": path},
+            # As `ltxtrain up` hands it on, whose client has set it.
+            env={**os.environ, "PYTHONPATH": path, "GRPC_VERBOSITY": "ERROR"},
             cwd=ROOT,
         )
     assert process.stdout is not None

@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import io
+import zipfile
 from typing import Any
 
 from ltxtrain.v1.artifact_pb2 import Artifact
@@ -13,6 +15,18 @@ from typer.testing import CliRunner
 from tests.clients.far_side import FarSide, ObjectHost
 
 JOB = "jobs/1"
+# First bytes of an MP4 file.
+MP4 = b"\0\0\0\x18ftypisom"
+
+
+def clips_zip(**more: bytes) -> bytes:
+    """A zip of one video, and more files by their names with "_" for ".": enough for the checks before an upload."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a.mp4", MP4)
+        for name, content in more.items():
+            archive.writestr(name.replace("_", "."), content)
+    return buffer.getvalue()
 
 
 class Ltxtrain:

@@ -19,6 +19,7 @@ async def store() -> AsyncIterator[ObjectHost]:
 async def far(store: ObjectHost) -> AsyncIterator[FarSide]:
     far = FarSide()
     far.store = store.url
+    far.objects = store.objects
     async with serving(far):
         yield far
 

@@ -122,6 +122,16 @@ class FarSide(
         self.stream_begun = asyncio.Event()
         self.stream_ended = asyncio.Event()
         self.store = ""
+        # Of datasets, with the files that GetClip serves.
+        self.clips: list[ingest_pb2.Clip] = []
+        self.samples: list[preprocess_pb2.Sample] = []
+        self.contact_sheet: Blob | None = None
+        # Parts of multipart uploads that have not come yet, by the upload; set by the first ListUploadParts.
+        self.part_bytes = 1 << 20
+        self.announced: dict[str, ingest_pb2.CreateUploadRequest] = {}
+        self.complete: set[str] = set()
+        # What is in the store, to tell which parts came: the object host's.
+        self.objects: dict[str, bytes] = {}
 
     def fail(self, method: str, *statuses: status_pb2.Status | None) -> None:
         self.failures.setdefault(method, deque()).extend(statuses)
@@ -209,7 +219,55 @@ class FarSide(
     ) -> ingest_pb2.CreateUploadResponse:
         await self._enter("CreateUpload", request, context)
         name = f"uploads/{request.sha256[:32]}"
-        return ingest_pb2.CreateUploadResponse(upload=name, put_url=f"{self.store}/{name}?secret")
+        self.announced[name] = request
+        response = ingest_pb2.CreateUploadResponse(upload=name, complete=name in self.complete)
+        if not request.multipart:
+            response.put_url = f"{self.store}/{name}?secret"
+        return response
+
+    async def ListUploadParts(
+        self, request: ingest_pb2.ListUploadPartsRequest, context: Context
+    ) -> ingest_pb2.ListUploadPartsResponse:
+        await self._enter("ListUploadParts", request, context)
+        parts, stored = [], 0
+        size = self.announced[request.upload].size_bytes
+        for index, start in enumerate(range(0, size, self.part_bytes)):
+            length = min(self.part_bytes, size - start)
+            path = f"/{request.upload}/{index + 1}"
+            if path in self.objects:
+                stored += length
+                continue
+            url = f"{self.store}{path}?secret"
+            parts.append(ingest_pb2.UploadPart(number=index + 1, offset_bytes=start, size_bytes=length, put_url=url))
+        return ingest_pb2.ListUploadPartsResponse(parts=parts[: request.page_size], stored_bytes=stored)
+
+    async def CompleteUpload(
+        self, request: ingest_pb2.CompleteUploadRequest, context: Context
+    ) -> ingest_pb2.CompleteUploadResponse:
+        await self._enter("CompleteUpload", request, context)
+        parts = (len(self.objects) and -(-self.announced[request.upload].size_bytes // self.part_bytes)) or 0
+        names = [f"/{request.upload}/{index + 1}" for index in range(parts)]
+        self.objects[f"/{request.upload}"] = b"".join(self.objects[name] for name in names)
+        self.complete.add(request.upload)
+        return ingest_pb2.CompleteUploadResponse()
+
+    async def ListDatasets(
+        self, request: ingest_pb2.ListDatasetsRequest, context: Context
+    ) -> ingest_pb2.ListDatasetsResponse:
+        await self._enter("ListDatasets", request, context)
+        made = [ingest_pb2.Dataset(name=f"datasets/{number}", clip_count=number) for number in (3, 2, 1)]
+        page, token = _page(made, request.page_token)
+        return ingest_pb2.ListDatasetsResponse(datasets=page, next_page_token=token)
+
+    async def ListClips(self, request: ingest_pb2.ListClipsRequest, context: Context) -> ingest_pb2.ListClipsResponse:
+        await self._enter("ListClips", request, context)
+        page, token = _page(self.clips, request.page_token)
+        return ingest_pb2.ListClipsResponse(clips=page, next_page_token=token)
+
+    async def GetClip(self, request: ingest_pb2.GetClipRequest, context: Context) -> ingest_pb2.GetClipResponse:
+        await self._enter("GetClip", request, context)
+        clip = next(clip for clip in self.clips if clip.name == request.name)
+        return ingest_pb2.GetClipResponse(clip=clip, download_url=f"{self.store}/{clip.blob.key}?secret")
 
     async def CreateDataset(
         self, request: ingest_pb2.CreateDatasetRequest, context: Context
@@ -244,8 +302,28 @@ class FarSide(
     ) -> preprocess_pb2.GetTrainingSetResponse:
         await self._enter("GetTrainingSet", request, context)
         report = preprocess_pb2.PreprocessReport(suggestions=["At 57 frames 1 more clip would fit."])
-        made = preprocess_pb2.TrainingSet(name=request.name, report=report)
+        made = preprocess_pb2.TrainingSet(name=request.name, report=report, contact_sheet=self.contact_sheet)
         return preprocess_pb2.GetTrainingSetResponse(training_set=made)
+
+    async def ListTrainingSets(
+        self, request: preprocess_pb2.ListTrainingSetsRequest, context: Context
+    ) -> preprocess_pb2.ListTrainingSetsResponse:
+        await self._enter("ListTrainingSets", request, context)
+        made = [preprocess_pb2.TrainingSet(name=f"trainingSets/{number}", dataset="datasets/1") for number in (2, 1)]
+        return preprocess_pb2.ListTrainingSetsResponse(training_sets=made)
+
+    async def ListSamples(
+        self, request: preprocess_pb2.ListSamplesRequest, context: Context
+    ) -> preprocess_pb2.ListSamplesResponse:
+        await self._enter("ListSamples", request, context)
+        return preprocess_pb2.ListSamplesResponse(samples=self.samples)
+
+    async def GetTrainingSetFile(
+        self, request: preprocess_pb2.GetTrainingSetFileRequest, context: Context
+    ) -> preprocess_pb2.GetTrainingSetFileResponse:
+        await self._enter("GetTrainingSetFile", request, context)
+        url = f"{self.store}/{self.contact_sheet.key}?secret" if self.contact_sheet is not None else ""
+        return preprocess_pb2.GetTrainingSetFileResponse(blob=self.contact_sheet, download_url=url)
 
     async def WatchJob(
         self, request: train_pb2.WatchJobRequest, context: Context

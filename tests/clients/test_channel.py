@@ -163,8 +163,17 @@ def test_every_unary_call_has_ten_seconds_and_no_watch_has_any() -> None:
     config = json.loads(service_config())["methodConfig"]
     repeatable, once = ({name["method"] for name in entry["name"]} for entry in config)
     assert {entry["timeout"] for entry in config} == {"10.0s"}
-    assert once == {"CreateUpload", "DeleteDataset", "DeleteTrainingSet", "DeleteJob"}
-    assert {"CreateJob", "CreateDataset", "CreateTrainingSet", "GetJob", "ListClips", "CancelJob"} <= repeatable
+    assert once == {"DeleteDataset", "DeleteTrainingSet", "DeleteJob"}
+    assert {
+        "CreateUpload",
+        "CompleteUpload",
+        "CreateJob",
+        "CreateDataset",
+        "CreateTrainingSet",
+        "GetJob",
+        "ListClips",
+        "CancelJob",
+    } <= repeatable
     assert not any(name.startswith("Watch") for name in repeatable | once)
     assert config[0]["retryPolicy"]["retryableStatusCodes"] == ["UNAVAILABLE"]
 

@@ -8,7 +8,7 @@ import pytest
 from ltxtrain.v1.extend_prefix_pb2 import Resolution
 from ltxtrain.v1.work_pb2 import State
 
-from tests.clients.commands import Ltxtrain, add_job, add_results
+from tests.clients.commands import MP4, Ltxtrain, add_job, add_results, clips_zip
 from tests.clients.far_side import EXAMPLE, Act, FarSide, ObjectHost, end_ok, progress_events, status, violations
 
 
@@ -35,7 +35,7 @@ async def test_submit_reads_stdin(far: FarSide, ltxtrain: Ltxtrain) -> None:
 async def test_local_files_are_uploaded_and_named_in_the_spec(
     far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, sheet: Path, tmp_path: Path
 ) -> None:
-    contents = {"clips.zip": b"zip", "a.mp4": b"first", "b.mp4": b"second"}
+    contents = {"clips.zip": clips_zip(), "a.mp4": MP4 + b"first", "b.mp4": MP4 + b"second"}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     data, first, second = (tmp_path / name for name in contents)
@@ -52,7 +52,7 @@ async def test_a_wrong_spec_is_told_before_anything_is_uploaded(
 ) -> None:
     wrong = violations(("spec.rank", "FIELD_NOT_ALLOWED", "rank is one of 8, 16, 32, 64, 128"))
     far.fail("CreateJob", status(grpc.StatusCode.INVALID_ARGUMENT, "1 field is wrong", "INVALID_SPEC", details=[wrong]))
-    (tmp_path / "clips.zip").write_bytes(b"zip")
+    (tmp_path / "clips.zip").write_bytes(clips_zip())
     done = await ltxtrain("submit", sheet, "--data", tmp_path / "clips.zip", code=2)
     assert "spec.rank: rank is one of 8, 16, 32, 64, 128 (FIELD_NOT_ALLOWED)" in done.stderr
     assert store.requests == [] and far.jobs == {}
@@ -63,7 +63,7 @@ async def test_what_stands_for_a_file_that_comes_later_is_no_fault(
 ) -> None:
     wrong = violations(("spec.training_data_url", "URL_NOT_ALLOWED", "no such upload"))
     far.fail("CreateJob", status(grpc.StatusCode.INVALID_ARGUMENT, "1 field is wrong", "INVALID_SPEC", details=[wrong]))
-    (tmp_path / "clips.zip").write_bytes(b"zip")
+    (tmp_path / "clips.zip").write_bytes(clips_zip())
     await ltxtrain("submit", sheet, "--data", tmp_path / "clips.zip")
     assert len(far.jobs) == 1
 
@@ -77,7 +77,7 @@ async def test_a_wrong_sheet_is_told_with_every_fault(far: FarSide, ltxtrain: Lt
 
 async def test_data_and_a_dataset_exclude_each_other(ltxtrain: Ltxtrain, sheet: Path, tmp_path: Path) -> None:
     sheet.write_text('{"dataset": "datasets/1"}')
-    (tmp_path / "clips.zip").write_bytes(b"zip")
+    (tmp_path / "clips.zip").write_bytes(clips_zip())
     done = await ltxtrain("submit", sheet, "--data", tmp_path / "clips.zip", code=2)
     assert "dataset: cannot be given together with --data" in done.stderr
 

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from google.rpc.status_pb2 import Status
 
-from tests.clients.commands import Ltxtrain
+from tests.clients.commands import MP4, Ltxtrain, clips_zip
 from tests.clients.far_side import FarSide, ObjectHost, status, violations
 
 NO_DATA = ("spec.training_data_url", "FIELD_REQUIRED", "Name a .zip.")
@@ -28,7 +28,7 @@ def sheet(tmp_path: Path) -> Path:
 @pytest.fixture
 def clips(tmp_path: Path) -> Path:
     path = tmp_path / "clips.zip"
-    path.write_bytes(b"zip")
+    path.write_bytes(clips_zip())
     return path
 
 
@@ -51,10 +51,12 @@ async def test_missing_data_are_told_with_the_option(far: FarSide, ltxtrain: Ltx
 
 
 async def test_what_the_files_fill_is_not_among_the_faults(
-    far: FarSide, ltxtrain: Ltxtrain, sheet: Path, clips: Path
+    far: FarSide, ltxtrain: Ltxtrain, sheet: Path, clips: Path, tmp_path: Path
 ) -> None:
+    opening = tmp_path / "opening.mp4"
+    opening.write_bytes(MP4)
     far.fail("CreateJob", refusal(NO_DATA, NO_CLIP, ("spec.rank", "FIELD_NOT_ALLOWED", "rank is one of 8")))
-    done = await ltxtrain("submit", sheet, "--data", clips, "--validation", clips, code=2)
+    done = await ltxtrain("submit", sheet, "--data", clips, "--validation", opening, code=2)
     assert done.stderr.splitlines()[1:] == ["  spec.rank: rank is one of 8 (FIELD_NOT_ALLOWED)"]
 
 

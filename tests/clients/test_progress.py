@@ -21,8 +21,9 @@ from ltxtrain.v1.work_pb2 import (
     State,
     TrainMetrics,
 )
-from ltxtrain_client.event_text import PREVIEW_LEGEND, Measure, describe, duration_text, measure, size_text
+from ltxtrain_client.event_text import PREVIEW_LEGEND, Measure, describe, measure
 from ltxtrain_client.progress import BarView, JsonView, PlainView, make_view
+from ltxtrain_client.quantities import duration_text, size_text
 from ltxtrain_client.transfer import Transfer
 from rich.console import Console
 

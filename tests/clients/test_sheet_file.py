@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from ltxtrain.v1.extend_prefix_pb2 import Resolution
 
-from tests.clients.commands import Ltxtrain
+from tests.clients.commands import Ltxtrain, clips_zip
 from tests.clients.far_side import FarSide
 
 NONE = {
@@ -45,7 +45,7 @@ async def test_stdin_that_is_no_sheet(ltxtrain: Ltxtrain) -> None:
 
 
 async def test_data_and_settings_need_no_sheet(far: FarSide, ltxtrain: Ltxtrain, tmp_path: Path) -> None:
-    (tmp_path / "clips.zip").write_bytes(b"zip")
+    (tmp_path / "clips.zip").write_bytes(clips_zip())
     await ltxtrain("submit", "--data", tmp_path / "clips.zip", "--set", "resolution=low")
     _, sent = far.requests("CreateJob")
     assert sent.spec.training_data_url.startswith("upload:")

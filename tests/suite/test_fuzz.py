@@ -16,25 +16,30 @@ from grpc_status import rpc_status
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import CreateUploadRequest, CreateUploadResponse
 from ltxtrain_client import IngestClient, NotFound, PreprocessClient, TrainClient, connect
+from ltxtrain_client.channel import Credentials
 
 from services.local.up import Suite
+from tests.attack.worst_values import WorstValues
 from tests.suite.random_requests import PAYLOADS, RandomRequests, Rpc, every_rpc
 
 WORKERS = 8
 # A watch is silent for 15 s at most, and no other call takes so long.
 HANG_SECONDS = 30.0
+NO_TOKEN = Credentials()
 # Messages of a stream that are read before it is left.
 MESSAGES = 20
 GROWTH = 1.1
-REFUSALS = {
-    grpc.StatusCode.INVALID_ARGUMENT,
-    grpc.StatusCode.FAILED_PRECONDITION,
-    grpc.StatusCode.NOT_FOUND,
-    grpc.StatusCode.ALREADY_EXISTS,
-    grpc.StatusCode.OUT_OF_RANGE,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.UNIMPLEMENTED,
-}
+REFUSALS = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.OUT_OF_RANGE,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
 REASONS = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.DESCRIPTOR.values_by_name}
 BY_SHA256 = {hashlib.sha256(payload).hexdigest(): payload for payload in PAYLOADS}
 
@@ -42,10 +47,19 @@ BY_SHA256 = {hashlib.sha256(payload).hexdigest(): payload for payload in PAYLOAD
 class Fuzz:
     """One seeded run against running services."""
 
-    def __init__(self, channels: dict[str, grpc.aio.Channel], http: aiohttp.ClientSession, seed: int) -> None:
+    def __init__(
+        self,
+        channels: dict[str, grpc.aio.Channel],
+        http: aiohttp.ClientSession,
+        source: RandomRequests,
+        metadata: tuple[tuple[str, str], ...] = (),
+        allowed: frozenset[grpc.StatusCode] = REFUSALS,
+    ) -> None:
         self._channels = channels
         self._http = http
-        self.source = RandomRequests(seed)
+        self.source = source
+        self._metadata = metadata
+        self._allowed = allowed
         self._rounds = self.source.rounds()
         self.answered: Counter[str] = Counter()
 
@@ -70,7 +84,7 @@ class Fuzz:
         except TimeoutError:
             raise AssertionError(f"{rpc.path} hangs\n{_short(request)}") from None
         except grpc.aio.AioRpcError as error:
-            problem = _problem(error)
+            problem = _problem(error, self._allowed)
             assert problem is None, f"{rpc.path}: {problem}: {error.details()}\n{_short(request)}"
             self.answered[f"{rpc.path} {error.code().name}"] += 1
         else:
@@ -80,16 +94,16 @@ class Fuzz:
         call = self._channels[rpc.service].unary_unary(
             rpc.path, request_serializer=rpc.request.SerializeToString, response_deserializer=rpc.response.FromString
         )
-        response = await call(request)
+        response = await call(request, metadata=self._metadata)
         self.source.note(response)
-        if isinstance(request, CreateUploadRequest) and isinstance(response, CreateUploadResponse):
+        if isinstance(request, CreateUploadRequest) and isinstance(response, CreateUploadResponse) and response.put_url:
             await self._put(response.put_url, BY_SHA256.get(request.sha256))
 
     async def _watch(self, rpc: Rpc, request: Message) -> None:
         open_stream = self._channels[rpc.service].unary_stream(
             rpc.path, request_serializer=rpc.request.SerializeToString, response_deserializer=rpc.response.FromString
         )
-        stream = open_stream(request)
+        stream = open_stream(request, metadata=self._metadata)
         try:
             for _ in range(MESSAGES):
                 if await stream.read() is grpc.aio.EOF:
@@ -103,9 +117,9 @@ class Fuzz:
                 assert response.status == 200, await response.text()
 
 
-def _problem(error: grpc.aio.AioRpcError) -> str | None:
+def _problem(error: grpc.aio.AioRpcError, allowed: frozenset[grpc.StatusCode] = REFUSALS) -> str | None:
     """The fault of an error as an answer; None for a proper refusal."""
-    if error.code() not in REFUSALS:
+    if error.code() not in allowed:
         return error.code().name
     sent = rpc_status.from_call(error)  # type: ignore[arg-type] # it reads the metadata alone
     info = error_details_pb2.ErrorInfo()
@@ -131,12 +145,12 @@ def resident_bytes(pids: dict[str, int]) -> dict[str, int]:
     return sizes
 
 
-async def check_what_was_made(suite: Suite, source: RandomRequests) -> None:
+async def check_what_was_made(suite: Suite, source: RandomRequests, credentials: Credentials = NO_TOKEN) -> None:
     """Every job, training set and dataset of the run ends, and none with INTERNAL; then they are gone."""
     async with (
-        connect(suite.train_address) as train,
-        connect(suite.preprocess_address) as preprocess,
-        connect(suite.ingest_address) as ingest,
+        connect(suite.train_address, credentials) as train,
+        connect(suite.preprocess_address, credentials) as preprocess,
+        connect(suite.ingest_address, credentials) as ingest,
     ):
         jobs, sets, datasets = TrainClient(train), PreprocessClient(preprocess), IngestClient(ingest)
         kinds = (
@@ -183,7 +197,7 @@ async def fuzz(suite: Suite, count: int, seed: int) -> dict[str, float]:
             name: await stack.enter_async_context(grpc.aio.insecure_channel(address))
             for name, address in addresses.items()
         }
-        run = Fuzz(channels, await stack.enter_async_context(aiohttp.ClientSession()), seed)
+        run = Fuzz(channels, await stack.enter_async_context(aiohttp.ClientSession()), RandomRequests(seed))
         await run.run(count // 4)
         before = resident_bytes(pids)
         await run.run(count - count // 4)
@@ -201,6 +215,21 @@ async def fuzz(suite: Suite, count: int, seed: int) -> dict[str, float]:
 
 async def test_random_requests(suite: Suite) -> None:
     await fuzz(suite, 200, seed=8)
+
+
+async def test_the_worst_value_of_a_field(suite: Suite) -> None:
+    """Some of the cases, whose seed is fixed; the soak of attacks has them all, again and again."""
+    pids = dict(suite.pids)
+    addresses = {"train": suite.train_address, "preprocess": suite.preprocess_address, "ingest": suite.ingest_address}
+    async with AsyncExitStack() as stack:
+        channels = {
+            name: await stack.enter_async_context(grpc.aio.insecure_channel(address))
+            for name, address in addresses.items()
+        }
+        run = Fuzz(channels, await stack.enter_async_context(aiohttp.ClientSession()), WorstValues(seed=20))
+        await run.run(200)
+        await check_what_was_made(suite, run.source)
+    assert suite.pids == pids and run.answered.total() == 200
 
 
 @pytest.mark.soak

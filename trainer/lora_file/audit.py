@@ -37,7 +37,7 @@ class Audit:
 
 
 def audit_lora(path: Path, folder: ModelFolder, *, with_audio: bool) -> Audit:
-    """The numbers, or AuditFailed with the first fault found as its reason."""
+    """The numbers of a LoRA file. Raises AuditFailed with the first fault found as its reason."""
     try:
         tensors = load_file(path)
     except SafetensorError as error:

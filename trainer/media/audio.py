@@ -72,7 +72,7 @@ class AudioReader:
             raise AudioTrackMissing("The clip has no audio track.")
         self._blocks = decode_blocks(container, stream, clock)
         self._held: deque[Block] = deque()
-        # Of the window that was read last: for how long the track has nothing.
+        # Seconds of the window that was read last for which the track has nothing.
         self.missing_seconds = 0.0
 
     def read(self, start: float, seconds: float) -> Sound:
@@ -171,6 +171,8 @@ def _decode(container: InputContainer, stream: AudioStream) -> Iterator[tuple[Au
             packets += packet.size > 0
             try:
                 frames = stream.decode(rescue.packet(packet) if packet.size else None)
+            except MemoryError:
+                raise
             except av.FFmpegError as error:
                 failures, reason = failures + 1, str(error.strerror)
                 continue

@@ -16,6 +16,7 @@ from trainer.errors import ClipDamaged, Undecodable
 from trainer.media.color import colors_of
 from trainer.media.container import MAX_PIXELS, Rescue, find_audio, find_video, open_clip, path_of
 from trainer.media.picture import Deinterlacer
+from trainer.media.pieces import jpeg_has_hole
 from trainer.media.presentation import (
     Orientation,
     declared_by,
@@ -36,9 +37,6 @@ RESTART_SECONDS = 0.25
 REORDER_SECONDS = 1.0
 # Decoders that fill in what is damaged and report it only when told to; all others mark such frames, or cannot tell.
 STRICT = {"mjpeg": "explode", "mjpegb": "explode", "amv": "explode", "hevc": "explode", "png": "crccheck+explode"}
-# No coder writes so many zero bytes into the entropy-coded part of a JPEG: a part of it was lost. A decoder takes them
-# for a code like any other.
-HOLE = bytes(64)
 
 
 @dataclass(frozen=True)
@@ -108,12 +106,14 @@ class VideoReader:
         # An edit list begins between key frames: what comes before is decoded and not shown.
         self._has_preroll = False
         self._fault: str | None = None
+        # FFmpeg's words about packets before the first frame.
+        self._refusal = ""
         self._ended: tuple[int, float] | None = None
         missing = missing_bytes(path)
         if missing and not _index_is_whole(container, path):
             self._cut_off(f"{missing} bytes are missing at its end")
             if self._counts_frames:
-                # What lies between threads when the file ends is lost below, so there must be but one.
+                # Frames between threads are lost below when the file ends, so there must be but one.
                 self.stream.thread_count = 1
         self._last_pts: int | None = None
         self._timeline = self._timed()
@@ -133,6 +133,8 @@ class VideoReader:
         if frame is None:
             if self.damage:
                 raise ClipDamaged(self.damage, frame_count=0, needed_frames=1)
+            if self._refusal:
+                raise Undecodable(f"The video cannot be decoded: {self._refusal}.")
             raise Undecodable("The video track holds no frame.")
         self._frames = chain((frame,), self._frames)
         side_data = side_data_of(frame.picture)
@@ -224,17 +226,23 @@ class VideoReader:
         for packet in self._packets():
             try:
                 pictures = self.stream.decode(packet)
+            except MemoryError:
+                # The limit of this process, not the clip's damage.
+                raise
             except av.FFmpegError as error:
-                if not self.cut_off:
+                self._ask_for_memory()
+                if begun and not self.cut_off:
                     self._fault = f"The video is damaged ({error.strerror})"
                 if begun:
                     return
+                self._refusal = str(error.strerror)
                 self._first_place = None
                 continue
             for picture in pictures:
                 if self._counts_frames:
                     picture.pts = self._place(picture)
                 if picture.is_corrupt:
+                    self._ask_for_memory()
                     if begun:
                         self._fault = "The video is damaged (its decoder fills in what it cannot read)"
                         return
@@ -252,6 +260,14 @@ class VideoReader:
                     picture.pts = self._in_order(picture.pts, begun)
                 begun, self._last_pts = True, picture.pts
                 yield picture
+
+    def _ask_for_memory(self) -> None:
+        """Raises MemoryError when the process may not have that of a few frames more.
+
+        FFmpeg calls it damage when it is refused memory in the midst of a frame.
+        """
+        codec = self.stream.codec_context
+        bytearray(8 * codec.width * codec.height)
 
     def _in_order(self, pts: int, begun: bool) -> int:
         """Return when a frame is shown.
@@ -305,7 +321,7 @@ class VideoReader:
                 if packet.is_corrupt:
                     self._cut_off("a frame is not there as a whole")
                     break
-                if self.stream.codec_context.name == "mjpeg" and _has_hole(bytes(packet)):
+                if self.stream.codec_context.name == "mjpeg" and jpeg_has_hole(bytes(packet)):
                     self._fault = "The video is damaged (a part of a frame is zeros)"
                     if self._first_place is not None:
                         break
@@ -333,11 +349,6 @@ class VideoReader:
     def _cut_off(self, how: str) -> None:
         self.cut_off = True
         self._fault = self._fault or f"The file is cut off ({how})"
-
-
-def _has_hole(jpeg: bytes) -> bool:
-    """Whether zeros stand where a JPEG's pixels are; headers, and what follows the end of the picture, may hold any."""
-    return any(HOLE in scan.partition(b"\xff\xd9")[0] for scan in jpeg.split(b"\xff\xda")[1:])
 
 
 def _index_is_whole(container: InputContainer, path: Path) -> bool:

@@ -36,6 +36,8 @@ WEIGHTS: dict[str, tuple[float, float]] = {
 # PyAV counts the planes of a frame up to the first null pointer, of which there is none behind eight: it reads on, and
 # the process dies.
 MAX_PLANES = 8
+# Formats that it makes no arrays of.
+UNREAD = {"s64": "dbl", "s64p": "dbl"}
 # Channels without a layout come in the order of WAV files, by their count.
 UNNAMED: dict[int, tuple[str, ...]] = {
     1: ("FC",),
@@ -57,7 +59,7 @@ def stereo(frame: AudioFrame) -> Sound:
     """
     own_order = _keep_map(frame.layout)
     names = tuple(channel.name for channel in frame.layout.channels)
-    if own_order and frame.format.is_planar and len(names) >= MAX_PLANES:
+    if own_order and (frame.format.name in UNREAD or (frame.format.is_planar and len(names) >= MAX_PLANES)):
         raise AudioUndecodable(f"The audio track has {len(names)} channels in an order of its own.")
     channels = _channels(frame)
     weights = weights_of(names)
@@ -93,8 +95,10 @@ def weights_of(names: tuple[str, ...]) -> Sound:
 
 def _channels(frame: AudioFrame) -> Sound:
     """Return [C, S] with full scale at 1."""
-    if frame.format.is_planar and frame.layout.nb_channels >= MAX_PLANES:
-        frame = _packed(frame)
+    if frame.format.name in UNREAD:
+        frame = _converted(frame, UNREAD[frame.format.name])
+    elif frame.format.is_planar and frame.layout.nb_channels >= MAX_PLANES:
+        frame = _converted(frame, frame.format.packed.name)
     samples: NDArray[Any] = frame.to_ndarray()
     if not frame.format.is_planar:
         samples = samples.reshape(-1, frame.layout.nb_channels).T
@@ -105,8 +109,8 @@ def _channels(frame: AudioFrame) -> Sound:
     return samples.astype(np.float32) / np.float32(2.0 ** (8 * samples.dtype.itemsize - 1))
 
 
-def _packed(frame: AudioFrame) -> AudioFrame:
-    """Interleave the channels of a frame."""
-    resampler = AudioResampler(format=frame.format.packed.name, layout=frame.layout, rate=frame.sample_rate)
-    (packed,) = [*resampler.resample(frame), *resampler.resample(None)]
-    return packed
+def _converted(frame: AudioFrame, sample_format: str) -> AudioFrame:
+    """Convert the samples of a frame, or interleave its channels."""
+    resampler = AudioResampler(format=sample_format, layout=frame.layout, rate=frame.sample_rate)
+    (converted,) = [*resampler.resample(frame), *resampler.resample(None)]
+    return converted

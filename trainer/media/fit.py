@@ -30,7 +30,7 @@ class FittedClip:
 
     frames: NDArray[np.uint8]  # [T, H, W, 3]: RGB, BT.709, full range
     audio: Sound | None  # float32 [2, S]: 16 kHz, as long as the frames
-    # What positions are computed from: the clip's own rate when its frames are used as they are, else the geometry's.
+    # Positions are computed from it: the clip's own rate when its frames are used as they are, else the geometry's.
     frame_rate: float
     source_frame_rate: float
     # First frame of the clip that was used, and the one after the last.

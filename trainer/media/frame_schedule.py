@@ -75,7 +75,7 @@ class Schedule:
             return min(left, 1)
         if last:
             due = frames_at(self.frame_rate * self.stretch, end_seconds)
-            # What was planned rests on times that were rounded otherwise; a frame more or less is no surprise.
+            # A plan rests on times that were rounded otherwise; a frame more or less is no surprise.
             due += math.ceil(self.stretch) if self.planned else 0
             return min(left, max(due - shown, 0))
         step = 1 / (self.frame_rate * self.stretch)

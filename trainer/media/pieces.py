@@ -1,8 +1,8 @@
-"""Readers of foreign bytes: the boxes of MP4 and MOV, the elements of Matroska, the chunks of AVI.
+"""Readers of foreign bytes: the boxes of MP4 and MOV, the elements of Matroska, the chunks of AVI, the parts of a JPEG.
 
-All three formats are made of pieces that carry a name and a length, one after another and inside each other. Any bytes
-are accepted: a piece that cannot be read ends its level. A budget bounds the pieces of one file, so that millions of
-empty ones cost no more than a large recording does.
+All three containers are made of pieces that carry a name and a length, one after another and inside each other. Any
+bytes are accepted: a piece that cannot be read ends its level. A budget bounds the pieces of one file, so that millions
+of empty ones cost no more than a large recording does.
 """
 
 import mmap
@@ -16,6 +16,10 @@ Bytes = bytes | mmap.mmap
 
 # An hour of a camera in fragments of a frame each, twice over; 0.2 s of Python.
 MAX_PIECES = 200_000
+# A run of zero bytes that is no accident.
+HOLE = bytes(64)
+START_OF_SCAN, END_OF_IMAGE, LOSSLESS, HUFFMAN_TABLES = b"\xff\xda", b"\xff\xd9", 0xC3, 0xC4
+END_OF_BLOCK = 0x00
 EBML, SEGMENT, CLUSTER, TRACKS, CUES = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1654AE6B, 0x1C53BB6B
 
 
@@ -143,3 +147,43 @@ def pieces_of(data: Bytes) -> Pieces | None:
     if head[:4] == EBML.to_bytes(4, "big"):
         return Pieces(data, read_element)
     return Pieces(data, read_box) if head[4:8].isalnum() else None
+
+
+def jpeg_has_hole(jpeg: bytes) -> bool:
+    """Whether a part of a JPEG was lost: zeros stand where pixels are, and a decoder takes them for a code.
+
+    Headers may hold any, and so may what follows its end. Inside, flat pictures are long runs of zeros where an empty
+    block has a code of zeros alone, as coders choose that make their own tables; so they are in lossless JPEG.
+    """
+    start = jpeg.find(START_OF_SCAN)
+    if start < 0 or HOLE not in jpeg[start:]:
+        return False
+    segments = list(_jpeg_segments(jpeg[:start]))
+    if any(kind == LOSSLESS for kind, _ in segments):
+        return False
+    flat = any(kind == HUFFMAN_TABLES and _empty_block_is_zeros(body) for kind, body in segments)
+    for scan in jpeg[start:].split(START_OF_SCAN)[1:]:
+        pixels, end, _ = scan.partition(END_OF_IMAGE)
+        if HOLE in pixels and (not flat or (not end and pixels.endswith(HOLE))):
+            return True
+    return False
+
+
+def _jpeg_segments(header: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield kind and body of each segment before the first scan."""
+    place = 2
+    while place + 4 <= len(header) and header[place] == 0xFF:
+        length = int.from_bytes(header[place + 2 : place + 4], "big")
+        yield header[place + 1], header[place + 4 : place + 2 + length]
+        place += 2 + max(length, 2)
+
+
+def _empty_block_is_zeros(tables: bytes) -> bool:
+    """Whether a table for AC gives its shortest code, which is all zeros, to the end of a block."""
+    place = 0
+    while place + 17 <= len(tables):
+        count = sum(tables[place + 1 : place + 17])
+        if tables[place] >> 4 == 1 and tables[place + 17 : place + 18] == bytes([END_OF_BLOCK]):
+            return True
+        place += 17 + count
+    return False

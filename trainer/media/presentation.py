@@ -21,6 +21,8 @@ from trainer.errors import PresentationUnsupported
 from trainer.media.pieces import SEGMENT, TRACKS, Piece, Pieces, mapped, read_box, read_element
 
 Pixel = TypeVar("Pixel", bound=np.generic)
+# The four numbers of a matrix that turn and mirror.
+Corner = tuple[float, float, float, float]
 
 # Ratios such as 3201:3200 come from rounding a display size, not from anybody's pixels.
 SQUARE_TOLERANCE = 0.01
@@ -100,12 +102,12 @@ class Orientation:
 
 @dataclass(frozen=True)
 class Declared:
-    """What the container says about a video track, as far as libav does not hand it on."""
+    """Facts of a video track that the container declares and libav does not hand on."""
 
     crop: Crop = Crop()
-    # Of the pictures that the crop is about; decoders may have cut off a part already.
+    # Size of the pictures that the crop is about; decoders may have cut off a part already.
     coded_size: tuple[int, int] | None = None
-    # Profile, and which other format the base layer is compatible with (0: none); None: no Dolby Vision.
+    # Profile, and the format that the base layer is compatible with (0: none); None: no Dolby Vision.
     dolby_vision: tuple[int, int] | None = None
     # FFmpeg replaces it by the one of the Exif data that cameras write beside each picture of motion JPEG.
     orientation: Orientation = Orientation()
@@ -132,13 +134,13 @@ def orientation_of(side_data: Mapping[Type, bytes]) -> Orientation:
     return _nearest(_corner(struct.unpack("=9i", matrix[:36])))
 
 
-def _corner(matrix: Sequence[int]) -> NDArray[np.float64]:
+def _corner(matrix: Sequence[int]) -> Corner:
     """Take what turns and mirrors out of rows (a b u) (c d v) (x y w): (x, y) is shown at (a x + c y, b x + d y)."""
-    return np.array(matrix, np.float64).reshape(3, 3)[:2, :2]
+    return float(matrix[0]), float(matrix[1]), float(matrix[3]), float(matrix[4])
 
 
-def _nearest(matrix: NDArray[np.float64]) -> Orientation:
-    (a, b), (c, d) = matrix.tolist()
+def _nearest(corner: Corner) -> Orientation:
+    a, b, c, d = corner
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return Orientation(False, a < 0, d < 0)
     return Orientation(True, c < 0, b < 0)
@@ -237,7 +239,7 @@ def _projected(elements: Pieces, entry: Piece) -> Orientation:
     )
     sine, cosine = math.sin(math.radians(roll)), math.cos(math.radians(roll))
     mirror = -1 if abs(yaw) == 180 else 1
-    return _nearest(np.array([[cosine * mirror, -sine * mirror], [sine, cosine]]))
+    return _nearest((cosine * mirror, -sine * mirror, sine, cosine))
 
 
 def _float(elements: Pieces, piece: Piece | None) -> float:
@@ -257,17 +259,20 @@ def _declared_by_boxes(boxes: Pieces, stream: VideoStream) -> Declared:
         table = boxes.find(track, b"mdia", b"minf", b"stbl", b"stsd")
         entry = next(boxes.within(table, skip=8), None) if table else None
         declared = _declared_by_sample_entry(boxes, entry) if entry else Declared()
-        turned = _box_matrix(boxes, header, TRACK_MATRIX) @ _box_matrix(boxes, movie, MOVIE_MATRIX)
+        # The track's matrix, then the movie's. By hand: numpy's product would have OpenBLAS take its buffers.
+        a, b, c, d = _box_matrix(boxes, header, TRACK_MATRIX)
+        e, f, g, h = _box_matrix(boxes, movie, MOVIE_MATRIX)
+        turned = a * e + b * g, a * f + b * h, c * e + d * g, c * f + d * h
         return replace(declared, orientation=_nearest(turned))
     return Declared()
 
 
-def _box_matrix(boxes: Pieces, header: Piece | None, place: int) -> NDArray[np.float64]:
+def _box_matrix(boxes: Pieces, header: Piece | None, place: int) -> Corner:
     """Read the matrix of a tkhd or mvhd; place: where it begins in version 0, whose times are shorter."""
     body = boxes.body(header, place + 12 + 36) if header else b""
     begin = place + 12 if body[:1] == b"\1" else place
     if len(body) < begin + 36:
-        return np.eye(2)
+        return 1.0, 0.0, 0.0, 1.0
     return _corner(struct.unpack(">9i", body[begin : begin + 36]))
 
 

@@ -42,7 +42,7 @@ H264 = {"crf": "16", "preset": "medium", "threads": "1", "x264-params": "mbtree=
 
 @dataclass(frozen=True)
 class LosslessClip:
-    """What write_lossless was given: frames [T, H, W, 3], frames a second, sound [2, S] at 16 kHz or None."""
+    """A clip as write_lossless was given it: frames [T, H, W, 3], frames a second, sound [2, S] at 16 kHz or None."""
 
     frames: NDArray[np.uint8]
     frame_rate: float
@@ -137,7 +137,7 @@ class _Sound:
             self.stream = stream
 
     def encode(self, until_seconds: float) -> Iterator[Any]:
-        """Whatever comes before that time and was not encoded yet."""
+        """Encode all sound before that time that was not encoded yet."""
         if self.audio is None or self.stream is None:
             return
         end = min(round(until_seconds * self.rate), self.audio.shape[1])

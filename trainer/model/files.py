@@ -65,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
-    """The safetensors files of a component, each known to be as long as its header says; or ModelUnavailable."""
+    """The safetensors files of a component, each known to be as long as its header says. Raises ModelUnavailable."""
     stem = COMPONENTS[name].weights
     if stem is None:
         return []
@@ -86,7 +86,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
 
 
 def tensor_sizes(file: Path) -> dict[str, int]:
-    """Elements of each tensor of a safetensors file, or ModelUnavailable when the file is cut or none."""
+    """Elements of each tensor of a safetensors file. Raises ModelUnavailable when the file is cut or none."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         header_bytes = int.from_bytes(stream.read(8), "little")

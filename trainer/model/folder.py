@@ -51,7 +51,7 @@ VERSION_OF_CLASS = {"LTX2Vocoder": "2.0", "Gemma4UnifiedForConditionalGeneration
 
 
 def check_version(reference: str, configs: Mapping[str, Mapping[str, Any]]) -> None:
-    """Nothing when the configs, by component, are those of LTX 2.3; else ModelUnsupported."""
+    """Raises ModelUnsupported unless the configs, by component, are those of LTX 2.3."""
     for name, config in configs.items():
         if name in CLASSES and (found := _class_name(config)) != CLASSES[name]:
             version = VERSION_OF_CLASS.get(found)

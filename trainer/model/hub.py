@@ -23,7 +23,7 @@ def cached_snapshot(repo: str, revision: str | None) -> Path | None:
 def download_snapshot(repo: str, revision: str | None, patterns: Collection[str]) -> Path:
     """The files of a repo that match the patterns; those already here are not fetched again.
 
-    HF_HUB_OFFLINE, HF_TOKEN, HF_HOME and HF_ENDPOINT have their usual meaning. ModelUnavailable says why not.
+    HF_HUB_OFFLINE, HF_TOKEN, HF_HOME and HF_ENDPOINT have their usual meaning. Raises ModelUnavailable with the reason.
     """
     from huggingface_hub import errors, snapshot_download
 

@@ -46,7 +46,7 @@ def no_progress_bars() -> Iterator[None]:
 
 
 def hush_imports() -> None:
-    """Call it before diffusers is imported: with torchao there, an import tells of kernels that are not needed."""
+    """Silence warnings of kernels that are not needed here; call it before diffusers is imported."""
     for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -40,7 +40,7 @@ class Segment:
     def __post_init__(self) -> None:
         shapes = {continuation.frames.shape for continuation in self.continuations}
         if len(shapes) != 1 or self.prefix.shape[1:] != next(iter(shapes))[1:]:
-            raise ValueError(f"Continuations of shapes {sorted(shapes)} do not stand beside each other.")
+            raise ValueError(f"Continuations of shapes {sorted(shapes)} cannot be shown side by side.")
 
 
 def paste_prefix(frames: Frames, prefix: Frames) -> Frames:
@@ -58,7 +58,7 @@ def write_preview(path: Path, continuation: Continuation, prefix: Frames, frame_
 def write_reel(path: Path, segments: Sequence[Segment], frame_rate: float) -> None:
     """All segments one after another, decorated; without audio the file has no audio stream.
 
-    ValueError unless all are of one size and have as many continuations, all with audio or all without.
+    Raises ValueError unless all are of one size and have as many continuations, all with audio or all without.
     """
     layouts = {(len(segment.continuations), segment.prefix.shape[1:]) for segment in segments}
     if len(layouts) != 1:

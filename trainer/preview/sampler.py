@@ -64,7 +64,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class _Track:
-    """One modality on its way: its clean prefix and where that is, its texts and how strongly it is guided."""
+    """One modality during sampling: its clean prefix and its place, its texts, and its guidance."""
 
     prefix: Tensor  # [1, P, C]
     clean: Tensor  # [T], true where a token is prefix
@@ -94,17 +94,17 @@ def continue_clip(
     negative: PromptEmbedding,
     settings: SamplerSettings,
 ) -> Iterator[Denoised | Sampled]:
-    """Yields Denoised after each step and Sampled at the end; audio is continued when the prefix has audio.
+    """Yield Denoised after each step and Sampled at the end; audio is continued when the prefix has audio.
 
-    scheduler_config is the model's own (FlowMatchEulerDiscreteScheduler). PrefixCoversClip when nothing is left to
-    generate; ValueError when the model has no block to skip where settings name it; SamplingFailed when skip guidance
-    would do nothing on this model or the result is not finite.
+    scheduler_config is the model's own (FlowMatchEulerDiscreteScheduler). Raises PrefixCoversClip when nothing is left
+    to generate, ValueError when the model has no block to skip where settings name it, and SamplingFailed when skip
+    guidance would do nothing on this model or the result is not finite.
     """
     latent_shape = (latent_frames(settings.frame_count), *prefix.video.shape[2:])
     video_prefix = pack_video(prefix.video)
     token_count = math.prod(latent_shape)
     if settings.stg_scale > 0 and not model.transformer.config.perturbed_attn:
-        # diffusers would ignore the skipped block without a word.
+        # diffusers would silently ignore the skipped block.
         raise SamplingFailed(
             "stg_scale has no effect on this model: perturbed_attn is off in its transformer's config.json, which is "
             "on in LTX 2.3. Repair the model folder, or use stg_scale 0."
@@ -152,7 +152,7 @@ def noise_levels(scheduler_config: Mapping[str, Any], video_tokens: int, step_co
     scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(dict(scheduler_config))
     config = scheduler.config
     slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-    # Not clamped: the shift of clips above max_image_seq_len goes on along the line.
+    # Not clamped: the shift of clips above max_image_seq_len continues along the line.
     shift = config.base_shift + (video_tokens - config.base_image_seq_len) * slope
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / step_count, step_count), mu=shift)
     sigmas: Tensor = scheduler.sigmas

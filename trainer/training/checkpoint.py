@@ -20,7 +20,7 @@ METADATA_KEY = "ltxtrain"
 class Checkpoint:
     """adapter: float32 by name; optimizer: its state as plain tensors; fingerprint: what the training was, by name.
 
-    One made by a running training holds its live tensors: write it before the training goes on.
+    One made by a running training holds its live tensors: write it before the training continues.
     """
 
     step: int
@@ -36,7 +36,7 @@ def fingerprint(settings: TrainSettings, identity: Mapping[str, str]) -> dict[st
 
 
 def require_same(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """CheckpointMismatch that names each difference, or nothing."""
+    """Raises CheckpointMismatch with every difference."""
     differences = [
         f"{name} is {found.get(name, 'absent')} in the checkpoint and {expected.get(name, 'absent')} here"
         for name in sorted(found.keys() | expected.keys())
@@ -56,7 +56,7 @@ def write_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint on the CPU; CheckpointMismatch when the file is none."""
+    """The checkpoint, on the CPU. Raises CheckpointMismatch when the file is none."""
     try:
         with safe_open(path, framework="pt") as file:
             head = json.loads((file.metadata() or {})[METADATA_KEY])

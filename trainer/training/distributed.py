@@ -23,7 +23,7 @@ class Worker:
     count: int = 1
 
     def share(self, batch_size: int) -> range:
-        """Indices in the global batch that this worker computes; ValueError when they cannot be shared evenly."""
+        """Indices of the global batch that this worker computes. Raises ValueError when they do not divide evenly."""
         if batch_size % self.count:
             raise ValueError(f"{self.count} workers cannot share a batch of {batch_size} clips evenly.")
         size = batch_size // self.count

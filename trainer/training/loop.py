@@ -57,7 +57,7 @@ def train(
     worker: Worker = ALONE,
     resume: Checkpoint | None = None,
 ) -> Iterator[Report]:
-    """Trains the adapter that add_lora gave the transformer, from its start or from a checkpoint.
+    """Train the adapter that add_lora gave the transformer, from its start or from a checkpoint.
 
     identity: what else must be equal for a checkpoint to be continued (model revision, digest of the training set).
     Every worker of several runs this with the same arguments but its own worker, and gets the same reports.

@@ -28,7 +28,7 @@ from trainer.training.settings import TrainSettings
 MIN_LEVEL = 1e-3
 UNIFORM_SHARE = 0.1
 
-# The straight line through (1024 tokens, 0.95) and (4096 tokens, 2.05); it goes on beyond both.
+# The straight line through (1024 tokens, 0.95) and (4096 tokens, 2.05); it continues beyond both.
 _TOKENS, _SHIFTS = (1024, 4096), (0.95, 2.05)
 
 # Standard normal quantiles, to the digits that the published sampler has.
@@ -117,7 +117,7 @@ def token_count(clip: EncodedClip) -> int:
 def clip_loss(
     model: VelocityModel, clip: EncodedClip, prompt: PromptEmbedding, draw: Draw, conditioning_frames: int
 ) -> ClipLoss:
-    """The masked loss of each modality; PrefixCoversClip when the conditioning frames leave nothing."""
+    """The masked loss of each modality. Raises PrefixCoversClip when the conditioning frames leave nothing."""
     latent_shape = (clip.video.shape[1], clip.video.shape[2], clip.video.shape[3])
     video_prefix = video_prefix_tokens(conditioning_frames, latent_shape)
     video = _objective(model, pack_video(clip.video), draw.video, video_prefix, prompt.video)

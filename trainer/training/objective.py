@@ -50,7 +50,7 @@ def audio_prefix_tokens(conditioning_frames: int, frame_rate: float) -> int:
 
 
 def prefix_mask(token_count: int, prefix_tokens: int, device: torch.device | str = "cpu") -> Tensor:
-    """[T], true on the prefix. PrefixCoversClip when nothing would be left: a loss over no token is silently zero."""
+    """[T], true on the prefix. Raises PrefixCoversClip when nothing is left: a loss over no token is silently zero."""
     if not 0 < prefix_tokens < token_count:
         raise PrefixCoversClip(
             f"The prefix takes {prefix_tokens} of {token_count} latent tokens, so nothing is left to learn. "

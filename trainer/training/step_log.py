@@ -19,7 +19,7 @@ class StepLog:
 
     @classmethod
     def read(cls, path: Path, until_step: int | None = None) -> "StepLog":
-        """The rows of a file, up to a step for a training that goes on from there."""
+        """The rows of a file, up to a step for a training that resumes there."""
         import pyarrow.parquet
 
         rows = pyarrow.parquet.read_table(path).to_pylist()

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ltxtrain_client.channel import ClientSettings, read_settings
+from ltxtrain_client.cli.check import check
+from ltxtrain_client.cli.dataset_commands import datasets, training_sets
 from ltxtrain_client.cli.doctor import doctor
 from ltxtrain_client.cli.fetch import fetch
 from ltxtrain_client.cli.follow import watch
@@ -79,8 +81,10 @@ def _add_commands(app: typer.Typer) -> None:
             app.command(entry.name, cls=Command)(command)
 
 
-for command in (submit, watch, cancel, jobs, job, report, fetch, estimate, delete, doctor):
+for command in (check, submit, watch, cancel, jobs, job, report, fetch, estimate, delete, doctor):
     app.command(cls=Command)(command)
+app.add_typer(datasets, name="datasets")
+app.add_typer(training_sets, name="training-sets")
 _add_commands(app)
 
 

@@ -23,9 +23,9 @@ from ltxtrain_client.channel import Channel, ClientSettings, connect, is_loopbac
 from ltxtrain_client.cli.help import DISTRIBUTION, own_version
 from ltxtrain_client.cli.session import Exit, Json, run, settings_of
 from ltxtrain_client.errors import CallError, LtxtrainError, TransferFailed, Unavailable, from_rpc_error
-from ltxtrain_client.event_text import size_text
 from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.progress import print_json
+from ltxtrain_client.quantities import size_text
 from ltxtrain_client.train import TrainClient
 
 # Entry points of checks that need more than a client's packages: functions (state folder, environment) -> Finding.

@@ -1,5 +1,6 @@
 """`ltxtrain fetch`: download a job's results."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -10,26 +11,88 @@ from ltxtrain.v1.work_pb2 import State
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.resources import job_name
-from ltxtrain_client.cli.session import Exit, Json, command_line, fail, open_suite, run, settings_of
+from ltxtrain_client.cli.session import Exit, Json, command_line, fail, run, settings_of
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import describe_error
 from ltxtrain_client.outputs import PAGES, file_name, is_result, result_files
-from ltxtrain_client.progress import View, make_view
+from ltxtrain_client.progress import make_view, print_line
+from ltxtrain_client.suite import RemoteFile, Suite, open_suite
 from ltxtrain_client.train import TrainClient
+from ltxtrain_client.view import View
 
 
 def fetch(
     context: typer.Context,
-    job: Annotated[str, typer.Argument(help="jobs/ID, or the ID alone.", autocompletion=job_names)],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="jobs/ID (or the ID alone), trainingSets/ID, or one file: jobs/ID/artifacts/FILE, "
+            "datasets/ID/clips/CLIP, trainingSets/ID/contact_sheet, trainingSets/ID/samples/SAMPLE/clip_preview.",
+            metavar="NAME",
+            autocompletion=job_names,
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the files.", file_okay=False)] = Path("."),
     everything: Annotated[bool, typer.Option("--all", help="Checkpoints and previews too.")] = False,
+    urls: Annotated[
+        bool, typer.Option("--url", help="Print URLs that serve the files for 15 minutes; download nothing.")
+    ] = False,
     json_lines: Json = False,
 ) -> None:
     """Download a job's files, checked by sha256. Files that are already there are not fetched again."""
+    client = settings_of(context)
+    if urls:
+        for file in run(_signed(client, name, everything)):
+            print_line(json.dumps({"name": file.name, "url": file.download_url}) if json_lines else file.download_url)
+        return
     view = make_view(json_lines=json_lines)
-    nothing = run(_fetch(settings_of(context), job_name(job), out, everything, view))
+    if _is_job(name):
+        nothing = run(_fetch(client, job_name(name), out, everything, view))
+    else:
+        nothing = run(_fetch_named(client, name, out, view))
     if nothing is not None:
         raise fail(Exit.REFUSED, nothing)
+
+
+def _is_job(name: str) -> bool:
+    parts = name.strip("/").split("/")
+    return len(parts) == 1 or (parts[0] == "jobs" and len(parts) == 2)
+
+
+async def _fetch_named(settings: ClientSettings, name: str, out: Path, view: View) -> str | None:
+    """Download files of a training set, or one file; returns the reason when there is none."""
+    async with open_suite(settings) as suite:
+        with view:
+            paths = []
+            for file in await _named_files(suite, name):
+                path = out / file.file_name
+                async for step in suite.download_steps(file.name, path):
+                    view.show_transfer(file.file_name, step)
+                paths.append(path)
+            if paths:
+                view.show_files(paths)
+        return None if paths else f"{name} has no files yet."
+
+
+async def _named_files(suite: Suite, name: str) -> list[RemoteFile]:
+    """The contact sheet and archive of a training set, or one file. Raises BadParameter when it is neither."""
+    parts = name.strip("/").split("/")
+    if parts[0] == "trainingSets" and len(parts) == 2:
+        made = await suite.preprocess.get_training_set(name)
+        fields = [field for field in ("contact_sheet", "archive") if made.HasField(field)]
+        return [await suite.remote_file(f"{name}/{field}") for field in fields]
+    if parts[0] not in ("jobs", "datasets", "trainingSets") or len(parts) < 3:
+        raise typer.BadParameter(f"{name} names no files; `ltxtrain {parts[0]} show` lists clips")
+    return [await suite.remote_file(name)]
+
+
+async def _signed(settings: ClientSettings, name: str, everything: bool) -> list[RemoteFile]:
+    async with open_suite(settings) as suite:
+        if not _is_job(name):
+            return await _named_files(suite, name)
+        job = await suite.train.get_job(job_name(name))
+        files = await wanted_files(suite.train, job, everything=everything)
+        return [await suite.remote_file(artifact) for artifact in files.values()]
 
 
 async def _fetch(settings: ClientSettings, name: str, out: Path, everything: bool, view: View) -> str | None:
@@ -44,12 +107,7 @@ async def _fetch(settings: ClientSettings, name: str, out: Path, everything: boo
 
 async def fetch_files(train: TrainClient, job: Job, out: Path, view: View, *, everything: bool = False) -> list[Path]:
     """Download a job's results and pages, or `everything`; returns the paths, which the view has shown."""
-    wanted = result_files(job)
-    if wanted or everything:
-        kinds = () if everything else PAGES
-        async for artifact in train.list_artifacts(job.name, kinds):
-            if artifact.name not in wanted.values() and (everything or is_result(artifact, job)):
-                wanted.setdefault(file_name(artifact), artifact.name)
+    wanted = await wanted_files(train, job, everything=everything)
     for file, artifact_name in wanted.items():
         async for step in train.download_steps(artifact_name, out / file):
             view.show_transfer(file, step)
@@ -57,6 +115,17 @@ async def fetch_files(train: TrainClient, job: Job, out: Path, view: View, *, ev
     if paths:
         view.show_files(paths)
     return paths
+
+
+async def wanted_files(train: TrainClient, job: Job, *, everything: bool) -> dict[str, str]:
+    """Artifact name by file name of a job's results with its pages, or of `everything`."""
+    wanted = result_files(job)
+    if wanted or everything:
+        kinds = () if everything else PAGES
+        async for artifact in train.list_artifacts(job.name, kinds):
+            if artifact.name not in wanted.values() and (everything or is_result(artifact, job)):
+                wanted.setdefault(file_name(artifact), artifact.name)
+    return wanted
 
 
 async def left_behind(settings: ClientSettings, train: TrainClient, job: Job) -> str:

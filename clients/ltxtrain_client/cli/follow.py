@@ -15,9 +15,12 @@ from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.fetch import fetch_files, left_behind, what_cancelling_left
 from ltxtrain_client.cli.resources import Resource, cancel_resource, get_resource, resource_name, watch_resource
-from ltxtrain_client.cli.session import Exit, Json, command_line, note, open_suite, run, run_interruptible, settings_of
-from ltxtrain_client.event_text import duration_text, price_text, state_word
-from ltxtrain_client.progress import View, make_view, print_json
+from ltxtrain_client.cli.session import Exit, Json, command_line, note, run, run_interruptible, settings_of
+from ltxtrain_client.event_text import state_word
+from ltxtrain_client.progress import make_view, print_json
+from ltxtrain_client.quantities import duration_text, price_text
+from ltxtrain_client.suite import open_suite
+from ltxtrain_client.view import View
 from ltxtrain_client.watch import Pace
 
 PATIENCE_SECONDS = 300.0

@@ -13,14 +13,16 @@ from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.resources import cancel_resource, delete_resource, job_name, resource_name
-from ltxtrain_client.cli.session import Exit, Json, fail, open_suite, run, settings_of
+from ltxtrain_client.cli.session import Exit, Json, fail, run, settings_of
 from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
 from ltxtrain_client.enum_words import word, words
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe_error, measure, price_text, size_text, stage_word, state_word
+from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word
 from ltxtrain_client.outputs import file_name, is_result
 from ltxtrain_client.progress import print_json
+from ltxtrain_client.quantities import price_text, size_text
 from ltxtrain_client.sheet import format_sheet
+from ltxtrain_client.suite import open_suite
 
 STATES = tuple(words(State.DESCRIPTOR))
 _UNITS = {
@@ -33,6 +35,8 @@ Name = Annotated[
     str,
     typer.Argument(help="jobs/ID (or the ID alone), datasets/ID or trainingSets/ID.", autocompletion=job_names),
 ]
+
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation; required without a terminal.")]
 
 
 def _states(texts: Sequence[str]) -> list[str]:
@@ -156,9 +160,7 @@ def cancel(context: typer.Context, name: Name, json_lines: Json = False) -> None
 def delete(
     context: typer.Context,
     name: Name,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Do not ask for confirmation; required without a terminal.")
-    ] = False,
+    yes: Yes = False,
     json_lines: Json = False,
 ) -> None:
     """Delete a job, dataset or training set that has ended, with its files in the object store."""

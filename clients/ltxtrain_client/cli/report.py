@@ -1,19 +1,20 @@
 """`ltxtrain report`: the outcome of every file and clip of the data, with reasons."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 
 import typer
-from ltxtrain.v1.work_pb2 import ReportLine, ReportReason
+from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
 
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.jobs import Name
 from ltxtrain_client.cli.resources import resource_name
-from ltxtrain_client.cli.session import Json, Suite, open_suite, run, settings_of
+from ltxtrain_client.cli.session import Json, run, settings_of
 from ltxtrain_client.cli.show import print_table
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.report_summary import outcome_summary, outcome_word, split_by_path, training_summary, worst_first
+from ltxtrain_client.suite import Suite, open_suite
 
 
 def report(
@@ -22,10 +23,10 @@ def report(
     json_lines: Json = False,
 ) -> None:
     """List every file and clip of the data with its outcome and the reasons. Works for failed work too."""
-    run(_report(settings_of(context), resource_name(name), json_lines))
+    run(show_report(settings_of(context), resource_name(name), json_lines))
 
 
-async def _report(settings: ClientSettings, name: str, json_lines: bool) -> None:
+async def show_report(settings: ClientSettings, name: str, json_lines: bool) -> None:
     async with open_suite(settings) as suite:
         found = {
             resource: [line async for line in _lines(suite, resource)] for resource in await _resources(suite, name)
@@ -36,7 +37,7 @@ async def _report(settings: ClientSettings, name: str, json_lines: bool) -> None
                     print_json({"resource": resource, "line": as_json(line)})
             return
         suggestions = {resource: await _suggestions(suite, resource) for resource in found}
-    _print_report(found, suggestions)
+    print_data_report(found, suggestions)
 
 
 async def _resources(suite: Suite, name: str) -> list[str]:
@@ -59,8 +60,14 @@ async def _suggestions(suite: Suite, name: str) -> list[str]:
     return list((await suite.preprocess.get_training_set(name)).report.suggestions)
 
 
-def _print_report(found: dict[str, list[ReportLine]], suggestions: dict[str, list[str]]) -> None:
-    """Print a section per resource; for a job, a summary first."""
+def print_data_report(
+    found: Mapping[str, list[ReportLine]], suggestions: Mapping[str, Sequence[str]], *, brief: bool = False
+) -> None:
+    """Print a section per resource; a summary first when there are a dataset and its training set.
+
+    `brief` leaves out what Ingest kept, when the training set has a line about it.
+    """
+    fitted = {line.path for name, lines in found.items() if name.startswith("trainingSets/") for line in lines}
     dataset = next((lines for name, lines in found.items() if name.startswith("datasets/")), [])
     for name, lines in found.items():
         if dataset and lines and name.startswith("trainingSets/"):
@@ -73,8 +80,9 @@ def _print_report(found: dict[str, list[ReportLine]], suggestions: dict[str, lis
             f"{name}: {outcome_summary(training)}"
             + (f"; for validation {outcome_summary(validation)}" if validation else "")
         )
-        _print_lines(lines)
-        for suggestion in suggestions[name]:
+        told_later = fitted if brief and name.startswith("datasets/") else set()
+        _print_lines([line for line in lines if line.outcome != Outcome.OUTCOME_KEPT or line.path not in told_later])
+        for suggestion in suggestions.get(name, ()):
             print(f"  {suggestion}")
         print()
 

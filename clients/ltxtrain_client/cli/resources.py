@@ -8,7 +8,7 @@ from ltxtrain.v1.preprocess_pb2 import TrainingSet
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event
 
-from ltxtrain_client.cli.session import Suite
+from ltxtrain_client.suite import Suite
 from ltxtrain_client.watch import Pace
 
 Resource = Job | Dataset | TrainingSet

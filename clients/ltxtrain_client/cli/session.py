@@ -4,17 +4,15 @@ import asyncio
 import logging
 import shlex
 import sys
-from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from ltxtrain_client.as_json import error_as_json
-from ltxtrain_client.channel import ClientSettings, connect, read_settings
+from ltxtrain_client.channel import ClientSettings, read_settings
 from ltxtrain_client.errors import (
     CallError,
     DeadlineExceeded,
@@ -24,11 +22,9 @@ from ltxtrain_client.errors import (
     Unavailable,
 )
 from ltxtrain_client.event_text import describe_error
-from ltxtrain_client.ingest import IngestClient
-from ltxtrain_client.preprocess import PreprocessClient
+from ltxtrain_client.local_data import DataInvalid
 from ltxtrain_client.progress import OutputClosed, print_json
 from ltxtrain_client.sheet import SheetInvalid
-from ltxtrain_client.train import TrainClient
 
 T = TypeVar("T")
 
@@ -65,26 +61,6 @@ def _remember(wanted: bool) -> bool:
 Json = Annotated[bool, typer.Option("--json", help="JSON lines for scripts, errors too.", callback=_remember)]
 
 
-@dataclass(frozen=True)
-class Suite:
-    """Clients of the three services."""
-
-    train: TrainClient
-    ingest: IngestClient
-    preprocess: PreprocessClient
-
-
-@asynccontextmanager
-async def open_suite(settings: ClientSettings) -> AsyncIterator[Suite]:
-    """Clients for the addresses in `settings`; nothing is dialled before the first call."""
-    async with (
-        connect(settings.train, settings.credentials) as train,
-        connect(settings.ingest, settings.credentials) as ingest,
-        connect(settings.preprocess, settings.credentials) as preprocess,
-    ):
-        yield Suite(TrainClient(train), IngestClient(ingest), PreprocessClient(preprocess))
-
-
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run the work. Raises typer.Exit with an exit code after showing an interrupt or an error of this package."""
     try:
@@ -100,7 +76,7 @@ def run_interruptible(work: Coroutine[Any, Any, T]) -> T:
     except SheetInvalid as error:
         problems = [f"  {problem}" for problem in error.problems]
         raise fail(Exit.INVALID, "The sheet is invalid:", *problems, details=_sheet_details(error)) from None
-    except SettingsInvalid as error:
+    except (SettingsInvalid, DataInvalid) as error:
         raise fail(Exit.INVALID, str(error)) from None
     except TransferFailed as error:
         raise fail(Exit.UNREACHABLE, str(error)) from None

@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ltxtrain_client.cli.session import Exit, fail
-from ltxtrain_client.report_summary import VIDEO_SUFFIXES
+from ltxtrain_client.local_data import VIDEO_SUFFIXES
 from ltxtrain_client.sheet import Sheet, SheetInvalid, parse_sheet
 
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
@@ -26,13 +26,13 @@ Settings = Annotated[
 ]
 
 
-def read_sheet(path: Path | None, settings: Sequence[str]) -> Sheet:
+def read_sheet(path: Path | dict[str, Any] | None, settings: Sequence[str]) -> Sheet:
     """Read a sheet and apply `settings`.
 
     Raises typer.Exit when there is no JSON object, SheetInvalid when parts of it are invalid.
     """
-    if path is None:
-        return parse_sheet({}, settings)
+    if path is None or isinstance(path, dict):
+        return parse_sheet(path or {}, settings)
     name = "stdin" if path == STDIN else str(path)
     content = _content(path, name)
     try:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
@@ -10,31 +10,34 @@ from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job
 
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
+from ltxtrain_client.cli.completion import job_names
+from ltxtrain_client.cli.data import Data, Validation, read_data
 from ltxtrain_client.cli.faults import joined, with_hints, without_faults_of
 from ltxtrain_client.cli.follow import PATIENCE_SECONDS, Patience, follow_to_end
-from ltxtrain_client.cli.session import Exit, Json, fail, open_suite, run, settings_of
+from ltxtrain_client.cli.resources import job_name
+from ltxtrain_client.cli.session import Exit, Json, fail, note, run, settings_of
 from ltxtrain_client.cli.sheet_file import Settings, SheetFile, read_sheet
 from ltxtrain_client.cli.show import indented
-from ltxtrain_client.cli.uploads import LocalFiles, stand_in
 from ltxtrain_client.errors import CallError, InvalidArgument
-from ltxtrain_client.event_text import duration_text, price_text, size_text
-from ltxtrain_client.progress import View, make_view, print_json
-from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet
+from ltxtrain_client.progress import make_view, print_json
+from ltxtrain_client.quantities import duration_text, price_text, size_text
+from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet, sheet_of_job
+from ltxtrain_client.sheet_files import SheetFiles, stand_in
+from ltxtrain_client.suite import open_suite
+from ltxtrain_client.view import View
 
 
 def submit(
     context: typer.Context,
     sheet: SheetFile = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Upload this zip as the training data.", exists=True, dir_okay=False)
-    ] = None,
-    validation: Annotated[
-        list[Path] | None,
+    data: Data = None,
+    validation: Validation = None,
+    like: Annotated[
+        str | None,
         typer.Option(
-            help="Upload this clip for the next validation entry; may be repeated.",
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
+            help="Start from the sheet and the data of this job, changed by --set.",
+            metavar="JOB",
+            autocompletion=job_names,
         ),
     ] = None,
     settings: Settings = None,
@@ -52,16 +55,16 @@ def submit(
     json_lines: Json = False,
 ) -> None:
     """Start a job from a parameter sheet."""
-    if sheet is None and data is None and not settings:
+    if sheet is None and not data and not settings and like is None:
         raise fail(Exit.INVALID, "Give a sheet, training data, or both: ltxtrain submit job.json --data clips.zip")
     client = settings_of(context)
     view = make_view(json_lines=json_lines)
-    files = LocalFiles(data, tuple(validation or ()))
-    filled = run(_read(client, sheet, settings or [], files.announce))
+    given = read_data(data or [], validation or [])
+    filled = run(read_filled(client, _base(client, sheet, like, data), settings or [], given.announce))
     if validate_only:
         _show_checked(run(_validate(client, filled)), json_lines)
         return
-    job = run(_submit(client, filled, files, request_id, view))
+    job = run(_submit(client, filled, given.files, request_id, view))
     if json_lines:
         print_json({"job": as_json(job)})
     else:
@@ -72,26 +75,45 @@ def submit(
         )
 
 
+def _base(
+    client: ClientSettings, sheet: Path | None, like: str | None, data: Sequence[str] | None
+) -> Path | dict[str, Any] | None:
+    """The sheet that settings change: a file, the sheet of an earlier job, or none."""
+    if like is None:
+        return sheet
+    if sheet is not None:
+        raise fail(Exit.INVALID, "Give a sheet or --like, not both.")
+    document = run(_sheet_of(client, job_name(like)))
+    if data:
+        document.pop("dataset", None)
+    return document
+
+
+async def _sheet_of(client: ClientSettings, name: str) -> dict[str, Any]:
+    async with open_suite(client) as suite:
+        return sheet_of_job(await suite.train.get_job(name))
+
+
 def estimate(
     context: typer.Context, sheet: SheetFile = None, settings: Settings = None, json_lines: Json = False
 ) -> None:
     """Estimate the time, memory and price of a job; starts nothing and needs no data."""
     client = settings_of(context)
-    filled = run(_read(client, sheet, settings or [], stand_in))
+    filled = run(read_filled(client, sheet, settings or [], stand_in))
     answer = run(_estimate(client, filled))
     if json_lines:
         print_json(as_json(answer))
     else:
-        print("\n".join(_estimate_lines(answer)))
+        print("\n".join(estimate_lines(answer)))
 
 
-async def _read(
+async def read_filled(
     client: ClientSettings,
-    path: Path | None,
+    path: Path | dict[str, Any] | None,
     settings: Sequence[str],
     stand_for_files: Callable[[ExtendPrefixSpec], None],
 ) -> Sheet:
-    """Read the sheet and put placeholders for files into it.
+    """Read the sheet (a file, or the JSON itself) and put placeholders for files into it.
 
     Raises SheetInvalid, with the service's violations merged in, when it is invalid.
     """
@@ -117,13 +139,15 @@ async def _validate(client: ClientSettings, sheet: Sheet) -> Job:
         return await with_hints(suite.train.validate(sheet.spec, sheet.options))
 
 
-async def _submit(client: ClientSettings, sheet: Sheet, files: LocalFiles, request_id: str | None, view: View) -> Job:
+async def _submit(client: ClientSettings, sheet: Sheet, files: SheetFiles, request_id: str | None, view: View) -> Job:
     async with open_suite(client) as suite:
         if files.fields:
             # Before gigabytes are sent for nothing.
             await without_faults_of(files.fields, suite.train.validate(sheet.spec, sheet.options))
+            if files.data is not None:
+                note(files.data.summary())
             with view:
-                await files.upload(suite, sheet.spec, view)
+                await files.upload(suite.ingest, sheet.spec, view)
         return await with_hints(suite.train.submit(sheet.spec, sheet.options, request_id=request_id))
 
 
@@ -140,7 +164,7 @@ def _show_checked(job: Job, json_lines: bool) -> None:
         print(f"The sheet is valid. With every default:\n{indented(document)}")
 
 
-def _estimate_lines(answer: EstimateJobResponse) -> list[str]:
+def estimate_lines(answer: EstimateJobResponse) -> list[str]:
     lines = [
         f"time      {duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}",
         f"memory    {size_text(answer.peak_memory_bytes)} on each GPU",

@@ -14,10 +14,11 @@ const ATTEMPTS = 5;
 const FIRST_BACKOFF_MS = 200;
 const IDLE_MS = 60_000;
 
-/** Uploads a file of at most 5 GiB. Returns what names it where a sheet wants a URL. */
+/** Uploads a file of at most 5 GiB, unless the store has it already. Returns its reference where a sheet expects a URL. */
 export async function upload(suite: Suite, path: string): Promise<string> {
   const { size, sha256 } = await digest(path);
   const created = await suite.ingest.createUpload({ sizeBytes: BigInt(size), sha256, fileName: basename(path) });
+  if (created.complete) return `upload:${created.upload}`;
   await attempt(`${basename(path)} could not be uploaded`, async () => {
     const headers = { "Content-Length": size, "Content-Type": "application/octet-stream" };
     const response = await send("PUT", created.putUrl, headers, path);

@@ -17,6 +17,7 @@ from tests.processes import find
 
 READY_SECONDS = 120.0
 PROBER = "ray::Prober"
+DEAD_PROXY = "http://127.0.0.1:9"
 
 
 @dataclass
@@ -71,6 +72,9 @@ def service_process(state_dir: Path, port: int, store: StoreAddress, ray_address
         "RAY_ADDRESS": ray_address,
     } | more
     environ = dict(os.environ) | {f"LTXTRAIN_{name}": value for name, value in settings.items()}
+    # As containers get it in offices, without an exception: everything has to work past a proxy that is not there.
+    proxies = [f"{scheme}_proxy" for scheme in ("http", "https", "grpc", "all")]
+    environ |= dict.fromkeys([*proxies, *map(str.upper, proxies)], DEAD_PROXY) | {"no_proxy": "", "NO_PROXY": ""}
     return ServiceProcess(port, environ, state_dir.with_suffix(".log"))
 
 

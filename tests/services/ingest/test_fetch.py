@@ -27,7 +27,7 @@ from tests.services.ingest.web import Web
 
 BODY = random.Random(5).randbytes(3 << 20)
 # Never dialled: a test that gets as far replaces the connection.
-PUBLIC = "192.88.99.1"
+PUBLIC = "93.184.215.14"
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import random
 import time
 import uuid
 from itertools import pairwise
@@ -168,6 +169,21 @@ async def test_an_unfinished_dataset_is_not_deleted_and_can_be_cancelled(ingest:
     assert (await ingest.client.cancel_dataset(dataset.name)).lifecycle.state == State.STATE_CANCELLED
     assert not (ingest.runtime.settings.state_dir / "ingest" / dataset.name.rpartition("/")[2]).exists()
     await ingest.client.delete_dataset(dataset.name)
+
+
+async def test_a_cancellation_at_any_moment_leaves_nothing(ingest: Ingest, clips: dict[str, bytes]) -> None:
+    dice = random.Random(4)
+    data = archive_bytes({"a.mp4": clips["a"], "a.txt": b"a", "b.mov": clips["b"], "c.txt": b"c"})
+    ingest.web.handlers["/cancelled"] = web.chunked(data)
+    for _ in range(8):
+        dataset = await ingest.client.create_dataset(archive_url=ingest.web.url("/cancelled"))
+        await asyncio.sleep(dice.random() * dice.choice((0.02, 0.5)))  # the moment, not what is waited for
+        await ingest.client.cancel_dataset(dataset.name)
+        ended = await ingest.end(dataset.name)
+        assert ended.state in ("CANCELLED", "SUCCEEDED")
+        assert ended.events[-1].lifecycle.state == ended.dataset.lifecycle.state
+        assert not (ingest.runtime.settings.state_dir / "ingest" / dataset.name.rpartition("/")[2]).exists()
+        await ingest.client.delete_dataset(dataset.name)
 
 
 async def test_one_request_id_makes_one_dataset(ingest: Ingest) -> None:

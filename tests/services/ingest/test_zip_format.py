@@ -4,8 +4,10 @@ import io
 import itertools
 import random
 import struct
+import tracemalloc
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -229,6 +231,25 @@ def test_extra_fields_of_nothing_are_not_walked(tmp_path: Path) -> None:
     for count, found in ((MAX_FIELDS - 1, b"words"), (MAX_FIELDS, None), (16_000, None)):
         data = build((b"a.txt", b"words", entry | {"extra": empty * count + size}))
         assert contents(tmp_path, data) == {"a.txt": found}
+
+
+def deep(index: int) -> bytes:
+    return f"{index}{'/x' * 490}.mp4".encode()
+
+
+@pytest.mark.parametrize("name", [deep, lambda index: f"{index}".encode() + b"y" * 65_000], ids=["deep", "long"])
+def test_a_directory_takes_no_more_memory_than_it_has_bytes(tmp_path: Path, name: Callable[[int], bytes]) -> None:
+    """Each folder of a path is not kept, nor what is too long for a path."""
+    count = 400
+    with zipfile.ZipFile(tmp_path / "archive.zip", "w") as archive:
+        for index in range(count):
+            archive.writestr(name(index).decode(), b"")
+    tracemalloc.start()
+    entries = read_directory(tmp_path / "archive.zip", Settings())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(entries) == count
+    assert peak < 8 << 20
 
 
 class Watched:

@@ -84,9 +84,13 @@ async def test_the_report_has_a_line_with_numbers_for_every_clip(whole: Ended) -
     assert second.numbers.unused_frames == 13
     assert again.numbers.duplicate_of == "a/clip.mp4" and "CAPTION_MISSING" in whole.reasons("c/again.mp4")
     assert short.outcome == Outcome.OUTCOME_SKIPPED
-    assert short.description == "12 frames, 17 needed; too short to go on after a prefix of 9"
+    assert short.description == "12 frames, 17 needed; too short to continue after a prefix of 9"
     assert (short.frame_count, short.needed_frames) == (12, 17)
-    assert list(report.suggestions) == ["With auto_scale_input, 1 more clip would fit."]
+    assert list(report.suggestions) == [
+        "With auto_scale_input, 1 more clip would fit.",
+        "2 of 4 clips have no caption and would be trained with the trigger phrase alone.",
+        "1 of 1 validation prompts lacks the trigger phrase.",
+    ]
 
 
 async def test_watchers_hear_every_line_and_progress_once_a_second(whole: Ended) -> None:

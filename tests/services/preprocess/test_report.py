@@ -5,7 +5,7 @@ from typing import Any
 from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
 
-from services.preprocess.outcome import FitOutcome, SceneOutcome
+from services.preprocess.outcome import FitOutcome, SceneOutcome, Skip
 from services.preprocess.report import Caption, clip_lines
 
 CLIP = Clip(path="a.mp4", frame_count=100, frame_rate=24)
@@ -19,16 +19,18 @@ def said(scene: SceneOutcome, clip: Clip = CLIP, **changes: Any) -> str:
 
 
 def short(frames: int) -> SceneOutcome:
-    return SceneOutcome(skipped="CLIP_TOO_SHORT", description=f"{frames} frames", have_frames=frames, needed_frames=89)
+    return SceneOutcome(
+        skipped=Skip.CLIP_TOO_SHORT, description=f"{frames} frames", have_frames=frames, needed_frames=89
+    )
 
 
 def test_too_short_says_what_would_fit() -> None:
     assert said(short(61)) == "61 frames; would fit at 57"
     assert said(short(17)) == "17 frames; would fit at 17"
-    assert said(short(16)) == "16 frames; too short to go on after a prefix of 9"
-    assert said(short(61), conditioning_frames=57) == "61 frames; too short to go on after a prefix of 57"
+    assert said(short(16)) == "16 frames; too short to continue after a prefix of 9"
+    assert said(short(61), conditioning_frames=57) == "61 frames; too short to continue after a prefix of 57"
     assert said(short(5), auto_scale_input=True) == "5 frames; would fit at 17"
-    assert said(short(4), auto_scale_input=True) == "4 frames; too short to go on after a prefix of 9"
+    assert said(short(4), auto_scale_input=True) == "4 frames; too short to continue after a prefix of 9"
 
 
 def test_what_was_done_is_told() -> None:

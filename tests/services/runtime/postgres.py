@@ -19,6 +19,7 @@ USER = "ltxtrain"
 # It refuses to run as root.
 UNPRIVILEGED = "nobody"
 DEBIAN = "/usr/lib/postgresql"
+SOCKET = ".s.PGSQL.5432"
 # What is committed outlives the end of the process, not of the machine.
 SETTINGS = {
     "listen_addresses": "",
@@ -42,10 +43,33 @@ class Postgres:
         self._folder = folder
         self._process: subprocess.Popen[str] | None = None
 
-    def start(self) -> None:
-        """Return when it accepts connections."""
+    @property
+    def socket(self) -> Path:
+        """Where its URLs look for it."""
+        return self._folder / SOCKET
+
+    def start_elsewhere(self) -> Path:
+        """As start, with another socket, which is returned: as a server that is back on another machine."""
+        folder = self._folder / "elsewhere"
+        if not folder.exists():
+            folder.mkdir()
+            os.chown(folder, self._folder.stat().st_uid, self._folder.stat().st_gid)
+        self.socket.unlink(missing_ok=True)
+        self.start(folder)
+        return folder / SOCKET
+
+    def start(self, folder: Path | None = None) -> None:
+        """Return when it accepts connections by a socket in the folder, else in its own."""
         settings = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
-        command = [*_as_user(), _required("postgres"), "-D", f"{self._folder}/data", "-k", str(self._folder), *settings]
+        command = [
+            *_as_user(),
+            _required("postgres"),
+            "-D",
+            f"{self._folder}/data",
+            "-k",
+            str(folder or self._folder),
+            *settings,
+        ]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=self._folder)
         assert process.stderr is not None
         said = []

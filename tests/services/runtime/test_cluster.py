@@ -15,7 +15,7 @@ import ray
 
 from services.local.ray_head import MAX_FOLDER_BYTES, short_folder
 from services.runtime import cluster as module
-from services.runtime.cluster import ActorGroup, Cluster, WorkerLost, ask, wait_for_listener
+from services.runtime.cluster import NOT_A_SERVICE, ActorGroup, Cluster, WorkerLost, ask, wait_for_listener
 from tests.services.runtime.ray_workers import remote_worker, until, until_gone
 
 
@@ -26,7 +26,8 @@ def worker_class() -> Any:
 
 async def test_a_cluster_without_gpus(ray_cluster: Cluster) -> None:
     assert (ray_cluster.gpu_count, ray_cluster.cpu_count) == (0, 2)
-    assert ray_cluster.model_options() == {"num_cpus": 0}
+    assert ray_cluster.model_options() == {"num_cpus": 0, "label_selector": NOT_A_SERVICE}
+    assert ray_cluster.can_work
     assert {node["NodeManagerAddress"] for node in ray.nodes()} == {"127.0.0.1"}
 
 

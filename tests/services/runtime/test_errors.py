@@ -1,5 +1,6 @@
 import ast
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -65,6 +66,19 @@ async def refused(front: Front, stub: Stub, error: BaseException) -> grpc.aio.Ai
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.estimate()
     return caught.value
+
+
+def test_a_request_wrong_in_a_hundred_thousand_places_is_refused_at_once() -> None:
+    """It has a megabyte at most; before, its status took minutes of the event loop."""
+    reason = ErrorReason.ERROR_REASON_INVALID_SPEC
+    violations = [Violation(f"spec.validation[{index}].prompt", reason, "Too long. " * 20) for index in range(100_000)]
+    began = time.process_time()
+    status = fit_status(errors.InvalidSpec(violations, {"field": "x"}).status())
+    assert time.process_time() - began < 2.0
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    assert status.details[0].Unpack(info) and status.details[1].Unpack(bad)
+    assert bad.field_violations and len(bad.field_violations) + int(info.metadata["omitted"]) == 100_000
+    assert status.message.startswith("100000 fields are wrong")
 
 
 def test_the_samples_are_one_of_each_class() -> None:

@@ -7,8 +7,10 @@ import io
 import pickle
 import random
 import secrets
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 from minio import Minio
 
+from services.runtime import bucket
 from services.runtime import objects as module
 from services.runtime.object_keys import checked_key, content_key
 from services.runtime.objects import (
@@ -195,7 +198,7 @@ def test_keys_that_every_store_takes(objects: Objects) -> None:
 def test_a_store_that_is_not_there_is_unavailable(
     object_store: StoreAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module._client, "__defaults__", (module.RETRY.new(total=0),))
+    monkeypatch.setattr(bucket._client, "__defaults__", (bucket.RETRY.new(total=0),))
     nobody = Objects(dataclasses.replace(object_store, endpoint="127.0.0.1:1"))
     for call in (
         nobody.ping,
@@ -268,3 +271,45 @@ async def test_many_calls_at_once(object_store: StoreAddress) -> None:
     names = [f"tests/{secrets.token_hex(8)}" for _ in range(40)]
     await asyncio.gather(*(store.put_bytes(name, name.encode(), "text/plain") for name in names))
     assert await asyncio.gather(*(store.get_bytes(name) for name in names)) == [name.encode() for name in names]
+
+
+def test_the_store_tells_its_own_time(objects: Objects) -> None:
+    """An object is as old as its store says, whatever this machine's clock has become."""
+    before = objects.now()
+    blob = objects.put_bytes("jobs/clock/now", b"now", "text/plain")
+    after = objects.now()
+    (listed,) = objects.list_prefix(blob.key)
+    assert before <= listed.modified.replace(microsecond=0) <= after
+
+
+async def test_a_read_that_is_cancelled_in_its_midst_is_closed_once_it_can_be(
+    object_store: StoreAddress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread may be in the generator just then, and Python closes none that is running."""
+    entered, go_on, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def slowly(self: Objects, key: str) -> Iterator[bytes]:
+        try:
+            while True:
+                entered.set()
+                go_on.wait(60)
+                yield b"x"
+        finally:
+            closed.set()
+
+    monkeypatch.setattr(Objects, "read", slowly)
+    store = ObjectStore(object_store)
+
+    async def read() -> None:
+        async with aclosing(store.read("jobs/1/slow")) as chunks:
+            async for _ in chunks:
+                pass
+
+    reading = asyncio.create_task(read())
+    await asyncio.to_thread(entered.wait, 60)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert not closed.is_set()
+    go_on.set()
+    assert await asyncio.to_thread(closed.wait, 60)

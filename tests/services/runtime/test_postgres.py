@@ -8,12 +8,15 @@ import psycopg
 import pytest
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
+from ltxtrain_client.backoff import Backoff
 from psycopg import sql
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.runtime import work
 from services.runtime.settings import Settings, SettingsError
 from services.runtime.store import Edit, Store
-from services.runtime.tables import ADVISORY_LOCK, Database, DatabaseUnavailable
+from services.runtime.tables import ADVISORY_LOCK, KEEPALIVE, Database, DatabaseUnavailable
 from services.runtime.work import Attempt, WorkRunner
 from tests.services.runtime.front import info_of, serving
 from tests.services.runtime.postgres import Postgres
@@ -27,8 +30,7 @@ END_ALL = (
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "RETRY_FIRST_SECONDS", 0.01)
-    monkeypatch.setattr(work, "RETRY_MAX_SECONDS", 0.02)
+    monkeypatch.setattr(work, "BACKOFF", Backoff(first_seconds=0.01, last_seconds=0.02))
 
 
 @pytest.fixture
@@ -159,3 +161,15 @@ async def test_two_services_have_databases_of_their_own(postgres: Postgres, tmp_
     assert [await database.answers() for database in opened] == [True, True]
     for database in opened:
         await database.close()
+
+
+async def test_the_server_notices_when_the_lock_s_holder_has_vanished(database: Database) -> None:
+    """With its host, say: the lock goes within half a minute, not after the two hours that kernels wait."""
+    lock = database._lock
+    assert isinstance(lock, AsyncConnection)
+    query = text("SELECT name, source FROM pg_settings WHERE name LIKE 'tcp_keepalives_%'")
+    # What they are set to shows only on TCP, that they are set for this session everywhere.
+    assert {row.name: row.source for row in await lock.execute(query)} == dict.fromkeys(
+        ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count"), "session"
+    )
+    assert KEEPALIVE["idle"] + KEEPALIVE["interval"] * KEEPALIVE["count"] <= 30

@@ -9,6 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 from ltxtrain.v1.train_pb2 import Job
+from ltxtrain_client.backoff import Backoff
 
 from services.runtime import errors
 from services.runtime.settings import Settings
@@ -83,7 +84,7 @@ async def test_no_secret_of_any_call_is_logged(
 async def test_no_secret_of_any_work_is_logged(
     jobs: Store[Job], lines: Callable[[], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.runtime.work.RETRY_FIRST_SECONDS", 0.0001)
+    monkeypatch.setattr("services.runtime.work.BACKOFF", Backoff(first_seconds=0.0001))
     raised: list[Exception] = [RuntimeError(f"GET {PRESIGNED} failed"), Retryable(BROKEN)]
 
     class Failing:

@@ -1,5 +1,6 @@
 import base64
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
@@ -204,3 +205,12 @@ async def test_a_second_process_is_refused(database: Database, database_url: str
         await Database.open(database_url, tmp_path)
     await database.close()
     await (await Database.open(database_url, tmp_path)).close()
+
+
+async def test_a_list_of_states_may_be_long_and_wrong(jobs: Store[Job]) -> None:
+    """As a caller's request may hold it: twenty thousand numbers are not so many parameters of a query."""
+    await jobs.create(Job(name="jobs/1"), owner="ann", request_id="", digest=b"")
+    pending: list[Any] = [State.STATE_PENDING] * 20_000
+    nowhere: list[Any] = [2**31 - 1, -1, *range(50, 20_000)]
+    assert [job.name for job in (await jobs.page("ann", 10, "", pending + nowhere))[0]] == ["jobs/1"]
+    assert await jobs.page("ann", 10, "", nowhere) == ([], "")

@@ -8,6 +8,7 @@ from google.rpc import error_details_pb2, status_pb2
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
+from ltxtrain_client.backoff import Backoff
 from sqlalchemy import event
 
 from services.runtime import errors, work
@@ -80,8 +81,7 @@ class Scripted:
 
 @pytest.fixture(autouse=True)
 def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "RETRY_FIRST_SECONDS", 0.0001)
-    monkeypatch.setattr(work, "RETRY_MAX_SECONDS", 0.001)
+    monkeypatch.setattr(work, "BACKOFF", Backoff(first_seconds=0.0001, last_seconds=0.001))
 
 
 @pytest.fixture
@@ -177,10 +177,12 @@ async def test_an_outage_is_waited_for(start: Start, jobs: Store[Job], error: Ba
 
 
 async def test_an_outage_without_end_ends_the_work(start: Start, jobs: Store[Job]) -> None:
-    workflow = Scripted(raising(Retryable("gone")))
+    workflow = Scripted(raising(Retryable("gone: the volume is full: http://store/x?signature=abc")))
     await start(workflow)
     error = (await ended(jobs)).lifecycle.error
     assert (error.code, reason(error)) == (grpc.StatusCode.UNAVAILABLE.value[0], "STORE_UNAVAILABLE")
+    assert "gone: the volume is full" in error.message
+    assert "signature=abc" not in error.message
     assert len(workflow.attempts) == work.RUN_TRIES
 
 

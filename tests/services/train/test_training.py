@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
@@ -45,6 +47,15 @@ async def test_two_checkpoints_are_kept(trainer: Trainer, undisturbed: str) -> N
     assert sorted(key for key in keys if "/checkpoint-" in key) == [
         f"{undisturbed}/checkpoint-{step:06}.safetensors" for step in kept
     ]
+
+
+async def papers(trainer: Trainer, job: str) -> tuple[dict[str, Any], str]:
+    """config.json and job.html of a job that has ended."""
+    found = await trainer.artifacts(job)
+    config, page = [
+        (await trainer.runtime.objects.get_bytes(found[name].blob.key)).decode() for name in ("config.json", "job.html")
+    ]
+    return json.loads(config), page
 
 
 async def test_a_killed_actor_changes_no_byte(
@@ -96,6 +107,9 @@ async def test_a_sample_that_is_no_number_ends_the_job_as_diverged(trainer: Trai
     assert ended.billable_units == 0
     lora = (await trainer.artifacts(job))["lora-000002.safetensors"]
     assert await trainer.runtime.objects.exists(lora.blob.key)
+    config, page = await papers(trainer, job)
+    assert config["state"] == "failed" and "FAILED" in page
+    assert (await trainer.jobs.get(job)).output.lora_file == lora.name
 
 
 async def test_an_actor_that_dies_again_and_again_ends_the_job(trainer: Trainer, samples: Sequence[Sample]) -> None:
@@ -124,6 +138,11 @@ async def test_a_cancelled_training_gives_back_its_last_checkpoint(trainer: Trai
     loras = {item.step: item for item in (await trainer.artifacts(job)).values() if item.kind == Artifact.KIND_LORA}
     assert ended.checkpoint_step == max(loras) >= 10
     assert ended.output.lora_file == loras[max(loras)].name
+    config, page = await papers(trainer, job)
+    assert ended.output.config_file == f"{job}/artifacts/config.json"
+    assert config["state"] == "cancelled" and config["billing"]["billable_units"] == 0
+    assert config["audit"]["modules"] > 0 and config["manifest"]["device"]
+    assert "CANCELLED" in page and f"{ended.checkpoint_step} of 100" in page
     events = await trainer.events(job)
     cancelled_at = [event.lifecycle.state for event in events].index(State.STATE_CANCELLING)
     assert not any(event.stage == Stage.STAGE_TRAIN for event in events[cancelled_at:])

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
+from ltxtrain_client.backoff import Backoff
 
 from services.local import child as module
 from services.local.child import Child
@@ -19,8 +20,7 @@ AGAIN_AND_AGAIN = "print('x' * 100_000)"
 def test_a_log_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     monkeypatch.setattr(module, "MAX_LOG_BYTES", LIMIT)
     monkeypatch.setattr(module, "LOG_SECONDS", 0.02)
-    monkeypatch.setattr(module, "FIRST_BACKOFF_SECONDS", 0.001)
-    monkeypatch.setattr(module, "MAX_BACKOFF_SECONDS", 0.002)
+    monkeypatch.setattr(module, "BACKOFF", Backoff(first_seconds=0.001, last_seconds=0.002))
     log, older = tmp_path / "child.log", tmp_path / "child.old.log"
     command = [sys.executable, "-c", program]
     child = Child("It", command, environ=dict(os.environ), log_path=log, cwd=tmp_path).start()

@@ -1,24 +1,27 @@
 """Local files in place of the URLs of a sheet."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 
-from ltxtrain_client.cli.session import Suite
-from ltxtrain_client.progress import View
+from ltxtrain_client.ingest import IngestClient
+from ltxtrain_client.local_data import LocalData
 from ltxtrain_client.sheet import Problem, SheetInvalid
+from ltxtrain_client.upload_source import FileSource, Source
+from ltxtrain_client.view import View
 
 # Placeholder for a file that is not uploaded yet, while the rest of the spec is checked.
 PENDING_UPLOAD = "upload:uploads/" + "0" * 32
 
 
 @dataclass(frozen=True)
-class LocalFiles:
-    """Files that a command uploads: the training data, and a clip for each validation entry in order."""
+class SheetFiles:
+    """Files that are uploaded for a sheet: the training data, and a clip for each validation entry in order."""
 
-    data: Path | None = None
-    validation: tuple[Path, ...] = ()
+    data: LocalData | None = None
+    validation: Sequence[Path] = ()
 
     @property
     def fields(self) -> frozenset[str]:
@@ -37,12 +40,18 @@ class LocalFiles:
                 spec.validation.add()
             spec.validation[index].video_url = PENDING_UPLOAD
 
-    async def upload(self, suite: Suite, spec: ExtendPrefixSpec, view: View) -> None:
-        """Upload all files and put their references into the spec."""
+    async def upload(self, ingest: IngestClient, spec: ExtendPrefixSpec, view: View) -> None:
+        """Upload all files and put their references into the spec.
+
+        Raises TransferFailed when the store does not take one, OSError when one cannot be read.
+        """
         if self.data is not None:
-            spec.training_data_url = await _upload(suite, self.data, view)
+            spec.training_data_url = await _upload(ingest, self.data.source, view)
         for entry, path in zip(spec.validation, self.validation, strict=False):
-            entry.video_url = await _upload(suite, path, view)
+            entry.video_url = await _upload(ingest, FileSource(path), view)
+
+
+NO_FILES = SheetFiles()
 
 
 def stand_in(spec: ExtendPrefixSpec) -> None:
@@ -53,8 +62,14 @@ def stand_in(spec: ExtendPrefixSpec) -> None:
         entry.video_url = entry.video_url or PENDING_UPLOAD
 
 
-async def _upload(suite: Suite, path: Path, view: View) -> str:
-    upload = await suite.ingest.prepare_upload(path)
+async def _upload(ingest: IngestClient, source: Source, view: View) -> str:
+    large = source.size_bytes > _SHOW_HASHING_ABOVE
+    label = f"reading {source.name}"
+    upload = await ingest.prepare_upload(source, (lambda step: view.show_transfer(label, step)) if large else None)
     async for step in upload.send():
-        view.show_transfer(path.name, step)
+        view.show_transfer(source.name, step)
     return upload.url
+
+
+# About a second.
+_SHOW_HASHING_ABOVE = 300 << 20

@@ -1,0 +1,232 @@
+"""Races in an order that the test decides: cancellations at every await, sweeps and creations, deletions and reads.
+
+A task is driven turn by turn of the event loop, so each run stops it one turn later than the last, until it is done.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.work_pb2 import Event, Progress, State
+
+from services.runtime.blobs import Blobs
+from services.runtime.errors import NotFound, NotReady
+from services.runtime.events import EventLog
+from services.runtime.store import StaleAttempt, Store
+from services.runtime.tables import Database
+from services.runtime.work import Attempt, Ending, WorkRunner
+
+# Turns of the loop until everything here is done. The first are quick; the later ones give threads a moment each.
+TURNS = 24
+QUICK_TURNS = 12
+PATIENCE_SECONDS = 60.0
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = await Database.open(f"sqlite+aiosqlite:///{tmp_path / 'state.db'}", tmp_path)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+def jobs(database: Database) -> Store[Job]:
+    return Store(database, EventLog(database), "jobs", Job)
+
+
+async def turn(number: int) -> None:
+    await asyncio.sleep(0.0 if number < QUICK_TURNS else 0.001)
+
+
+async def cancelled_after(turns: int, work: Coroutine[Any, Any, Any]) -> bool:
+    """Whether the work was done before its cancellation, which comes after so many turns of the loop."""
+    task = asyncio.ensure_future(work)
+    for number in range(turns):
+        if task.done():
+            break
+        await turn(number)
+    task.cancel()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        outcome: Any = (await asyncio.gather(task, return_exceptions=True))[0]
+    assert outcome is None or isinstance(outcome, Job | asyncio.CancelledError), outcome
+    return not isinstance(outcome, asyncio.CancelledError)
+
+
+async def make(jobs: Store[Job], name: str) -> Job | None:
+    return await jobs.create(Job(name=name), owner="ann", request_id="", digest=b"")
+
+
+async def events_of(jobs: Store[Job], name: str, last: int) -> list[int]:
+    """The sequences that a follower gets."""
+    found = []
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        async for sequence, event in jobs.log.follow(name, 0):
+            if event is not None:
+                found.append(sequence)
+            if sequence == last:
+                return found
+    return found
+
+
+async def test_a_creation_cancelled_at_any_await_is_whole_or_nothing(jobs: Store[Job]) -> None:
+    outcomes = set()
+    for turns in range(TURNS):
+        name = f"jobs/{turns}"
+        outcomes.add(await cancelled_after(turns, make(jobs, name)))
+        try:
+            made = await jobs.get(name)
+        except NotFound:
+            continue
+        assert (made.lifecycle.state, await events_of(jobs, name, 1)) == (State.STATE_PENDING, [1])
+    assert outcomes == {True, False}
+    # No lock is left behind.
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await make(jobs, "jobs/last")
+
+
+async def test_a_change_cancelled_at_any_await_is_whole_or_nothing(jobs: Store[Job]) -> None:
+    await make(jobs, "jobs/1")
+
+    async def change() -> None:
+        async with jobs.edit("jobs/1") as edit:
+            edit.body.checkpoint_step += 1
+            edit.add_event(Event(progress=Progress(completed=edit.body.checkpoint_step)))
+            edit.put_child("report", str(edit.body.checkpoint_step), Job())
+
+    done = 0
+    for turns in range(TURNS):
+        done += await cancelled_after(turns, change())
+        job = await jobs.get("jobs/1")
+        assert job.lifecycle.last_sequence == 1 + job.checkpoint_step
+        assert len(await jobs.all_children("jobs/1", "report", Job)) == job.checkpoint_step
+    assert 0 < done <= job.checkpoint_step
+    assert await events_of(jobs, "jobs/1", job.lifecycle.last_sequence) == list(range(1, 2 + job.checkpoint_step))
+
+
+class Endless:
+    """Work that a test lets go on; nothing is given back."""
+
+    def __init__(self) -> None:
+        self.go_on = asyncio.Event()
+
+    async def run(self, attempt: Attempt[Job]) -> Ending[Job]:
+        await self.go_on.wait()
+        return lambda edit: None
+
+    async def salvage(self, attempt: Attempt[Job]) -> Ending[Job]:
+        return lambda edit: None
+
+
+async def test_two_starts_and_a_cancellation_at_any_turn_end_a_job_once(jobs: Store[Job]) -> None:
+    """A cancellation beats at every stage of a start, and of an end; whichever wins, there is one last event."""
+    for turns in range(0, TURNS, 3):
+        name = f"jobs/{turns}"
+        await make(jobs, name)
+        workflow = Endless()
+        if turns % 2:
+            workflow.go_on.set()
+        runner: WorkRunner[Job] = WorkRunner(jobs, workflow)
+        runner.start(name)
+        runner.start(name)
+        for number in range(turns):
+            await turn(number)
+        await asyncio.gather(runner.cancel(name, "ann"), runner.cancel(name, "ann"))
+        runner.start(name)
+        states = [
+            event.lifecycle.state
+            async for _, event in jobs.log.follow(name, 0)
+            if event is not None and event.WhichOneof("detail") == "lifecycle"
+        ]
+        assert states[-1] in (State.STATE_CANCELLED, State.STATE_SUCCEEDED)
+        assert states.count(states[-1]) == 1 and states.count(State.STATE_CANCELLING) <= 1
+        await runner.drain()
+
+
+Step = Callable[[], Coroutine[Any, Any, Any]]
+
+
+def interleavings(one: list[Step], other: list[Step]) -> list[list[Step]]:
+    """Every order of the steps of both that keeps each one's own."""
+    found = []
+    for places in combinations(range(len(one) + len(other)), len(one)):
+        rest, mine = iter(other), iter(one)
+        found.append([next(mine) if index in places else next(rest) for index in range(len(one) + len(other))])
+    return found
+
+
+async def test_a_sweep_beside_a_reuse_takes_nothing_that_is_used(database: Database, jobs: Store[Job]) -> None:
+    """What the sweep has forgotten is not found; what was found is not forgotten: in every order of their steps."""
+    blobs, key = Blobs(database), "train/sha256/1"
+    await make(jobs, "jobs/1")
+
+    for number in range(len(interleavings([None] * 2, [None] * 2))):  # type: ignore[list-item]
+        said: dict[str, Any] = {}
+
+        async def list_unused(said: dict[str, Any] = said) -> None:
+            said["unused"] = await blobs.unused(keep_seconds=0.0)
+
+        async def forget(said: dict[str, Any] = said) -> None:
+            said["forgotten"] = key in said["unused"] and await blobs.forget(key)
+
+        async def find(said: dict[str, Any] = said) -> None:
+            said["found"] = await blobs.find(key, "jobs/1")
+
+        async def add(said: dict[str, Any] = said) -> None:
+            if said["found"] is None:
+                await blobs.add(key, 1, b"", "jobs/1")
+
+        name = f"jobs/{100 + number}"
+        await make(jobs, name)
+        await blobs.add(key, 1, b"", name)
+        await _finish_and_delete(jobs, name)
+        for step in interleavings([list_unused, forget], [find, add])[number]:
+            await step()
+        # A row that `jobs/1` refers to, whatever came first.
+        assert await blobs.find(key, "jobs/1") is not None and await blobs.unused(keep_seconds=0.0) == []
+        assert not (said["forgotten"] and said["found"] is not None)
+        await _finish_and_delete(jobs, "jobs/1")
+        await make(jobs, "jobs/1")
+
+
+async def _finish_and_delete(jobs: Store[Job], name: str) -> None:
+    async with jobs.edit(name) as edit:
+        edit.enter(State.STATE_SUCCEEDED)
+    await jobs.delete(name)
+
+
+async def test_a_deletion_beside_a_watch_and_reads_ends_them_in_good_order(jobs: Store[Job]) -> None:
+    for turns in range(0, TURNS, 2):
+        name = f"jobs/{turns}"
+        await make(jobs, name)
+
+        async def watch(name: str = name) -> list[int]:
+            return [sequence async for sequence, event in jobs.log.follow(name, 0) if event is not None]
+
+        async def read(name: str = name) -> None:
+            for _ in range(5):
+                await jobs.get(name, "ann")
+                await jobs.children(name, "report", Job, 10, "")
+                await jobs.page("ann", 10, "")
+
+        async def end(name: str = name) -> None:
+            with pytest.raises(NotReady):
+                await jobs.delete(name, "ann")
+            await _finish_and_delete(jobs, name)
+
+        watching, reading = asyncio.create_task(watch()), asyncio.create_task(read())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            outcomes = await asyncio.gather(watching, reading, end(), return_exceptions=True)
+        assert outcomes[2] is None
+        for outcome in outcomes[:2]:
+            assert isinstance(outcome, NotFound) or outcome in (None, [1, 2]), outcome
+        with pytest.raises(NotFound):
+            await jobs.get(name)
+        with pytest.raises((NotFound, StaleAttempt)):
+            async with jobs.edit(name):
+                pass
