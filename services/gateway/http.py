@@ -25,7 +25,7 @@ SETTINGS = web.AppKey("settings", Settings)
 SUITE = web.AppKey("suite", Suite)
 STORIES = web.AppKey("stories", Stories)
 # Tasks of open streams, which end when the process drains.
-STREAMS: web.AppKey[set[asyncio.Task[Any]]] = web.AppKey("streams")
+STREAMS = web.AppKey("streams", set[asyncio.Task[Any]])
 
 PING_SECONDS = 15.0
 # Requests under way, of all callers; watches of one caller are counted by the services.

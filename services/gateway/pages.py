@@ -23,7 +23,8 @@ from services.gateway.form import form
 from services.gateway.http import SETTINGS, STORIES, SUITE, EventStream, Handler, is_https, json_text, problem_response
 from services.gateway.story import Story
 from services.gateway.suite import Caller, http_status
-from services.pages.render import render, static_file
+from services.pages.job_page import JobPage, render_job_part
+from services.pages.render import render, render_part, static_file
 
 COOKIE = "ltxtrain-token"
 COOKIE_SECONDS = 30 * 24 * 3600
@@ -103,7 +104,7 @@ async def jobs_events(request: web.Request) -> web.StreamResponse:
         shown = ""
         async with aclosing(events.while_open(lists())) as changes:
             async for found in changes:
-                html = views.render_part("jobs.html", "rows", rows=found)
+                html = render_part("jobs.html", "rows", rows=found)
                 if html != shown:
                     await events.send({"rows": html})
                 shown = html
@@ -195,7 +196,7 @@ async def job(request: web.Request) -> web.StreamResponse:
     # What was read before is in the page at once; the stream brings the rest.
     first = story if story.cursor else Story(lifecycle=found.lifecycle)
     parts = {part: views.job_part(part, found, first) for part in views.JOB_PARTS}
-    spec = views.render_job_part(views.JobPage(title="", state="", facts={}, spec=format_sheet(
+    spec = render_job_part(JobPage(title="", state="", facts={}, spec=format_sheet(
         found.effective_spec, found.options)), "spec")  # fmt: skip
     return _html(request, "job_live.html", name=found.name, parts=parts, spec=spec)
 

@@ -13,7 +13,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, Outcome, PreviewMetrics, Progress, ReportLine, Stage, TrainMetrics
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe, describe_error, duration_text, measure, stage_word
+from ltxtrain_client.event_text import describe, describe_error, measure, stage_word
+from ltxtrain_client.quantities import duration_text
 from ltxtrain_client.watch import is_terminal
 
 Watch = Callable[[str, int], AsyncGenerator[tuple[int, Event], None]]

@@ -10,16 +10,9 @@ from ltxtrain.v1.work_pb2 import Outcome, Progress, ReportReason, Stage, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import (
-    describe_error,
-    duration_text,
-    measure,
-    price_text,
-    size_text,
-    stage_word,
-    state_word,
-)
+from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word
 from ltxtrain_client.outputs import file_name, is_result
+from ltxtrain_client.quantities import duration_text, price_text, size_text
 from ltxtrain_client.sheet import format_sheet
 from ltxtrain_client.watch import TERMINAL
 from markupsafe import Markup

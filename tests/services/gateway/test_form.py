@@ -28,6 +28,7 @@ def test_defaults_and_ranges_are_the_services(path: str, rule: object) -> None:
     field = FIELDS[path]
     if isinstance(rule, Named):
         enum = (JobOptions if path.startswith("options.") else ExtendPrefixSpec).DESCRIPTOR.fields_by_name[rule.name]
+        assert enum.enum_type is not None
         assert field.kind == "choice" and field.default.lower() == word(enum.enum_type, rule.default)
     elif isinstance(rule, Number):
         assert path in IN_WORDS or float(field.default) == rule.default
