@@ -196,5 +196,6 @@ class EventStream:
 
 async def end_streams(app: web.Application) -> None:
     """Ends every open stream; browsers come back by themselves, to whoever serves then."""
-    for task in tuple(app[STREAMS]):
+    streams = app[STREAMS]
+    for task in tuple(streams):
         task.cancel()

@@ -1,5 +1,7 @@
 """The form says what the service does: its defaults and ranges come from the contract's comments alone."""
 
+from typing import Any
+
 import pytest
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import JobOptions
@@ -27,9 +29,9 @@ def test_every_field_of_the_contract_is_an_input() -> None:
 def test_defaults_and_ranges_are_the_services(path: str, rule: object) -> None:
     field = FIELDS[path]
     if isinstance(rule, Named):
-        enum = (JobOptions if path.startswith("options.") else ExtendPrefixSpec).DESCRIPTOR.fields_by_name[rule.name]
-        assert enum.enum_type is not None
-        assert field.kind == "choice" and field.default.lower() == word(enum.enum_type, rule.default)
+        message = JobOptions if path.startswith("options.") else ExtendPrefixSpec
+        enum: Any = message.DESCRIPTOR.fields_by_name[rule.name].enum_type
+        assert field.kind == "choice" and field.default.lower() == word(enum, rule.default)
     elif isinstance(rule, Number):
         assert path in IN_WORDS or float(field.default) == rule.default
         if field.minimum:
