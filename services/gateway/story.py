@@ -115,10 +115,10 @@ class Story:
             case "report_line":
                 outcome = event.report_line.outcome
                 self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
-                # Those that are kept as they are come last: the first to be left out.
-                if len(self.report) < MOST_REPORT_LINES or outcome != Outcome.OUTCOME_KEPT:
+                # Clips that are kept as they are say the least: they are the first to be left out.
+                most = MOST_REPORT_LINES if outcome == Outcome.OUTCOME_KEPT else 2 * MOST_REPORT_LINES
+                if len(self.report) < most:
                     self.report.append(event.report_line)
-                    del self.report[: len(self.report) - 2 * MOST_REPORT_LINES]
                 return ("dataset",)
             case "artifact":
                 self.artifacts[event.artifact.name] = event.artifact

@@ -29,6 +29,8 @@ from services.pages.job_page import (
 )
 from services.pages.render import render_part
 
+# The trainer's name for a preview that shows both models in one picture.
+LABELLED = "-beside-base.mp4"
 # Parts of a job's page, and the sections of job.html among them.
 JOB_PARTS = ("head", "actions", "previews", "training", "metrics", "dataset", "files", "log")
 SECTIONS = frozenset({"previews", "training", "metrics", "dataset"})
@@ -204,7 +206,7 @@ def _videos(story: Story, job: Job, index: int, kind: "Artifact.Kind") -> Sequen
     return sorted(
         (item.step, f"/{job.name}/files/{file_name(item)}")
         for item in story.artifacts.values()
-        if item.kind == kind and item.validation_index == index
+        if item.kind == kind and item.validation_index == index and not item.name.endswith(LABELLED)
     )
 
 
