@@ -171,7 +171,7 @@ def compare_uploading(path: Path, scratch: Path, address: StoreAddress) -> tuple
 
 
 def peak_mb(path: Path, address: StoreAddress) -> float:
-    """Of a process of its own."""
+    """Peak memory of a process of its own."""
     values = {name: getattr(address, name) for name in StoreAddress.__dataclass_fields__}
     command = [sys.executable, __file__, "--whole", str(path)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""What training costs beyond its forward and backward passes, and how soon a killed training goes on.
+"""Cost of training beyond its forward and backward passes, and how soon a killed training resumes.
 
     bench/train.py [--quick]
 

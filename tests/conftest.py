@@ -1,4 +1,4 @@
-"""What every test may use. Expensive things are made once a session."""
+"""Fixtures of every test. Expensive ones are made once a session."""
 
 import os
 import secrets

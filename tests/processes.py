@@ -14,7 +14,7 @@ _PROC = Path("/proc")
 
 
 def descendants(pid: int | None = None) -> list[int]:
-    """Of a process, this one if none is named: children first."""
+    """Descendants of a process, this one if none is named: children first."""
     children: dict[int, list[int]] = {}
     for child, parent in _parents():
         children.setdefault(parent, []).append(child)

@@ -78,7 +78,7 @@ def test_the_image_has_the_folders_of_its_volumes() -> None:
 
 
 def entrypoint(folder: Path, role: str, programs: Mapping[str, str] = MappingProxyType({}), **environ: str) -> str:
-    """What the entrypoint of a role starts, a line for each program with its arguments and environment."""
+    """Programs that the entrypoint of a role starts, a line for each with its arguments and environment."""
     for program in ("ray", "python"):
         (folder / program).write_text('#!/bin/sh\necho "$0" "$@" $(env)\n')
         (folder / program).chmod(0o755)

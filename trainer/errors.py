@@ -4,7 +4,8 @@ TrainerError
 ├── ModelUnavailable       absent, incomplete or gated
 ├── ModelUnsupported       not LTX 2.3
 ├── PrecisionUnavailable   the format of the base model needs what is not here
-├── DeviceMemoryExhausted  a clip, or a step on it, does not fit the device
+├── DeviceMemoryExhausted  the device is full: loading, prompts, a clip, a step or a preview
+├── DeviceUnusable         a GPU that torch cannot use, or a model that a CPU should not be given
 ├── ClipError
 │   ├── Undecodable        no decoder can read it
 │   │   └── ClipDamaged    too little lies before its damage
@@ -56,7 +57,18 @@ class PrecisionUnavailable(TrainerError):
 
 
 class DeviceMemoryExhausted(TrainerError):
-    """The device has no memory for this clip, or for a training step on it; the text says what would need less."""
+    """The device has no memory for what was being done; the text says what, and which setting would need less.
+
+    next_streamed_blocks: how many of the base's blocks to hold in host memory to go on with the same numbers, or None.
+    """
+
+    def __init__(self, text: str, *, next_streamed_blocks: int | None = None) -> None:
+        super().__init__(text)
+        self.next_streamed_blocks = next_streamed_blocks
+
+
+class DeviceUnusable(TrainerError):
+    """The machine's GPU cannot be used by the installed torch, or the model is too large for a CPU."""
 
 
 class ClipError(TrainerError):

@@ -2,8 +2,9 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from trainer.data.dataset import SampleFolder
 from trainer.errors import TrainerError
 from trainer.lora_file.audit import audit_lora
 from trainer.lora_file.export import lora_metadata, lora_tensors, video_only, write_lora
+from trainer.model.device import memory_for
 from trainer.model.folder import ModelFolder, resolve_model
-from trainer.model.loading import load_report, load_transformer, transformer_weight_count
-from trainer.model.precision import Precision, PrecisionChoice, choose_precision
+from trainer.model.loading import load_report, load_transformer
+from trainer.model.precision import Precision
 from trainer.plan import JobPlan
 from trainer.preview.previewer import Previewer
 from trainer.reports import (
@@ -29,9 +31,11 @@ from trainer.reports import (
     TrainingFacts,
     Warned,
 )
+from trainer.training.beside import Beside
 from trainer.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from trainer.training.distributed import Worker
-from trainer.training.loop import ALONE, CheckpointDue, PreviewDue, train
+from trainer.training.distributed import ALONE, Worker
+from trainer.training.fit import Fit, fit_to_device
+from trainer.training.loop import CheckpointDue, PreviewDue, train
 from trainer.training.lora import adapter, add_lora
 from trainer.training.losses import suggested_stop
 from trainer.training.preflight import preflight
@@ -49,7 +53,11 @@ def run_job(plan: JobPlan, *, device: torch.device, worker: Worker = ALONE) -> I
     """
     job = _Job(plan, device, worker)
     yield from job.load()
-    yield from job.train()
+    with Beside[Checkpointed]("checkpoints") as writer:
+        for report in job.train(writer):
+            yield report
+            yield from writer.ready()
+        yield from writer.rest()
     if worker.rank == 0:
         yield job.finish()
 
@@ -80,57 +88,70 @@ class _Job:
         self._folder: ModelFolder = resolve_model(plan.model, plan.revision, COMPONENTS)
         self._resume = read_checkpoint(plan.checkpoint) if plan.checkpoint else None
         self._log = StepLog.read(plan.metrics, self._resume.step) if plan.metrics and self._resume else StepLog()
+        self._fit: Fit
         self._transformer: Any = None
         self._previewer: Previewer | None = None
 
     def load(self) -> Iterator[Report]:
         settings = self._plan.settings
-        choice = self._choose_precision()
-        self._transformer = load_transformer(self._folder, self._device, choice.precision)
+        fit = self._fit = fit_to_device(self._plan, self._folder, self._device, self._worker, self._resume)
+        with fit.memory_for("loading the base model"):
+            self._transformer = load_transformer(
+                self._folder,
+                self._device,
+                Precision(fit.plan.precision),
+                video_only=not settings.with_audio,
+                streamed_blocks=fit.plan.streamed_blocks,
+            )
+            add_lora(self._transformer, rank=settings.rank, with_audio=settings.with_audio, seed=settings.seed)
         report = load_report(self._transformer)
-        add_lora(self._transformer, rank=settings.rank, with_audio=settings.with_audio, seed=settings.seed)
-        yield Loaded(
-            facts=self._facts(choice.precision),
-            reason=choice.reason,
-            seconds=report.seconds,
-            size_bytes=report.size_bytes,
-        )
+        yield Loaded(facts=self._facts(), reason=fit.reason, seconds=report.seconds, size_bytes=report.size_bytes)
         if self._resume is None:
-            yield preflight(self._transformer, SampleFolder(self._plan.samples), settings)
-        if self._plan.previews is not None and self._worker.rank == 0:
+            with fit.memory_for(f"a training step on clips of {fit.load.tokens} tokens"):
+                measured = preflight(self._transformer, SampleFolder(self._plan.samples), settings)
+            yield measured
+        if self._plan.previews is not None:
             self._previewer = Previewer(
                 folder=self._folder,
                 transformer=self._transformer,
                 settings=self._plan.previews,
                 seed=settings.seed,
                 work_dir=self._plan.work_dir,
+                worker=self._worker,
             )
 
-    def train(self) -> Iterator[Report]:
+    def train(self, writer: Beside[Checkpointed]) -> Iterator[Report]:
+        """The steps and what comes with them; checkpoints are written beside them."""
         reports = train(
             self._transformer,
             SampleFolder(self._plan.samples),
             self._plan.settings,
-            identity=self._plan.identity,
+            identity={**self._plan.identity, "precision": self._fit.plan.precision},
             worker=self._worker,
             resume=self._resume,
         )
-        for report in reports:
+        while True:
+            with self._fit.memory_for(f"a training step on clips of {self._fit.load.tokens} tokens"):
+                report = next(reports, None)
             match report:
+                case None:
+                    break
                 case Step():
                     self._log.add(report)
                     yield report
                 case CheckpointDue(step, checkpoint) if self._worker.rank == 0:
-                    yield self._checkpointed(step, checkpoint)
+                    write = partial(self._checkpointed, step, checkpoint.snapshot(), self._log.copy())
+                    yield from writer.start(write)
                 case PreviewDue(step) if self._previewer is not None:
                     yield from self._previews(self._previewer, step)
         if stop := suggested_stop(self._log.series("held_out_loss")):
             yield Warned(f"The held-out loss was lowest at step {stop}; later steps may be overfitting.")
 
-    def _facts(self, precision: str) -> TrainingFacts:
+    def _facts(self) -> TrainingFacts:
         return TrainingFacts(
             device=device_name(self._device),
-            precision=precision,
+            precision=self._fit.plan.precision,
+            memory=self._fit.plan.as_dict(),
             model=self._folder.reference,
             model_revision=self._folder.revision,
             model_digests=self._folder.digests,
@@ -140,21 +161,13 @@ class _Job:
             python=platform.python_version(),
         )
 
-    def _choose_precision(self) -> PrecisionChoice:
-        if self._plan.precision != "auto":
-            if self._device.type == "cpu" and self._plan.precision == "bf16":
-                return PrecisionChoice(Precision.BF16, "asked for; slower than fp32 on a CPU")
-            return PrecisionChoice(Precision(self._plan.precision), "asked for")
-        free = torch.cuda.mem_get_info(self._device)[0] if self._device.type == "cuda" else None
-        return choose_precision(transformer_weight_count(self._folder), free)
-
-    def _checkpointed(self, step: int, checkpoint: Checkpoint) -> Checkpointed:
+    def _checkpointed(self, step: int, checkpoint: Checkpoint, log: StepLog) -> Checkpointed:
         work_dir = self._plan.work_dir
         state = work_dir / f"checkpoint-{step:06}.safetensors"
         write_checkpoint(checkpoint, state)
-        lora = self._write_lora(work_dir / f"lora-{step:06}.safetensors")
+        lora = self._write_lora(work_dir / f"lora-{step:06}.safetensors", checkpoint.adapter, step)
         metrics = work_dir / f"metrics-{step:06}.parquet"
-        self._log.write(metrics)
+        log.write(metrics)
         return Checkpointed(
             step=step,
             files=(
@@ -165,8 +178,10 @@ class _Job:
         )
 
     def _previews(self, previewer: Previewer, step: int) -> Iterator[Report]:
+        remedy = "lower validation_resolution or validation_number_of_frames"
         try:
-            yield from previewer.run(step)
+            with memory_for("sampling it", remedy):
+                yield from previewer.run(step)
         except (TrainerError, RuntimeError, OSError) as error:
             # The training is worth more than its previews.
             text = str(error) if isinstance(error, TrainerError) else type(error).__name__
@@ -177,13 +192,14 @@ class _Job:
     def finish(self) -> Finished:
         """Write the outputs. Raises AuditFailed when the LoRA is not what was asked for."""
         plan, work_dir = self._plan, self._plan.work_dir
-        lora = self._write_lora(work_dir / "lora.safetensors")
+        weights, steps = adapter(self._transformer), plan.settings.steps
+        lora = self._write_lora(work_dir / "lora.safetensors", weights, steps)
         audit = audit_lora(lora, self._folder, with_audio=plan.settings.with_audio)
-        files = [MadeFile(kind=FileKind.LORA, path=lora, step=plan.settings.steps)]
+        files = [MadeFile(kind=FileKind.LORA, path=lora, step=steps)]
         if plan.settings.with_audio:
-            part = self._write_lora(work_dir / "lora-video-only.safetensors", video_part=True)
+            part = self._write_lora(work_dir / "lora-video-only.safetensors", weights, steps, video_part=True)
             audit_lora(part, self._folder, with_audio=False)
-            files.append(MadeFile(kind=FileKind.LORA_VIDEO_ONLY, path=part, step=plan.settings.steps))
+            files.append(MadeFile(kind=FileKind.LORA_VIDEO_ONLY, path=part, step=steps))
         metrics = work_dir / "metrics.parquet"
         self._log.write(metrics)
         files.append(MadeFile(kind=FileKind.METRICS, path=metrics))
@@ -193,14 +209,16 @@ class _Job:
             files.append(MadeFile(kind=FileKind.VALIDATION_REEL, path=reel, content_type="video/mp4"))
         return Finished(files=tuple(files), audit=asdict(audit))
 
-    def _write_lora(self, path: Path, *, video_part: bool = False) -> Path:
-        tensors = lora_tensors(adapter(self._transformer))
+    def _write_lora(
+        self, path: Path, weights: Mapping[str, torch.Tensor], step: int, *, video_part: bool = False
+    ) -> Path:
+        tensors = lora_tensors(weights)
         metadata = lora_metadata(
             base_model=self._folder.reference,
             revision=self._folder.revision,
             trigger_phrase=self._plan.trigger_phrase,
             settings=self._plan.settings,
-            step=self._log.rows[-1]["step"],
+            step=step,
         )
         write_lora(video_only(tensors) if video_part else tensors, metadata, path)
         return path

@@ -31,6 +31,7 @@ class PreviewSettings:
 
     frame_count: int
     stg_scale: float
+    schedule_tokens: int  # video tokens that the noise schedule is made for; 0: the preview's own
     negative: Path
     inputs: tuple[PreviewInput, ...]
 
@@ -52,3 +53,5 @@ class JobPlan:
     # Files of the step to resume from.
     checkpoint: Path | None = None
     metrics: Path | None = None
+    # At least as many of the base's blocks stay in host memory: after a start that found the device full.
+    streamed_blocks: int = 0

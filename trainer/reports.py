@@ -43,6 +43,7 @@ class TrainingFacts:
 
     device: str
     precision: str  # of the frozen base model
+    memory: Mapping[str, Any]  # the memory plan (trainer.memory_plan), bytes by what they are for
     model: str
     model_revision: str
     model_digests: Mapping[str, str]
@@ -57,7 +58,7 @@ class Loaded:
     """The base model is on its device."""
 
     facts: TrainingFacts
-    reason: str  # for the precision
+    reason: str  # for the memory plan
     seconds: float
     size_bytes: int
 

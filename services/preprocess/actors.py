@@ -16,6 +16,7 @@ import ray
 from numpy.typing import NDArray
 
 from services.preprocess.outcome import SAFETENSORS, SERVICE, FitTask, SampleFile, SceneOutcome
+from services.runtime.cluster import gpu_assigned
 from services.runtime.objects import Objects, StoreAddress, StoredBlob
 from services.runtime.process_limits import limits
 from services.runtime.telemetry import resumed_trace
@@ -76,6 +77,7 @@ class Embedded:
     stored: StoredBlob
     tokens: int
     truncated: bool
+    numbers: str  # see prompt_key
 
 
 class Phase(StrEnum):
@@ -83,10 +85,6 @@ class Phase(StrEnum):
 
     PROMPTS = "prompts"
     CLIPS = "clips"
-
-
-class OutOfMemory(Exception):
-    """The device has no memory for a clip of this shape; the text says what would need less."""
 
 
 @ray.remote(num_cpus=1, max_restarts=0)
@@ -156,12 +154,13 @@ class Encoder:
         import torch
 
         from trainer.data.encode import ClipEncoder, PromptEncoder
+        from trainer.model.device import device_of
         from trainer.model.folder import resolve_model
 
         torch.set_num_threads(self._threads)
         self._free()
         self._folder = resolve_model(self._source.reference, self._source.revision, self._source.components)
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device_of(gpu_expected=gpu_assigned())
         if phase is Phase.PROMPTS:
             self._prompts = PromptEncoder(self._folder, self._device)
         else:
@@ -175,10 +174,15 @@ class Encoder:
         with resumed_trace(self._trace, "embed"):
             (embedding,) = self._prompts.encode([prompt])
             stored = self._objects.put_content(SERVICE, dump_prompt(embedding), SAFETENSORS)
-        return Embedded(stored=stored, tokens=embedding.token_count, truncated=embedding.truncated)
+        return Embedded(
+            stored=stored,
+            tokens=embedding.token_count,
+            truncated=embedding.truncated,
+            numbers=self._prompts.hold.numbers,
+        )
 
     def encode(self, picture: FittedScene) -> StoredBlob:
-        """Latents of a fitted clip, in the store. Raises OutOfMemory."""
+        """Latents of a fitted clip, in the store. Raises DeviceMemoryExhausted."""
         from trainer.data.encoded import dump_clip
 
         with resumed_trace(self._trace, "encode"):
@@ -194,7 +198,7 @@ class Encoder:
                 return self._clips.encode(picture.frames, picture.frame_rate, picture.audio)
             except DeviceMemoryExhausted as error:
                 if self._clips.tiling:
-                    raise OutOfMemory(str(error)) from None
+                    raise error from None
                 self._clips.use_tiling()
             # Not in the handler: until it is left, the error holds what had been computed.
             give_back_memory()

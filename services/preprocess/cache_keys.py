@@ -59,8 +59,9 @@ def sheet_key(fit: str, scene: int, conditioning_frames: int) -> str:
     return _digest("sheet", fit, scene, conditioning_frames, code_version(*SHEET))
 
 
-def prompt_key(prompt: str, model_revision: str) -> str:
-    return _digest("prompt", prompt, model_revision, code_version(*ENCODER))
+def prompt_key(prompt: str, model_revision: str, numbers: str = "") -> str:
+    """An embedding; numbers: the format of the text encoder where it is not the model's own (TextHold.numbers)."""
+    return _digest("prompt", prompt, model_revision, code_version(*ENCODER), *([numbers] if numbers else []))
 
 
 def _audio(settings: PreprocessSettings, *, stretched: bool) -> list[bool] | None:

@@ -9,18 +9,19 @@ from typing import Any
 
 from ltxtrain.v1.work_pb2 import Stage
 
-from services.preprocess.actors import FitOrder, Fitted, OutOfMemory
+from services.preprocess.actors import FitOrder, Fitted
 from services.preprocess.cache import Entry, as_blob
 from services.preprocess.context import Context
 from services.preprocess.encoder_pool import Encoders
-from services.preprocess.failures import GpuOutOfMemory
 from services.preprocess.outcome import FitOutcome, SampleFile, SceneOutcome, Skip
 from services.preprocess.plan import Item
 from services.preprocess.results import ClipResult, item_files, item_key
 from services.runtime.cluster import ActorKilled, kill
 from services.runtime.objects import ObjectCorrupt, ObjectMissing, StoredBlob
 from services.runtime.pool import map_bounded
+from services.runtime.trainer_errors import api_error
 from services.runtime.work import Retryable
+from trainer.errors import DeviceMemoryExhausted
 
 # Share of Ray's object store for scenes that wait to be encoded; when it is nearly full, Ray spills to disk.
 IN_FLIGHT_SHARE = 0.5
@@ -66,7 +67,7 @@ class ClipPipeline:
     async def make(self, items: Sequence[Item]) -> AsyncGenerator[ClipResult, None]:
         """Each item as it is done.
 
-        Raises ClipGone, GpuOutOfMemory, Retryable, ClusterLost and ObjectStoreUnavailable.
+        Raises ClipGone, the status of DeviceMemoryExhausted, Retryable, ClusterLost and ObjectStoreUnavailable.
         """
         size = min(self._size, len(items))
         finishing: set[asyncio.Task[ClipResult]] = set()
@@ -142,8 +143,8 @@ class ClipPipeline:
             encoded = dict(zip(fitting.encodings, stored, strict=True))
         except ActorKilled:
             result = _killed(item, "encoding it ended its worker three times")
-        except OutOfMemory as error:
-            raise GpuOutOfMemory(str(error)) from error
+        except DeviceMemoryExhausted as error:
+            raise api_error(error) from error
         outcome = _outcome(item, result)
         entries = {}
         if not outcome.killed:

@@ -8,8 +8,9 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 
 from services.preprocess.actors import Phase
 from services.runtime.cluster import ATTEMPTS, ActorKilled, Cluster, WorkerLost, kill
-from services.runtime.errors import FailedPrecondition, Unavailable
-from trainer.errors import ModelUnavailable, ModelUnsupported
+from services.runtime.errors import Unavailable
+from services.runtime.trainer_errors import api_error
+from trainer.errors import TrainerError
 
 
 class Encoders:
@@ -42,7 +43,8 @@ class Encoders:
     async def turn_to(self, phase: Phase, size: int) -> None:
         """Have up to `size` actors in a phase; returns when the first is. No call may be under way.
 
-        Raises FailedPrecondition (MODEL_UNAVAILABLE, MODEL_UNSUPPORTED), and Unavailable (WORKER_LOST).
+        Raises the status of a TrainerError (the model is not there, the device is too small), and Unavailable
+        (WORKER_LOST).
         """
         self._phase = phase
         while not self._free.empty():
@@ -111,11 +113,8 @@ class Encoders:
                     self._fail(Unavailable(ErrorReason.ERROR_REASON_WORKER_LOST, text))
                     return
                 actor = self._make()
-            except ModelUnavailable as error:
-                self._fail(FailedPrecondition(ErrorReason.ERROR_REASON_MODEL_UNAVAILABLE, str(error)))
-                return
-            except ModelUnsupported as error:
-                self._fail(FailedPrecondition(ErrorReason.ERROR_REASON_MODEL_UNSUPPORTED, str(error)))
+            except TrainerError as error:
+                self._fail(api_error(error))
                 return
             except Exception as error:
                 self._fail(error)

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import grpc
 from google.rpc.error_details_pb2 import PreconditionFailure
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import Clip
@@ -26,13 +25,6 @@ IN_WORDS = {
     ReportReason.REPORT_REASON_AUDIO_UNDECODABLE: "with sound that cannot be decoded",
     ReportReason.REPORT_REASON_ACTOR_KILLED: "impossible to decode within the limits",
 }
-
-
-class GpuOutOfMemory(ApiError):
-    """No encoder has the memory for clips of this shape, even in tiles."""
-
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
-    reason = ErrorReason.ERROR_REASON_GPU_OUT_OF_MEMORY
 
 
 @dataclass

@@ -12,7 +12,7 @@ from services.preprocess.outcome import FitOutcome, FitTask, SampleFile, SceneOu
 from services.preprocess.source import Source
 from services.runtime.errors import InvalidSpec, Violation
 from trainer import geometry
-from trainer.data.prompts import with_trigger
+from trainer.data.prompt_text import with_trigger
 from trainer.errors import ClipTooShort
 from trainer.media.frame_schedule import FitSettings, Scene, plan
 

@@ -17,11 +17,14 @@ from services.preprocess.report import Caption
 from services.runtime.cluster import ActorKilled
 from services.runtime.errors import Unavailable
 from services.runtime.settings import Settings
+from services.runtime.trainer_errors import translated
 from trainer.errors import TrainerError
 from trainer.model.folder import ModelFolder, resolve_model
 
 # Gemma takes long to load: an actor more pays for so many prompts.
 PROMPTS_AN_ACTOR = 256
+# Formats of the text encoder that change an embedding (trainer.model.text_encoder.TextHold.numbers).
+OTHER_NUMBERS = ("int8",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,17 @@ class Prompts:
 
 
 async def embed(context: Context, prompts: Sequence[str], encoders: Encoders) -> Prompts:
-    """Embeddings of all prompts, equal ones once; none that was made before is made again. Raises as Encoders."""
+    """Embeddings of all prompts, equal ones once; none that was made before is made again. Raises as Encoders.
+
+    One made by a text encoder in another format has a key of its own, and is taken where there is none by the model's.
+    """
     keys = {prompt: prompt_key(prompt, context.model_revision) for prompt in dict.fromkeys(prompts)}
     known = await context.cache.find(list(keys.values()), context.name)
+    for numbers in OTHER_NUMBERS:
+        others = {key: prompt_key(prompt, context.model_revision, numbers) for prompt, key in keys.items()}
+        wanted = {key: other for key, other in others.items() if key not in known}
+        found = await context.cache.find(list(wanted.values()), context.name) if wanted else {}
+        known = {**known, **{key: found[other] for key, other in wanted.items() if other in found}}
     missing = {prompt: key for prompt, key in keys.items() if key not in known}
     made: dict[str, Entry] = {}
     waiting = iter(missing.items())
@@ -54,14 +65,16 @@ async def embed(context: Context, prompts: Sequence[str], encoders: Encoders) ->
             embedded: Embedded = await encoders.call("embed", prompt)
             facts = {"tokens": embedded.tokens, "truncated": embedded.truncated}
             made[key] = Entry(as_blob(embedded.stored), facts)
-            await context.cache.keep({key: made[key]}, context.name)
+            kept = prompt_key(prompt, context.model_revision, embedded.numbers)
+            await context.cache.keep({kept: made[key]}, context.name)
 
     if missing:
         size = min(context.encoder_count, 1 + len(missing) // PROMPTS_AN_ACTOR)
         await encoders.turn_to(Phase.PROMPTS, size)
         tasks = [asyncio.create_task(work()) for _ in range(size)]
         try:
-            await asyncio.gather(*tasks)
+            with translated():
+                await asyncio.gather(*tasks)
         except ActorKilled as error:
             text = "Embedding a caption ended its worker three times; it may lack memory."
             raise Unavailable(ErrorReason.ERROR_REASON_WORKER_LOST, text) from error

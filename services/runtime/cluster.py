@@ -235,6 +235,11 @@ def _resources() -> dict[str, float]:
     return found
 
 
+def gpu_assigned() -> bool:
+    """Whether Ray has given this process a GPU."""
+    return bool(ray.is_initialized() and ray.get_gpu_ids())
+
+
 def kill(actor: Any) -> None:
     """End an actor's process at once; one that has ended already is fine."""
     with contextlib.suppress(RayError, ValueError):

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 
 # They carry and describe results and decide none: a change of theirs makes nothing anew.
-UNDECIDING = ("services.runtime", "trainer.errors", "trainer.model.hub")
+UNDECIDING = ("services.runtime", "trainer.errors", "trainer.memory_plan", "trainer.model.device", "trainer.model.hub")
 
 
 @cache

@@ -12,6 +12,7 @@ from trainer import errors as trainer
 REASONS: dict[type[trainer.TrainerError], "ErrorReason"] = {
     trainer.ModelUnavailable: ErrorReason.ERROR_REASON_MODEL_UNAVAILABLE,
     trainer.ModelUnsupported: ErrorReason.ERROR_REASON_MODEL_UNSUPPORTED,
+    trainer.DeviceUnusable: ErrorReason.ERROR_REASON_GPU_UNUSABLE,
     trainer.PrecisionUnavailable: ErrorReason.ERROR_REASON_MODEL_UNAVAILABLE,
     trainer.OptimizerUnavailable: ErrorReason.ERROR_REASON_MODEL_UNAVAILABLE,
     trainer.PrefixCoversClip: ErrorReason.ERROR_REASON_PREFIX_COVERS_CLIP,

@@ -6,11 +6,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from services.runtime.cluster import gpu_assigned
 from services.runtime.objects import Objects, StoreAddress
 from services.runtime.telemetry import resumed_trace
 from services.train.artifacts import StoredFile, object_key
@@ -74,25 +76,33 @@ class TrainActor:
 
         Raises every other TrainerError.
         """
-        import torch
-
         from trainer.job import run_job
-        from trainer.reports import Finished
+        from trainer.model.device import device_of
+        from trainer.reports import Checkpointed, Finished
+        from trainer.training.beside import Beside
         from trainer.training.distributed import join
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_of(gpu_expected=gpu_assigned())
         work_dir = Path(tempfile.mkdtemp(prefix="ltxtrain-"))
         try:
             plan = self._fetched(task, work_dir)
             with (
                 resumed_trace(task.trace, "train", flush=True),
                 join(self._rank, task.worker_count, meeting_point, device) as worker,
+                Beside[Stored]("uploads") as uploads,
             ):
                 for report in run_job(plan, device=device, worker=worker):
-                    if self._rank == 0:
+                    if self._rank:
+                        continue
+                    if isinstance(report, Checkpointed):
+                        # Gigabytes: a slow store costs no step.
+                        yield from uploads.start(partial(self._stored, task.job, report))
+                    elif isinstance(report, Finished):
+                        yield from uploads.rest()
                         last = self._stored(task.job, report)
-                        if not isinstance(report, Finished):
-                            yield last
+                    else:
+                        yield self._stored(task.job, report)
+                        yield from uploads.ready()
             # Whoever gets the last report ends this process: before it, the trace and the peers are left in order.
             if self._rank == 0:
                 yield last

@@ -81,10 +81,17 @@ def latest_checkpoint(found: Sequence[Artifact]) -> dict[str, Artifact]:
 
 
 def outdated(found: Sequence[Artifact], preview_steps: frozenset[int]) -> list[Artifact]:
-    """Checkpoints, with their LoRAs and metrics, that are neither among the last two nor of a preview."""
+    """Checkpoints but the last two; their LoRAs and metrics too, but for those of a preview."""
     steps = sorted({item.step for item in found if item.kind == Artifact.KIND_CHECKPOINT})
-    kept = set(steps[-KEPT_CHECKPOINTS:]) | preview_steps
-    return [item for item in found if item.kind in OF_CHECKPOINT and item.HasField("step") and item.step not in kept]
+    newest = set(steps[-KEPT_CHECKPOINTS:])
+    return [
+        item
+        for item in found
+        if item.kind in OF_CHECKPOINT
+        and item.HasField("step")
+        # What a training goes on from is gigabytes; a LoRA is what people look back at.
+        and item.step not in (newest if item.kind == Artifact.KIND_CHECKPOINT else newest | preview_steps)
+    ]
 
 
 def record(edit: Edit[Job], files: Sequence[Artifact]) -> None:

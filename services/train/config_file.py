@@ -6,7 +6,14 @@ from string import Template
 from typing import Any
 
 from trainer.geometry import AUDIO_LATENTS_PER_SECOND, Geometry, audio_latents, latent_frames
-from trainer.preview.recipe import AUDIO_TEXT_GUIDANCE, STEPS, VIDEO_TEXT_GUIDANCE, skipped_block
+from trainer.preview.recipe import (
+    AUDIO_TEXT_GUIDANCE,
+    SCHEDULE_TOKENS,
+    STEPS,
+    VIDEO_TEXT_GUIDANCE,
+    sequence_shift,
+    skipped_block,
+)
 from trainer.reports import TrainingFacts
 from trainer.training.settings import TRAINING_TYPE, TrainSettings
 
@@ -19,11 +26,13 @@ def config_content(
     facts: TrainingFacts,
     manifest: Mapping[str, Any],
     audit: Mapping[str, Any],
+    schedule_tokens: int = SCHEDULE_TOKENS,
 ) -> dict[str, Any]:
     """The content of config.json, ready for JSON.
 
     spec: the resolved sheet. geometry: of the training clips, which inference does best to match. manifest: where the
     data came from; URLs come without query and user part. audit: numbers of trainer.lora_file.audit.
+    schedule_tokens: video tokens that previews' noise schedule is made for, 0 for their own.
     """
     return {
         "training_type": TRAINING_TYPE,
@@ -34,6 +43,7 @@ def config_content(
             **manifest,
             "device": facts.device,
             "base_precision": facts.precision,
+            "memory_plan": dict(facts.memory),
             "seed": settings.seed,
             "model": {
                 "reference": facts.model,
@@ -51,6 +61,7 @@ def config_content(
             negative_prompt=spec["validation_negative_prompt"],
             stg_scale=spec["stg_scale"],
             facts=facts,
+            schedule_tokens=schedule_tokens,
         ),
     }
 
@@ -63,6 +74,7 @@ def inference_recipe(
     negative_prompt: str,
     stg_scale: float,
     facts: TrainingFacts,
+    schedule_tokens: int = SCHEDULE_TOKENS,
 ) -> dict[str, Any]:
     """The window, shape and prompt that the LoRA was trained for, and code that uses it."""
     prefix_frames, rate = settings.conditioning_frames, geometry.frame_rate
@@ -83,6 +95,7 @@ def inference_recipe(
             "stg_scale": stg_scale,
             "stg_block": skipped,
             "steps": STEPS,
+            "schedule_tokens": schedule_tokens,
         },
         "code": _CODE.substitute(
             model=repr(facts.model.partition("#")[0]),
@@ -96,6 +109,7 @@ def inference_recipe(
             prompt=repr(prompt_form(trigger_phrase)),
             negative_prompt=repr(negative_prompt),
             steps=STEPS,
+            schedule=_SCHEDULE.substitute(shift=repr(sequence_shift(schedule_tokens))) if schedule_tokens else "",
             stg_scale=repr(stg_scale),
             stg_block=skipped,
             video_guidance=VIDEO_TEXT_GUIDANCE,
@@ -153,6 +167,13 @@ _SOUND = """
     audio=sound[0].float().cpu(),
     audio_sample_rate=pipeline.vocoder.config.output_sampling_rate,"""
 
+# The same noise levels whatever the number of tokens, as in the suite's previews.
+_SCHEDULE = Template("""\
+pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+    pipeline.scheduler.config, base_shift=$shift, max_shift=$shift
+)
+""")
+
 _CODE = Template('''\
 """Continue a video with this LoRA: pip install torch diffusers transformers peft accelerate av"""
 
@@ -161,7 +182,7 @@ import itertools
 import av
 import numpy as np
 import torch
-from diffusers import LTX2ConditionPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, LTX2ConditionPipeline
 from diffusers.pipelines.ltx2 import LTX2VideoCondition
 from diffusers.utils import encode_video
 
@@ -180,7 +201,7 @@ if len(opening) < CONDITIONING_FRAMES:
 
 pipeline = LTX2ConditionPipeline.from_pretrained($model, revision=$revision, dtype=torch.bfloat16)
 pipeline.load_lora_weights(LORA)
-if torch.cuda.is_available():
+${schedule}if torch.cuda.is_available():
     pipeline.enable_model_cpu_offload()
 $as_trained
 

@@ -2,38 +2,41 @@
 
 A training step is a forward and a backward pass, about three times a forward pass; a preview is 30 steps of three
 forward passes, four with audio, for the base model and for the LoRA. Before anything was measured here, the range is
-that of one H100 and one A100 at 768x768x89.
+that of one H100 and one card of 24 GB at 768x768x89. Memory is the plan's (trainer.memory_plan), of the format that is
+asked for and else of bfloat16, and beside it the way in which a card of each common size would hold the job.
 """
 
 import json
+from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job, JobOptions
+from ltxtrain.v1.train_pb2 import BasePrecision, CardPlan, EstimateJobResponse, Job, JobOptions, Optimizer
 from ltxtrain.v1.work_pb2 import State
+from ltxtrain_client.enum_words import word
 
 from services.runtime.service import Runtime
 from services.runtime.upstream import errors_passed_on
 from services.train.prepare import preprocess_settings
 from services.train.spec import billable_units, preview_geometry, training_geometry
 from services.train.upstream import Upstream
+from trainer.memory_plan import GIB, LADDER, Load, choose_plan, plan_for
 from trainer.preview.recipe import STEPS, passes
 from trainer.reports import Preflight, Step
 
 FILE = "estimates.json"
-# Seconds a token of a training step: 1.6 s and 5 s for 6912 tokens.
-PUBLISHED = (1.6 / 6912, 5.0 / 6912)
+# Seconds a token of a training step: 2.3 s and 7.5 s for 6912 tokens, 681 TFLOP at 300 and at 90 TFLOP a second.
+PUBLISHED = (2.3 / 6912, 7.5 / 6912)
 FORWARD_SHARE = 1 / 3
 # One step in so many is a sample of the speed; the first, which warm up, are none.
 SAMPLE_EVERY_STEPS = 20
-# Weights of the 22B model in bfloat16, and activations a token of a clip with gradient checkpointing.
-BASE_BYTES = 38 * 10**9
-ACTIVATION_BYTES_PER_TOKEN = 1_300_000
-# LoRA weights at rank 32 by target set; 16 bytes each with gradient and optimizer state.
-LORA_WEIGHTS_RANK_32 = {False: 164 * 10**6, True: 308 * 10**6}
-LORA_BYTES_PER_WEIGHT = 16
+# Usable of cards of common sizes: what a context and a desktop take is gone.
+CARDS_GIB = (16, 24, 32, 48, 80)
+CARD_RESERVE_BYTES = GIB
+# Host memory that a machine with such a card has to spare for a GPU.
+HOST_BYTES = 64 * GIB
 
 
 @dataclass
@@ -42,8 +45,6 @@ class Measured:
 
     seconds_per_token_low: float = 0.0
     seconds_per_token_high: float = 0.0
-    peak_bytes: int = 0
-    peak_tokens: int = 0
 
 
 class Estimator:
@@ -57,12 +58,7 @@ class Estimator:
 
     def observe(self, report: Preflight | Step) -> None:
         """Learn from a report of any job."""
-        if isinstance(report, Preflight):
-            if report.peak_memory_bytes:
-                self._seen.peak_bytes, self._seen.peak_tokens = report.peak_memory_bytes, report.tokens
-                self._keep()
-            return
-        if report.step % SAMPLE_EVERY_STEPS or not report.tokens_per_second:
+        if isinstance(report, Preflight) or report.step % SAMPLE_EVERY_STEPS or not report.tokens_per_second:
             return
         seconds = 1 / report.tokens_per_second
         self._seen.seconds_per_token_low = min(self._seen.seconds_per_token_low or seconds, seconds)
@@ -84,14 +80,17 @@ class Estimator:
             else PUBLISHED
         )
         units = billable_units(spec.number_of_steps)
+        load = memory_load(spec, options)
+        precisions = _precisions(options)
         response = EstimateJobResponse(
             tokens_per_clip=training.video_tokens,
             audio_tokens_per_clip=audio_tokens,
             seconds_low=work * low,
             seconds_high=work * high,
-            peak_memory_bytes=self._peak_bytes(tokens, spec),
+            peak_memory_bytes=plan_for(load, precisions[0]).total_bytes,
             billable_units=units,
             price_usd=units * self._runtime.settings.unit_price_usd,
+            card_plans=[_card_plan(card, load, precisions) for card in CARDS_GIB],
         )
         if spec.dataset:
             async with errors_passed_on():
@@ -117,12 +116,6 @@ class Estimator:
                     return made.report.samples
         return 0
 
-    def _peak_bytes(self, tokens: int, spec: ExtendPrefixSpec) -> int:
-        if self._seen.peak_bytes:
-            return self._seen.peak_bytes + (tokens - self._seen.peak_tokens) * ACTIVATION_BYTES_PER_TOKEN
-        lora = LORA_WEIGHTS_RANK_32[spec.with_audio] * spec.rank // 32 * LORA_BYTES_PER_WEIGHT
-        return BASE_BYTES + lora + tokens * ACTIVATION_BYTES_PER_TOKEN
-
     def _preview_tokens(self, spec: ExtendPrefixSpec, options: JobOptions) -> float:
         """Tokens of training steps that take as long as all previews."""
         if not spec.validation:
@@ -140,8 +133,39 @@ class Estimator:
         )
 
 
+def memory_load(spec: ExtendPrefixSpec, options: JobOptions) -> Load:
+    """The load that a resolved job puts on a card."""
+    training = training_geometry(spec)
+    return Load(
+        tokens=training.video_tokens + (training.audio_tokens if spec.with_audio else 0),
+        rank=spec.rank,
+        with_audio=spec.with_audio,
+        optimizer=word(Optimizer.DESCRIPTOR, options.optimizer),
+        preview_tokens=preview_geometry(spec).video_tokens if spec.validation else 0,
+    )
+
+
+def _precisions(options: JobOptions) -> tuple[str, ...]:
+    asked = word(BasePrecision.DESCRIPTOR, options.base_precision)
+    return LADDER if asked == "auto" else (asked,)
+
+
+def _card_plan(card_gib: int, load: Load, precisions: Sequence[str]) -> CardPlan:
+    choice = choose_plan(load, card_gib * GIB - CARD_RESERVE_BYTES, HOST_BYTES, precisions)
+    plan = choice.plan
+    return CardPlan(
+        card_gib=card_gib,
+        fits=choice.fits,
+        base_precision=f"BASE_PRECISION_{plan.precision.upper()}",
+        streamed_blocks=plan.streamed_blocks,
+        host_bytes=plan.host_bytes,
+        device_bytes=plan.total_bytes,
+    )
+
+
 def _read(path: Path) -> Measured:
     try:
-        return Measured(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        kept = json.loads(path.read_text())
+        return Measured(**{field.name: float(kept[field.name]) for field in fields(Measured)})
+    except (OSError, ValueError, TypeError, KeyError):
         return Measured()

@@ -42,7 +42,9 @@ class _Files:
         return SampleFiles(latents=self.add(sample.latents), prompt=self.add(sample.prompt))
 
 
-def train_task(job: Job, prepared: Prepared, found: Sequence[Artifact], worker_count: int) -> TrainTask:
+def train_task(
+    job: Job, prepared: Prepared, found: Sequence[Artifact], worker_count: int, streamed_blocks: int = 0
+) -> TrainTask:
     """The whole task; samples in the order of their names, so that a run does not depend on who finished first."""
     files = _Files()
     checkpoint = latest_checkpoint(found)
@@ -64,6 +66,7 @@ def train_task(job: Job, prepared: Prepared, found: Sequence[Artifact], worker_c
         work_dir=Path("made"),
         checkpoint=files.add(checkpoint["CHECKPOINT"].blob) if checkpoint else None,
         metrics=files.add(checkpoint["METRICS"].blob, ".parquet") if "METRICS" in checkpoint else None,
+        streamed_blocks=streamed_blocks,
     )
     return TrainTask(job=job.name, plan=plan, files=files.remote, worker_count=worker_count, trace=current_trace())
 
@@ -83,6 +86,7 @@ def train_settings(job: Job) -> TrainSettings:
         schedule=cast(Literal["linear", "constant"], schedule),
         optimizer=cast(Literal["adamw", "adamw_8bit"], optimizer),
         holdout_fraction=options.holdout_fraction,
+        compile_blocks=options.compile_blocks,
         checkpoint_interval=options.checkpoint_interval,
         preview_interval=options.preview_interval,
     )
@@ -102,6 +106,7 @@ def _previews(job: Job, training_set: TrainingSet, entries: Sequence[Sample], fi
     return PreviewSettings(
         frame_count=spec.validation_number_of_frames,
         stg_scale=spec.stg_scale,
+        schedule_tokens=job.options.preview_schedule_tokens,
         negative=files.add(training_set.negative_prompt),
         inputs=tuple(sorted(inputs, key=lambda entry: entry.index)),
     )

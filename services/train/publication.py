@@ -100,6 +100,7 @@ class Papers:
                 "options": as_json(job.options),
             },
             audit=self.audit,
+            schedule_tokens=job.options.preview_schedule_tokens,
         )
         content["state"] = word(State.DESCRIPTOR, self.state)
         content["billing"] = {
@@ -137,7 +138,7 @@ class Papers:
         seconds = sum(seconds for _, seconds in steps.series("seconds"))
         return {
             "Base model": f"{facts.model} at {facts.model_revision[:19]}, {facts.precision}",
-            "Device": facts.device,
+            "Device": f"{facts.device}, {_memory(facts.memory)}",
             "Clips": f"{facts.clip_count}",
             "Steps": f"{wanted if last == wanted else f'{last} of {wanted}'} in {seconds:.0f} s",
             "Units": f"{self.units} ({self.units * self.unit_price_usd:.2f} USD)",
@@ -275,3 +276,9 @@ def _audit_rows(audit: Mapping[str, Any]) -> list[AuditRow]:
         for family, size in audit["update"].items()
     ]
     return rows
+
+
+def _memory(plan: Mapping[str, Any]) -> str:
+    """A memory plan in a few words."""
+    streamed = f", {plan['streamed_blocks']} blocks in host memory" if plan["streamed_blocks"] else ""
+    return f"{plan['total_bytes'] / 2**30:.1f} GiB planned{streamed}"

@@ -52,6 +52,7 @@ class StepEvents:
         self._steps: list[Step] = []
         self._seconds: list[float] = []
         self._sent = 0.0
+        self._reached = 0
 
     def add(self, step: Step) -> Iterator[Event]:
         """The events that are due after this step."""
@@ -62,7 +63,10 @@ class StepEvents:
             yield from self.flush(step.step)
 
     def flush(self, step: int) -> Iterator[Event]:
-        """Events about everything up to a step."""
+        """Events about everything up to a step, or to a later one that is known already."""
+        if self._steps:
+            step = max(step, self._steps[-1].step)
+        step = self._reached = max(step, self._reached)
         self._sent = time.monotonic()
         eta = fmean(self._seconds) * (self._total - step) if self._seconds else 0.0
         yield Event(stage=Stage.STAGE_TRAIN, progress=Progress(completed=step, total=self._total, eta_seconds=eta))

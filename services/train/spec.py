@@ -18,8 +18,9 @@ from ltxtrain_client.enum_words import word
 from services.runtime.addresses import CLIP
 from services.runtime.errors import Violation
 from services.runtime.requests import MAX_TEXT_BYTES, excess
-from trainer.data.prompts import NEGATIVE_PROMPT
+from trainer.data.prompt_text import NEGATIVE_PROMPT
 from trainer.geometry import BUCKETS, Geometry, snap_frames
+from trainer.preview.recipe import SCHEDULE_TOKENS
 
 MAX_VALIDATION_INPUTS = 2
 # Of too many, so many are looked at: a request may name twenty thousand.
@@ -149,6 +150,8 @@ OPTIONS: tuple[Rule, ...] = (
     Number(name="checkpoint_interval", default=250, minimum=1, maximum=20000),
     Number(name="preview_interval", default=0, minimum=0, maximum=20000),
     Number(name="holdout_fraction", default=0.0, minimum=0.0, maximum=0.5),
+    Number(name="preview_schedule_tokens", default=SCHEDULE_TOKENS, minimum=0, maximum=65536),
+    Flag(name="compile_blocks", default=False),
 )
 
 

@@ -17,7 +17,7 @@ from services.train.actors import Stored, TrainActor, TrainTask
 from services.train.artifacts import artifacts, latest_checkpoint
 from services.train.job_plan import Prepared, train_task
 from services.train.recorder import Recorder, TrainingResult
-from trainer.errors import PeerLost, TrainerError, TrainingDiverged
+from trainer.errors import DeviceMemoryExhausted, PeerLost, TrainerError, TrainingDiverged
 from trainer.reports import Preflight, Step
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class Training:
 
     async def run(self, attempt: Attempt[Job], prepared: Prepared, workers: int) -> TrainingResult:
         """Train to the end. Raises ApiError for what ended the training."""
-        restarts, last_step = 0, -1
+        restarts, last_step, streamed_blocks = 0, -1, 0
         job = await attempt.get()
         while True:
             found = await artifacts(attempt)
@@ -45,8 +45,16 @@ class Training:
             last_step = step
             recorder = Recorder(attempt, self._runtime.objects, job.effective_spec.number_of_steps, self._observe)
             try:
-                async with aclosing(self._reports(train_task(job, prepared, found, workers))) as reports:
+                async with aclosing(
+                    self._reports(train_task(job, prepared, found, workers, streamed_blocks))
+                ) as reports:
                     return await recorder.follow(reports)
+            except DeviceMemoryExhausted as error:
+                if streamed_blocks or not error.next_streamed_blocks:
+                    raise api_error(error) from error
+                # Once, and from the checkpoint: the same numbers with more of the base model in host memory.
+                streamed_blocks = error.next_streamed_blocks
+                log.warning("%s Trying once more.", error, extra={"resource": job.name})
             except TrainerError as error:
                 raise _ended(error, await artifacts(attempt)) from error
             except WorkerLost as error:

@@ -1,4 +1,4 @@
-"""What a stranger without a token may send to a port, each in a function of its own; all of it is bounded.
+"""Assaults of a stranger without a token on a port, each in a function of its own; all are bounded.
 
 An assault gets an address and dice, and returns how many calls it has made when it has done its worst, or when the
 server has hung up.

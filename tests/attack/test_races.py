@@ -159,7 +159,7 @@ def interleavings(one: list[Step], other: list[Step]) -> list[list[Step]]:
 
 
 async def test_a_sweep_beside_a_reuse_takes_nothing_that_is_used(database: Database, jobs: Store[Job]) -> None:
-    """What the sweep has forgotten is not found; what was found is not forgotten: in every order of their steps."""
+    """A forgotten row is not found, and a found one is not forgotten: in every order of their steps."""
     blobs, key = Blobs(database), "train/sha256/1"
     await make(jobs, "jobs/1")
 

@@ -48,7 +48,7 @@ def add_job(far: FarSide, state: "State" = State.STATE_SUCCEEDED) -> Job:
 
 
 def add_results(far: FarSide, store: ObjectHost) -> dict[str, bytes]:
-    """What every job has made, and a page; file name → content."""
+    """Files that every job has made, and a page; file name → content."""
     files = {"lora.safetensors": b"weights", "config.json": b"{}", "metrics.jsonl": b"{}\n"}
     kinds = (Artifact.KIND_LORA, Artifact.KIND_CONFIG, Artifact.KIND_METRICS)
     for (file, content), kind in zip(files.items(), kinds, strict=True):

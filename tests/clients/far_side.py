@@ -395,7 +395,7 @@ async def serving(
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong with one request of the object host."""
+    """A fault of one request to the object host."""
 
     status: int | None = None
     # Close the connection after so many bytes of a download's body.

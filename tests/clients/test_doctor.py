@@ -1,4 +1,4 @@
-"""What `doctor` looks at on this machine."""
+"""The checks of `doctor` on this machine."""
 
 import importlib
 import sys

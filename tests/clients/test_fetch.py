@@ -1,4 +1,4 @@
-"""What fetching brings, the names that files get, and what it says of jobs that have nothing."""
+"""Files that fetching brings, their names, and its words about jobs that have none."""
 
 import hashlib
 import json

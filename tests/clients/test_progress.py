@@ -1,4 +1,4 @@
-"""What a person or a script sees of events."""
+"""Events as a person and as a script see them."""
 
 import io
 import json

@@ -51,6 +51,8 @@ WHOLE: dict[str, Any] = {
         "checkpoint_interval": 100,
         "preview_interval": 0,
         "holdout_fraction": 0.1,
+        "preview_schedule_tokens": 0,
+        "compile_blocks": True,
     },
 }
 

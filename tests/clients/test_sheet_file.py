@@ -1,4 +1,4 @@
-"""What a command says about a sheet that is none, and commands that do without one."""
+"""Faults of a sheet file, and commands that do without one."""
 
 from pathlib import Path
 

@@ -245,6 +245,7 @@ SANE: dict[tuple[str, str], Callable[[random.Random], float]] = {
     (OPTIONS, "gpu_count"): _one_of(0, 1),
     (OPTIONS, "checkpoint_interval"): _between(1, 20_000),
     (OPTIONS, "holdout_fraction"): _one_of(0.0, 0.25, 0.5),
+    (OPTIONS, "preview_schedule_tokens"): _one_of(0, 4096, 65_536),
     (GEOMETRY, "width"): _one_of(512, 288),
     (GEOMETRY, "height"): _one_of(288, 512),
     (GEOMETRY, "frame_count"): _one_of(25, 89),

@@ -1,6 +1,7 @@
 """A whole job of the trainer on the tiny model: files, previews, resume."""
 
 import dataclasses
+import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from trainer.job import run_job
 from trainer.media.video_file import write_lossless
 from trainer.plan import JobPlan, PreviewInput, PreviewSettings, SampleFiles
 from trainer.reports import LABELLED, Checkpointed, FileKind, Finished, Loaded, MadeFile, Previewed, Step, Warned
-from trainer.training.checkpoint import read_checkpoint
+from trainer.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from trainer.training.settings import TrainSettings
 from trainer.training.step_log import StepLog
 
@@ -69,6 +70,7 @@ def make_plan(
         preview_settings = PreviewSettings(
             frame_count=FRAMES,
             stg_scale=1.0,
+            schedule_tokens=4096,
             negative=negative,
             inputs=(
                 PreviewInput(
@@ -174,3 +176,33 @@ def test_a_preview_that_fails_is_only_warned_of(tiny_model: Path, tmp_path: Path
         "The preview of step 6 failed"
     )
     assert "reel.mp4" not in made(reports) and "lora.safetensors" in made(reports)
+
+
+def test_steps_go_on_while_a_checkpoint_is_written(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead = threading.Event()
+
+    def slow(checkpoint: Checkpoint, path: Path) -> None:
+        # A disk or a store that takes as long as a step: it would never end if the step waited for it.
+        assert ahead.wait(60)
+        write_checkpoint(checkpoint, path)
+
+    def stored(report: Checkpointed) -> dict[str, bytes]:
+        return {file.path.name: file.path.read_bytes() for file in report.files if file.kind != FileKind.METRICS}
+
+    expected: dict[str, bytes] = {}
+    for report in run(make_plan(tiny_model, tmp_path / "fast", previews=False)):
+        expected |= stored(report) if isinstance(report, Checkpointed) else {}
+    monkeypatch.setattr("trainer.job.write_checkpoint", slow)
+    order = []
+    found: dict[str, bytes] = {}
+    for report in run_job(make_plan(tiny_model, tmp_path / "slow", previews=False), device=torch.device("cpu")):
+        order.append((type(report).__name__, getattr(report, "step", None)))
+        if isinstance(report, Step) and report.step == 3:
+            ahead.set()
+        if isinstance(report, Checkpointed):
+            found |= stored(report)
+    assert order.index(("Step", 3)) < order.index(("Checkpointed", 2))
+    # What a checkpoint holds is the weights of its own step, not those of the steps that went on.
+    assert found == expected and len(found) == 6

@@ -17,22 +17,25 @@ from torch import Tensor
 
 from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.data.mel import SAMPLE_RATE, log_mel
-from trainer.errors import DeviceMemoryExhausted
 from trainer.geometry import SPATIAL_COMPRESSION, audio_latents, snap_frames
+from trainer.model.device import memory_for
 from trainer.model.folder import ModelFolder
 from trainer.model.loading import (
     Device,
     compute_dtype,
     load_audio_vae,
     load_connectors,
-    load_text_encoder,
     load_tokenizer,
     load_video_vae,
 )
+from trainer.model.text_encoder import TextHold, check_tokenizer, hold_for, load_text_encoder
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video
     from transformers import PreTrainedTokenizerBase
+
+
+REMEDY = "free the device, give the host more memory, or install 'ltxtrain[quantized]' to hold it in int8"
 
 
 class ClipEncoder:
@@ -64,17 +67,12 @@ class ClipEncoder:
         """frames [T, H, W, 3] with T 1 modulo 8 and H, W multiples of 32; audio [2, S] at 16 kHz that begins with them.
 
         Audio is padded with silence or cut to the duration of the frames; without `with_audio` it is not looked at.
-        DeviceMemoryExhausted says what would need less.
+        Raises DeviceMemoryExhausted with what would need less.
         """
         frame_count = len(frames)
-        try:
+        remedy = "take a smaller resolution" if self.tiling else "encode with tiling"
+        with memory_for(f"encoding {frame_count} frames of {frames.shape[2]}x{frames.shape[1]}", remedy):
             video = encode_video(self.vae, frames)
-        except torch.OutOfMemoryError as error:
-            remedy = "Take a smaller resolution" if self.tiling else "Encode with tiling"
-            raise DeviceMemoryExhausted(
-                f"{self.vae.device} has no memory left to encode {frame_count} frames of "
-                f"{frames.shape[2]}x{frames.shape[1]}. {remedy} or free the device."
-            ) from error
         sound = None
         if self.audio_vae is not None:
             if audio is None:
@@ -90,29 +88,38 @@ class ClipEncoder:
 
 
 class PromptEncoder:
-    """Gemma and the connectors on one device; delete it to have the memory back."""
+    """Gemma and the connectors on one device, held as it fits there; delete it to have the memory back."""
 
-    def __init__(self, folder: ModelFolder, device: Device, dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self, folder: ModelFolder, device: Device, dtype: torch.dtype | None = None, hold: TextHold | None = None
+    ) -> None:
         dtype = dtype or compute_dtype(device)
+        self.device = torch.device(device)
+        self.hold = hold or hold_for(folder, self.device)
         self.tokens = folder.prompt_tokens
         self.tokenizer = load_tokenizer(folder)
+        check_tokenizer(self.tokenizer)
         self.tokenizer.padding_side = "left"
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        self.text_encoder = load_text_encoder(folder, device, dtype)
-        self.connectors = load_connectors(folder, device, dtype)
+        with memory_for("loading the text encoder", REMEDY):
+            self.text_encoder = load_text_encoder(folder, device, dtype, self.hold)
+            self.connectors = load_connectors(folder, device, dtype)
 
     def encode(self, prompts: Sequence[str]) -> list[PromptEmbedding]:
-        """One embedding a prompt; an empty prompt is one too. What exceeds the model's tokens is cut, and said."""
-        return [self._encode(prompt.strip()) for prompt in prompts]
+        """One embedding a prompt; an empty prompt is one too. What exceeds the model's tokens is cut, and said.
+
+        Raises DeviceMemoryExhausted.
+        """
+        with memory_for("embedding a prompt", REMEDY):
+            return [self._encode(prompt.strip()) for prompt in prompts]
 
     @torch.no_grad()
     def _encode(self, prompt: str) -> PromptEmbedding:
         token_count = count_tokens(self.tokenizer, prompt)
         inputs = self.tokenizer(
             prompt, padding="max_length", max_length=self.tokens, truncation=True, return_tensors="pt"
-        ).to(self.text_encoder.device)
-        # The model without its head: 262,000 logits a token are of no use here.
-        output = self.text_encoder.model(
+        ).to(self.device)
+        output = self.text_encoder(
             input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, output_hidden_states=True
         )
         layers = torch.stack(output.hidden_states, dim=-1).flatten(2)

@@ -111,8 +111,8 @@ def resolve_model(
     """The folder with the components asked for, known to be LTX 2.3 and whole.
 
     `revision` picks a commit, branch or tag of the hub; of a folder or a single file it is what that must be, as an
-    earlier ModelFolder named it. Without it, what the local cache holds is used as it is. ModelUnavailable names a
-    missing component, a gated or an absent repository; ModelUnsupported says which version the model looks like.
+    earlier ModelFolder named it. Without it, the local cache is used as it is. Raises ModelUnavailable for a missing
+    component and a gated or absent repository, and ModelUnsupported with the version that the model looks like.
     """
     base, _, file = reference.partition("#")
     base_revision, _, _ = (revision or "").partition("+")

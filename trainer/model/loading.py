@@ -6,29 +6,32 @@ way to a GPU.
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.errors import ModelUnavailable
+from trainer.model.files import weight_files
 from trainer.model.folder import ModelFolder
 from trainer.model.precision import Precision, quantization_config
-from trainer.model.single_file import original_tensors
+from trainer.model.single_file import ORIGINAL_COMPONENTS, diffusers_name
+from trainer.model.streaming import BlockStream, spread
 
 if TYPE_CHECKING:
     from diffusers import (
         AutoencoderKLLTX2Audio,
         AutoencoderKLLTX2Video,
         FlowMatchEulerDiscreteScheduler,
-        LTX2VideoTransformer3DModel,
     )
     from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2VocoderWithBWE
-    from transformers import Gemma3ForConditionalGeneration, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @contextmanager
@@ -62,11 +65,14 @@ class LoadReport:
     size_bytes: int  # of all weights and tables, as they are held
 
 
+# Of the models that were loaded here and still live.
+_REPORTS: WeakKeyDictionary[nn.Module, LoadReport] = WeakKeyDictionary()
+_STREAMS: WeakKeyDictionary[nn.Module, BlockStream] = WeakKeyDictionary()
+
+
 def load_report(model: nn.Module) -> LoadReport:
-    """Duration and size of one loading."""
-    report = model.__dict__["_ltxtrain_load_report"]
-    assert isinstance(report, LoadReport)
-    return report
+    """Duration and size of the loading of a model of this module."""
+    return _REPORTS[model]
 
 
 def compute_dtype(device: Device) -> torch.dtype:
@@ -74,14 +80,51 @@ def compute_dtype(device: Device) -> torch.dtype:
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
-def load_transformer(folder: ModelFolder, device: Device, precision: Precision) -> "LTX2VideoTransformer3DModel":
-    """PrecisionUnavailable when the format needs what is not installed here."""
+def load_transformer(
+    folder: ModelFolder, device: Device, precision: Precision, *, video_only: bool = False, streamed_blocks: int = 0
+) -> Any:
+    """An LTX2VideoTransformer3DModel or, for video alone, the VideoTransformer.
+
+    streamed_blocks: how many of its blocks stay in host memory (trainer.model.streaming). Raises PrecisionUnavailable
+    when the format needs what is not installed here.
+    """
     from diffusers import LTX2VideoTransformer3DModel
 
-    quantization = quantization_config(precision)
-    if folder.original is None:
-        return _load(LTX2VideoTransformer3DModel, folder, "transformer", device, precision.dtype, quantization)
-    return _load_original(LTX2VideoTransformer3DModel, folder, "transformer", device, precision.dtype, quantization)
+    from trainer.model.video_half import VideoTransformer
+
+    start = time.monotonic()
+    model = _empty(VideoTransformer if video_only else LTX2VideoTransformer3DModel, folder, "transformer")
+    with stored_weights(folder, "transformer") as stored:
+        _expect(model, stored, video_only)
+        quantizer = _quantizer(model, quantization_config(precision))
+        stream = BlockStream(torch.device(device)) if streamed_blocks else None
+        in_host = set(spread(streamed_blocks, len(model.transformer_blocks)))
+        for block, names in _by_block(model.state_dict()):
+            # A block at a time, so that a device never holds more than one of those that do not stay.
+            _fill(model, {name: stored[name] for name in names}, device, precision.dtype, quantizer)
+            if stream is not None and block in in_host:
+                stream.take(block, model.transformer_blocks[block])
+    if quantizer:
+        quantizer.postprocess_model(model)
+    loaded: Any = frozen(model, "transformer", start, in_host_bytes=stream.host_bytes if stream else 0)
+    if stream is not None:
+        stream.attach(model.transformer_blocks)
+        _STREAMS[loaded] = stream
+    return loaded
+
+
+def block_stream(model: nn.Module) -> BlockStream | None:
+    """The streamer of a transformer's blocks; None for one that is held whole."""
+    return _STREAMS.get(model)
+
+
+def _by_block(names: Iterable[str]) -> list[tuple[int | None, list[str]]]:
+    """Names of weights by the block that they are in; None for those around the blocks."""
+    groups: dict[int | None, list[str]] = {}
+    for name in names:
+        first, _, rest = name.partition(".")
+        groups.setdefault(int(rest.partition(".")[0]) if first == "transformer_blocks" else None, []).append(name)
+    return list(groups.items())
 
 
 def load_connectors(folder: ModelFolder, device: Device, dtype: torch.dtype) -> "LTX2TextConnectors":
@@ -89,7 +132,13 @@ def load_connectors(folder: ModelFolder, device: Device, dtype: torch.dtype) -> 
 
     if folder.original is None:
         return _load(LTX2TextConnectors, folder, "connectors", device, dtype)
-    return _load_original(LTX2TextConnectors, folder, "connectors", device, dtype)
+    # from_single_file does not know 2.3.
+    start = time.monotonic()
+    model: LTX2TextConnectors = _empty(LTX2TextConnectors, folder, "connectors")
+    with stored_weights(folder, "connectors") as stored:
+        _expect(model, stored)
+        _fill(model, stored, device, dtype)
+    return frozen(model.to(device), "connectors", start)
 
 
 def load_video_vae(folder: ModelFolder, device: Device, dtype: torch.dtype) -> "AutoencoderKLLTX2Video":
@@ -110,24 +159,6 @@ def load_vocoder(folder: ModelFolder, device: Device, dtype: torch.dtype) -> "LT
     return _load(LTX2VocoderWithBWE, folder, "vocoder", device, dtype)
 
 
-def load_text_encoder(folder: ModelFolder, device: Device, dtype: torch.dtype) -> "Gemma3ForConditionalGeneration":
-    from transformers import Gemma3ForConditionalGeneration
-
-    start = time.monotonic()
-    with no_progress_bars():
-        model, notes = Gemma3ForConditionalGeneration.from_pretrained(
-            folder.path / "text_encoder",
-            dtype=dtype,
-            device_map={"": torch.device(device)},
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    if missing := sorted(notes["missing_keys"]):
-        raise ModelUnavailable(_missing_text(missing, folder.path / "text_encoder"))
-    return _frozen(model, "text_encoder", start)
-
-
 def load_tokenizer(folder: ModelFolder) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer
 
@@ -146,7 +177,6 @@ def _load(
     component: str,
     device: Device,
     dtype: torch.dtype,
-    quantization: Any = None,
 ) -> Model:
     start = time.monotonic()
     target = torch.device(device)
@@ -160,68 +190,108 @@ def _load(
             local_files_only=True,
             use_safetensors=True,
             low_cpu_mem_usage=True,
-            quantization_config=quantization,
             output_loading_info=True,
         )
     model, notes = loaded
     if missing := sorted(notes["missing_keys"]):
-        raise ModelUnavailable(_missing_text(missing, folder.path / component))
-    return _frozen(model, component, start)
+        raise ModelUnavailable(missing_text(missing, folder.path / component))
+    return frozen(model, component, start)
 
 
-def _load_original(
-    model_class: type[Model],
-    folder: ModelFolder,
-    component: str,
-    device: Device,
-    dtype: torch.dtype,
-    quantization: Any = None,
-) -> Model:
-    """Out of the single file, as `_load` does out of a folder; from_single_file knows neither 2.3 nor quantization."""
+@dataclass(frozen=True)
+class Weights(Mapping[str, Tensor]):
+    """Tensors of a component by their names in diffusers, each backed by its file until it is copied."""
+
+    where: Path
+    strict: bool  # whether every tensor has to have its place
+    read: Mapping[str, Callable[[], Tensor]]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.read)
+
+    def __len__(self) -> int:
+        return len(self.read)
+
+
+@contextmanager
+def stored_weights(folder: ModelFolder, component: str) -> Iterator[Weights]:
+    """The weights of a component where they are: its safetensors files, or its part of the single file."""
+    from safetensors import safe_open
+
+    with ExitStack() as files:
+        read: dict[str, Callable[[], Tensor]] = {}
+        single = folder.original is not None and component in ORIGINAL_COMPONENTS
+        for path in [folder.original] if single else weight_files(folder.path, component):
+            file = files.enter_context(safe_open(path, framework="pt"))
+            for stored in file.keys():  # noqa: SIM118 - a safe_open is no mapping
+                if not single:
+                    read[stored] = partial(file.get_tensor, stored)
+                elif (mapped := diffusers_name(stored)) and mapped[0] == component:
+                    read[mapped[1]] = partial(file.get_tensor, stored)
+        yield Weights(folder.original if single and folder.original else folder.path / component, single, read)
+
+
+def _empty(model_class: Any, folder: ModelFolder, component: str) -> Any:
+    """The model without memory for its weights."""
     from accelerate import init_empty_weights
-    from diffusers.models.model_loading_utils import load_model_dict_into_meta
+
+    with init_empty_weights(include_buffers=False):
+        return model_class.from_config(folder.config(component))
+
+
+def _quantizer(model: nn.Module, config: Any) -> Any:
     from diffusers.quantizers import DiffusersAutoQuantizer
 
-    assert folder.original is not None
-    start = time.monotonic()
-    builder: Any = model_class
-    with init_empty_weights(include_buffers=False):
-        model: Model = builder.from_config(folder.config(component))
-    tensors = dict(original_tensors(folder.original, component))
-    _expect(model, tensors, folder.original)
-    quantizer = quantization and DiffusersAutoQuantizer.from_config(quantization, pre_quantized=False)
-    if quantizer:
-        quantizer.preprocess_model(model=model, device_map=None, keep_in_fp32_modules=[])
+    if config is None:
+        return None
+    quantizer = DiffusersAutoQuantizer.from_config(config, pre_quantized=False)
+    quantizer.preprocess_model(model=model, device_map=None, keep_in_fp32_modules=[])
+    return quantizer
+
+
+def _fill(
+    model: nn.Module, tensors: Mapping[str, Tensor], device: Device, dtype: torch.dtype, quantizer: Any = None
+) -> None:
+    from diffusers.models.model_loading_utils import load_model_dict_into_meta
+
     load_model_dict_into_meta(
         model, tensors, dtype=dtype, device_map={"": torch.device(device)}, hf_quantizer=quantizer, unexpected_keys=[]
     )
-    if quantizer:
-        quantizer.postprocess_model(model)
-    return _frozen(model.to(device), component, start)
 
 
-def _expect(model: nn.Module, tensors: dict[str, torch.Tensor], file: Path) -> None:
+def _expect(model: nn.Module, stored: Weights, video_only: bool = False) -> None:
+    """Raises ModelUnavailable unless the weights are those of the model."""
+    from trainer.model.video_half import is_audio
+
     expected = model.state_dict()
-    if missing := sorted(expected.keys() - tensors.keys()):
-        raise ModelUnavailable(_missing_text(missing, file))
-    if foreign := sorted(tensors.keys() - expected.keys()):
-        raise ModelUnavailable(f"{file} has {len(foreign)} weights that LTX 2.3 has not, first {foreign[0]}.")
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
+    if missing := sorted(expected.keys() - stored.keys()):
+        raise ModelUnavailable(missing_text(missing, stored.where))
+    foreign = sorted(stored.keys() - expected.keys())
+    if video_only:
+        foreign = [name for name in foreign if not is_audio(name)]
+    if foreign and stored.strict:
+        raise ModelUnavailable(f"{stored.where} has {len(foreign)} weights that LTX 2.3 has not, first {foreign[0]}.")
+    for name, empty in expected.items():
+        if (shape := stored[name].shape) != empty.shape:
             raise ModelUnavailable(
-                f"{file} has {name} of shape {list(tensor.shape)} "
-                f"where the settings beside it say {list(expected[name].shape)}."
+                f"{stored.where} has {name} of shape {list(shape)} "
+                f"where the settings beside it say {list(empty.shape)}."
             )
 
 
-def _missing_text(missing: list[str], where: Path) -> str:
+def missing_text(missing: list[str], where: Path) -> str:
+    """The error's text for weights that the files lack."""
     return f"{where} lacks {len(missing)} weights of LTX 2.3, first {missing[0]}. Fetch the model again."
 
 
-def _frozen(model: Model, component: str, start: float) -> Model:
+def frozen(model: Model, component: str, start: float, in_host_bytes: int = 0) -> Model:
+    """The model ready to call and nothing to train, with the report of its loading."""
     model.eval().requires_grad_(False)
-    size_bytes = sum(_held_bytes(tensor) for tensor in (*model.parameters(), *model.buffers()))
-    model.__dict__["_ltxtrain_load_report"] = LoadReport(component, time.monotonic() - start, size_bytes)
+    size_bytes = in_host_bytes + sum(_held_bytes(tensor) for tensor in (*model.parameters(), *model.buffers()))
+    _REPORTS[model] = LoadReport(component, time.monotonic() - start, size_bytes)
     return model
 
 
@@ -230,14 +300,3 @@ def _held_bytes(tensor: Any) -> int:
     if not hasattr(tensor, "__tensor_flatten__"):
         return int(tensor.nbytes)
     return sum(_held_bytes(getattr(tensor, name)) for name in tensor.__tensor_flatten__()[0])
-
-
-def transformer_weight_count(folder: ModelFolder) -> int:
-    """Weights of the transformer, counted on its settings alone."""
-    from accelerate import init_empty_weights
-    from diffusers import LTX2VideoTransformer3DModel
-
-    builder: Any = LTX2VideoTransformer3DModel
-    with init_empty_weights():
-        model: nn.Module = builder.from_config(folder.config("transformer"))
-    return sum(parameter.numel() for parameter in model.parameters())

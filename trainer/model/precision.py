@@ -1,18 +1,12 @@
-"""In what number format the frozen transformer is held: what fits the device decides, and says why."""
+"""Number formats of the frozen transformer, and what each needs; trainer.memory_plan decides which."""
 
 import importlib.util
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import torch
 
 from trainer.errors import PrecisionUnavailable
-
-GIB = 2**30
-
-# Beside the weights: LoRA with its optimizer, activations of one clip at 768x768x89 with checkpointing, decoders.
-HEADROOM_BYTES = 12 * GIB
 
 # Everything around the blocks, and the small gates inside them, stays in bfloat16: it is 2 % of the weights and every
 # token's noise level passes through it.
@@ -45,37 +39,6 @@ class Precision(StrEnum):
         """Number format of the weights that are not quantized, and of the arithmetic."""
         return torch.float32 if self is Precision.FP32 else torch.bfloat16
 
-    @property
-    def bytes_a_weight(self) -> float:
-        """Scales included."""
-        return {"fp32": 4.0, "bf16": 2.0, "int8": 1.02, "fp8": 1.02, "nf4": 0.56}[self.value]
-
-
-@dataclass(frozen=True)
-class PrecisionChoice:
-    precision: Precision
-    reason: str
-
-
-def choose_precision(weight_count: int, device_free_bytes: int | None) -> PrecisionChoice:
-    """The most exact format that leaves HEADROOM_BYTES on the device; fp32 on a CPU (device_free_bytes None)."""
-    if device_free_bytes is None:
-        return PrecisionChoice(Precision.FP32, "there is no GPU")
-    free = device_free_bytes / GIB
-    for precision in (Precision.BF16, Precision.INT8, Precision.NF4):
-        needed = (weight_count * precision.bytes_a_weight + HEADROOM_BYTES) / GIB
-        if needed <= free and is_available(precision):
-            return PrecisionChoice(precision, f"{precision} needs about {needed:.0f} GiB of the {free:.0f} GiB free")
-    smallest = Precision.NF4 if is_available(Precision.NF4) else Precision.INT8
-    if not is_available(smallest):
-        smallest = Precision.BF16
-    needed = (weight_count * smallest.bytes_a_weight + HEADROOM_BYTES) / GIB
-    return PrecisionChoice(
-        smallest,
-        f"{smallest} is the smallest format installed here; "
-        f"it needs about {needed:.0f} GiB, and {free:.0f} GiB are free",
-    )
-
 
 def is_available(precision: Precision) -> bool:
     """Whether its library is installed (nf4 also needs a CUDA device)."""
@@ -90,7 +53,7 @@ def quantization_config(precision: Precision) -> Any:
     """Quantization config for diffusers; None for fp32 and bf16. Raises PrecisionUnavailable without the library."""
     if not is_available(precision):
         remedy = (
-            "nf4 needs a CUDA device and bitsandbytes: pip install bitsandbytes"
+            "nf4 needs a CUDA device and bitsandbytes: pip install 'ltxtrain[quantized]'"
             if precision is Precision.NF4
             else f"{precision} needs torchao: pip install 'ltxtrain[quantized]'"
         )

@@ -31,10 +31,16 @@ class Stream:
 
 
 class VelocityModel:
-    """A diffusers LTX2VideoTransformer3DModel, with or without LoRA, as a function from streams to velocities."""
+    """A diffusers LTX2VideoTransformer3DModel, with or without LoRA, as a function from streams to velocities.
+
+    Everything in it is computed in the base's dtype, on every device alike. Autocast is not used: on CUDA it widens
+    the norms of queries and keys to float32, and a quantized layer answers in the dtype of its input, so that the whole
+    residual stream of an int8 or nf4 base would be float32 from the first attention on.
+    """
 
     def __init__(self, transformer: Any) -> None:
         self.transformer = transformer
+        self.video_only: bool = getattr(transformer, "video_only", False)
         self.layer_count: int = transformer.config.num_layers
 
     @property
@@ -72,9 +78,13 @@ class VelocityModel:
         missing = [block for block in skip_self_attention if not 0 <= block < self.layer_count]
         if missing:
             raise ValueError(f"The model has {self.layer_count} blocks; there is no block {missing[0]} to skip.")
+        if self.video_only:
+            if audio is not None:
+                raise ValueError("The model was loaded without its audio half; it cannot be given audio.")
+            return self._video(video, frame_rate, latent_shape, skip_self_attention), None
         sound = audio if audio is not None else self._silent(video)
         scale = float(self.transformer.config.timestep_scale_multiplier)
-        with self._gates_follow_other_modality(video.sigma, sound.sigma), self._autocast():
+        with self._gates_follow_other_modality(video.sigma, sound.sigma):
             video_velocity, audio_velocity = self.transformer(
                 hidden_states=video.tokens.to(self.dtype),
                 audio_hidden_states=sound.tokens.to(self.dtype),
@@ -92,6 +102,24 @@ class VelocityModel:
                 return_dict=False,
             )
         return video_velocity.float(), audio_velocity.float() if audio is not None else None
+
+    def _video(
+        self,
+        video: Stream,
+        frame_rate: float | Tensor,
+        latent_shape: tuple[int, int, int],
+        pass_values_in: Sequence[int],
+    ) -> Tensor:
+        scale = float(self.transformer.config.timestep_scale_multiplier)
+        velocity: Tensor = self.transformer(
+            hidden_states=video.tokens.to(self.dtype),
+            encoder_hidden_states=video.context.to(self.dtype),
+            timestep=video.timesteps * scale,
+            sigma=video.sigma * scale,
+            video_coords=self.video_positions(latent_shape, frame_rate, video.tokens.shape[0]),
+            pass_values_in=pass_values_in,
+        )
+        return velocity.float()
 
     def video_positions(self, latent_shape: tuple[int, int, int], frame_rate: float | Tensor, batch: int) -> Tensor:
         """[B, 3, T, 2]: start and end of each token in seconds, pixel rows and pixel columns."""
@@ -132,8 +160,3 @@ class VelocityModel:
         finally:
             for hook in hooks:
                 hook.remove()
-
-    def _autocast(self) -> torch.autocast:
-        # Adapters are float32 on any base; autocast lets them multiply in the base's dtype on a GPU.
-        enabled = self.device.type == "cuda" and self.dtype == torch.bfloat16
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)

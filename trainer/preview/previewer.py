@@ -13,9 +13,10 @@ from torch import Tensor
 
 from trainer.data.dataset import read_files
 from trainer.data.encoded import load_prompt
+from trainer.errors import SamplingFailed, TrainerError
 from trainer.media.video_file import read_lossless
 from trainer.model.folder import ModelFolder
-from trainer.model.loading import Device, compute_dtype, load_audio_vae, load_video_vae, load_vocoder
+from trainer.model.loading import compute_dtype, load_audio_vae, load_video_vae, load_vocoder
 from trainer.model.transformer import VelocityModel
 from trainer.plan import PreviewInput, PreviewSettings
 from trainer.preview.metrics import Preview, PreviewMetrics, measure
@@ -23,6 +24,7 @@ from trainer.preview.recipe import STEPS
 from trainer.preview.reel import Continuation, Frames, Segment, write_preview, write_reel
 from trainer.preview.sampler import Denoised, Sampled, SamplerSettings, continue_clip
 from trainer.reports import LABELLED, FileKind, MadeFile, Previewed, Previewing
+from trainer.training.distributed import ALONE, Worker
 from trainer.training.lora import base_model
 
 if TYPE_CHECKING:
@@ -84,29 +86,54 @@ class Previewer:
     settings: PreviewSettings
     seed: int
     work_dir: Path
+    worker: Worker = ALONE
     step_count: int = STEPS
     _base: dict[int, _Result] = field(default_factory=dict)
     _newest: dict[int, _Result] = field(default_factory=dict)
 
     def run(self, step: int) -> Iterator[Previewing | Previewed]:
-        """The previews of a step; each LoRA preview comes after the base model's of the same entry."""
-        runs = [
-            (entry, base)
-            for entry in self.settings.inputs
-            for base in ((True, False) if entry.index not in self._base else (False,))
-        ]
+        """The previews of a step; each LoRA preview comes after the base model's of the same entry.
+
+        Every worker samples its share; the first decodes, measures and writes all of them, and alone has reports.
+        Raises SamplingFailed on the first when one could not be sampled, after the others.
+        """
+        entries = {entry.index: entry for entry in self.settings.inputs}
+        runs = self.worker.told(
+            [(index, base) for index in entries for base in ((True, False) if index not in self._base else (False,))]
+        )
         total = len(runs) * self.step_count
-        for number, (entry, is_base) in enumerate(runs):
-            result: _Result | None = None
-            for report in self._continue(entry, is_base):
-                if isinstance(report, _Result):
-                    result = report
-                else:
-                    yield Previewing(completed=number * self.step_count + report.step, total=total)
-            assert result is not None
-            prefix, frame_rate = self._source(entry)
-            yield self._written(step, entry, is_base, result, prefix, frame_rate)
-            (self._base if is_base else self._newest)[entry.index] = result
+        failures: list[str] = []
+        for first in range(0, len(runs), self.worker.count):
+            batch = runs[first : first + self.worker.count]
+            sampled: Sampled | str | None = None
+            if self.worker.rank < len(batch):
+                index, is_base = batch[self.worker.rank]
+                try:
+                    for report in self._sampled(entries[index], is_base):
+                        if isinstance(report, Sampled):
+                            sampled = report
+                        elif self.worker.rank == 0:
+                            completed = first * self.step_count + report.step * len(batch)
+                            yield Previewing(completed=completed, total=total)
+                except (TrainerError, RuntimeError, OSError) as error:
+                    # Said to the first worker, which waits for this one.
+                    sampled = str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
+            for (index, is_base), found in zip(batch, self.worker.collected(sampled), strict=False):
+                if not isinstance(found, Sampled):
+                    failures.append(str(found))
+                    continue
+                yield self._finished(step, entries[index], is_base, found)
+        if failures:
+            raise SamplingFailed(failures[0])
+
+    def _finished(self, step: int, entry: PreviewInput, is_base: bool, sampled: Sampled) -> Previewed:
+        result = self._result(entry, is_base, sampled)
+        if not is_base and entry.index not in self._base:
+            raise SamplingFailed("its base model's side could not be sampled")
+        prefix, frame_rate = self._source(entry)
+        written = self._written(step, entry, is_base, result, prefix, frame_rate)
+        (self._base if is_base else self._newest)[entry.index] = result
+        return written
 
     @property
     def complete(self) -> bool:
@@ -123,13 +150,15 @@ class Previewer:
             segments.append(Segment(prompt=entry.prompt, prefix=prefix, continuations=sides))
         write_reel(path, segments, frame_rate)
 
-    def _continue(self, entry: PreviewInput, is_base: bool) -> Iterator[Denoised | _Result]:
+    def _sampled(self, entry: PreviewInput, is_base: bool) -> Iterator[Denoised | Sampled]:
+        """Each step, and at the end the latents, in host memory."""
         prefix, prompt = read_files(entry.prefix)
         settings = SamplerSettings(
             frame_count=self.settings.frame_count,
             seed=self.seed,
             index=entry.index,
             stg_scale=self.settings.stg_scale,
+            schedule_tokens=self.settings.schedule_tokens,
             step_count=self.step_count,
         )
         negative = load_prompt(self.settings.negative.read_bytes())
@@ -144,8 +173,12 @@ class Previewer:
             else:
                 report = next(reports)
             if isinstance(report, Sampled):
-                break
+                yield Sampled(report.video.cpu(), None if report.audio is None else report.audio.cpu())
+                return
             yield report
+
+    def _result(self, entry: PreviewInput, is_base: bool, report: Sampled) -> _Result:
+        prefix, _ = read_files(entry.prefix)
         source, frame_rate = self._source(entry)
         given, made = [prefix.video], [report.video[:, : prefix.video.shape[1]]]
         if prefix.audio is not None and report.audio is not None:
@@ -162,11 +195,11 @@ class Previewer:
                 sample_rate=AUDIO_RATE,
             )
         )
-        yield _Result(Continuation(label=BASE if is_base else LORA, frames=pixels, audio=sound), metrics)
+        return _Result(Continuation(label=BASE if is_base else LORA, frames=pixels, audio=sound), metrics)
 
     def _decode(self, sampled: Sampled) -> tuple[Frames, Any]:
         """Decoders are loaded for one preview and given back: training needs the memory."""
-        device: Device = sampled.video.device
+        device: torch.device = VelocityModel(self.transformer).device
         dtype = compute_dtype(device)
         vae = load_video_vae(self.folder, device, dtype)
         try:
@@ -184,7 +217,7 @@ class Previewer:
             sound = decode_audio(audio_vae, vocoder, sampled.audio)
             del audio_vae, vocoder
         gc.collect()
-        if sampled.video.device.type == "cuda":
+        if device.type == "cuda":
             torch.cuda.empty_cache()
         return pixels, sound
 

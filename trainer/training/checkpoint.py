@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -20,13 +20,25 @@ METADATA_KEY = "ltxtrain"
 class Checkpoint:
     """adapter: float32 by name; optimizer: its state as plain tensors; fingerprint: what the training was, by name.
 
-    One made by a running training holds its live tensors: write it before the training continues.
+    One made by a running training holds its live tensors: write it before the training goes on, or take a snapshot.
     """
 
     step: int
     adapter: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     fingerprint: dict[str, str]
+
+    def snapshot(self) -> "Checkpoint":
+        """The same in host memory, which the training does not touch."""
+        return replace(
+            self,
+            adapter={name: _in_host(tensor) for name, tensor in self.adapter.items()},
+            optimizer={name: _in_host(tensor) for name, tensor in self.optimizer.items()},
+        )
+
+
+def _in_host(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def fingerprint(settings: TrainSettings, identity: Mapping[str, str]) -> dict[str, str]:
@@ -42,6 +54,9 @@ def require_same(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
         for name in sorted(found.keys() | expected.keys())
         if found.get(name) != expected.get(name)
     ]
+    if len(differences) > 1:
+        # The adapter's names and shapes follow from the settings, and are told where those do not explain them.
+        differences = [difference for difference in differences if not difference.startswith("adapter ")]
     if differences:
         raise CheckpointMismatch(f"The checkpoint belongs to another training: {'; '.join(differences)}.")
 

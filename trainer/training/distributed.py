@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from torch import Tensor
 
 from trainer.errors import PeerLost
+
+Value = TypeVar("Value")
 
 # Longer than any pause of the first worker: it samples previews and writes checkpoints while the others wait.
 TIMEOUT = timedelta(hours=2)
@@ -34,6 +37,36 @@ class Worker:
         if self.count > 1:
             with _together():
                 torch.distributed.all_reduce(tensor)
+
+    def told(self, value: Value) -> Value:
+        """The first worker's value, on each of them. Raises PeerLost."""
+        if self.count == 1:
+            return value
+        held = [value]
+        with _together():
+            torch.distributed.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def collected(self, value: Value) -> list[Value]:
+        """All workers' values by rank on the first, and none on the others. Raises PeerLost."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.count if self.rank == 0 else None
+        with _together():
+            torch.distributed.gather_object(value, found)
+        return found or []
+
+    def least(self, value: int, device: torch.device) -> int:
+        """The smallest of all workers' values, on each of them. Raises PeerLost."""
+        if self.count == 1:
+            return value
+        found = torch.tensor([value], dtype=torch.int64, device=device)
+        with _together():
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+        return int(found.item())
+
+
+ALONE = Worker()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +18,16 @@ from torch import Tensor
 from trainer.data.dataset import Samples, prefetch, read_sample, split_held_out
 from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.errors import TrainingDiverged
+from trainer.model.loading import block_stream
 from trainer.model.transformer import VelocityModel
 from trainer.reports import QUARTERS, Step
 from trainer.seeds import sample_at
 from trainer.training.checkpoint import Checkpoint, fingerprint, require_same
-from trainer.training.distributed import Worker
-from trainer.training.lora import adapter
+from trainer.training.distributed import ALONE, Worker
+from trainer.training.lora import adapter, adapter_digest
 from trainer.training.losses import ClipLoss, Draw, clip_loss, held_out_loss, token_count, training_draw
 from trainer.training.optim import AdapterOptimizer, learning_rate
 from trainer.training.settings import TrainSettings
-
-ALONE = Worker()
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,16 @@ def train(
 
     identity: what else must be equal for a checkpoint to be continued (model revision, digest of the training set).
     Every worker of several runs this with the same arguments but its own worker, and gets the same reports.
-    CheckpointMismatch for a checkpoint of another training; TrainingDiverged when a loss or gradient is not finite,
-    before it reaches the weights; PrefixCoversClip when a clip has nothing to learn.
+    Raises CheckpointMismatch for a checkpoint of another training, TrainingDiverged when a loss or gradient is not
+    finite, before it reaches the weights, and PrefixCoversClip when a clip has nothing to learn.
     """
     trained, held_out = split_held_out(len(samples), settings.holdout_fraction, settings.seed)
     if not trained:
         raise ValueError("There is no sample to train on.")
     share = worker.share(settings.batch_size)
-    this_training = fingerprint(settings, {"samples": str(len(samples)), **identity})
+    this_training = fingerprint(
+        settings, {"samples": str(len(samples)), "adapter": adapter_digest(transformer), **identity}
+    )
     if resume is not None:
         require_same(resume.fingerprint, this_training)
     prepare(transformer, settings)
@@ -96,8 +98,9 @@ def train(
         optimizer.clear()
         for _ in share:
             (clip, prompt, draw), waited = next(batches)
-            loss = clip_loss(model, clip, prompt, draw, settings.conditioning_frames)
-            (loss.total / settings.batch_size).backward()
+            with exact(model.device):
+                loss = clip_loss(model, clip, prompt, draw, settings.conditioning_frames)
+                (loss.total / settings.batch_size).backward()
             tally.add(loss, draw.video.level.item(), token_count(clip), waited)
         worker.sum(optimizer.gradients)
         numbers = tally.sum(worker, model.device)
@@ -182,15 +185,33 @@ class _Tally:
 
 def prepare(transformer: Any, settings: TrainSettings) -> None:
     """Sets the transformer up for training; what is set already stays."""
-    if transformer.device.type == "cuda":
-        # Equal runs give equal bytes; only warned of where an operation has no such form.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.backends.cudnn.benchmark = False
+    if block_stream(transformer) is not None and (settings.compile_blocks or not settings.gradient_checkpointing):
+        raise ValueError("Blocks in host memory are there for one pass at a time: they need checkpointing, uncompiled.")
     if settings.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     else:
         transformer.disable_gradient_checkpointing()
     if settings.compile_blocks:
         transformer.compile_repeated_blocks()
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """Around what has to give the same bytes each time: on CUDA every operation in its deterministic form, or an error.
+
+    Warnings alone would not do: attention takes its deterministic backward pass in strict mode only. Previews are
+    outside, since decoders have operations without such a form.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]

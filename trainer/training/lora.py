@@ -4,6 +4,7 @@ Adapter tensors are named as in the original model and in diffusers alike:
 `transformer_blocks.0.attn1.to_q.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank].
 """
 
+import hashlib
 import math
 import re
 import warnings
@@ -46,6 +47,13 @@ def is_video_module(module: str) -> bool:
     return re.fullmatch(VIDEO_MODULES, module) is not None
 
 
+class AdapterLinear(nn.Linear):
+    """A linear map with float32 weights that multiplies, and answers, in the dtype of its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return nn.functional.linear(input, self.weight.to(input.dtype))
+
+
 def add_lora(transformer: Any, *, rank: int, with_audio: bool, seed: int) -> None:
     """Freezes the transformer (of any precision) and adds float32 adapters that change nothing yet; alpha is rank.
 
@@ -62,11 +70,11 @@ def add_lora(transformer: Any, *, rank: int, with_audio: bool, seed: int) -> Non
     with torch.no_grad():
         for name, parameter in adapter(transformer).items():
             parameter.data = _initial(name, parameter.shape, seed).to(parameter.device)
-    if transformer.device.type == "cuda":
-        # Autocast takes the input as it is; peft would widen it to float32 first.
-        for module in transformer.modules():
-            if hasattr(module, "cast_input_dtype_enabled"):
-                module.cast_input_dtype_enabled = False
+    for module in transformer.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False  # peft would widen the input to float32
+            for side in (module.lora_A, module.lora_B):
+                side[ADAPTER].__class__ = AdapterLinear
 
 
 def adapter(transformer: Any) -> dict[str, nn.Parameter]:
@@ -80,6 +88,12 @@ def adapter(transformer: Any) -> dict[str, nn.Parameter]:
     if not found:
         raise ValueError("The transformer has no adapter; add_lora comes first.")
     return dict(sorted(found.items()))
+
+
+def adapter_digest(transformer: Any) -> str:
+    """sha256 over the names and shapes of the adapter's parameters."""
+    lines = "".join(f"{name} {list(parameter.shape)}\n" for name, parameter in adapter(transformer).items())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 @contextmanager

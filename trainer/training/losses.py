@@ -13,6 +13,7 @@ from trainer import seeds
 from trainer.data.dataset import Samples, read_sample
 from trainer.data.encoded import EncodedClip, PromptEmbedding
 from trainer.model.transformer import VelocityModel
+from trainer.preview.recipe import sequence_shift
 from trainer.training.distributed import Worker
 from trainer.training.objective import (
     Objective,
@@ -28,17 +29,8 @@ from trainer.training.settings import TrainSettings
 MIN_LEVEL = 1e-3
 UNIFORM_SHARE = 0.1
 
-# The straight line through (1024 tokens, 0.95) and (4096 tokens, 2.05); it continues beyond both.
-_TOKENS, _SHIFTS = (1024, 4096), (0.95, 2.05)
-
 # Standard normal quantiles, to the digits that the published sampler has.
 _Z_LOW, _Z_HIGH = -2.5758, 3.0902
-
-
-def sequence_shift(token_count: int) -> float:
-    """Centre of the logit-normal for a sequence of token_count tokens, before the sigmoid."""
-    slope = (_SHIFTS[1] - _SHIFTS[0]) / (_TOKENS[1] - _TOKENS[0])
-    return _SHIFTS[0] + slope * (token_count - _TOKENS[0])
 
 
 def stretched_logit_normal(z: Tensor, shift: float) -> Tensor:

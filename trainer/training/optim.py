@@ -61,7 +61,9 @@ class AdapterOptimizer:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
-        self._optimizer.step()
+        # torchao compiles its step, for which there has to be a C compiler; as it stands it computes the same.
+        with torch.compiler.set_stance("force_eager"):
+            self._optimizer.step()
 
     def weights_by_name(self) -> dict[str, Tensor]:
         """Views of the live weights, float32."""

@@ -25,6 +25,10 @@ class StepLog:
         rows = pyarrow.parquet.read_table(path).to_pylist()
         return cls(row for row in rows if until_step is None or row["step"] <= until_step)
 
+    def copy(self) -> "StepLog":
+        """The steps so far, to which later ones are not added."""
+        return StepLog(self.rows)
+
     def add(self, step: Step) -> None:
         row = {name: value for name, value in asdict(step).items() if name in COLUMNS}
         self.rows.append(row | dict(zip(QUARTER_COLUMNS, step.quarter_losses, strict=True)))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job
+from ltxtrain.v1.train_pb2 import BasePrecision, EstimateJobResponse, Job
 
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
@@ -18,6 +18,7 @@ from ltxtrain_client.cli.resources import job_name
 from ltxtrain_client.cli.session import Exit, Json, fail, note, run, settings_of
 from ltxtrain_client.cli.sheet_file import Settings, SheetFile, read_sheet
 from ltxtrain_client.cli.show import indented
+from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import CallError, InvalidArgument
 from ltxtrain_client.progress import make_view, print_json
 from ltxtrain_client.quantities import duration_text, price_text, size_text
@@ -172,6 +173,11 @@ def estimate_lines(answer: EstimateJobResponse) -> list[str]:
         f"clip      {answer.tokens_per_clip} video tokens"
         + (f", {answer.audio_tokens_per_clip} audio tokens" if answer.audio_tokens_per_clip else ""),
     ]
+    for plan in answer.card_plans:
+        how = word(BasePrecision.DESCRIPTOR, plan.base_precision)
+        if plan.streamed_blocks:
+            how += f", {plan.streamed_blocks} blocks in {size_text(plan.host_bytes)} of host memory"
+        lines.append(f"{plan.card_gib:2d} GB     {how if plan.fits else 'too small'}")
     if answer.HasField("total_samples"):
         lines.append(f"encoded   {answer.cached_samples} of {answer.total_samples} samples already")
     return lines

@@ -48,7 +48,7 @@ class Outcome:
         return str(info.reason)
 
     def reasons(self, path: str) -> list[str]:
-        """Of the line of a path; the last one, where there are several."""
+        """Reasons of the line of a path; of the last one, where there are several."""
         found = [item for item in self.lines if item.path == path]
         return [ReportReason.Name(reason).removeprefix("REPORT_REASON_") for reason in found[-1].reasons]
 

@@ -82,7 +82,7 @@ def read(data: bytes) -> dict[int, bytes]:
 
 
 def zipfiles_reading(data: bytes) -> dict[int, bytes] | None:
-    """What Python's own reader makes of it; None where it refuses anything."""
+    """The result of Python's own reader; None where it refuses anything."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             return {

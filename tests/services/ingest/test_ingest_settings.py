@@ -1,4 +1,4 @@
-"""What the operator's settings decide; each test has a service of its own beside the shared store and Ray."""
+"""The operator's settings; each test has a service of its own beside the shared store and Ray."""
 
 from contextlib import aclosing
 from dataclasses import replace

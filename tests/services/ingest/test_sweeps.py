@@ -1,4 +1,4 @@
-"""What nobody needs goes, and nothing else: sweeps against creations, in every order that matters."""
+"""Sweeps against creations, in every order that matters: unneeded objects go, and nothing else."""
 
 import asyncio
 import random
@@ -30,7 +30,7 @@ SHA256 = "0" * 64
 
 @dataclass
 class Parts:
-    """What the sweeps work on, with a bucket and a database of their own."""
+    """Collaborators of the sweeps, with a bucket and a database of their own."""
 
     objects: ObjectStore
     database: Database

@@ -129,7 +129,7 @@ def test_bytes_behind_an_archive(tmp_path: Path, tail: bytes) -> None:
 
 
 def test_bytes_behind_a_streamed_archive_that_is_cut_off(tmp_path: Path) -> None:
-    """What cannot be known is not told."""
+    """A count that cannot be known is not told."""
     streamed = build((b"a.mp4", deflate(CLIP), {"method": 8, "size": 0, "flags": 8, "compressed_size": 0}))
     text = refusal(tmp_path, streamed[:-60])
     assert "cut off" not in text and "empty" not in text

@@ -16,7 +16,7 @@ REASONS = {200: "OK", 206: "Partial Content", 302: "Found", 307: "Temporary Redi
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for: the path with its query, headers in lower case, and how often before."""
+    """A client's request: the path with its query, headers in lower case, and how often it came before."""
 
     path: str
     headers: dict[str, str]

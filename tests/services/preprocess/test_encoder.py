@@ -10,9 +10,10 @@ import pytest
 import torch
 
 import trainer.data.encode
-from services.preprocess.actors import Encoder, FittedScene, ModelSource, OutOfMemory, Phase
+from services.preprocess.actors import Encoder, FittedScene, ModelSource, Phase
 from services.runtime.objects import Objects, StoreAddress
 from trainer.data.encoded import load_clip
+from trainer.errors import DeviceMemoryExhausted
 from trainer.model.folder import resolve_model
 
 
@@ -65,6 +66,6 @@ def test_what_does_not_fit_is_encoded_in_tiles(
         assert encoder.encode(picture) == stored
         assert tried == [False, True, True]
     else:
-        with pytest.raises(OutOfMemory, match=r"64x64\. Take a smaller resolution"):
+        with pytest.raises(DeviceMemoryExhausted, match=r"64x64; take a smaller resolution"):
             encoder.encode(picture)
         assert tried == [False, True]

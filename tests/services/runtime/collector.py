@@ -11,7 +11,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
 
 class Collector(HTTPServer):
-    """What has come to /v1/traces."""
+    """Spans that came to /v1/traces."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)

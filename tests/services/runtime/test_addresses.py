@@ -200,7 +200,7 @@ def test_what_is_dialled_as_ipv4_is_judged_as_such(private: str) -> None:
     ],
 )
 def test_a_url_takes_no_longer_than_its_length(host: str) -> None:
-    """What Python's URLs and Unicode's normal forms make quadratic: CPU time, of a hundred URLs each."""
+    """Texts that Python's URLs and Unicode's normal forms make quadratic: CPU time, of a hundred URLs each."""
     began = time.process_time()
     for index in range(100):
         for url in (f"https://{index}" + host * MAX_URL_CHARS, f"https://h/{index}" + host * MAX_URL_CHARS):

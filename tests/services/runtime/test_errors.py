@@ -57,7 +57,7 @@ def stub(front: Front) -> Stub:
 
 
 async def refused(front: Front, stub: Stub, error: BaseException) -> grpc.aio.AioRpcError:
-    """What a caller gets when a handler raises `error`."""
+    """The caller's error when a handler raises `error`."""
 
     async def fail() -> None:
         raise error

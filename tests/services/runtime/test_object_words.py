@@ -1,4 +1,4 @@
-"""What a store said when it failed, and what a killed process leaves in it."""
+"""Words of a store that failed, and remains of a killed process in it."""
 
 import io
 import secrets

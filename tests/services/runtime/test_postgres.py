@@ -1,4 +1,4 @@
-"""What only a database server can do to its callers: end connections, restart, forget a lock."""
+"""Acts of a database server: end connections, restart, forget a lock."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -51,7 +51,7 @@ class Jobs:
 
 
 class StillCluster:
-    """What a process knows of its cluster; nothing ever happens in it unless a test says so."""
+    """A process's view of its cluster; nothing happens in it unless a test says so."""
 
     def __init__(self) -> None:
         self.lost = asyncio.Event()

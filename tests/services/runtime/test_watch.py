@@ -42,7 +42,7 @@ async def job(stub: Stub) -> str:
 
 
 async def sequences(watch: Any) -> list[int]:
-    """Of the events that are left of a stream, which ends with OK."""
+    """Sequences of the events that are left of a stream, which ends with OK."""
     seen: list[int] = []
     while (response := await watch.read()) is not grpc.aio.EOF:
         seen += [response.sequence] if response.HasField("event") else []

@@ -33,6 +33,7 @@ def facts_of(model: Path) -> TrainingFacts:
     return TrainingFacts(
         device="a processor",
         precision="fp32",
+        memory={"streamed_blocks": 0, "total_bytes": 2**30},
         model=folder.reference,
         model_revision=folder.revision,
         model_digests=folder.digests,

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
-from ltxtrain.v1.train_pb2 import EstimateJobResponse, JobOptions
+from ltxtrain.v1.train_pb2 import BasePrecision, EstimateJobResponse, JobOptions
 
 from services.runtime.service import Runtime
 from services.runtime.settings import Settings
@@ -88,8 +88,21 @@ async def test_what_was_measured_here_counts_and_is_kept(tmp_path: Path) -> None
         assert answer.seconds_high == pytest.approx(100 * TOKENS / 500)
 
 
-async def test_a_preflights_memory_counts(tmp_path: Path) -> None:
+async def test_memory_is_the_plans_for_format_rank_and_audio(tmp_path: Path) -> None:
     asked = estimator(tmp_path)
+    plain = await estimate(asked)
+    assert plain.peak_memory_bytes == pytest.approx(33.8 * 2**30, rel=0.01)
+    small = await estimate(asked, JobOptions(base_precision=BasePrecision.BASE_PRECISION_INT8))
+    assert small.peak_memory_bytes == pytest.approx(22.2 * 2**30, rel=0.01)
+    assert (await estimate(asked, with_audio=True)).peak_memory_bytes == pytest.approx(48 * 2**30, rel=0.01)
+    # What an earlier job took says nothing of one with another rank, format or audio.
     asked.observe(Preflight(seconds=1.0, tokens=TOKENS, peak_memory_bytes=50 * 10**9))
-    assert (await estimate(asked)).peak_memory_bytes == 50 * 10**9
-    assert (await estimate(asked, number_of_frames=121)).peak_memory_bytes > 50 * 10**9
+    assert (await estimate(asked)).peak_memory_bytes == plain.peak_memory_bytes
+
+
+async def test_each_common_card_has_its_plan(tmp_path: Path) -> None:
+    plans = {plan.card_gib: plan for plan in (await estimate(estimator(tmp_path))).card_plans}
+    assert all(plan.fits for plan in plans.values())
+    assert plans[80].base_precision == BasePrecision.BASE_PRECISION_BF16 and not plans[80].streamed_blocks
+    assert plans[24].streamed_blocks > 0 and plans[24].device_bytes < 23 * 2**30
+    assert plans[16].streamed_blocks > plans[24].streamed_blocks and plans[16].host_bytes > 0

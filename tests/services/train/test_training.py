@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 import json
+import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from ltxtrain.v1.work_pb2 import Stage, State
 
 from services.runtime.cluster import Cluster
 from services.runtime.objects import StoreAddress
+from services.train.actors import Stored, TrainTask
+from services.train.training import Training
 from tests import processes
 from tests.services.train.running import Trainer, reason, reason_of, running, steps_of
+from trainer.errors import DeviceMemoryExhausted, PeerLost
 from trainer.seeds import epoch_order
 
 STEPS = 100
@@ -191,13 +195,46 @@ async def test_a_device_with_too_little_memory_ends_the_job_before_step_1(
     trainer: Trainer, samples: Sequence[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(EXHAUSTED)
-    options = trainer.runtime.cluster.model_options() | {"runtime_env": {"env_vars": {"PYTHONPATH": str(tmp_path)}}}
+    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    options = trainer.runtime.cluster.model_options() | {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
     monkeypatch.setattr(Cluster, "model_options", lambda cluster: options)
     job = await trainer.start(samples)
     ended = await trainer.ended(job)
     assert reason(ended)[0] == "GPU_OUT_OF_MEMORY" and "base_precision" in ended.lifecycle.error.message
     assert ended.billable_units == 0
     assert not any(event.HasField("train_metrics") for event in await trainer.events(job))
+
+
+async def test_a_full_device_is_tried_once_more_from_the_checkpoint_with_the_plans_next_rung(
+    trainer: Trainer, samples: Sequence[Sample], undisturbed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[tuple[int, bool]] = []
+    reports = Training._reports
+
+    async def full_at_step_20(training: Training, task: TrainTask) -> AsyncGenerator[Stored | PeerLost, None]:
+        started.append((task.plan.streamed_blocks, task.plan.checkpoint is not None))
+        async with contextlib.aclosing(reports(training, task)) as coming:
+            async for item in coming:
+                yield item
+                if len(started) == 1 and isinstance(item, Stored) and getattr(item.report, "step", 0) == 20:
+                    raise DeviceMemoryExhausted("The device is full.", next_streamed_blocks=3)
+
+    monkeypatch.setattr(Training, "_reports", full_at_step_20)
+    job = await trainer.start(samples, {"checkpoint_interval": 10, "holdout_fraction": 0.25})
+    assert (await trainer.ended(job)).lifecycle.state == State.STATE_SUCCEEDED
+    assert started == [(0, False), (3, True)]
+    assert await trainer.lora(job) == await trainer.lora(undisturbed), "blocks in host memory change no byte"
+
+    async def always_full(training: Training, task: TrainTask) -> AsyncGenerator[Stored | PeerLost, None]:
+        started.append((task.plan.streamed_blocks, False))
+        raise DeviceMemoryExhausted("The device is full.", next_streamed_blocks=3)
+        yield
+
+    del started[:]
+    monkeypatch.setattr(Training, "_reports", always_full)
+    job = await trainer.start(samples)
+    assert reason(await trainer.ended(job))[0] == "GPU_OUT_OF_MEMORY"
+    assert [blocks for blocks, _ in started] == [0, 3], "once, not for ever"
 
 
 async def test_more_gpus_than_there_are_is_said_at_once(trainer: Trainer, samples: Sequence[Sample]) -> None:

@@ -1,4 +1,4 @@
-"""What is found in files that are unusual, damaged, or not what they call themselves."""
+"""Probes of files that are unusual, damaged, or not what they call themselves."""
 
 import random
 import struct

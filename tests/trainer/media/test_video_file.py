@@ -1,4 +1,4 @@
-"""What is written is what is read back: to the bit, or as a browser would show it."""
+"""Written files are read back to the bit, or as a browser would show them."""
 
 from fractions import Fraction
 from pathlib import Path

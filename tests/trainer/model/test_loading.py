@@ -12,14 +12,12 @@ from trainer.model.loading import (
     load_audio_vae,
     load_connectors,
     load_report,
-    load_text_encoder,
     load_transformer,
     load_video_vae,
     load_vocoder,
 )
-from trainer.model.precision import GIB, Precision, choose_precision, is_available
-
-PUBLISHED_WEIGHTS = 18_990_000_000
+from trainer.model.precision import Precision, is_available
+from trainer.model.text_encoder import load_text_encoder
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +32,6 @@ def folder(tiny_model: Path) -> ModelFolder:
         (load_audio_vae, "audio_vae"),
         (load_vocoder, "vocoder"),
         (load_connectors, "connectors"),
-        (load_text_encoder, "text_encoder"),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -113,20 +110,5 @@ def test_no_weight_stays_random(
 
 @pytest.mark.skipif(is_available(Precision.NF4), reason="nf4 works here")
 def test_a_format_without_its_library_says_what_to_install(folder: ModelFolder) -> None:
-    with pytest.raises(PrecisionUnavailable, match=r"CUDA device and bitsandbytes: pip install .* choose bf16"):
+    with pytest.raises(PrecisionUnavailable, match=r"CUDA device and bitsandbytes: pip install .*quantized"):
         load_transformer(folder, "cpu", Precision.NF4)
-
-
-@pytest.mark.parametrize(
-    ("free_gib", "precision"), [(None, "fp32"), (78, "bf16"), (48, "bf16"), (40, "int8"), (32, "int8")]
-)
-def test_what_fits_the_device_decides_the_format(free_gib: int | None, precision: str) -> None:
-    choice = choose_precision(PUBLISHED_WEIGHTS, None if free_gib is None else free_gib * GIB)
-    assert choice.precision == precision
-    assert "no GPU" in choice.reason if free_gib is None else f"{free_gib} GiB free" in choice.reason
-
-
-def test_what_fits_nowhere_takes_the_smallest_and_says_so() -> None:
-    choice = choose_precision(PUBLISHED_WEIGHTS, 8 * GIB)
-    assert choice.precision in (Precision.INT8, Precision.NF4)
-    assert "8 GiB are free" in choice.reason

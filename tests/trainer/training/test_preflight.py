@@ -1,13 +1,9 @@
 """The pass before step 1 measures and leaves nothing behind."""
 
-from typing import Any
-
 import pytest
-import torch
 
 from tests.trainer.golden import LATENT_SHAPE, run, same, samples, settings, weights, with_lora
-from trainer.errors import DeviceMemoryExhausted, PrefixCoversClip
-from trainer.model.transformer import VelocityModel
+from trainer.errors import PrefixCoversClip
 from trainer.training.preflight import preflight
 
 
@@ -29,22 +25,3 @@ def test_a_training_after_it_is_the_same() -> None:
 def test_a_prefix_that_covers_the_clip_is_found_before_step_1() -> None:
     with pytest.raises(PrefixCoversClip):
         preflight(with_lora(settings()), samples(), settings(conditioning_frames=25))
-
-
-@pytest.mark.parametrize(
-    ("change", "remedy"),
-    [
-        ({"gradient_checkpointing": False}, "gradient checkpointing"),
-        ({"gradient_checkpointing": True}, "base_precision to int8"),
-    ],
-)
-def test_too_little_memory_names_the_setting_to_change(
-    monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], remedy: str
-) -> None:
-    def exhausted(*arguments: Any, **options: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    transformer = with_lora(settings(rank=16))
-    monkeypatch.setattr(VelocityModel, "__call__", exhausted)
-    with pytest.raises(DeviceMemoryExhausted, match=remedy):
-        preflight(transformer, samples(), settings(rank=16, **change))
