@@ -48,7 +48,7 @@ FIRST_EVENTS = 1
 
 
 class Book(watch.Book):
-    """What a page of a job asks the service for."""
+    """The calls that a page of a job makes."""
 
     async def GetJob(self, request: train_pb2.GetJobRequest, context: Any) -> train_pb2.GetJobResponse:
         return train_pb2.GetJobResponse(job=await self.jobs.get(JOB))

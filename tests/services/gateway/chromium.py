@@ -27,6 +27,7 @@ class Page:
         self._answers: dict[int, asyncio.Future[Any]] = {}
         # What the page was refused, threw or wrote to its console as an error.
         self.complaints: list[str] = []
+        self._loads: set[str] = set()
         self._loaded = asyncio.Event()
         self._reader = asyncio.create_task(self._read())
 
@@ -35,7 +36,8 @@ class Page:
             found = json.loads(message.data)
             if "id" in found:
                 self._answers.pop(found["id"]).set_result(found)
-            elif found["method"] == "Page.loadEventFired":
+            elif found["method"] == "Page.lifecycleEvent" and found["params"]["name"] == "load":
+                self._loads.add(found["params"]["loaderId"])
                 self._loaded.set()
             elif found["method"] == "Runtime.exceptionThrown":
                 self.complaints.append(json.dumps(found["params"]["exceptionDetails"])[:500])
@@ -43,20 +45,26 @@ class Page:
                 self.complaints.append(found["params"]["entry"]["text"])
 
     async def call(self, method: str, **parameters: Any) -> Any:
+        found = await self._ask(method, **parameters)
+        assert "error" not in found, found
+        return found["result"]
+
+    async def _ask(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """The answer, which is an error where the page went elsewhere meanwhile."""
         self._last += 1
         self._answers[self._last] = answer = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": self._last, "method": method, "params": parameters})
         async with asyncio.timeout(SECONDS):
-            found = await answer
-        assert "error" not in found, found
-        return found["result"]
+            found: dict[str, Any] = await answer
+        return found
 
     async def open(self, url: str) -> None:
         """Go to an address, or to where it leads."""
-        self._loaded.clear()
-        await self.call("Page.navigate", url=url)
+        loader = (await self.call("Page.navigate", url=url))["loaderId"]
         async with asyncio.timeout(SECONDS):
-            await self._loaded.wait()
+            while loader not in self._loads:
+                self._loaded.clear()
+                await self._loaded.wait()
 
     async def run(self, script: str) -> Any:
         """The value of a script."""
@@ -71,8 +79,10 @@ class Page:
                 while True:
                     # An element is no value.
                     plain = f"(found => found instanceof Node || found)({script})"
-                    found = await self.call("Runtime.evaluate", expression=plain, returnByValue=True)
-                    if "exceptionDetails" not in found and (value := found["result"].get("value")):
+                    found = (await self._ask("Runtime.evaluate", expression=plain, returnByValue=True)).get(
+                        "result", {}
+                    )
+                    if "exceptionDetails" not in found and (value := found.get("result", {}).get("value")):
                         return value
                     await asyncio.sleep(0.05)
         except TimeoutError:
@@ -81,7 +91,10 @@ class Page:
             raise AssertionError(f"{script} never became true at {shown[:3000]} {self.complaints}") from None
 
     async def click(self, selector: str) -> None:
-        await self.run(f"document.querySelector({json.dumps(selector)}).click()")
+        found = await self._ask(
+            "Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)}).click()"
+        )
+        assert "exceptionDetails" not in found.get("result", {}), found
 
     async def type(self, selector: str, text: str) -> None:
         """Type into an input, as a keyboard does."""
@@ -126,6 +139,7 @@ async def browsing(folder: Path) -> AsyncIterator[Page]:
                 page = Page(socket)
                 for domain in ("Page", "Runtime", "Log", "DOM", "Network"):
                     await page.call(f"{domain}.enable")
+                await page.call("Page.setLifecycleEventsEnabled", enabled=True)
                 yield page
     finally:
         os.killpg(browser.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What other people's pages, names and paths could try."""
+"""Attacks by other people's pages, names and paths."""
 
 import ssl
 from collections.abc import Mapping
