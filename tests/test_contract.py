@@ -18,6 +18,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 from google.protobuf.message_factory import GetMessageClass
 from ltxtrain.v1 import ingest_pb2, preprocess_pb2, train_pb2
+from ltxtrain.v1.work_pb2 import ReportReason
 
 ROOT = Path(__file__).parent.parent
 BUF = Path(sys.executable).parent / "buf"
@@ -176,3 +177,9 @@ def test_the_shell_recipes_name_what_there_is(service: str, method: str, request
     # A number stands for what the shell puts in, as it is a text and a number alike.
     filled = re.sub(r"\$\(.*?\)(?=[,\"}])|\$\{.*?\}|\$\w+", "1", request_text or "{}")
     json_format.ParseDict(json.loads(filled), GetMessageClass(described.input_type)())
+
+
+def test_the_page_about_reports_has_every_reason() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/report.md").read_text(), re.MULTILINE)
+    named = [name.removeprefix("REPORT_REASON_") for name, number in ReportReason.items() if number]
+    assert sorted(rows) == sorted(named)

@@ -161,6 +161,13 @@ def test_each_container_has_the_secrets_that_it_needs() -> None:
         assert set(SERVICES[name]["secrets"]) <= named
 
 
+def test_the_gateway_is_a_client_and_has_no_keys_of_the_store(tmp_path: Path) -> None:
+    gateway = SERVICES["gateway"]
+    assert set(gateway["environment"]) <= VARIABLES
+    assert gateway["secrets"] == ["tokens"] and "volumes" not in gateway
+    assert entrypoint(tmp_path, "gateway").splitlines()[0].split()[1:3] == ["-m", "services.gateway"]
+
+
 def test_secrets_are_kept_from_other_users(tmp_path: Path) -> None:
     subprocess.run(["sh", str(ROOT / "docker/make-secrets")], cwd=tmp_path, check=True, capture_output=True)
     assert (tmp_path / "secrets").stat().st_mode & 0o077 == 0
@@ -170,7 +177,8 @@ def test_secrets_are_kept_from_other_users(tmp_path: Path) -> None:
 def test_compose_means_the_same_containers_with_every_command(tmp_path: Path) -> None:
     subprocess.run(["sh", str(ROOT / "docker/make-secrets")], cwd=tmp_path, check=True, capture_output=True)
     (profile,) = re.findall(r"^COMPOSE_PROFILES=(\w+)$", (tmp_path / ".env").read_text(), re.M)
-    assert {*OURS, "ray-head"} == {name for name in SERVICES if profile in SERVICES[name].get("profiles", [])}
+    started = {name for name in SERVICES if profile in SERVICES[name].get("profiles", [])}
+    assert started == {*OURS, "gateway", "ray-head"}
     (tmp_path / ".env").write_text("COMPOSE_PROFILES=gpu\n")
     subprocess.run(["sh", str(ROOT / "docker/make-secrets")], cwd=tmp_path, check=True, capture_output=True)
     assert (tmp_path / ".env").read_text() == "COMPOSE_PROFILES=gpu\n"

@@ -45,14 +45,24 @@ def test_media_and_geometry_import_no_torch() -> None:
     assert offenders(paths, ("torch", "diffusers", "transformers", "peft")) == []
 
 
-@pytest.mark.parametrize("service", ["ingest", "preprocess", "train"])
+SERVICES = ("ingest", "preprocess", "train", "gateway")
+
+
+@pytest.mark.parametrize("service", SERVICES)
 def test_services_do_not_import_each_other(service: str) -> None:
-    others = tuple(f"services.{other}" for other in ("ingest", "preprocess", "train", "local") if other != service)
+    others = tuple(f"services.{other}" for other in (*SERVICES, "local") if other != service)
     assert offenders(modules(f"services/{service}"), others) == []
 
 
+def test_the_gateway_is_a_client_with_pages() -> None:
+    """Nothing that a client of another language could not do as well."""
+    beyond = ("store", "tables", "events", "blobs", "objects", "cluster", "work", "service")
+    forbidden = ("trainer", "ray", "minio", "sqlalchemy", *(f"services.runtime.{name}" for name in beyond))
+    assert offenders(modules("services/gateway"), forbidden) == []
+
+
 def test_the_runtime_knows_no_service() -> None:
-    forbidden = tuple(f"services.{name}" for name in ("ingest", "preprocess", "train", "local"))
+    forbidden = tuple(f"services.{name}" for name in (*SERVICES, "local"))
     assert offenders(modules("services/runtime"), forbidden) == []
 
 
@@ -83,6 +93,7 @@ def test_modules_are_short() -> None:
 SMALL = {
     "clients/ltxtrain_client/cli/__main__.py": "python -m",
     "clients/ltxtrain_client/grpc_log_level.py": "has to run before grpc is imported",
+    "services/gateway/__main__.py": "python -m",
     "services/ingest/__main__.py": "python -m",
     "services/preprocess/__main__.py": "python -m",
     "services/train/__main__.py": "python -m",
@@ -140,6 +151,7 @@ def test_docstrings_name_the_thing() -> None:
         ("trainer.media.probe", ("torch", "diffusers", "ray")),
         ("services.ingest.prober", ("torch", "diffusers", "av")),
         ("services.ingest.service", ("torch", "diffusers", "av")),
+        ("services.gateway.server", ("torch", "ray", "sqlalchemy", "minio", "av")),
     ],
 )
 def test_imports_stay_light(module: str, absent: tuple[str, ...]) -> None:

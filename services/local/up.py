@@ -37,6 +37,8 @@ R = TypeVar("R")
 
 # In the order of their start, with the ports that clients expect.
 SERVICES = {"ingest": 7001, "preprocess": 7002, "train": 7003}
+# The gateway, beside them where its port is given.
+GATEWAY, GATEWAY_PORT = "gateway", 7000
 READY_SECONDS = 120.0
 # Above what a service gives the calls and the work that are under way.
 GRACE_SECONDS = 30.0
@@ -54,9 +56,10 @@ class Suite:
     """A running suite, whose state is kept in one folder; `async with Suite(folder) as suite`.
 
     model: a folder, a repo id, or pocket; None: the default one. ports: of the services; 0 is some free one, the same
-    at every start. num_cpus, num_gpus: of the own Ray; None: what there is. databases: the services' SQLAlchemy URLs;
-    None: SQLite files in the folder. environ: settings of the services beside those of this process. Where either has
-    LTXTRAIN_S3_ENDPOINT or LTXTRAIN_RAY_ADDRESS, that is used in place of an own object store or an own Ray.
+    at every start; the gateway is started where its port is given. num_cpus, num_gpus: of the own Ray; None: what there
+    is. databases: the services' SQLAlchemy URLs; None: SQLite files in the folder. environ: settings of the services
+    beside those of this process. Where either has LTXTRAIN_S3_ENDPOINT or LTXTRAIN_RAY_ADDRESS, that is used in place
+    of an own object store or an own Ray.
     """
 
     def __init__(
@@ -190,6 +193,17 @@ class Suite:
         for name in SERVICES:
             self.start_service(name)
         await asyncio.gather(*(self.wait_ready(name) for name in SERVICES))
+        if GATEWAY in self._ports:
+            await self._start_gateway()
+
+    async def _start_gateway(self) -> None:
+        child, deadline = self.start_service(GATEWAY), time.monotonic() + READY_SECONDS
+        while not await _listens(self._ports[GATEWAY]):
+            child.check()
+            if time.monotonic() > deadline:
+                raise child.failure(f"is not ready after {READY_SECONDS:.0f} s")
+            await asyncio.sleep(0.1)
+        child.final = frozenset()
 
     def _choose_ports(self) -> None:
         wanted = [name for name, port in self._ports.items() if port == 0]
@@ -200,7 +214,7 @@ class Suite:
                 raise SuiteRefused(f"The port {port} is taken. Set {variable}={HOST}:PORT to use another for {name}.")
 
     def _common_settings(self) -> dict[str, str]:
-        settings = {"LTXTRAIN_INGEST": self.ingest_address, "LTXTRAIN_PREPROCESS": self.preprocess_address}
+        settings = {f"LTXTRAIN_{name.upper()}": self.address(name) for name in SERVICES}
         if self._has_store:
             address = self.store.address
             settings |= {
@@ -224,6 +238,15 @@ async def _in_thread(call: Callable[[], R]) -> R:
     except asyncio.CancelledError:
         await asyncio.wait({task})
         raise
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(HOST, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def _lock(state_dir: Path, model: str) -> IO[str]:
@@ -255,12 +278,14 @@ async def up(state_dir: Path, *, model: str | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
     ports = {name: _port(os.environ.get(f"LTXTRAIN_{name.upper()}"), port) for name, port in SERVICES.items()}
+    ports[GATEWAY] = _port(os.environ.get("LTXTRAIN_GATEWAY"), GATEWAY_PORT)
     print("Starting the object store, Ray and the services …", flush=True)
     suite = Suite(state_dir, model=model, ports=ports)
     with contextlib.suppress(asyncio.CancelledError):
         async with suite:
             for name in reversed(suite.services):
-                print(f"{name:<11}{suite.address(name)}")
+                scheme = ("https://" if "LTXTRAIN_TLS_CERT" in os.environ else "http://") if name == GATEWAY else ""
+                print(f"{name:<11}{scheme}{suite.address(name)}")
             for line in await _in_thread(lambda: _model_lines(suite)):
                 print(line)
             print(f"State and logs are in {suite.state_dir}. Ctrl-C stops the suite.", flush=True)

@@ -6,21 +6,22 @@ The page is one HTML file that opens without network. It holds every video it is
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from markupsafe import Markup
 
 from services.pages.charts import Line, Points, legend, line_chart, number, smoothed
-from services.pages.render import data_uri, render
+from services.pages.render import data_uri, render, render_part
 from trainer.preview.metrics import PreviewMetrics, formulas
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepPreview:
-    """The LoRA's continuation at a step, as an H.264 MP4."""
+    """The LoRA's continuation at a step, as an H.264 MP4 or the URL of one."""
 
     step: int
-    mp4: bytes
+    mp4: bytes | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class ValidationEntry:
 
     prompt: str
     given_share: float  # of the clip that is prefix, 0..1
-    base_mp4: bytes | None
+    base_mp4: bytes | str | None
     previews: Sequence[StepPreview]
 
 
@@ -38,7 +39,8 @@ class MeasuredPreview:
     step: int
     validation_index: int
     base_model: bool
-    metrics: PreviewMetrics
+    # PreviewMetrics, or whatever has its fields.
+    metrics: PreviewMetrics | SimpleNamespace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,14 +109,24 @@ OUTCOMES = {
 
 def render_job_page(page: JobPage) -> str:
     """The HTML of the page."""
+    return render("job.html", script="players.js", **_values(page))
+
+
+def render_job_part(page: JobPage, part: str) -> Markup:
+    """One section of the page: previews, training, metrics, dataset or spec. Empty where there is nothing to show."""
+    values = _values(page)
+    shown = {"metrics": values["metric_charts"], "dataset": page.report, "spec": page.spec, "previews": page.entries}
+    return render_part("job.html", part, **values) if shown.get(part, True) else Markup("")
+
+
+def _values(page: JobPage) -> dict[str, Any]:
+    """Variables of the template."""
     rows = sorted(page.report, key=lambda row: list(OUTCOMES).index(row.outcome))
-    return render(
-        "job.html",
-        script="players.js",
-        page=page,
-        entries=[_entry(entry) for entry in page.entries],
-        loss_chart=_loss_chart(page.curves),
-        small_charts=[
+    return {
+        "page": page,
+        "entries": [_entry(entry) for entry in page.entries],
+        "loss_chart": _loss_chart(page.curves),
+        "small_charts": [
             (
                 title,
                 line_chart([Line(name=title, points=smoothed(page.curves[name]))], title=title, width=400, height=180),
@@ -122,23 +134,27 @@ def render_job_page(page: JobPage) -> str:
             for name, title in SMALL_CURVES.items()
             if page.curves.get(name)
         ],
-        metric_charts=_metric_charts(page.measured),
-        metric_legend=legend(_metric_lines(page.measured, "prefix_psnr_db")),
-        latents=_latents(page.measured),
-        outcomes=[(label, sum(row.outcome == name for row in rows)) for name, label in OUTCOMES.items()],
-        remarkable=[(row, OUTCOMES[row.outcome]) for row in rows if row.outcome != "KEPT"],
-        kept=[row for row in rows if row.outcome == "KEPT"],
-        spec=[(name, _plain(value)) for name, value in page.spec.items()],
-    )
+        "metric_charts": _metric_charts(page.measured),
+        "metric_legend": legend(_metric_lines(page.measured, "prefix_psnr_db")),
+        "latents": _latents(page.measured),
+        "outcomes": [(label, sum(row.outcome == name for row in rows)) for name, label in OUTCOMES.items()],
+        "remarkable": [(row, OUTCOMES[row.outcome]) for row in rows if row.outcome != "KEPT"],
+        "kept": [row for row in rows if row.outcome == "KEPT"],
+        "spec": [(name, _plain(value)) for name, value in page.spec.items()],
+    }
 
 
 def _entry(entry: ValidationEntry) -> dict[str, Any]:
     return {
         "prompt": entry.prompt,
         "given_percent": round(100 * entry.given_share, 1),
-        "base": None if entry.base_mp4 is None else data_uri(entry.base_mp4, "video/mp4"),
-        "previews": [(preview.step, data_uri(preview.mp4, "video/mp4")) for preview in entry.previews],
+        "base": None if entry.base_mp4 is None else _source(entry.base_mp4),
+        "previews": [(preview.step, _source(preview.mp4)) for preview in entry.previews],
     }
+
+
+def _source(mp4: bytes | str) -> str:
+    return mp4 if isinstance(mp4, str) else data_uri(mp4, "video/mp4")
 
 
 def _loss_chart(curves: Mapping[str, Points]) -> Markup:

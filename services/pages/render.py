@@ -15,9 +15,20 @@ from markupsafe import Markup
 
 def render(template: str, script: str | None = None, **values: Any) -> str:
     """One page; `script` names a file beside the templates, the only one that may run in it."""
-    text = (files("services.pages") / "templates" / script).read_text("utf-8") if script else ""
+    text = static_file(script) if script else ""
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return _environment().get_template(template).render(script=Markup(text), script_digest=digest, **values)
+
+
+def render_part(template: str, block: str, **values: Any) -> Markup:
+    """One block of a page."""
+    found = _environment().get_template(template)
+    return Markup("".join(found.blocks[block](found.new_context(values))))
+
+
+def static_file(name: str) -> str:
+    """A style sheet or script beside the templates."""
+    return (files("services.pages") / "templates" / name).read_text("utf-8")
 
 
 def data_uri(data: bytes, media_type: str) -> str:

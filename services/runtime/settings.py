@@ -41,6 +41,11 @@ class Settings:
     # Addresses of the other services.
     ingest: str = "127.0.0.1:7001"
     preprocess: str = "127.0.0.1:7002"
+    # Called by the gateway alone.
+    train: str = "127.0.0.1:7003"
+
+    # Address that people reach the gateway by, as in https://train.example.com; empty: the one that a request names.
+    gateway_url: str = ""
 
     tls_cert: Path | None = None
     tls_key: Path | None = None

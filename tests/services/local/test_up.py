@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import ray
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -43,7 +44,8 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tup
     state = tmp_path_factory.mktemp("up")
     code = (
         "import sys; from pathlib import Path; from services.local import ports, up\n"
-        "free = ports.remembered_ports(Path(sys.argv[1]) / 'test-ports.json', list(up.SERVICES))\n"
+        "free = ports.remembered_ports(Path(sys.argv[1]) / 'test-ports.json', [*up.SERVICES, up.GATEWAY])\n"
+        "up.GATEWAY_PORT = free.pop(up.GATEWAY)\n"
         "up.SERVICES.update(free)\n"
         "sys.exit(up.run(Path(sys.argv[1])))\n"
     )
@@ -77,11 +79,13 @@ async def test_up_serves_until_it_is_interrupted_and_leaves_nothing(
 ) -> None:
     process, state = running
     assert process.stdout is not None
-    told = dict([(await process.stdout.readline()).decode().split(maxsplit=1) for _ in range(5)])
-    assert list(told) == ["Starting", "train", "preprocess", "ingest", "model"]
+    told = dict([(await process.stdout.readline()).decode().split(maxsplit=1) for _ in range(6)])
+    assert list(told) == ["Starting", "gateway", "train", "preprocess", "ingest", "model"]
     assert told["model"].strip() == running_model(state)
     for name in SERVICES:
         assert await serving(told[name].strip())
+    async with aiohttp.ClientSession() as session, session.get(f"{told['gateway'].strip()}/jobs") as answer:
+        assert answer.status == 200 and "No jobs yet" in await answer.text()
     with pytest.raises(SuiteRefused, match="Another suite runs"):
         await Suite(state, ports=FREE).__aenter__()
     made = descendants(process.pid)

@@ -1,0 +1,149 @@
+"""The sheet as a form, made from the contract: names from its messages, the rest from the comments of its source.
+
+Ranges, defaults and help are said there once. What is sent is checked by the service, whatever a form allows.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+from google.protobuf.descriptor import FieldDescriptor
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
+from ltxtrain.v1.train_pb2 import JobOptions
+from ltxtrain_client.enum_words import words
+from ltxtrain_client.sheet import OPTIONS
+
+MAX_VALIDATION = 2
+# The title of each group by the field that it begins with; the contract sets groups apart by blank lines.
+TITLES = {
+    "training_data_url": "Data",
+    "rank": "Training",
+    "number_of_frames": "Clips",
+    "with_audio": "Audio",
+    "validation": "Previews",
+    "debug_dataset": "Extras",
+    "seed": "Run",
+}
+# Not inputs of their own: one is set by a link, the other is a list.
+APART = frozenset({"dataset", "validation"})
+UPLOADED = frozenset({"training_data_url", "video_url"})
+
+_FIELD = re.compile(r"\s+(?:optional |repeated )?[\w.]+ (\w+) = \d+;")
+_RANGE = re.compile(r"Range: (-?\d+(?:\.\d+)?)\.\.(-?\d+(?:\.\d+)?)")
+_DEFAULT = re.compile(r"Default: (.+?)\.(?:\s|$)")
+_ONE_OF = re.compile(r"one of ((?:\d+, )+\d+)")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One input."""
+
+    path: str  # in the sheet, e.g. "options.seed" or "validation[0].prompt"
+    name: str
+    kind: str  # choice, flag, number, text, long or file
+    help: str
+    default: str  # as the contract's comment says it; empty: none is said
+    minimum: str = ""
+    maximum: str = ""
+    whole: bool = False
+    choices: tuple[str, ...] = ()
+    required: bool = False
+    value: str = ""  # given by a sheet that the form begins with
+
+
+@dataclass(frozen=True)
+class Group:
+    title: str
+    fields: tuple[Field, ...]
+
+
+def form(sheet: Mapping[str, Any]) -> list[Group]:
+    """Groups of inputs, filled from a sheet's JSON."""
+    options = sheet.get(OPTIONS) or {}
+    groups = [*_groups("extend_prefix.proto", ExtendPrefixSpec), *_groups("train.proto", JobOptions, f"{OPTIONS}.")]
+    filled = [
+        Group(group.title, tuple(_filled(item, options if item.path != item.name else sheet) for item in group.fields))
+        for group in groups
+    ]
+    entries = sheet.get("validation") or []
+    return [_with_entries(group, entries) if group.title == TITLES["validation"] else group for group in filled]
+
+
+def _with_entries(group: Group, entries: Sequence[Mapping[str, Any]]) -> Group:
+    inputs = [
+        _filled(item, entries[index] if index < len(entries) else {})
+        for index in range(MAX_VALIDATION)
+        for item in _fields("extend_prefix.proto", ValidationInput, f"validation[{index}].")
+    ]
+    return Group(group.title, (*inputs, *group.fields))
+
+
+def _filled(item: Field, values: Mapping[str, Any]) -> Field:
+    value = values.get(item.name)
+    if value is None:
+        return item
+    text = ("true" if value else "false") if isinstance(value, bool) else str(value)
+    return Field(**{**vars(item), "value": text})
+
+
+@lru_cache
+def _groups(file: str, message: Any, prefix: str = "") -> tuple[Group, ...]:
+    found: list[tuple[str, list[Field]]] = []
+    for item in _fields(file, message, prefix):
+        if item.name in TITLES or not found:
+            found.append((TITLES.get(item.name, ""), []))
+        if item.name not in APART:
+            found[-1][1].append(item)
+    return tuple(Group(title, tuple(items)) for title, items in found)
+
+
+@lru_cache
+def _fields(file: str, message: Any, prefix: str) -> tuple[Field, ...]:
+    comments = dict(_comments(file, message.DESCRIPTOR.name))
+    return tuple(_field(item, comments.get(item.name, ""), prefix) for item in message.DESCRIPTOR.fields)
+
+
+def _field(item: FieldDescriptor, comment: str, prefix: str) -> Field:
+    limits, default, one_of = _RANGE.search(comment), _DEFAULT.search(comment), _ONE_OF.search(comment)
+    numbers = one_of[1].split(", ") if one_of else []
+    return Field(
+        path=f"{prefix}{item.name}",
+        name=item.name,
+        kind=_kind(item, bool(numbers)),
+        help=comment,
+        default=default[1].strip('"') if default else "",
+        minimum=limits[1] if limits else "",
+        maximum=limits[2] if limits else "",
+        whole=item.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64),
+        choices=tuple(words(item.enum_type)) if item.enum_type is not None else tuple(numbers),
+        required=item.name == "training_data_url",
+    )
+
+
+def _kind(item: FieldDescriptor, listed: bool) -> str:
+    if item.enum_type is not None or listed:
+        return "choice"
+    if item.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        return "flag"
+    if item.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return "file" if item.name in UPLOADED else "long" if "prompt" in item.name else "text"
+    return "number"
+
+
+def _comments(file: str, message: str) -> Iterator[tuple[str, str]]:
+    """Comment of each field of a message, as one line."""
+    source = (files("ltxtrain.v1") / file).read_text("utf-8")
+    body = source.partition(f"\nmessage {message} {{")[2].partition("\n}")[0]
+    comment: list[str] = []
+    for line in body.splitlines():
+        text = line.strip()
+        if text.startswith("//"):
+            comment.append(text.removeprefix("//").strip())
+        elif found := _FIELD.fullmatch(line):
+            yield found[1], " ".join(comment)
+            comment = []
+        elif not text.startswith("}"):
+            comment = []

@@ -1,0 +1,50 @@
+"""The form says what the service does: its defaults and ranges come from the contract's comments alone."""
+
+from typing import Any
+
+import pytest
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.train_pb2 import JobOptions
+from ltxtrain_client.enum_words import word
+
+from services.gateway.form import Field, form
+from services.train.spec import OPTIONS, SPEC, Named, Number, Text
+
+FIELDS = {field.path: field for group in form({}) for field in group.fields}
+RULES = [(rule.name, rule) for rule in SPEC] + [(f"options.{rule.name}", rule) for rule in OPTIONS]
+# Said in words: one is built in, the other follows the steps.
+IN_WORDS = {"validation_negative_prompt", "options.preview_interval"}
+
+
+def test_every_field_of_the_contract_is_an_input() -> None:
+    expected = {field.name for field in ExtendPrefixSpec.DESCRIPTOR.fields} - {"dataset", "validation"}
+    expected |= {f"options.{field.name}" for field in JobOptions.DESCRIPTOR.fields}
+    expected |= {f"validation[{index}].{name}" for index in range(2) for name in ("prompt", "video_url")}
+    assert FIELDS.keys() == expected
+    assert all(field.help for field in FIELDS.values())
+    assert all(group.title for group in form({}))
+
+
+@pytest.mark.parametrize(("path", "rule"), RULES, ids=[path for path, _ in RULES])
+def test_defaults_and_ranges_are_the_services(path: str, rule: object) -> None:
+    field = FIELDS[path]
+    if isinstance(rule, Named):
+        message = JobOptions if path.startswith("options.") else ExtendPrefixSpec
+        enum: Any = message.DESCRIPTOR.fields_by_name[rule.name].enum_type
+        assert field.kind == "choice" and field.default.lower() == word(enum, rule.default)
+    elif isinstance(rule, Number):
+        assert path in IN_WORDS or float(field.default) == rule.default
+        if field.minimum:
+            assert (float(field.minimum), float(field.maximum)) == (rule.minimum, rule.maximum)
+    elif isinstance(rule, Text):
+        assert path in IN_WORDS or field.default == rule.default
+    elif field.kind == "flag":
+        assert field.default == str(getattr(rule, "default")).lower()  # noqa: B009
+
+
+def test_a_sheet_fills_the_form() -> None:
+    sheet = {"rank": 64, "with_audio": True, "options": {"seed": 7}, "validation": [{"prompt": "p"}]}
+    filled: dict[str, Field] = {field.path: field for group in form(sheet) for field in group.fields}
+    shown = ("rank", "with_audio", "options.seed", "validation[0].prompt")
+    assert [filled[path].value for path in shown] == ["64", "true", "7", "p"]
+    assert not filled["validation[1].prompt"].value and not filled["number_of_steps"].value
