@@ -1,4 +1,4 @@
-"""What the pocket model has learned, and what a LoRA learns on it in as many steps as the demo takes.
+"""Learning measured: the pocket model, and a LoRA on it in as many steps as the demo takes.
 
     bench/learning.py [--quick] [--model FOLDER] [--pictures FILE.png]
 
