@@ -54,9 +54,14 @@ def run_job(plan: JobPlan, *, device: torch.device, worker: Worker = ALONE) -> I
     job = _Job(plan, device, worker)
     yield from job.load()
     with Beside[Checkpointed]("checkpoints") as writer:
-        for report in job.train(writer):
-            yield report
-            yield from writer.ready()
+        try:
+            for report in job.train(writer):
+                yield report
+                yield from writer.ready()
+        except TrainerError:
+            # The checkpoint before the error is the last good one.
+            yield from writer.rest()
+            raise
         yield from writer.rest()
     if worker.rank == 0:
         yield job.finish()

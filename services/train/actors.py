@@ -16,7 +16,7 @@ from services.runtime.cluster import gpu_assigned
 from services.runtime.objects import Objects, StoreAddress
 from services.runtime.telemetry import resumed_trace
 from services.train.artifacts import StoredFile, object_key
-from trainer.errors import PeerLost
+from trainer.errors import PeerLost, TrainerError
 from trainer.plan import JobPlan
 from trainer.reports import Report
 
@@ -91,18 +91,23 @@ class TrainActor:
                 join(self._rank, task.worker_count, meeting_point, device) as worker,
                 Beside[Stored]("uploads") as uploads,
             ):
-                for report in run_job(plan, device=device, worker=worker):
-                    if self._rank:
-                        continue
-                    if isinstance(report, Checkpointed):
-                        # Gigabytes: a slow store costs no step.
-                        yield from uploads.start(partial(self._stored, task.job, report))
-                    elif isinstance(report, Finished):
-                        yield from uploads.rest()
-                        last = self._stored(task.job, report)
-                    else:
-                        yield self._stored(task.job, report)
-                        yield from uploads.ready()
+                try:
+                    for report in run_job(plan, device=device, worker=worker):
+                        if self._rank:
+                            continue
+                        if isinstance(report, Checkpointed):
+                            # Gigabytes: a slow store costs no step.
+                            yield from uploads.start(partial(self._stored, task.job, report))
+                        elif isinstance(report, Finished):
+                            yield from uploads.rest()
+                            last = self._stored(task.job, report)
+                        else:
+                            yield self._stored(task.job, report)
+                            yield from uploads.ready()
+                except TrainerError:
+                    # The checkpoint before the error is the last good one.
+                    yield from uploads.rest()
+                    raise
             # Whoever gets the last report ends this process: before it, the trace and the peers are left in order.
             if self._rank == 0:
                 yield last

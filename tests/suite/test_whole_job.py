@@ -200,7 +200,14 @@ async def test_a_second_run_encodes_nothing_and_gives_the_same_lora(clients: Cli
     content = json.loads(config.read_text())
     sheet = parse_sheet(json.dumps(content["spec"] | {"options": content["manifest"]["options"]}), [])
     again = await finished(clients, (await clients.train.submit(sheet.spec, sheet.options)).name)
-    assert (again.effective_spec, again.options) == (job.effective_spec, job.options)
+    assert again.effective_spec.dataset == job.dataset, "the upload is swept, the dataset is not"
+    expected = ExtendPrefixSpec()
+    expected.CopyFrom(job.effective_spec)
+    expected.dataset = job.dataset
+    for entry, same in zip(expected.validation, again.effective_spec.validation, strict=True):
+        assert same.video_url.startswith(f"dataset:{job.validation_dataset}/clips/")
+        entry.video_url = same.video_url
+    assert (again.effective_spec, again.options) == (expected, job.options)
     report = (await clients.preprocess.get_training_set(again.training_set)).report
     assert report.cache_misses == 0 and report.cache_hits > 0
     first = await clients.train.download(job.output.lora_file, tmp_path / "first.safetensors")
