@@ -158,3 +158,14 @@ def test_imports_stay_light(module: str, absent: tuple[str, ...]) -> None:
     code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_tests_keep_the_event_loop() -> None:
+    """asyncio.run leaves the async tests that follow without their loop: tests.loops.run gives it back."""
+    calls = [
+        str(path.relative_to(ROOT))
+        for path in modules("tests")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr == "run" and getattr(node.value, "id", "") == "asyncio"
+    ]
+    assert set(calls) == {"tests/loops.py", "tests/attack/target.py"}

@@ -21,6 +21,7 @@ from services.ingest.fetch import Fetched, Fetcher, retried_when_full
 from services.runtime.errors import ApiError, FailedPrecondition, reason_name
 from services.runtime.settings import Settings
 from services.runtime.work import Retryable
+from tests import loops
 from tests.properties import bounded
 from tests.services.ingest import web
 from tests.services.ingest.web import Web
@@ -300,7 +301,7 @@ def test_random_answers_end_in_a_file_or_a_reason(status: int, fields: list[tupl
             with tempfile.TemporaryDirectory() as folder, contextlib.suppress(ApiError):
                 await fetch(client, server.url("/a"), Path(folder) / "a")
 
-    asyncio.run(attempt())
+    loops.run(attempt())
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from tests.cases_table import FOLDER
 from tests.clips import numbered, write_clip, write_zip
 from tests.processes import find, kill
 from tests.services.ingest import web
+from tests.services.ingest.clocks import set_clocks
 from tests.services.ingest.process import PROBER
 from tests.services.ingest.running import Ingest, Outcome
 from tests.services.ingest.zips import archive_bytes, build
@@ -268,7 +269,7 @@ async def test_unclaimed_uploads_are_swept(
     await ingest.service.tidy()
     assert await ingest.runtime.objects.exists(f"ingest/{sent.name}")
     later = time.time() + 25 * 3600
-    monkeypatch.setattr(time, "time", lambda: later)
+    set_clocks(monkeypatch, later)
     await ingest.service.tidy()
     monkeypatch.undo()
     assert not await ingest.runtime.objects.exists(f"ingest/{sent.name}")

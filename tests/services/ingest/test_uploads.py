@@ -19,6 +19,7 @@ from services.ingest import uploads
 from services.runtime.cluster import Cluster
 from services.runtime.objects import ObjectMissing, StoreAddress
 from tests.clips import numbered, write_clip
+from tests.services.ingest.clocks import set_clocks
 from tests.services.ingest.cutting import CuttingProxy, cutting
 from tests.services.ingest.running import Ingest, serving
 from tests.services.ingest.web import Web
@@ -189,9 +190,9 @@ async def test_uploads_that_were_never_completed_are_swept(
     kept = await ingest.service._uploads._store.get(upload.name)
     assert kept.multipart_id
     later = time.time() + 23 * 3600
-    monkeypatch.setattr(time, "time", lambda: later)
+    set_clocks(monkeypatch, later)
     await ingest.service.tidy()
-    monkeypatch.setattr(time, "time", lambda: later + 2 * 3600)
+    set_clocks(monkeypatch, later + 2 * 3600)
     await ingest.service.tidy()
     with pytest.raises(ObjectMissing):
         await ingest.runtime.objects.list_parts(f"ingest/{upload.name}", kept.multipart_id)

@@ -22,6 +22,7 @@ from services.local.up import SERVICES, Suite, SuiteRefused, _lock
 from services.local.up import run as run_up
 from services.runtime.cluster import Cluster
 from services.runtime.objects import StoreAddress
+from tests.loops import loop_kept
 
 FREE = dict.fromkeys(SERVICES, 0)
 
@@ -103,10 +104,8 @@ async def test_up_serves_until_it_is_interrupted_and_leaves_nothing(
 
 @pytest.fixture
 def restored_loop() -> Iterator[None]:
-    """A command leaves this thread without an event loop; other tests need theirs."""
-    loop = asyncio.get_event_loop_policy().get_event_loop()
-    yield
-    asyncio.set_event_loop(loop)
+    with loop_kept():
+        yield
 
 
 @pytest.mark.usefixtures("restored_loop")

@@ -219,7 +219,7 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         write_reel(tmp_path / "reel.mp4", [segment(audio=tone(440)), segment()], 24)
     with pytest.raises(ValueError, match="layout"):
         write_reel(tmp_path / "reel.mp4", [segment(), segment(size=(96, 96))], 24)
-    with pytest.raises(ValueError, match="beside"):
+    with pytest.raises(ValueError, match="side by side"):
         Segment(
             prompt="",
             prefix=frames(0, PREFIX),
