@@ -11,9 +11,9 @@ RUN pip install --constraint constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_
 COPY pyproject.toml README.md LICENSE ./
 COPY third_party third_party
 COPY protos protos
-COPY services services
-COPY trainer trainer
-COPY pocket pocket
+COPY ltxtrain_services ltxtrain_services
+COPY ltxtrain_trainer ltxtrain_trainer
+COPY ltxtrain_pocket ltxtrain_pocket
 COPY clients clients
 RUN pip install --constraint constraints.txt '.[server,quantized,telemetry]'
 

@@ -23,7 +23,7 @@ demo: install
 
 # The pocket model's weights from nothing: about an hour of two idle cores, stopped and resumed at any time.
 pocket: install
-	$(BIN)/python -m pocket.make
+	$(BIN)/python -m ltxtrain_pocket.make
 
 lint: install
 	$(BIN)/ruff check

@@ -36,9 +36,9 @@ from ltxtrain_client.channel import connect
 from ltxtrain_client.train import TrainClient
 
 from bench import watch
-from services.runtime.server import Server
-from services.runtime.settings import Settings
-from services.runtime.tables import Database
+from ltxtrain_services.runtime.server import Server
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.tables import Database
 
 JOB = f"jobs/{'0' * 32}"
 RATE = 2.0
@@ -110,7 +110,7 @@ async def gateway(train: str) -> AsyncIterator[tuple[str, int]]:
     """The URL and the process id of a gateway as it is installed."""
     environ = os.environ | {"LTXTRAIN_TRAIN": train, "LTXTRAIN_BIND": "127.0.0.1:0", "LTXTRAIN_LOG_LEVEL": "INFO"}
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "services.gateway", env=environ, stderr=asyncio.subprocess.PIPE,
+        sys.executable, "-m", "ltxtrain_services.gateway", env=environ, stderr=asyncio.subprocess.PIPE,
         cwd=Path(__file__).parent.parent,
     )  # fmt: skip
     try:

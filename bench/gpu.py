@@ -25,14 +25,14 @@ from typing import Any
 import torch
 
 from bench.common.random_model import Widths, random_samples, random_transformer
-from trainer.memory_plan import GIB, HEADROOM_BYTES, PUBLISHED, Load, plan_for
-from trainer.model.device import device_of, is_out_of_memory
-from trainer.model.loading import block_stream, hush_imports
-from trainer.model.precision import Precision, is_available
-from trainer.reports import Step
-from trainer.training import loop
-from trainer.training.lora import adapter, add_lora
-from trainer.training.settings import TrainSettings
+from ltxtrain_trainer.memory_plan import GIB, HEADROOM_BYTES, PUBLISHED, Load, plan_for
+from ltxtrain_trainer.model.device import device_of, is_out_of_memory
+from ltxtrain_trainer.model.loading import block_stream, hush_imports
+from ltxtrain_trainer.model.precision import Precision, is_available
+from ltxtrain_trainer.reports import Step
+from ltxtrain_trainer.training import loop
+from ltxtrain_trainer.training.lora import adapter, add_lora
+from ltxtrain_trainer.training.settings import TrainSettings
 
 RANK = 32
 TEST_SECONDS = 240

@@ -32,17 +32,17 @@ from ltxtrain_client.transfer import put_parts
 from ltxtrain_client.upload_source import FileSource
 from minio import Minio
 
-from services.ingest.archive import Archive, Unpacked
-from services.ingest.clip_store import ClipStore
-from services.ingest.directory import read_directory
-from services.ingest.uploads import Uploads
-from services.local.embedded import EmbeddedStore
-from services.runtime.blobs import Blobs
-from services.runtime.events import EventLog
-from services.runtime.objects import ObjectStore, StoreAddress
-from services.runtime.settings import Settings
-from services.runtime.store import Store
-from services.runtime.tables import Database
+from ltxtrain_services.ingest.archive import Archive, Unpacked
+from ltxtrain_services.ingest.clip_store import ClipStore
+from ltxtrain_services.ingest.directory import read_directory
+from ltxtrain_services.ingest.uploads import Uploads
+from ltxtrain_services.local.embedded import EmbeddedStore
+from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.store import Store
+from ltxtrain_services.runtime.tables import Database
 
 MIB = 1 << 20
 CLIP_MIB = 20

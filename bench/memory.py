@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from bench.common.meta_card import REAL, on_a_card, parts, quantize
-from trainer.data.encoded import EncodedClip, PromptEmbedding
-from trainer.geometry import BUCKETS, Geometry
-from trainer.memory_plan import (
+from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding
+from ltxtrain_trainer.geometry import BUCKETS, Geometry
+from ltxtrain_trainer.memory_plan import (
     ADAPTER_BYTES,
     GIB,
     HEADROOM_BYTES,
@@ -35,12 +35,12 @@ from trainer.memory_plan import (
     choose_plan,
     plan_for,
 )
-from trainer.model.loading import hush_imports
-from trainer.model.precision import UNQUANTIZED
-from trainer.model.streaming import BUFFERS
-from trainer.model.transformer import Stream, VelocityModel
-from trainer.training import lora
-from trainer.training.losses import clip_loss, training_draw
+from ltxtrain_trainer.model.loading import hush_imports
+from ltxtrain_trainer.model.precision import UNQUANTIZED
+from ltxtrain_trainer.model.streaming import BUFFERS
+from ltxtrain_trainer.model.transformer import Stream, VelocityModel
+from ltxtrain_trainer.training import lora
+from ltxtrain_trainer.training.losses import clip_loss, training_draw
 
 RATE, FRAMES, PROMPT_TOKENS, PREFIX = 24.0, 89, 1024, 25
 PRECISIONS = ("bf16", "int8", "fp8", "nf4")
@@ -185,7 +185,7 @@ def _bytes(parameter: Any) -> int:
 def _model(with_audio: bool, precision: str, rank: int, layers: int) -> Any:
     from diffusers import LTX2VideoTransformer3DModel
 
-    from trainer.model.video_half import VideoTransformer
+    from ltxtrain_trainer.model.video_half import VideoTransformer
 
     kind: Any = LTX2VideoTransformer3DModel if with_audio else VideoTransformer
     with torch.device("meta"):

@@ -142,9 +142,9 @@ def serve(way: Way, clip: Path) -> None:
 
 
 def ours(clip: Path, frames: int, threads: int = 0) -> None:
-    from trainer.geometry import Geometry
-    from trainer.media.fit import fit_clip
-    from trainer.media.frame_schedule import FitSettings
+    from ltxtrain_trainer.geometry import Geometry
+    from ltxtrain_trainer.media.fit import fit_clip
+    from ltxtrain_trainer.media.frame_schedule import FitSettings
 
     geometry = Geometry(width=SIDE, height=SIDE, frame_count=frames, frame_rate=24)
     fit_clip(
@@ -162,7 +162,7 @@ def ffmpeg(clip: Path, frames: int, *filters: str) -> float:
 
 
 def filters_of_ours() -> str:
-    from trainer.media.picture import RESAMPLER
+    from ltxtrain_trainer.media.picture import RESAMPLER
 
     return f"crop={HEIGHT}:{HEIGHT},scale={SIDE}:{SIDE}:flags={RESAMPLER},format=rgb24"
 

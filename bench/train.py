@@ -6,7 +6,7 @@ The limit is a bare loop of forward pass, backward pass and AdamW over the same 
 one torch thread. Each side runs in a process of its own; blocks of steps alternate, so that load from elsewhere meets
 both. The last line is one JSON object:
 
-    overhead_loop      seconds a step of trainer.training.loop.train over those of the bare loop, minus 1
+    overhead_loop      seconds a step of ltxtrain_trainer.training.loop.train over those of the bare loop, minus 1
     overhead_service   the same of a job in a running suite: Ray, events, metrics, and a checkpoint every 50 steps
     peak_mb_ratio      peak memory of the process of the first over that of the bare loop
     resume_seconds     from kill -9 of the training actor to the next step that it has done
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from bench.common.service import measure_service
 from bench.common.worker import Shape, Worker
-from services.local.up import SERVICES, Suite
+from ltxtrain_services.local.up import SERVICES, Suite
 
 WAYS = ("product", "bare")
 # One clip of 89 frames at low 16:9.
@@ -66,7 +66,7 @@ async def measure(folder: Path, *, quick: bool) -> dict[str, float]:
 
 
 def build_model(folder: Path) -> None:
-    from trainer.model.tiny import build_tiny_model
+    from ltxtrain_trainer.model.tiny import build_tiny_model
 
     build_tiny_model(folder)
 

@@ -29,12 +29,12 @@ from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, Stage, State
 
-from services.runtime.events import EventLog
-from services.runtime.requests import Watches
-from services.runtime.server import Server
-from services.runtime.settings import Settings
-from services.runtime.store import Store
-from services.runtime.tables import Database
+from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.requests import Watches
+from ltxtrain_services.runtime.server import Server
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.store import Store
+from ltxtrain_services.runtime.tables import Database
 
 JOB = "jobs/bench"
 RATE = 2.0

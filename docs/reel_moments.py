@@ -12,7 +12,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from pocket.scenes import FRAMES, PREFIX_FRAMES
+from ltxtrain_pocket.scenes import FRAMES, PREFIX_FRAMES
 
 MOMENTS = (PREFIX_FRAMES - 1, PREFIX_FRAMES, (PREFIX_FRAMES + FRAMES) // 2, FRAMES - 1)
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trainer import errors
+from ltxtrain_trainer import errors
 
 FOLDER = Path(__file__).parent / "data" / "cases"
 

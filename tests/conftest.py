@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from services.runtime.cluster import Cluster
-    from services.runtime.objects import StoreAddress
+    from ltxtrain_services.runtime.cluster import Cluster
+    from ltxtrain_services.runtime.objects import StoreAddress
     from tests.services.runtime.postgres import Postgres
 
 # Ray reads these when it is imported, whichever test module does so first.
@@ -27,10 +27,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole LTX-2.3 pipeline folder with small random weights (trainer.model.tiny). Read only."""
+    """A whole LTX-2.3 pipeline folder with small random weights (ltxtrain_trainer.model.tiny). Read only."""
     import torch
 
-    from trainer.model.tiny import build_tiny_model
+    from ltxtrain_trainer.model.tiny import build_tiny_model
 
     torch.set_num_threads(2)
     folder = tmp_path_factory.mktemp("model") / "tiny"
@@ -41,7 +41,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator["StoreAddress"]:
     """A running embedded store with its bucket."""
-    from services.local.embedded import EmbeddedStore
+    from ltxtrain_services.local.embedded import EmbeddedStore
 
     with EmbeddedStore(tmp_path_factory.mktemp("store")) as store:
         yield store.address
@@ -63,8 +63,8 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Cluster"]
     """A running Ray of two CPUs that the tests' process is attached to."""
     import ray
 
-    from services.local.ray_head import RayHead
-    from services.runtime.cluster import Cluster
+    from ltxtrain_services.local.ray_head import RayHead
+    from ltxtrain_services.runtime.cluster import Cluster
 
     with RayHead(tmp_path_factory.mktemp("ray"), num_cpus=2, token=os.environ["RAY_AUTH_TOKEN"]) as head:
         yield Cluster.attach(head.address, head.token)

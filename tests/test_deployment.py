@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from services.runtime.cluster import NOT_A_SERVICE
-from services.runtime.settings import Settings, read_settings
+from ltxtrain_services.runtime.cluster import NOT_A_SERVICE
+from ltxtrain_services.runtime.settings import Settings, read_settings
 
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
@@ -99,7 +99,7 @@ def store_bytes(said: str) -> int:
 def test_rays_object_store_fits_into_shared_memory_and_into_memory(tmp_path: Path, role: str) -> None:
     said = entrypoint(tmp_path, role)
     assert 0 < store_bytes(said) < shutil.disk_usage("/dev/shm").free
-    assert ("-m services.train" in said.splitlines()[-1]) == (role == "train")
+    assert ("-m ltxtrain_services.train" in said.splitlines()[-1]) == (role == "train")
     # Shared memory of 100 TiB: what is left is a share of the machine's, or of the container's limit.
     row = "echo Filesystem; echo shm 107374182400 0 107374182400 0% /dev/shm"
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -144,7 +144,7 @@ def test_rays_token_comes_from_a_file_or_the_environment(tmp_path: Path) -> None
 
 def test_rays_token_may_come_from_a_file_for_a_service_too(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("word\n")
-    code = "import os, services.runtime; print(os.environ['RAY_AUTH_MODE'], os.environ['RAY_AUTH_TOKEN'])"
+    code = "import os, ltxtrain_services.runtime; print(os.environ['RAY_AUTH_MODE'], os.environ['RAY_AUTH_TOKEN'])"
     environ = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "LTXTRAIN_"))}
     environ["LTXTRAIN_RAY_TOKEN_FILE"] = str(tmp_path / "token")
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
@@ -165,7 +165,7 @@ def test_the_gateway_is_a_client_and_has_no_keys_of_the_store(tmp_path: Path) ->
     gateway = SERVICES["gateway"]
     assert set(gateway["environment"]) <= VARIABLES
     assert gateway["secrets"] == ["tokens"] and "volumes" not in gateway
-    assert entrypoint(tmp_path, "gateway").splitlines()[0].split()[1:3] == ["-m", "services.gateway"]
+    assert entrypoint(tmp_path, "gateway").splitlines()[0].split()[1:3] == ["-m", "ltxtrain_services.gateway"]
 
 
 def test_secrets_are_kept_from_other_users(tmp_path: Path) -> None:
@@ -239,11 +239,19 @@ def test_scripts_are_sound(script: str) -> None:
 
 def test_the_image_copies_what_the_wheel_needs() -> None:
     copied = re.findall(r"^COPY (?!--)(\S+)", (ROOT / "Dockerfile").read_text(), re.M)
-    assert {"protos", "services", "trainer", "pocket", "clients", "third_party", "pyproject.toml"} <= set(copied)
+    assert {
+        "protos",
+        "ltxtrain_services",
+        "ltxtrain_trainer",
+        "ltxtrain_pocket",
+        "clients",
+        "third_party",
+        "pyproject.toml",
+    } <= set(copied)
 
 
 def test_the_image_runs_the_services_that_exist() -> None:
     entrypoint = (ROOT / "docker/entrypoint").read_text()
     for name in OURS:
-        assert name in entrypoint and (ROOT / f"services/{name}/__main__.py").exists()
+        assert name in entrypoint and (ROOT / f"ltxtrain_services/{name}/__main__.py").exists()
         assert SERVICES[name]["command"] == [name]

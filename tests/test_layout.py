@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-ROOMS = ("trainer", "services", "pocket", "clients")
+ROOMS = ("ltxtrain_trainer", "ltxtrain_services", "ltxtrain_pocket", "clients")
 MAX_LINES = 400
 
 
@@ -36,12 +36,12 @@ def offenders(paths: list[Path], forbidden: tuple[str, ...]) -> list[str]:
 
 
 def test_the_trainer_knows_tensors_and_files_only() -> None:
-    forbidden = ("grpc", "ray", "minio", "sqlalchemy", "ltxtrain", "ltxtrain_client", "services")
-    assert offenders(modules("trainer"), forbidden) == []
+    forbidden = ("grpc", "ray", "minio", "sqlalchemy", "ltxtrain", "ltxtrain_client", "ltxtrain_services")
+    assert offenders(modules("ltxtrain_trainer"), forbidden) == []
 
 
 def test_media_and_geometry_import_no_torch() -> None:
-    paths = [*modules("trainer/media"), ROOT / "trainer/geometry.py"]
+    paths = [*modules("ltxtrain_trainer/media"), ROOT / "ltxtrain_trainer/geometry.py"]
     assert offenders(paths, ("torch", "diffusers", "transformers", "peft")) == []
 
 
@@ -50,29 +50,35 @@ SERVICES = ("ingest", "preprocess", "train", "gateway")
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_services_do_not_import_each_other(service: str) -> None:
-    others = tuple(f"services.{other}" for other in (*SERVICES, "local") if other != service)
-    assert offenders(modules(f"services/{service}"), others) == []
+    others = tuple(f"ltxtrain_services.{other}" for other in (*SERVICES, "local") if other != service)
+    assert offenders(modules(f"ltxtrain_services/{service}"), others) == []
 
 
 def test_the_gateway_is_a_client_with_pages() -> None:
     """Nothing that a client of another language could not do as well."""
     beyond = ("store", "tables", "events", "blobs", "objects", "cluster", "work", "service")
-    forbidden = ("trainer", "ray", "minio", "sqlalchemy", *(f"services.runtime.{name}" for name in beyond))
-    assert offenders(modules("services/gateway"), forbidden) == []
+    forbidden = (
+        "ltxtrain_trainer",
+        "ray",
+        "minio",
+        "sqlalchemy",
+        *(f"ltxtrain_services.runtime.{name}" for name in beyond),
+    )
+    assert offenders(modules("ltxtrain_services/gateway"), forbidden) == []
 
 
 def test_the_runtime_knows_no_service() -> None:
-    forbidden = tuple(f"services.{name}" for name in (*SERVICES, "local"))
-    assert offenders(modules("services/runtime"), forbidden) == []
+    forbidden = tuple(f"ltxtrain_services.{name}" for name in (*SERVICES, "local"))
+    assert offenders(modules("ltxtrain_services/runtime"), forbidden) == []
 
 
 @pytest.mark.parametrize(
     ("library", "allowed"),
     [
-        ("ray", {"services/runtime/cluster.py", "actors.py", "services/ingest/prober.py"}),
-        ("minio", {"services/runtime/objects.py", "services/runtime/bucket.py"}),
-        ("sqlalchemy", {f"services/runtime/{name}.py" for name in ("tables", "store", "events", "blobs")}),
-        ("av", {"trainer/media", "services/local/demo_data.py", "trainer/preview/reel.py"}),
+        ("ray", {"ltxtrain_services/runtime/cluster.py", "actors.py", "ltxtrain_services/ingest/prober.py"}),
+        ("minio", {"ltxtrain_services/runtime/objects.py", "ltxtrain_services/runtime/bucket.py"}),
+        ("sqlalchemy", {f"ltxtrain_services/runtime/{name}.py" for name in ("tables", "store", "events", "blobs")}),
+        ("av", {"ltxtrain_trainer/media", "ltxtrain_services/local/demo_data.py", "ltxtrain_trainer/preview/reel.py"}),
     ],
 )
 def test_libraries_stay_where_they_belong(library: str, allowed: set[str]) -> None:
@@ -93,16 +99,16 @@ def test_modules_are_short() -> None:
 SMALL = {
     "clients/ltxtrain_client/cli/__main__.py": "python -m",
     "clients/ltxtrain_client/grpc_log_level.py": "has to run before grpc is imported",
-    "services/gateway/__main__.py": "python -m",
-    "services/ingest/__main__.py": "python -m",
-    "services/preprocess/__main__.py": "python -m",
-    "services/train/__main__.py": "python -m",
-    "services/runtime/guarded_server.py": "goes when grpcio mends its accept loop",
-    "services/runtime/healthcheck.py": "a program: the image's health check",
-    "services/runtime/ray_hook.py": "named to Ray by an environment variable, imported by its processes alone",
-    "trainer/media/rate.py": "one measurement, on times alone",
-    "trainer/preview/guidance.py": "formulas of three papers, proven against the reference by themselves",
-    "trainer/training/preflight.py": "one step before the steps; the loop must not know it",
+    "ltxtrain_services/gateway/__main__.py": "python -m",
+    "ltxtrain_services/ingest/__main__.py": "python -m",
+    "ltxtrain_services/preprocess/__main__.py": "python -m",
+    "ltxtrain_services/train/__main__.py": "python -m",
+    "ltxtrain_services/runtime/guarded_server.py": "goes when grpcio mends its accept loop",
+    "ltxtrain_services/runtime/healthcheck.py": "a program: the image's health check",
+    "ltxtrain_services/runtime/ray_hook.py": "named to Ray by an environment variable, imported by its processes alone",
+    "ltxtrain_trainer/media/rate.py": "one measurement, on times alone",
+    "ltxtrain_trainer/preview/guidance.py": "formulas of three papers, proven against the reference by themselves",
+    "ltxtrain_trainer/training/preflight.py": "one step before the steps; the loop must not know it",
 }
 MIN_LINES = 80
 
@@ -147,11 +153,11 @@ def test_docstrings_name_the_thing() -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("ltxtrain_client", ("torch", "ray", "services", "trainer", "av", "minio")),
-        ("trainer.media.probe", ("torch", "diffusers", "ray")),
-        ("services.ingest.prober", ("torch", "diffusers", "av")),
-        ("services.ingest.service", ("torch", "diffusers", "av")),
-        ("services.gateway.server", ("torch", "ray", "sqlalchemy", "minio", "av")),
+        ("ltxtrain_client", ("torch", "ray", "ltxtrain_services", "ltxtrain_trainer", "av", "minio")),
+        ("ltxtrain_trainer.media.probe", ("torch", "diffusers", "ray")),
+        ("ltxtrain_services.ingest.prober", ("torch", "diffusers", "av")),
+        ("ltxtrain_services.ingest.service", ("torch", "diffusers", "av")),
+        ("ltxtrain_services.gateway.server", ("torch", "ray", "sqlalchemy", "minio", "av")),
     ],
 )
 def test_imports_stay_light(module: str, absent: tuple[str, ...]) -> None:

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 
 from bench.common.worker import Block, Shape
-from trainer.data.dataset import Samples
-from trainer.data.encoded import EncodedClip, PromptEmbedding
-from trainer.model.folder import resolve_model
-from trainer.model.loading import load_transformer
-from trainer.model.precision import Precision
-from trainer.model.transformer import VelocityModel
-from trainer.reports import Step
-from trainer.seeds import sample_at
-from trainer.training.loop import prepare, train
-from trainer.training.lora import adapter, add_lora
-from trainer.training.losses import training_draw
-from trainer.training.objective import pack_video, video_prefix_tokens
-from trainer.training.optim import BETAS, EPSILON, WEIGHT_DECAY, learning_rate
-from trainer.training.settings import TrainSettings
+from ltxtrain_trainer.data.dataset import Samples
+from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding
+from ltxtrain_trainer.model.folder import resolve_model
+from ltxtrain_trainer.model.loading import load_transformer
+from ltxtrain_trainer.model.precision import Precision
+from ltxtrain_trainer.model.transformer import VelocityModel
+from ltxtrain_trainer.reports import Step
+from ltxtrain_trainer.seeds import sample_at
+from ltxtrain_trainer.training.loop import prepare, train
+from ltxtrain_trainer.training.lora import adapter, add_lora
+from ltxtrain_trainer.training.losses import training_draw
+from ltxtrain_trainer.training.objective import pack_video, video_prefix_tokens
+from ltxtrain_trainer.training.optim import BETAS, EPSILON, WEIGHT_DECAY, learning_rate
+from ltxtrain_trainer.training.settings import TrainSettings
 
 FRAME_RATE = 24.0
 PROMPT_TOKENS = 128

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainer.memory_plan import MULTIPROCESSORS
+from ltxtrain_trainer.memory_plan import MULTIPROCESSORS
 
 # The transformer of diffusers/LTX-2.3-Diffusers; what is not named is the class's own.
 REAL: dict[str, Any] = {

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from bench.common.meta_card import REAL, quantize
-from trainer.data.encoded import EncodedClip, PromptEmbedding
-from trainer.memory_plan import ModelSize
-from trainer.model.precision import UNQUANTIZED, Precision
-from trainer.model.streaming import BlockStream
+from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding
+from ltxtrain_trainer.memory_plan import ModelSize
+from ltxtrain_trainer.model.precision import UNQUANTIZED, Precision
+from ltxtrain_trainer.model.streaming import BlockStream
 
 RATE = 24.0
 
@@ -44,7 +44,7 @@ def random_transformer(
     """A VideoTransformer; streamed: with all of its blocks in host memory."""
     from accelerate.utils import set_module_tensor_to_device
 
-    from trainer.model.video_half import VideoTransformer
+    from ltxtrain_trainer.model.video_half import VideoTransformer
 
     draw = torch.Generator(device).manual_seed(seed)
     with torch.device("meta"):

@@ -13,8 +13,8 @@ from ltxtrain_client.channel import connect
 from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.preprocess import PreprocessClient
 
-from services.local.up import SERVICES, Suite
-from trainer.model.tiny import build_tiny_model
+from ltxtrain_services.local.up import SERVICES, Suite
+from ltxtrain_trainer.model.tiny import build_tiny_model
 
 WIDTH, HEIGHT, FRAMES = 512, 288, 17
 

@@ -16,8 +16,8 @@ from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.train import TrainClient
 
 from bench.common.worker import Shape, Worker
-from services.local.demo_data import make_validation_clip
-from services.local.up import Suite
+from ltxtrain_services.local.demo_data import make_validation_clip
+from ltxtrain_services.local.up import Suite
 from tests import processes
 
 # 17 frames at low 16:9, four clips a step.

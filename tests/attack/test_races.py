@@ -13,12 +13,12 @@ import pytest
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
 
-from services.runtime.blobs import Blobs
-from services.runtime.errors import NotFound, NotReady
-from services.runtime.events import EventLog
-from services.runtime.store import StaleAttempt, Store
-from services.runtime.tables import Database
-from services.runtime.work import Attempt, Ending, WorkRunner
+from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.errors import NotFound, NotReady
+from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.store import StaleAttempt, Store
+from ltxtrain_services.runtime.tables import Database
+from ltxtrain_services.runtime.work import Attempt, Ending, WorkRunner
 
 # Turns of the loop until everything here is done. The first are quick; the later ones give threads a moment each.
 TURNS = 24

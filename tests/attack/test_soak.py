@@ -25,7 +25,7 @@ import pytest
 from ltxtrain_client import CallError, IngestClient, NotFound, connect
 from ltxtrain_client.channel import Credentials
 
-from services.local.up import SERVICES, Suite
+from ltxtrain_services.local.up import SERVICES, Suite
 from tests.attack.assaults import ASSAULTS
 from tests.attack.target import handles, resident_bytes
 from tests.attack.worst_values import SCRIPTS, WorstValues

@@ -9,13 +9,13 @@ import pytest
 from ltxtrain.v1.preprocess_pb2 import PreprocessSettings, Sample
 from ltxtrain.v1.work_pb2 import Outcome, ReportLine
 
+from ltxtrain_trainer.data.encoded import load_clip
+from ltxtrain_trainer.media.video_file import LosslessClip
 from tests import cards
 from tests.cases.reasons import NOT_OURS, PREPROCESS_ERRORS, PREPROCESS_LINES
 from tests.cases_table import FOLDER, cases, media
 from tests.services.preprocess.running import Ended, Preprocess, settings
 from tests.sounds import burst_seconds, pitch
-from trainer.data.encoded import load_clip
-from trainer.media.video_file import LosslessClip
 
 FRAMES, FRAME_RATE, SIDE = 89, 24.0, 256
 MEDIA = cases("media")
@@ -176,8 +176,8 @@ async def test_scenes(case: dict[str, Any], preprocess: Preprocess) -> None:
 )
 async def test_encoded(names: tuple[str, ...], audio: bool, preprocess: Preprocess, tiny_model: Path) -> None:
     """The stored sample is the encoding of the frames and the sound that were kept."""
-    from trainer.data.encode import ClipEncoder
-    from trainer.model.folder import resolve_model
+    from ltxtrain_trainer.data.encode import ClipEncoder
+    from ltxtrain_trainer.model.folder import resolve_model
 
     dataset = await preprocess.dataset({name: FOLDER / "media" / name for name in names})
     changes: dict[str, Any] = {"audio": {"normalize": True}} if audio else {}

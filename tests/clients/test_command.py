@@ -178,7 +178,7 @@ def test_the_client_needs_no_server_library() -> None:
     """Every module of the package imports without the server's libraries and packages."""
     code = f"""
 import importlib, pkgutil, sys
-for name in {(*SERVER_LIBRARIES, "services", "trainer")!r}:
+for name in {(*SERVER_LIBRARIES, "ltxtrain_services", "ltxtrain_trainer")!r}:
     sys.modules[name] = None
 import ltxtrain_client
 for module in pkgutil.walk_packages(ltxtrain_client.__path__, "ltxtrain_client."):

@@ -17,9 +17,9 @@ from ltxtrain_client.cli.doctor import (
     check_ray,
 )
 
-from services.local import up
-from services.local.model import WAY_TO_TRY, check_model, chosen_model, pocket_folder
-from trainer.model.folder import DEFAULT_MODEL
+from ltxtrain_services.local import up
+from ltxtrain_services.local.model import WAY_TO_TRY, check_model, chosen_model, pocket_folder
+from ltxtrain_trainer.model.folder import DEFAULT_MODEL
 
 # The package has a function of that name.
 doctor = importlib.import_module("ltxtrain_client.cli.doctor")
@@ -100,7 +100,7 @@ def test_a_model_is_here_or_there_is_something_to_do(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is fetched: of a repository only the cache is asked."""
-    monkeypatch.setattr("services.local.model.has_gpu", lambda: True)
+    monkeypatch.setattr("ltxtrain_services.local.model.has_gpu", lambda: True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     for reference, lack in (
         (str(tiny_model), ""),
@@ -116,13 +116,13 @@ def test_a_model_is_here_or_there_is_something_to_do(
 
 
 def test_without_a_gpu_the_pocket_model_is_the_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.local.model.has_gpu", lambda: False)
+    monkeypatch.setattr("ltxtrain_services.local.model.has_gpu", lambda: False)
     assert chosen_model({}, tmp_path) == chosen_model({"LTXTRAIN_MODEL": "pocket"}, tmp_path)
     assert chosen_model({}, tmp_path) == str(pocket_folder(tmp_path))
     assert chosen_model({"LTXTRAIN_MODEL": "some/where"}, tmp_path) == "some/where"
     finding = check_model(tmp_path, {})
     assert finding.verdict is Verdict.OK and "pocket" in finding.detail
-    monkeypatch.setattr("services.local.model.has_gpu", lambda: True)
+    monkeypatch.setattr("ltxtrain_services.local.model.has_gpu", lambda: True)
     assert chosen_model({}, tmp_path) == DEFAULT_MODEL
 
 
@@ -144,7 +144,7 @@ async def test_of_a_suite_elsewhere_the_model_is_not_known(tmp_path: Path) -> No
 
 
 async def test_a_client_alone_has_no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "services.local.model", None)
+    monkeypatch.setitem(sys.modules, "ltxtrain_services.local.model", None)
     async with aclosing(check_installation(ClientSettings(train="127.0.0.1:1"), tmp_path, {})) as findings:
         async for finding in findings:
             assert finding.subject != "model"

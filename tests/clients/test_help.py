@@ -8,7 +8,7 @@ from ltxtrain_client import cli
 from ltxtrain_client.cli import app
 from typer.testing import CliRunner
 
-from trainer.model.folder import DEFAULT_MODEL
+from ltxtrain_trainer.model.folder import DEFAULT_MODEL
 
 COMMANDS = [(command.callback.__name__,) for command in app.registered_commands if command.callback]
 
@@ -44,8 +44,8 @@ def test_commands_of_the_suite_come_by_entry_point() -> None:
 def test_a_command_that_cannot_be_imported_does_not_break_the_others(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = metadata.EntryPoint("up", "services.local.nothing:up", cli.COMMANDS)
+    broken = metadata.EntryPoint("up", "ltxtrain_services.local.nothing:up", cli.COMMANDS)
     monkeypatch.setattr(metadata, "entry_points", lambda group: [broken])
     app = typer.Typer()
     cli._add_commands(app)
-    assert app.registered_commands == [] and "services.local.nothing" in caplog.text
+    assert app.registered_commands == [] and "ltxtrain_services.local.nothing" in caplog.text

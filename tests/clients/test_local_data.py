@@ -15,7 +15,7 @@ from ltxtrain_client.local_data import (
     open_local_data,
 )
 
-from services.ingest import names
+from ltxtrain_services.ingest import names
 from tests.clients.commands import MP4, clips_zip
 
 FILES = {

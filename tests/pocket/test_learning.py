@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from pocket import learning
-from pocket.learning import Extent, Pocket, measure_learning, missed
-from pocket.model import build_pocket_model
-from trainer.model.transformer import VelocityModel
-from trainer.preview import sampler
-from trainer.preview.previewer import decode_video
-from trainer.training import losses, objective
-from trainer.training.lora import base_model
+from ltxtrain_pocket import learning
+from ltxtrain_pocket.learning import Extent, Pocket, measure_learning, missed
+from ltxtrain_pocket.model import build_pocket_model
+from ltxtrain_trainer.model.transformer import VelocityModel
+from ltxtrain_trainer.preview import sampler
+from ltxtrain_trainer.preview.previewer import decode_video
+from ltxtrain_trainer.training import losses, objective
+from ltxtrain_trainer.training.lora import base_model
 
 EXTENT = Extent(openings=6, sampling_steps=12, training_steps=80)
 Plant = Callable[[pytest.MonkeyPatch, Pocket], None]

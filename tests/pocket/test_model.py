@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from pocket.learning import Pocket
-from pocket.least_squares import encode_by_components
-from pocket.model import build_pocket_model
-from pocket.scenes import FRAMES, opening
-from pocket.weights import LEARNED, WEIGHTS, digest
-from pocket.world import render
+from ltxtrain_pocket.learning import Pocket
+from ltxtrain_pocket.least_squares import encode_by_components
+from ltxtrain_pocket.model import build_pocket_model
+from ltxtrain_pocket.scenes import FRAMES, opening
+from ltxtrain_pocket.weights import LEARNED, WEIGHTS, digest
+from ltxtrain_pocket.world import render
 
 LIMIT_BYTES = 24_000_000
 
@@ -53,7 +53,7 @@ def test_latents_are_normalised(pocket: Pocket) -> None:
 
 
 def test_a_folder_is_assembled_by_the_program(tmp_path: Path) -> None:
-    from services.local.model import assemble_pocket_model, is_assembled, pocket_folder
+    from ltxtrain_services.local.model import assemble_pocket_model, is_assembled, pocket_folder
 
     folder = pocket_folder(tmp_path)
     assemble_pocket_model(folder)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pocket import pretraining
-from pocket.pretraining import Plan, average_of, pretrain, rate_at
+from ltxtrain_pocket import pretraining
+from ltxtrain_pocket.pretraining import Plan, average_of, pretrain, rate_at
 
 PLAN = Plan(name="line", steps=12, learning_rate=0.05)
 

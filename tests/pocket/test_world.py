@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from pocket.detect import clicks, dusk_level, pitch, see
-from pocket.world import (
+from ltxtrain_pocket.detect import clicks, dusk_level, pitch, see
+from ltxtrain_pocket.world import (
     DUSK_DEPTH,
     FRAME_RATE,
     LOW,

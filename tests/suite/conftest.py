@@ -19,7 +19,7 @@ from ltxtrain_client.preprocess import PreprocessClient
 from ltxtrain_client.sheet import parse_sheet
 from ltxtrain_client.train import TrainClient
 
-from services.local.up import SERVICES, Suite
+from ltxtrain_services.local.up import SERVICES, Suite
 from tests.services.runtime.collector import Collector, collecting
 from tests.services.runtime.postgres import Postgres
 from tests.shapes import make_clips, make_validation_clip

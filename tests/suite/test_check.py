@@ -16,7 +16,7 @@ from ltxtrain_client.sheet_files import SheetFiles
 from ltxtrain_client.suite import Suite as SuiteClient
 from typer.testing import CliRunner
 
-from services.local.up import Suite
+from ltxtrain_services.local.up import Suite
 from tests.clips import numbered, write_clip
 from tests.suite.conftest import SHEET, Clients
 

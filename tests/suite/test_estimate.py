@@ -9,7 +9,7 @@ from ltxtrain.v1.train_pb2 import JobOptions
 from ltxtrain_client.errors import InvalidArgument, NotFound
 from ltxtrain_client.sheet import parse_sheet
 
-from services.train.estimate import PUBLISHED
+from ltxtrain_services.train.estimate import PUBLISHED
 from tests.suite.conftest import SHEET, Clients
 from tests.suite.trainings import COMPARED, metrics
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from ltxtrain.v1.work_pb2 import Outcome, ReportReason, State
 from ltxtrain_client.sheet import format_sheet
 
-from services.local.up import Suite
+from ltxtrain_services.local.up import Suite
 from tests.clients.test_typescript import needs_node, program
 from tests.suite.conftest import Clients
 

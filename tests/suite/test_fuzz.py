@@ -18,7 +18,7 @@ from ltxtrain.v1.ingest_pb2 import CreateUploadRequest, CreateUploadResponse
 from ltxtrain_client import IngestClient, NotFound, PreprocessClient, TrainClient, connect
 from ltxtrain_client.channel import Credentials
 
-from services.local.up import Suite
+from ltxtrain_services.local.up import Suite
 from tests.attack.worst_values import WorstValues
 from tests.suite.random_requests import PAYLOADS, RandomRequests, Rpc, every_rpc
 

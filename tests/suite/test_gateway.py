@@ -8,9 +8,9 @@ import aiohttp
 import pytest
 from ltxtrain.v1.work_pb2 import State
 
-from services.gateway.server import serving
-from services.local.up import Suite
-from services.runtime.settings import Settings
+from ltxtrain_services.gateway.server import serving
+from ltxtrain_services.local.up import Suite
+from ltxtrain_services.runtime.settings import Settings
 from tests.services.gateway.chromium import browsing
 from tests.services.pages.browser import needs_browser
 from tests.suite.conftest import SHEET, Clients, finished

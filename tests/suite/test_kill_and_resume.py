@@ -7,7 +7,7 @@ import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.work_pb2 import Stage, State
 
-from services.local.up import Suite
+from ltxtrain_services.local.up import Suite
 from tests import processes
 from tests.suite.conftest import Clients, files_of, finished, follow, submit
 from tests.suite.trainings import COMPARED, assert_each_step_once, lora, reached, start

@@ -10,13 +10,13 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import JobOptions
 from ltxtrain_client.sheet import parse_sheet
 
-from pocket.detect import dusk_level, see
-from pocket.scenes import FRAMES, PREFIX_FRAMES
-from pocket.world import Frames
-from services.local.demo import SHEET
-from services.local.demo_data import make_demo_clips, make_validation_clip
-from services.local.model import POCKET
-from services.local.up import Suite
+from ltxtrain_pocket.detect import dusk_level, see
+from ltxtrain_pocket.scenes import FRAMES, PREFIX_FRAMES
+from ltxtrain_pocket.world import Frames
+from ltxtrain_services.local.demo import SHEET
+from ltxtrain_services.local.demo_data import make_demo_clips, make_validation_clip
+from ltxtrain_services.local.model import POCKET
+from ltxtrain_services.local.up import Suite
 from tests.suite.conftest import FREE_PORTS, SETTINGS, connected, finished
 
 

@@ -9,7 +9,7 @@ import pytest
 from ltxtrain.v1.work_pb2 import Event, Stage, State
 from ltxtrain_client.errors import ResourceExhausted
 
-from services.local.up import SERVICES, Suite
+from ltxtrain_services.local.up import SERVICES, Suite
 from tests import processes
 from tests.suite.conftest import Clients, connected, finished, follow, ingest
 from tests.suite.trainings import lora, reached, start

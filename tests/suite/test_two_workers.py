@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.local.up import GRACE_SECONDS, Suite
+from ltxtrain_services.local.up import GRACE_SECONDS, Suite
 from tests import processes
 from tests.suite.conftest import Clients
 from tests.suite.trainings import COMPARED, assert_each_step_once, loss_on_fixed_noise, reached, start

@@ -13,7 +13,7 @@ from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
 from ltxtrain.v1.work_pb2 import Event, State
 
-from services.local.up import Suite
+from ltxtrain_services.local.up import Suite
 from tests.clips import numbered, write_clip, write_zip
 from tests.suite.conftest import Clients, finished, ingest, submit
 

@@ -18,7 +18,8 @@ from ltxtrain.v1.work_pb2 import Outcome, ReportReason, Stage, State
 from ltxtrain_client.sheet import parse_sheet
 from safetensors import safe_open
 
-from services.local.up import Suite
+from ltxtrain_services.local.up import Suite
+from ltxtrain_trainer.training.lora import VIDEO_MODULES
 from tests.services.runtime.collector import Collector
 from tests.services.runtime.postgres import Postgres
 from tests.suite.conftest import (
@@ -36,7 +37,6 @@ from tests.suite.conftest import (
     submit,
 )
 from tests.suite.trainings import loss_on_fixed_noise
-from trainer.training.lora import VIDEO_MODULES
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pyarrow.parquet
 from ltxtrain.v1.train_pb2 import JobOptions
 from ltxtrain_client.sheet import parse_sheet
 
-from services.local.up import Suite
-from services.runtime.objects import Objects
+from ltxtrain_services.local.up import Suite
+from ltxtrain_services.runtime.objects import Objects
 from tests.suite.conftest import SHEET, Clients, files_of, finished
 
 # Options of the job that others are compared with: two clips a step, so that two workers can share them.
@@ -74,12 +74,12 @@ async def loss_on_fixed_noise(
     import torch
     from diffusers import LTX2ConditionPipeline
 
-    from trainer.data.encoded import load_clip, load_prompt
-    from trainer.model.folder import resolve_model
-    from trainer.model.loading import load_transformer
-    from trainer.model.precision import Precision
-    from trainer.model.transformer import VelocityModel
-    from trainer.training.losses import clip_loss, fixed_draw
+    from ltxtrain_trainer.data.encoded import load_clip, load_prompt
+    from ltxtrain_trainer.model.folder import resolve_model
+    from ltxtrain_trainer.model.loading import load_transformer
+    from ltxtrain_trainer.model.precision import Precision
+    from ltxtrain_trainer.model.transformer import VelocityModel
+    from ltxtrain_trainer.training.losses import clip_loss, fixed_draw
 
     ended = await finished(clients, job)
     transformer = load_transformer(resolve_model(str(model)), "cpu", Precision.FP32)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from trainer.data.dataset import Samples
-from trainer.data.encoded import EncodedClip, PromptEmbedding
-from trainer.geometry import audio_latents
-from trainer.training.loop import Report, train
-from trainer.training.lora import adapter, add_lora
-from trainer.training.settings import TrainSettings
+from ltxtrain_trainer.data.dataset import Samples
+from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding
+from ltxtrain_trainer.geometry import audio_latents
+from ltxtrain_trainer.training.loop import Report, train
+from ltxtrain_trainer.training.lora import adapter, add_lora
+from ltxtrain_trainer.training.settings import TrainSettings
 
 GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 IDENTITY = {"model": "golden", "training_set": "made here"}

@@ -1,6 +1,6 @@
 import pytest
 
-from trainer.geometry import BUCKETS, Geometry, audio_latents, latent_frames, snap_frames
+from ltxtrain_trainer.geometry import BUCKETS, Geometry, audio_latents, latent_frames, snap_frames
 
 # The public parameter sheet's table.
 SIZES = {

@@ -11,14 +11,24 @@ import numpy as np
 import pytest
 import torch
 
-from trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
-from trainer.job import run_job
-from trainer.media.video_file import write_lossless
-from trainer.plan import JobPlan, PreviewInput, PreviewSettings, SampleFiles
-from trainer.reports import LABELLED, Checkpointed, FileKind, Finished, Loaded, MadeFile, Previewed, Step, Warned
-from trainer.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-from trainer.training.settings import TrainSettings
-from trainer.training.step_log import StepLog
+from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
+from ltxtrain_trainer.job import run_job
+from ltxtrain_trainer.media.video_file import write_lossless
+from ltxtrain_trainer.plan import JobPlan, PreviewInput, PreviewSettings, SampleFiles
+from ltxtrain_trainer.reports import (
+    LABELLED,
+    Checkpointed,
+    FileKind,
+    Finished,
+    Loaded,
+    MadeFile,
+    Previewed,
+    Step,
+    Warned,
+)
+from ltxtrain_trainer.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from ltxtrain_trainer.training.settings import TrainSettings
+from ltxtrain_trainer.training.step_log import StepLog
 
 FRAMES, PREFIX, SIDE, RATE = 17, 9, 64, 24.0
 STEPS = 6
@@ -194,7 +204,7 @@ def test_steps_go_on_while_a_checkpoint_is_written(
     expected: dict[str, bytes] = {}
     for report in run(make_plan(tiny_model, tmp_path / "fast", previews=False)):
         expected |= stored(report) if isinstance(report, Checkpointed) else {}
-    monkeypatch.setattr("trainer.job.write_checkpoint", slow)
+    monkeypatch.setattr("ltxtrain_trainer.job.write_checkpoint", slow)
     order = []
     found: dict[str, bytes] = {}
     for report in run_job(make_plan(tiny_model, tmp_path / "slow", previews=False), device=torch.device("cpu")):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer.memory_plan import (
+from ltxtrain_trainer.memory_plan import (
     GIB,
     PUBLISHED,
     Load,

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from services.runtime.settings import Settings
+from ltxtrain_services.runtime.settings import Settings
 from tests.services.gateway.running import Suite, running, succeed
 
 TOKENS = {"ann": "ann-token-0123456789", "bob": "bob-token-0123456789"}

@@ -13,17 +13,17 @@ from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, QueuePosition, Stage, TrainMetrics
 
-from services.gateway.server import serving as serving_gateway
-from services.runtime.blobs import Blobs
-from services.runtime.events import EventLog
-from services.runtime.objects import ObjectStore, StoreAddress
-from services.runtime.server import Server
-from services.runtime.service import Runtime
-from services.runtime.settings import Settings
-from services.runtime.store import Edit
-from services.runtime.tables import Database
-from services.runtime.work import Attempt, Ending, WorkRunner
-from services.train.service import TrainService
+from ltxtrain_services.gateway.server import serving as serving_gateway
+from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
+from ltxtrain_services.runtime.server import Server
+from ltxtrain_services.runtime.service import Runtime
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.store import Edit
+from ltxtrain_services.runtime.tables import Database
+from ltxtrain_services.runtime.work import Attempt, Ending, WorkRunner
+from ltxtrain_services.train.service import TrainService
 
 Play = Callable[[Attempt[Job]], Awaitable[Ending[Job]]]
 

@@ -13,8 +13,8 @@ import pytest
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job
 
-from services.runtime.errors import FailedPrecondition
-from services.runtime.work import Attempt, Ending
+from ltxtrain_services.runtime.errors import FailedPrecondition
+from ltxtrain_services.runtime.work import Attempt, Ending
 from tests.services.gateway.conftest import TOKENS
 from tests.services.gateway.running import Suite, leave_the_line, succeed, train_steps, wait_in_line
 

@@ -10,8 +10,8 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Outcome, ReportLine, Stage, TrainMetrics
 from ltxtrain_client import TrainClient, connect, parse_sheet
 
-from services.runtime.settings import Settings
-from services.runtime.work import Attempt, Ending
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.work import Attempt, Ending
 from tests.services.gateway.chromium import browsing
 from tests.services.gateway.running import MARKUP, Suite, running, succeed, tell, train_steps, wait_in_line
 from tests.services.pages.browser import needs_browser

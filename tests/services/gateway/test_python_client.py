@@ -11,9 +11,9 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job
 
-from services.runtime.errors import FailedPrecondition
-from services.runtime.store import Edit
-from services.runtime.work import Attempt, Ending
+from ltxtrain_services.runtime.errors import FailedPrecondition
+from ltxtrain_services.runtime.store import Edit
+from ltxtrain_services.runtime.work import Attempt, Ending
 from tests.services.gateway.conftest import TOKENS
 from tests.services.gateway.running import (
     SIZE,

@@ -8,9 +8,9 @@ import aiohttp
 import pytest
 import trustme
 
-from services.gateway.pages import _local_path
-from services.gateway.server import tls_context
-from services.runtime.settings import Settings, SettingsError
+from ltxtrain_services.gateway.server import tls_context
+from ltxtrain_services.gateway.sign_in import local_path
+from ltxtrain_services.runtime.settings import Settings, SettingsError
 from tests.services.gateway.conftest import TOKENS
 from tests.services.gateway.running import Suite
 
@@ -73,7 +73,7 @@ async def test_a_name_that_resolves_here_is_not_ours(suite: Suite) -> None:
     ],
 )
 def test_signing_in_leads_nowhere_else(given: str, followed: str) -> None:
-    assert _local_path(given) == followed
+    assert local_path(given) == followed
 
 
 async def test_every_page_has_its_policy(suite: Suite) -> None:

@@ -7,10 +7,10 @@ from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Outcome, ReportLine, Stage, TrainMetrics
 
-from services.gateway import views
-from services.gateway.story import MOST_POINTS, MOST_REPORT_LINES, Curve, Stories, Story
+from ltxtrain_services.gateway import views
+from ltxtrain_services.gateway.story import MOST_POINTS, MOST_REPORT_LINES, Curve, Stories, Story
+from ltxtrain_trainer.reports import LABELLED
 from tests.services.gateway.running import file_of
-from trainer.reports import LABELLED
 
 JOB = Job(
     name=f"jobs/{'0' * 32}",

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from services.runtime.objects import ObjectStore
+from ltxtrain_services.runtime.objects import ObjectStore
 
 
 def set_clocks(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from services.runtime.cluster import Cluster
-from services.runtime.objects import StoreAddress
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.objects import StoreAddress
 from tests.services.ingest import web
 from tests.services.ingest.running import Ingest, serving
 from tests.services.ingest.web import Web

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.runtime.objects import StoreAddress
+from ltxtrain_services.runtime.objects import StoreAddress
 from tests.processes import find
 
 READY_SECONDS = 120.0
@@ -41,7 +41,7 @@ class ServiceProcess:
     async def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "services.ingest", env=self.environ, stdout=log, stderr=log
+                sys.executable, "-m", "ltxtrain_services.ingest", env=self.environ, stdout=log, stderr=log
             )
         async with asyncio.timeout(READY_SECONDS), grpc.aio.insecure_channel(self.address) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)

@@ -11,16 +11,16 @@ from ltxtrain.v1.work_pb2 import Event, ReportLine, ReportReason, State
 from ltxtrain_client.channel import Credentials, connect
 from ltxtrain_client.ingest import IngestClient
 
-from services.ingest.fetch import Fetcher
-from services.ingest.service import IngestService
-from services.runtime.blobs import Blobs
-from services.runtime.cluster import Cluster
-from services.runtime.events import EventLog
-from services.runtime.objects import ObjectStore, StoreAddress
-from services.runtime.server import Server
-from services.runtime.service import Runtime
-from services.runtime.settings import Settings
-from services.runtime.tables import Database
+from ltxtrain_services.ingest.fetch import Fetcher
+from ltxtrain_services.ingest.service import IngestService
+from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
+from ltxtrain_services.runtime.server import Server
+from ltxtrain_services.runtime.service import Runtime
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.tables import Database
 from tests.services.ingest.web import Web
 
 

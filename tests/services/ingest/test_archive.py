@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from ltxtrain.v1.error_pb2 import ErrorReason
 
-from services.ingest.archive import Archive, Stopped, hash_file
-from services.ingest.directory import ArchiveRefused, Entry, check_directory, read_directory
-from services.ingest.inflate import METHODS, EntryCorrupt, inflate
-from services.ingest.names import Kind
-from services.runtime.errors import reason_name
-from services.runtime.settings import Settings
+from ltxtrain_services.ingest.archive import Archive, Stopped, hash_file
+from ltxtrain_services.ingest.directory import ArchiveRefused, Entry, check_directory, read_directory
+from ltxtrain_services.ingest.inflate import METHODS, EntryCorrupt, inflate
+from ltxtrain_services.ingest.names import Kind
+from ltxtrain_services.runtime.errors import reason_name
+from ltxtrain_services.runtime.settings import Settings
 from tests.services.ingest.zips import PACKERS, build, deflate, make_zip
 
 DATA = random.Random(1).randbytes(70_000) + b"again and again " * 20_000

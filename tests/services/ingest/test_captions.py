@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from services.ingest.captions import NotText, decode_caption, pair
-from services.ingest.directory import Entry
-from services.ingest.names import kind_of
-from services.runtime.requests import MAX_TEXT_BYTES
+from ltxtrain_services.ingest.captions import NotText, decode_caption, pair
+from ltxtrain_services.ingest.directory import Entry
+from ltxtrain_services.ingest.names import kind_of
+from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES
 
 
 def entries(*paths: str) -> list[Entry]:

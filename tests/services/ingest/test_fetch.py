@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 from ltxtrain.v1.error_pb2 import ErrorReason
 
-from services.ingest.dial import Gate, Refused
-from services.ingest.fetch import Fetched, Fetcher, retried_when_full
-from services.runtime.errors import ApiError, FailedPrecondition, reason_name
-from services.runtime.settings import Settings
-from services.runtime.work import Retryable
+from ltxtrain_services.ingest.dial import Gate, Refused
+from ltxtrain_services.ingest.fetch import Fetched, Fetcher, retried_when_full
+from ltxtrain_services.runtime.errors import ApiError, FailedPrecondition, reason_name
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.work import Retryable
 from tests import loops
 from tests.properties import bounded
 from tests.services.ingest import web

@@ -22,15 +22,15 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as some
 
-from services.ingest.archive import Archive
-from services.ingest.captions import NotText, decode_caption, pair
-from services.ingest.directory import ArchiveRefused, check_directory, read_directory
-from services.ingest.inflate import METHODS, EntryCorrupt, inflate
-from services.ingest.legacy_text import decode_legacy
-from services.ingest.names import MAX_PATH_CHARS, UnsafePath, decoded_name, kind_of, printable, safe_path
-from services.ingest.plan import make_plan
-from services.ingest.sniff import archive_format, is_image, is_web_page
-from services.runtime.settings import Settings
+from ltxtrain_services.ingest.archive import Archive
+from ltxtrain_services.ingest.captions import NotText, decode_caption, pair
+from ltxtrain_services.ingest.directory import ArchiveRefused, check_directory, read_directory
+from ltxtrain_services.ingest.inflate import METHODS, EntryCorrupt, inflate
+from ltxtrain_services.ingest.legacy_text import decode_legacy
+from ltxtrain_services.ingest.names import MAX_PATH_CHARS, UnsafePath, decoded_name, kind_of, printable, safe_path
+from ltxtrain_services.ingest.plan import make_plan
+from ltxtrain_services.ingest.sniff import archive_format, is_image, is_web_page
+from ltxtrain_services.runtime.settings import Settings
 from tests.properties import EXAMPLES, bounded
 from tests.services.ingest.zips import PACKERS, build, deflate
 

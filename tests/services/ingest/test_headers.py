@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from services.ingest.headers import (
+from ltxtrain_services.ingest.headers import (
     ContentRange,
     Damaged,
     Decoder,

@@ -14,7 +14,7 @@ from ltxtrain.v1.work_pb2 import Outcome as LineOutcome
 from ltxtrain.v1.work_pb2 import ReportReason, State
 from ltxtrain_client.errors import CallError
 
-from services.runtime.blobs import KEEP_UNUSED_SECONDS
+from ltxtrain_services.runtime.blobs import KEEP_UNUSED_SECONDS
 from tests.cases_table import FOLDER
 from tests.clips import numbered, write_clip, write_zip
 from tests.processes import find, kill

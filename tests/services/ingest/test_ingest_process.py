@@ -12,9 +12,9 @@ from ltxtrain.v1.work_pb2 import State
 from ltxtrain_client.channel import connect
 from ltxtrain_client.ingest import IngestClient
 
-from services.local.ports import remembered_ports
-from services.runtime.cluster import Cluster
-from services.runtime.objects import StoreAddress
+from ltxtrain_services.local.ports import remembered_ports
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.objects import StoreAddress
 from tests.clips import numbered, write_clip, write_zip
 from tests.services.ingest import web
 from tests.services.ingest.process import ServiceProcess, service_process, watched

@@ -11,8 +11,8 @@ from ltxtrain_client.channel import Credentials, connect
 from ltxtrain_client.errors import CallError
 from ltxtrain_client.ingest import IngestClient
 
-from services.runtime.cluster import Cluster
-from services.runtime.objects import ObjectStore, StoreAddress
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
 from tests.cases_table import FOLDER
 from tests.clips import numbered, write_clip, write_zip
 from tests.services.ingest import web

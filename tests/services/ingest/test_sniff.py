@@ -1,6 +1,6 @@
 import pytest
 
-from services.ingest.sniff import archive_format, is_web_page, link_advice
+from ltxtrain_services.ingest.sniff import archive_format, is_web_page, link_advice
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,18 @@ from typing import Any, cast
 import pytest
 from ltxtrain.v1.ingest_pb2 import Clip, CreateUploadRequest, Dataset, Upload
 
-from services.ingest.archive import hash_file
-from services.ingest.clip_store import ClipStore, probe_version
-from services.ingest.pipeline import IngestWorkflow
-from services.ingest.uploads import KEEP_SECONDS, PREFIX, Uploads
-from services.runtime import blobs as blob_rows
-from services.runtime.blobs import Blobs
-from services.runtime.errors import NotFound
-from services.runtime.events import EventLog
-from services.runtime.objects import CLOCK_KEY, ObjectStore, StoreAddress
-from services.runtime.settings import Settings
-from services.runtime.store import Store
-from services.runtime.tables import Database
+from ltxtrain_services.ingest.archive import hash_file
+from ltxtrain_services.ingest.clip_store import ClipStore, probe_version
+from ltxtrain_services.ingest.pipeline import IngestWorkflow
+from ltxtrain_services.ingest.uploads import KEEP_SECONDS, PREFIX, Uploads
+from ltxtrain_services.runtime import blobs as blob_rows
+from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.errors import NotFound
+from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.objects import CLOCK_KEY, ObjectStore, StoreAddress
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.store import Store
+from ltxtrain_services.runtime.tables import Database
 from tests.services.ingest.clocks import set_clocks
 
 SHA256 = "0" * 64

@@ -15,9 +15,9 @@ from ltxtrain_client import ingest as client_module
 from ltxtrain_client.ingest import Upload
 from ltxtrain_client.upload_source import FileSource, StoredZip
 
-from services.ingest import uploads
-from services.runtime.cluster import Cluster
-from services.runtime.objects import ObjectMissing, StoreAddress
+from ltxtrain_services.ingest import uploads
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.objects import ObjectMissing, StoreAddress
 from tests.clips import numbered, write_clip
 from tests.services.ingest.clocks import set_clocks
 from tests.services.ingest.cutting import CuttingProxy, cutting

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from services.ingest.archive import Archive
-from services.ingest.captions import pair
-from services.ingest.directory import ArchiveRefused, Entry, check_directory, read_directory
-from services.ingest.inflate import EntryCorrupt
-from services.ingest.names import MAX_PATH_CHARS, kind_of
-from services.ingest.zip_format import MAX_FIELDS
-from services.runtime.settings import Settings
+from ltxtrain_services.ingest.archive import Archive
+from ltxtrain_services.ingest.captions import pair
+from ltxtrain_services.ingest.directory import ArchiveRefused, Entry, check_directory, read_directory
+from ltxtrain_services.ingest.inflate import EntryCorrupt
+from ltxtrain_services.ingest.names import MAX_PATH_CHARS, kind_of
+from ltxtrain_services.ingest.zip_format import MAX_FIELDS
+from ltxtrain_services.runtime.settings import Settings
 from tests.services.ingest.zips import archive_bytes, build, deflate
 
 CLIP = random.Random(1).randbytes(3000)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from ltxtrain_client.backoff import Backoff
 
-from services.local import child as module
-from services.local.child import Child
+from ltxtrain_services.local import child as module
+from ltxtrain_services.local.child import Child
 
 LIMIT = 200_000
 FOR_EVER = "import time\nfor number in range(10**9):\n    print('x' * 10_000, flush=True); time.sleep(0.002)"

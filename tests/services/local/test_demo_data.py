@@ -9,10 +9,10 @@ import av
 import numpy as np
 import pytest
 
-from pocket.detect import dusk_level, see
-from pocket.scenes import FRAMES, STYLE_CLIPS
-from pocket.world import Frames
-from services.local.demo_data import HEIGHT, WIDTH, make_demo_clips, make_validation_clip
+from ltxtrain_pocket.detect import dusk_level, see
+from ltxtrain_pocket.scenes import FRAMES, STYLE_CLIPS
+from ltxtrain_pocket.world import Frames
+from ltxtrain_services.local.demo_data import HEIGHT, WIDTH, make_demo_clips, make_validation_clip
 
 
 def frames_of(clip: bytes | Path) -> Frames:

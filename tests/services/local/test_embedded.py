@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from services.local import embedded
-from services.local.embedded import EmbeddedStore, StoreRefused, weed_program
-from services.local.ports import RANGE, is_free, remembered_ports
-from services.runtime.objects import Objects
+from ltxtrain_services.local import embedded
+from ltxtrain_services.local.embedded import EmbeddedStore, StoreRefused, weed_program
+from ltxtrain_services.local.ports import RANGE, is_free, remembered_ports
+from ltxtrain_services.runtime.objects import Objects
 
 
 def eventually(holds: object, seconds: float = 30.0) -> None:
@@ -99,7 +99,7 @@ def test_the_keys_are_the_owners_alone(folder: Path) -> None:
 
 def test_it_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from services.local.embedded import EmbeddedStore\n"
+        "import sys, time; from pathlib import Path; from ltxtrain_services.local.embedded import EmbeddedStore\n"
         "print(EmbeddedStore(Path(sys.argv[1])).start().pid, flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

@@ -3,8 +3,8 @@
 import asyncio
 from pathlib import Path
 
-from services.local.ray_head import RayHead
-from services.runtime.cluster import wait_for_listener
+from ltxtrain_services.local.ray_head import RayHead
+from ltxtrain_services.runtime.cluster import wait_for_listener
 from tests import processes
 
 

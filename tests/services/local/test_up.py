@@ -15,13 +15,13 @@ import ray
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ltxtrain_client.channel import connect
 
-from services.local.child import Child, ChildFailed
-from services.local.demo import run as run_demo
-from services.local.model import running_model
-from services.local.up import SERVICES, Suite, SuiteRefused, _lock
-from services.local.up import run as run_up
-from services.runtime.cluster import Cluster
-from services.runtime.objects import StoreAddress
+from ltxtrain_services.local.child import Child, ChildFailed
+from ltxtrain_services.local.demo import run as run_demo
+from ltxtrain_services.local.model import running_model
+from ltxtrain_services.local.up import SERVICES, Suite, SuiteRefused, _lock
+from ltxtrain_services.local.up import run as run_up
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.objects import StoreAddress
 from tests.loops import loop_kept
 
 FREE = dict.fromkeys(SERVICES, 0)
@@ -44,7 +44,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tup
     """`ltxtrain up` in a process of its own, and its state."""
     state = tmp_path_factory.mktemp("up")
     code = (
-        "import sys; from pathlib import Path; from services.local import ports, up\n"
+        "import sys; from pathlib import Path; from ltxtrain_services.local import ports, up\n"
         "free = ports.remembered_ports(Path(sys.argv[1]) / 'test-ports.json', [*up.SERVICES, up.GATEWAY])\n"
         "up.GATEWAY_PORT = free.pop(up.GATEWAY)\n"
         "up.SERVICES.update(free)\n"

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from services.pages.charts import Line, legend, line_chart, number, smoothed, waveform
+from ltxtrain_services.pages.charts import Line, legend, line_chart, number, smoothed, waveform
 
 SVG = "{http://www.w3.org/2000/svg}"
 

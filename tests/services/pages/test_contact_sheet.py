@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from services.pages.contact_sheet import SheetSample, peaks, render_contact_sheet, thumbnails
+from ltxtrain_services.pages.contact_sheet import SheetSample, peaks, render_contact_sheet, thumbnails
 from tests.services.pages.browser import needs_browser, open_page
 
 PREFIX, TOTAL = 9, 17

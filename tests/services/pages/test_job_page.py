@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from services.pages.job_page import (
+from ltxtrain_services.pages.job_page import (
     METRIC_CHARTS,
     AuditRow,
     JobPage,
@@ -17,9 +17,9 @@ from services.pages.job_page import (
     ValidationEntry,
     render_job_page,
 )
+from ltxtrain_trainer.preview.metrics import PreviewMetrics, formulas
+from ltxtrain_trainer.preview.reel import Continuation, write_preview
 from tests.services.pages.browser import needs_browser, open_page, plays_h264
-from trainer.preview.metrics import PreviewMetrics, formulas
-from trainer.preview.reel import Continuation, write_preview
 
 HOSTILE = '<script>alert("1")</script>"\'&'
 

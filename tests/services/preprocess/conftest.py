@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from services.runtime.cluster import Cluster
-from services.runtime.objects import StoreAddress
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.objects import StoreAddress
 from tests.clips import Sound, add_burst, numbered, tones, write_clip
 from tests.services.ingest.conftest import hostile, ingest
 from tests.services.ingest.running import Ingest

@@ -15,18 +15,18 @@ from ltxtrain.v1.work_pb2 import Event, ReportLine, ReportReason, State
 from ltxtrain_client.channel import connect
 from ltxtrain_client.preprocess import PreprocessClient
 
-from services.preprocess.service import PreprocessService
-from services.runtime.blobs import Blobs
-from services.runtime.cluster import Cluster
-from services.runtime.events import EventLog
-from services.runtime.objects import ObjectStore, StoreAddress
-from services.runtime.server import Server
-from services.runtime.service import Runtime
-from services.runtime.settings import Settings
-from services.runtime.tables import Database
+from ltxtrain_services.preprocess.service import PreprocessService
+from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
+from ltxtrain_services.runtime.server import Server
+from ltxtrain_services.runtime.service import Runtime
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.tables import Database
+from ltxtrain_trainer.media.video_file import LosslessClip, read_lossless
 from tests.clips import write_zip
 from tests.services.ingest.running import Ingest
-from trainer.media.video_file import LosslessClip, read_lossless
 
 # Everything that can be asked for but sound, in JSON's form.
 WHOLE = {

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, Geometry, PreprocessSettings
 
-from services.preprocess.cache_keys import (
+from ltxtrain_services.preprocess.cache_keys import (
     ENCODER,
     FITTER,
     SHEET,
@@ -17,8 +17,8 @@ from services.preprocess.cache_keys import (
     prompt_key,
     sheet_key,
 )
-from services.preprocess.outcome import FitOutcome, SceneOutcome
-from services.runtime.code_version import import_closure
+from ltxtrain_services.preprocess.outcome import FitOutcome, SceneOutcome
+from ltxtrain_services.runtime.code_version import import_closure
 
 CLIP = "ab" * 32
 
@@ -101,9 +101,25 @@ def test_scenes_and_files_stay_apart() -> None:
 @pytest.mark.parametrize(
     ("entry", "deciding"),
     [
-        (FITTER, {"services.preprocess.outcome", "trainer.geometry", "trainer.media.scenes", "trainer.media.audio"}),
-        (ENCODER, {"trainer.data.mel", "trainer.model.single_file", "trainer.model.folder", "trainer.model.precision"}),
-        (SHEET, {"services.pages.charts", "services.pages.contact_sheet"}),
+        (
+            FITTER,
+            {
+                "ltxtrain_services.preprocess.outcome",
+                "ltxtrain_trainer.geometry",
+                "ltxtrain_trainer.media.scenes",
+                "ltxtrain_trainer.media.audio",
+            },
+        ),
+        (
+            ENCODER,
+            {
+                "ltxtrain_trainer.data.mel",
+                "ltxtrain_trainer.model.single_file",
+                "ltxtrain_trainer.model.folder",
+                "ltxtrain_trainer.model.precision",
+            },
+        ),
+        (SHEET, {"ltxtrain_services.pages.charts", "ltxtrain_services.pages.contact_sheet"}),
     ],
     ids=["fitter", "encoder", "sheet"],
 )

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-import trainer.data.encode
-from services.preprocess.actors import Encoder, FittedScene, ModelSource, Phase
-from services.runtime.objects import Objects, StoreAddress
-from trainer.data.encoded import load_clip
-from trainer.errors import DeviceMemoryExhausted
-from trainer.model.folder import resolve_model
+import ltxtrain_trainer.data.encode
+from ltxtrain_services.preprocess.actors import Encoder, FittedScene, ModelSource, Phase
+from ltxtrain_services.runtime.objects import Objects, StoreAddress
+from ltxtrain_trainer.data.encoded import load_clip
+from ltxtrain_trainer.errors import DeviceMemoryExhausted
+from ltxtrain_trainer.model.folder import resolve_model
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_what_does_not_fit_is_encoded_in_tiles(
     tiles_fit: bool, encoder: Any, object_store: StoreAddress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = []
-    real = trainer.data.encode.encode_video
+    real = ltxtrain_trainer.data.encode.encode_video
 
     def encode_video(vae: Any, frames: Any) -> torch.Tensor:
         tried.append(vae.use_tiling)
@@ -55,7 +55,7 @@ def test_what_does_not_fit_is_encoded_in_tiles(
             return real(vae, frames)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trainer.data.encode, "encode_video", encode_video)
+    monkeypatch.setattr(ltxtrain_trainer.data.encode, "encode_video", encode_video)
     picture = FittedScene(frames=np.zeros((9, 64, 64, 3), np.uint8), audio=None, frame_rate=24.0)
     encoder.turn_to(Phase.CLIPS)
     if tiles_fit:

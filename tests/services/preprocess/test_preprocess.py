@@ -17,11 +17,11 @@ from ltxtrain.v1.preprocess_pb2 import PreprocessSettings
 from ltxtrain.v1.work_pb2 import Outcome, Stage, State
 from ltxtrain_client import errors
 
+from ltxtrain_trainer.data.encoded import load_clip, load_prompt
 from tests import cards
 from tests.clips import Sound, numbered, tones, write_clip
 from tests.services.preprocess.running import WHOLE, Ended, Preprocess, settings
 from tests.sounds import burst_seconds
-from trainer.data.encoded import load_clip, load_prompt
 
 
 async def test_samples_are_named_and_ordered_by_their_clips(whole: Ended) -> None:

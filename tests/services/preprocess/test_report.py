@@ -5,8 +5,8 @@ from typing import Any
 from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
 
-from services.preprocess.outcome import FitOutcome, SceneOutcome, Skip
-from services.preprocess.report import Caption, clip_lines
+from ltxtrain_services.preprocess.outcome import FitOutcome, SceneOutcome, Skip
+from ltxtrain_services.preprocess.report import Caption, clip_lines
 
 CLIP = Clip(path="a.mp4", frame_count=100, frame_rate=24)
 

@@ -2,9 +2,9 @@ from typing import Any
 
 from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, PreprocessSettings
 
-from services.preprocess.request import check_request
-from services.runtime.errors import reason_name
-from services.runtime.requests import MAX_TEXT_BYTES
+from ltxtrain_services.preprocess.request import check_request
+from ltxtrain_services.runtime.errors import reason_name
+from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES
 
 
 def request(**changes: Any) -> CreateTrainingSetRequest:

@@ -5,8 +5,8 @@ from typing import Any
 from ltxtrain.v1.ingest_pb2 import Clip, ClipProbe
 from ltxtrain.v1.preprocess_pb2 import Geometry, PreprocessSettings
 
-from services.preprocess.outcome import FitOutcome, SceneOutcome, Skip
-from services.preprocess.suggestions import suggestions
+from ltxtrain_services.preprocess.outcome import FitOutcome, SceneOutcome, Skip
+from ltxtrain_services.preprocess.suggestions import suggestions
 
 
 def clip(

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from ltxtrain.v1.work_pb2 import Stage, State
 
-from services.preprocess.cache import ENTRIES, Cache
-from services.preprocess.cache_keys import prompt_key
-from services.runtime.cluster import Cluster
-from services.runtime.objects import StoreAddress
+from ltxtrain_services.preprocess.cache import ENTRIES, Cache
+from ltxtrain_services.preprocess.cache_keys import prompt_key
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.objects import StoreAddress
+from ltxtrain_trainer.model.folder import resolve_model
 from tests.clips import numbered, write_clip
 from tests.services.ingest.running import Ingest
 from tests.services.preprocess.running import WHOLE, Ended, Preprocess, serving, settings
 from tests.services.preprocess.workers import all_gone, appeared, kill_next
-from trainer.model.folder import resolve_model
 
 Serving = Callable[..., AbstractAsyncContextManager[Preprocess]]
 

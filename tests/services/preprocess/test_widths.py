@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.preprocess.encode_clips import OF_A_FITTER, widths
+from ltxtrain_services.preprocess.encode_clips import OF_A_FITTER, widths
 
 
 @pytest.mark.parametrize(

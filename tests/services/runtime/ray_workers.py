@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from services.runtime.objects import ObjectMissing
+from ltxtrain_services.runtime.objects import ObjectMissing
 
 POLL_SECONDS = 0.02
 

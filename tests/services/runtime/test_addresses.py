@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.runtime.addresses import MAX_URL_CHARS, Address, check_url, is_public, shown
+from ltxtrain_services.runtime.addresses import MAX_URL_CHARS, Address, check_url, is_public, shown
 
 IANA = Path(__file__).parents[2] / "data/iana/special-purpose.csv"
 SPECIAL = [ipaddress.ip_network(row["block"]) for row in csv.DictReader(IANA.read_text().splitlines())]

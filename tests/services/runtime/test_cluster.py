@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import ray
 
-from services.local.ray_head import MAX_FOLDER_BYTES, short_folder
-from services.runtime import cluster as module
-from services.runtime.cluster import NOT_A_SERVICE, ActorGroup, Cluster, WorkerLost, ask, wait_for_listener
+from ltxtrain_services.local.ray_head import MAX_FOLDER_BYTES, short_folder
+from ltxtrain_services.runtime import cluster as module
+from ltxtrain_services.runtime.cluster import NOT_A_SERVICE, ActorGroup, Cluster, WorkerLost, ask, wait_for_listener
 from tests.services.runtime.ray_workers import remote_worker, until, until_gone
 
 
@@ -80,7 +80,7 @@ def test_addresses_that_cannot_work_say_why(address: str, says: str) -> None:
     """In a process of its own, for this one is attached already."""
     code = (
         "import sys\n"
-        "from services.runtime import cluster\n"
+        "from ltxtrain_services.runtime import cluster\n"
         "cluster.ATTACH_SECONDS = 0.0\n"
         "try:\n"
         "    cluster.Cluster.attach(sys.argv[1], '')\n"
@@ -95,14 +95,14 @@ def test_addresses_that_cannot_work_say_why(address: str, says: str) -> None:
 OWNER = """
 import sys, time
 from pathlib import Path
-from services.local.ray_head import RayHead
+from ltxtrain_services.local.ray_head import RayHead
 head = RayHead(Path(sys.argv[1]), num_cpus=1).start()
 print(head.pid, head.address, head.token, flush=True)
 time.sleep(600)
 """
 DRIVER = """
 import asyncio, sys
-from services.runtime import cluster
+from ltxtrain_services.runtime import cluster
 cluster.PROBE_SECONDS, cluster.PROBE_TIMEOUT_SECONDS = 0.2, 1.0
 attached = cluster.Cluster.attach(sys.argv[1], "")
 print("attached", flush=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.runtime.code_version import code_version, import_closure
+from ltxtrain_services.runtime.code_version import code_version, import_closure
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_change_elsewhere_does_not(package: Callable[..., None]) -> None:
 
 def test_libraries_count_by_their_version(monkeypatch: pytest.MonkeyPatch, package: Callable[..., None]) -> None:
     before = code_version("made_up.entry", ("numpy",))
-    monkeypatch.setattr("services.runtime.code_version.metadata.version", lambda name: "another")
+    monkeypatch.setattr("ltxtrain_services.runtime.code_version.metadata.version", lambda name: "another")
     code_version.cache_clear()
     assert code_version("made_up.entry", ("numpy",)) != before
 
@@ -70,7 +70,8 @@ def test_nothing_is_imported_to_find_out() -> None:
     import sys
 
     code = (
-        "import sys; from services.runtime.code_version import code_version; code_version('trainer.data.encode');"
+        "import sys; from ltxtrain_services.runtime.code_version import code_version;"
+        "code_version('ltxtrain_trainer.data.encode');"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

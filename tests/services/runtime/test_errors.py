@@ -10,14 +10,14 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from ltxtrain.v1.error_pb2 import ErrorReason
 
-from services.runtime import errors
-from services.runtime.cluster import ClusterLost
-from services.runtime.errors import ApiError, Violation
-from services.runtime.interceptor import MAX_BYTES, fit_status
-from services.runtime.object_types import ObjectStoreUnavailable
-from services.runtime.settings import Settings
-from services.runtime.tables import Database, DatabaseUnavailable
-from services.runtime.work import Retryable
+from ltxtrain_services.runtime import errors
+from ltxtrain_services.runtime.cluster import ClusterLost
+from ltxtrain_services.runtime.errors import ApiError, Violation
+from ltxtrain_services.runtime.interceptor import MAX_BYTES, fit_status
+from ltxtrain_services.runtime.object_types import ObjectStoreUnavailable
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.tables import Database, DatabaseUnavailable
+from ltxtrain_services.runtime.work import Retryable
 from tests.services.runtime.front import Front, Stub, detail_of, info_of, serving, told
 
 ROOT = Path(__file__).parents[3]
@@ -228,7 +228,7 @@ def test_every_metadata_key_of_the_services_is_documented() -> None:
     documented = {key for row in table().values() for key in row.keys} | {"traceId"}
     undocumented = {
         (str(path.relative_to(ROOT)), key)
-        for path in (ROOT / "services").rglob("*.py")
+        for path in (ROOT / "ltxtrain_services").rglob("*.py")
         for key in metadata_keys(ast.parse(path.read_text()))
         if key not in documented
     }

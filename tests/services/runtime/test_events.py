@@ -4,9 +4,9 @@ import pytest
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
 
-from services.runtime.errors import CursorOutOfRange, Draining, NotFound
-from services.runtime.events import PAGE, EventLog
-from services.runtime.store import Store
+from ltxtrain_services.runtime.errors import CursorOutOfRange, Draining, NotFound
+from ltxtrain_services.runtime.events import PAGE, EventLog
+from ltxtrain_services.runtime.store import Store
 
 BACKENDS = ("sqlite", "postgresql")
 JOB = "jobs/1"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from services.runtime.objects import CHUNK_BYTES, ObjectCorrupt, ObjectMissing, Objects, StoreAddress
+from ltxtrain_services.runtime.objects import CHUNK_BYTES, ObjectCorrupt, ObjectMissing, Objects, StoreAddress
 
 
 def sockets_to(port: int) -> int:

@@ -14,9 +14,9 @@ from minio import Minio
 from minio.commonconfig import ENABLED, Filter
 from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 
-from services.runtime import bucket
-from services.runtime import objects as module
-from services.runtime.objects import Objects, ObjectStoreUnavailable, StoreAddress
+from ltxtrain_services.runtime import bucket
+from ltxtrain_services.runtime import objects as module
+from ltxtrain_services.runtime.objects import Objects, ObjectStoreUnavailable, StoreAddress
 
 ADDRESS = StoreAddress(
     endpoint="",

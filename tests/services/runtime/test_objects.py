@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 from minio import Minio
 
-from services.runtime import bucket
-from services.runtime import objects as module
-from services.runtime.object_keys import checked_key, content_key
-from services.runtime.objects import (
+from ltxtrain_services.runtime import bucket
+from ltxtrain_services.runtime import objects as module
+from ltxtrain_services.runtime.object_keys import checked_key, content_key
+from ltxtrain_services.runtime.objects import (
     ObjectCorrupt,
     ObjectMissing,
     Objects,

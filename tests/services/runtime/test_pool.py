@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from ltxtrain.v1.error_pb2 import ErrorReason
 
-from services.runtime.cluster import ActorKilled, Cluster, WorkerLost, kill
-from services.runtime.errors import Unavailable
-from services.runtime.objects import ObjectMissing
-from services.runtime.pool import STARTS, map_bounded
+from ltxtrain_services.runtime.cluster import ActorKilled, Cluster, WorkerLost, kill
+from ltxtrain_services.runtime.errors import Unavailable
+from ltxtrain_services.runtime.objects import ObjectMissing
+from ltxtrain_services.runtime.pool import STARTS, map_bounded
 from tests.services.runtime.ray_workers import free_cpus, remote_worker, until, until_gone, written
 
 

@@ -13,11 +13,11 @@ from psycopg import sql
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.runtime import work
-from services.runtime.settings import Settings, SettingsError
-from services.runtime.store import Edit, Store
-from services.runtime.tables import ADVISORY_LOCK, KEEPALIVE, Database, DatabaseUnavailable
-from services.runtime.work import Attempt, WorkRunner
+from ltxtrain_services.runtime import work
+from ltxtrain_services.runtime.settings import Settings, SettingsError
+from ltxtrain_services.runtime.store import Edit, Store
+from ltxtrain_services.runtime.tables import ADVISORY_LOCK, KEEPALIVE, Database, DatabaseUnavailable
+from ltxtrain_services.runtime.work import Attempt, WorkRunner
 from tests.services.runtime.front import info_of, serving
 from tests.services.runtime.postgres import Postgres
 

@@ -13,13 +13,13 @@ from ltxtrain_client.channel import connect
 from ltxtrain_client.errors import CallError
 from ltxtrain_client.train import TrainClient
 
-from services.ingest.fetch import Fetcher
-from services.runtime import bucket
-from services.runtime.errors import ApiError
-from services.runtime.healthcheck import is_healthy
-from services.runtime.objects import ObjectStore, ObjectStoreUnavailable, StoreAddress
-from services.runtime.settings import Settings, SettingsError
-from services.runtime.upstream import connect_service
+from ltxtrain_services.ingest.fetch import Fetcher
+from ltxtrain_services.runtime import bucket
+from ltxtrain_services.runtime.errors import ApiError
+from ltxtrain_services.runtime.healthcheck import is_healthy
+from ltxtrain_services.runtime.objects import ObjectStore, ObjectStoreUnavailable, StoreAddress
+from ltxtrain_services.runtime.settings import Settings, SettingsError
+from ltxtrain_services.runtime.upstream import connect_service
 from tests.services.ingest import web
 
 ABSENT = "store.invalid"

@@ -11,12 +11,12 @@ import pytest
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain_client.backoff import Backoff
 
-from services.runtime import errors
-from services.runtime.settings import Settings
-from services.runtime.store import Store
-from services.runtime.tables import Database
-from services.runtime.telemetry import JsonLines, without_secrets
-from services.runtime.work import Attempt, Retryable, WorkRunner
+from ltxtrain_services.runtime import errors
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.store import Store
+from ltxtrain_services.runtime.tables import Database
+from ltxtrain_services.runtime.telemetry import JsonLines, without_secrets
+from ltxtrain_services.runtime.work import Attempt, Retryable, WorkRunner
 from tests.services.runtime.front import serving
 
 TOKEN, WRONG_TOKEN, SERVICE_TOKEN = "tok-ann-5ecret", "tok-wrong-5ecret", "tok-service-5ecret"
@@ -84,7 +84,7 @@ async def test_no_secret_of_any_call_is_logged(
 async def test_no_secret_of_any_work_is_logged(
     jobs: Store[Job], lines: Callable[[], list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.runtime.work.BACKOFF", Backoff(first_seconds=0.0001))
+    monkeypatch.setattr("ltxtrain_services.runtime.work.BACKOFF", Backoff(first_seconds=0.0001))
     raised: list[Exception] = [RuntimeError(f"GET {PRESIGNED} failed"), Retryable(BROKEN)]
 
     class Failing:

@@ -14,11 +14,11 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain_client import TrainClient
 
-from services.runtime.server import MAX_REQUEST_BYTES, OPTIONS, Server, stop_event
-from services.runtime.settings import Settings, SettingsError
-from services.runtime.tables import Database
-from services.runtime.upstream import connect_service, passing_errors_on
-from services.runtime.work import Retryable
+from ltxtrain_services.runtime.server import MAX_REQUEST_BYTES, OPTIONS, Server, stop_event
+from ltxtrain_services.runtime.settings import Settings, SettingsError
+from ltxtrain_services.runtime.tables import Database
+from ltxtrain_services.runtime.upstream import connect_service, passing_errors_on
+from ltxtrain_services.runtime.work import Retryable
 from tests.services.runtime.front import FULL_NAME, Front, detail_of, info_of, serving
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -116,7 +116,7 @@ async def test_pings_on_a_quiet_stream_are_borne(
 ) -> None:
     """gRPC's servers allow one ping in five minutes, and end a connection that has three more."""
     faster = [(name, value // speed if "ping_interval" in name else value) for name, value in OPTIONS]
-    monkeypatch.setattr("services.runtime.server.OPTIONS", faster)
+    monkeypatch.setattr("ltxtrain_services.runtime.server.OPTIONS", faster)
     pinging = [("grpc.keepalive_time_ms", 10_000 // speed), ("grpc.http2.max_pings_without_data", 0)]
     quiet_seconds = 360 if speed == 1 else 4
     async with (

@@ -13,17 +13,17 @@ from ltxtrain.v1 import train_pb2_grpc
 from ltxtrain.v1.train_pb2 import Job
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from services.runtime import service, tables
-from services.runtime.blobs import Blobs
-from services.runtime.cluster import Cluster, _can_work
-from services.runtime.events import EventLog
-from services.runtime.objects import ObjectStore, StoreAddress
-from services.runtime.server import Server
-from services.runtime.service import EXIT_CLUSTER_LOST, EXIT_UNAVAILABLE, Runtime
-from services.runtime.settings import Settings
-from services.runtime.store import Store
-from services.runtime.tables import Database
-from services.runtime.work import Attempt, WorkRunner
+from ltxtrain_services.runtime import service, tables
+from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.cluster import Cluster, _can_work
+from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
+from ltxtrain_services.runtime.server import Server
+from ltxtrain_services.runtime.service import EXIT_CLUSTER_LOST, EXIT_UNAVAILABLE, Runtime
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.store import Store
+from ltxtrain_services.runtime.tables import Database
+from ltxtrain_services.runtime.work import Attempt, WorkRunner
 from tests.attack.target import running_target
 from tests.attack.wire import connected
 from tests.services.runtime.front import FULL_NAME, JobBook
@@ -87,7 +87,7 @@ async def test_a_server_that_accepts_no_more_calls_ends_the_process(
 UNGUARDED = """
 import asyncio, pathlib, sys
 from grpc._cython import cygrpc
-from services.runtime import guarded_server
+from ltxtrain_services.runtime import guarded_server
 guarded_server._AcceptLoop._request_call = cygrpc.AioServer._request_call
 from tests.attack.target import serve
 asyncio.run(serve(pathlib.Path(sys.argv[1])))

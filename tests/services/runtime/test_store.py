@@ -7,12 +7,12 @@ from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.train_pb2 import CreateJobRequest, Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
 
-from services.runtime.blobs import Blobs
-from services.runtime.errors import NotFound, NotReady, PageTokenInvalid, RequestIdReused
-from services.runtime.paging import MAX_PAGE_BYTES, make_token, request_digest
-from services.runtime.settings import SettingsError
-from services.runtime.store import StaleAttempt, Store
-from services.runtime.tables import Database
+from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.errors import NotFound, NotReady, PageTokenInvalid, RequestIdReused
+from ltxtrain_services.runtime.paging import MAX_PAGE_BYTES, make_token, request_digest
+from ltxtrain_services.runtime.settings import SettingsError
+from ltxtrain_services.runtime.store import StaleAttempt, Store
+from ltxtrain_services.runtime.tables import Database
 
 BACKENDS = ("sqlite", "postgresql")
 REQUEST = "0f0e0d0c-0000-0000-0000-000000000001"

@@ -12,11 +12,11 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.runtime import interceptor
-from services.runtime.interceptor import MAX_OPEN_CALLS, peer_of
-from services.runtime.settings import Settings
-from services.runtime.tables import Database
-from services.runtime.telemetry import Bounded, JsonLines
+from ltxtrain_services.runtime import interceptor
+from ltxtrain_services.runtime.interceptor import MAX_OPEN_CALLS, peer_of
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.tables import Database
+from ltxtrain_services.runtime.telemetry import Bounded, JsonLines
 from tests.attack.wire import DATA, frame, message
 from tests.attack.wire import connected as connect_raw
 from tests.services.runtime.front import Front, info_of, serving

@@ -12,8 +12,8 @@ from typing import Any
 import ltxtrain_client
 import pytest
 
-import services.runtime
-from services.runtime.telemetry import (
+import ltxtrain_services.runtime
+from ltxtrain_services.runtime.telemetry import (
     LINES,
     MAX_MESSAGE,
     MAX_TRACE,
@@ -37,7 +37,7 @@ PUMPS = (
 
 def patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
     """Every compiled pattern of the runtime and of the client."""
-    for package in (services.runtime, ltxtrain_client):
+    for package in (ltxtrain_services.runtime, ltxtrain_client):
         for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if not found.ispkg and not found.name.endswith("__main__"):
                 for name, value in vars(importlib.import_module(found.name)).items():

@@ -12,10 +12,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ltxtrain_client import Credentials, TrainClient, connect
 from ltxtrain_client.errors import Unavailable
 
-from services.runtime.auth import server_credentials
-from services.runtime.healthcheck import is_healthy
-from services.runtime.settings import Settings, SettingsError
-from services.runtime.tables import Database
+from ltxtrain_services.runtime.auth import server_credentials
+from ltxtrain_services.runtime.healthcheck import is_healthy
+from ltxtrain_services.runtime.settings import Settings, SettingsError
+from ltxtrain_services.runtime.tables import Database
 from tests.services.runtime.front import serving
 
 Write = Callable[[str, trustme.Blob], Path]

@@ -18,13 +18,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from services.runtime import tracing
-from services.runtime.settings import Settings, SettingsError
-from services.runtime.store import Edit, Store
-from services.runtime.tables import Database
-from services.runtime.telemetry import JsonLines, bound, current_trace, resumed_trace
-from services.runtime.upstream import connect_service
-from services.runtime.work import Attempt, WorkRunner
+from ltxtrain_services.runtime import tracing
+from ltxtrain_services.runtime.settings import Settings, SettingsError
+from ltxtrain_services.runtime.store import Edit, Store
+from ltxtrain_services.runtime.tables import Database
+from ltxtrain_services.runtime.telemetry import JsonLines, bound, current_trace, resumed_trace
+from ltxtrain_services.runtime.upstream import connect_service
+from ltxtrain_services.runtime.work import Attempt, WorkRunner
 from tests.services.runtime.collector import collecting
 from tests.services.runtime.front import Front, info_of, serving
 
@@ -206,7 +206,7 @@ def test_what_is_bound_goes_with_the_work_and_no_further(lines: Callable[[], lis
 # What an actor does with the carrier among its arguments.
 WORKER = """
 import json, logging, sys
-from services.runtime.telemetry import log_to_stderr, resumed_trace
+from ltxtrain_services.runtime.telemetry import log_to_stderr, resumed_trace
 log_to_stderr("INFO")
 with resumed_trace(json.loads(sys.argv[1]), "train", flush=True):
     logging.getLogger("worker").info("at work")

@@ -10,10 +10,10 @@ import grpc
 import pytest
 from ltxtrain.v1.error_pb2 import ErrorReason
 
-from services.runtime import errors as runtime
-from services.runtime import trainer_errors
-from services.runtime.trainer_errors import HANDLED, REASONS, api_error, translated
-from trainer import errors as trainer
+from ltxtrain_services.runtime import errors as runtime
+from ltxtrain_services.runtime import trainer_errors
+from ltxtrain_services.runtime.trainer_errors import HANDLED, REASONS, api_error, translated
+from ltxtrain_trainer import errors as trainer
 
 EXAMPLES: dict[type[trainer.TrainerError], trainer.TrainerError] = {
     trainer.ClipTooShort: trainer.ClipTooShort("61 frames", frame_count=61, needed_frames=89),

@@ -10,7 +10,7 @@ SCRIPT = """
 import asyncio
 import ray
 from ray.cluster_utils import Cluster as Nodes
-from services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.cluster import Cluster
 
 async def main():
     service = {"num_cpus": 0, "include_dashboard": False, "labels": {"ltxtrain": "service"}}

@@ -11,12 +11,12 @@ from ltxtrain.v1.work_pb2 import Event, Progress, State
 from ltxtrain_client.backoff import Backoff
 from sqlalchemy import event
 
-from services.runtime import errors, work
-from services.runtime.cluster import ClusterLost
-from services.runtime.object_types import ObjectStoreUnavailable
-from services.runtime.store import Edit, Store
-from services.runtime.tables import Database, DatabaseUnavailable
-from services.runtime.work import Attempt, Retryable, WorkRunner
+from ltxtrain_services.runtime import errors, work
+from ltxtrain_services.runtime.cluster import ClusterLost
+from ltxtrain_services.runtime.object_types import ObjectStoreUnavailable
+from ltxtrain_services.runtime.store import Edit, Store
+from ltxtrain_services.runtime.tables import Database, DatabaseUnavailable
+from ltxtrain_services.runtime.work import Attempt, Retryable, WorkRunner
 
 BACKENDS = ("sqlite", "postgresql")
 JOB = "jobs/1"

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from ltxtrain.v1.preprocess_pb2 import Sample
 
-from services.runtime.cluster import Cluster
-from services.runtime.objects import StoreAddress
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.objects import StoreAddress
 from tests.services.train.running import Trainer, running
 
 

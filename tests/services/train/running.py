@@ -17,24 +17,24 @@ from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
 from ltxtrain.v1.train_pb2 import Job, JobOptions
 from ltxtrain.v1.work_pb2 import Event, State
 
-from services.runtime.blobs import Blobs
-from services.runtime.cluster import Cluster
-from services.runtime.events import EventLog
-from services.runtime.objects import ObjectStore, StoreAddress
-from services.runtime.requests import new_name
-from services.runtime.service import Runtime
-from services.runtime.settings import Settings
-from services.runtime.store import Store
-from services.runtime.tables import Database
-from services.runtime.work import Attempt, WorkRunner
-from services.train.artifacts import COLLECTION
-from services.train.estimate import Estimator
-from services.train.job_plan import Prepared
-from services.train.spec import resolve, resolve_options
-from services.train.upstream import Upstream
-from services.train.workflow import TrainWorkflow
-from trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
-from trainer.model.folder import resolve_model
+from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
+from ltxtrain_services.runtime.requests import new_name
+from ltxtrain_services.runtime.service import Runtime
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.store import Store
+from ltxtrain_services.runtime.tables import Database
+from ltxtrain_services.runtime.work import Attempt, WorkRunner
+from ltxtrain_services.train.artifacts import COLLECTION
+from ltxtrain_services.train.estimate import Estimator
+from ltxtrain_services.train.job_plan import Prepared
+from ltxtrain_services.train.spec import resolve, resolve_options
+from ltxtrain_services.train.upstream import Upstream
+from ltxtrain_services.train.workflow import TrainWorkflow
+from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
+from ltxtrain_trainer.model.folder import resolve_model
 
 # The smallest that the sheet allows; the latents themselves are smaller still.
 SHEET: dict[str, Any] = {

@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from services.train.config_file import config_content, inference_recipe
+from ltxtrain_services.train.config_file import config_content, inference_recipe
+from ltxtrain_trainer.geometry import Geometry
+from ltxtrain_trainer.job import library_versions
+from ltxtrain_trainer.lora_file.export import lora_tensors, write_lora
+from ltxtrain_trainer.model.folder import resolve_model
+from ltxtrain_trainer.model.transformer import Stream, VelocityModel
+from ltxtrain_trainer.reports import TrainingFacts
+from ltxtrain_trainer.training.lora import adapter
 from tests.trainer.golden import PROMPT_TOKENS, settings
 from tests.trainer.lora_file.test_export import METADATA, trained, transformer_of
-from trainer.geometry import Geometry
-from trainer.job import library_versions
-from trainer.lora_file.export import lora_tensors, write_lora
-from trainer.model.folder import resolve_model
-from trainer.model.transformer import Stream, VelocityModel
-from trainer.reports import TrainingFacts
-from trainer.training.lora import adapter
 
 GEOMETRY = Geometry(width=96, height=64, frame_count=17, frame_rate=24.0)
 TRIGGER = 'it\'s "k1te" at $5'

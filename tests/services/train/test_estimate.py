@@ -7,12 +7,12 @@ import pytest
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
 from ltxtrain.v1.train_pb2 import BasePrecision, EstimateJobResponse, JobOptions
 
-from services.runtime.service import Runtime
-from services.runtime.settings import Settings
-from services.train.estimate import Estimator
-from services.train.spec import resolve, resolve_options
-from services.train.upstream import Upstream
-from trainer.reports import Preflight, Step
+from ltxtrain_services.runtime.service import Runtime
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.train.estimate import Estimator
+from ltxtrain_services.train.spec import resolve, resolve_options
+from ltxtrain_services.train.upstream import Upstream
+from ltxtrain_trainer.reports import Preflight, Step
 
 URL = "https://example.com/clips.zip"
 # Tokens of 768 x 768 x 89.

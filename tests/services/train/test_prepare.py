@@ -7,8 +7,8 @@ from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolut
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, Geometry, OnSkippedClip, PreprocessSettings
 from ltxtrain.v1.train_pb2 import Job, JobOptions
 
-from services.train.prepare import preprocess_settings
-from services.train.spec import resolve, resolve_options
+from ltxtrain_services.train.prepare import preprocess_settings
+from ltxtrain_services.train.spec import resolve, resolve_options
 
 URL = "https://example.com/clips.zip"
 

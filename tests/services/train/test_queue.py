@@ -1,7 +1,7 @@
 import asyncio
 from contextlib import suppress
 
-from services.train.queue import GpuQueue
+from ltxtrain_services.train.queue import GpuQueue
 
 
 class Line:

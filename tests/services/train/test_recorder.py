@@ -1,7 +1,7 @@
 import pytest
 
-from services.train.recorder import StepEvents, mean_metrics
-from trainer.reports import Step
+from ltxtrain_services.train.recorder import StepEvents, mean_metrics
+from ltxtrain_trainer.reports import Step
 
 
 def step(number: int, loss: float = 1.0) -> Step:
@@ -23,7 +23,7 @@ def step(number: int, loss: float = 1.0) -> Step:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [100.0]
-    monkeypatch.setattr("services.train.recorder.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("ltxtrain_services.train.recorder.time.monotonic", lambda: now[0])
     return now
 
 

@@ -6,11 +6,11 @@ import pytest
 from ltxtrain.v1.train_pb2 import DeleteJobRequest, Job
 from ltxtrain.v1.work_pb2 import State
 
-from services.runtime.auth import caller
-from services.runtime.cluster import Cluster
-from services.runtime.errors import NotFound, NotReady
-from services.runtime.objects import ObjectStoreUnavailable, StoreAddress
-from services.train.service import TrainService
+from ltxtrain_services.runtime.auth import caller
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.errors import NotFound, NotReady
+from ltxtrain_services.runtime.objects import ObjectStoreUnavailable, StoreAddress
+from ltxtrain_services.train.service import TrainService
 from tests.services.train.running import Trainer, running
 
 

@@ -9,9 +9,9 @@ from google.protobuf import json_format
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution, ValidationInput
 from ltxtrain.v1.train_pb2 import JobOptions
 
-from services.runtime.errors import InvalidSpec, reason_name
-from services.runtime.requests import MAX_TEXT_BYTES
-from services.train.spec import (
+from ltxtrain_services.runtime.errors import InvalidSpec, reason_name
+from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES
+from ltxtrain_services.train.spec import (
     OPTIONS,
     SPEC,
     Choice,

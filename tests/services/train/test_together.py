@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from ltxtrain.v1.work_pb2 import Event, State
 
-from services.runtime.cluster import Cluster
-from services.runtime.objects import StoreAddress
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.objects import StoreAddress
 from tests import processes
 from tests.services.train.running import running
 

@@ -14,14 +14,14 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.preprocess_pb2 import Sample
 from ltxtrain.v1.work_pb2 import Stage, State
 
-from services.runtime.cluster import Cluster
-from services.runtime.objects import StoreAddress
-from services.train.actors import Stored, TrainTask
-from services.train.training import Training
+from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.objects import StoreAddress
+from ltxtrain_services.train.actors import Stored, TrainTask
+from ltxtrain_services.train.training import Training
+from ltxtrain_trainer.errors import DeviceMemoryExhausted, PeerLost
+from ltxtrain_trainer.seeds import epoch_order
 from tests import processes
 from tests.services.train.running import Trainer, reason, reason_of, running, steps_of
-from trainer.errors import DeviceMemoryExhausted, PeerLost
-from trainer.seeds import epoch_order
 
 STEPS = 100
 
@@ -182,7 +182,7 @@ async def test_a_job_that_waits_is_cancelled_at_once(trainer: Trainer, samples: 
 # Done by every worker that finds it when it starts: no device here runs out of memory.
 EXHAUSTED = """
 import torch
-from trainer.model.transformer import VelocityModel
+from ltxtrain_trainer.model.transformer import VelocityModel
 
 def exhausted(*arguments, **options):
     raise torch.OutOfMemoryError("CUDA out of memory")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainer import seeds
-from trainer.data.dataset import prefetch
+from ltxtrain_trainer import seeds
+from ltxtrain_trainer.data.dataset import prefetch
 
 
 def test_items_come_in_order_and_one_is_prefetch() -> None:

@@ -5,12 +5,12 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.data.encode import ClipEncoder, PromptEncoder, encode_audio, encode_video
-from trainer.data.encoded import dump_clip, dump_prompt
-from trainer.geometry import audio_latents, latent_frames
-from trainer.model.folder import ModelFolder, resolve_model
-from trainer.model.loading import load_audio_vae, load_video_vae, load_vocoder
-from trainer.preview.previewer import decode_audio, decode_video
+from ltxtrain_trainer.data.encode import ClipEncoder, PromptEncoder, encode_audio, encode_video
+from ltxtrain_trainer.data.encoded import dump_clip, dump_prompt
+from ltxtrain_trainer.geometry import audio_latents, latent_frames
+from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
+from ltxtrain_trainer.model.loading import load_audio_vae, load_video_vae, load_vocoder
+from ltxtrain_trainer.preview.previewer import decode_audio, decode_video
 
 FRAMES, HEIGHT, WIDTH = 25, 64, 96
 

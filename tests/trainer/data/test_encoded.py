@@ -5,8 +5,8 @@ import sys
 import pytest
 import torch
 
-from trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt, load_clip, load_prompt
-from trainer.errors import SampleUnreadable
+from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt, load_clip, load_prompt
+from ltxtrain_trainer.errors import SampleUnreadable
 
 
 def clip(audio: bool = True) -> EncodedClip:

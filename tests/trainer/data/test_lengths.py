@@ -8,12 +8,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from ltxtrain_trainer.data.encode import ClipEncoder, encode_audio
+from ltxtrain_trainer.geometry import AUDIO_LATENTS_PER_SECOND, audio_latents, latent_frames
+from ltxtrain_trainer.model.folder import resolve_model
+from ltxtrain_trainer.reports import Step
+from ltxtrain_trainer.training.objective import audio_prefix_tokens
 from tests.trainer.golden import run, sample, settings
-from trainer.data.encode import ClipEncoder, encode_audio
-from trainer.geometry import AUDIO_LATENTS_PER_SECOND, audio_latents, latent_frames
-from trainer.model.folder import resolve_model
-from trainer.reports import Step
-from trainer.training.objective import audio_prefix_tokens
 
 RATE = 24.0
 SIZE = 32

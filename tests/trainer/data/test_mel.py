@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from trainer.data.mel import log_mel, mel_filterbank
+from ltxtrain_trainer.data.mel import log_mel, mel_filterbank
 
 SAMPLES = 59_333
 

@@ -8,12 +8,12 @@ import pytest
 import safetensors.torch
 import torch
 
+from ltxtrain_trainer.errors import AuditFailed
+from ltxtrain_trainer.lora_file.audit import Audit, audit_lora
+from ltxtrain_trainer.lora_file.export import PREFIX, lora_tensors, video_only, write_lora
+from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
+from ltxtrain_trainer.training.lora import adapter
 from tests.trainer.lora_file.test_export import METADATA, RANK, trained, transformer_of
-from trainer.errors import AuditFailed
-from trainer.lora_file.audit import Audit, audit_lora
-from trainer.lora_file.export import PREFIX, lora_tensors, video_only, write_lora
-from trainer.model.folder import ModelFolder, resolve_model
-from trainer.training.lora import adapter
 
 A_KEY = f"{PREFIX}transformer_blocks.1.attn1.to_q.lora_A.weight"
 B_KEY = f"{PREFIX}transformer_blocks.1.attn1.to_q.lora_B.weight"

@@ -9,10 +9,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from ltxtrain_trainer.lora_file.export import PREFIX, lora_metadata, lora_tensors, module_of, video_only, write_lora
+from ltxtrain_trainer.model.transformer import Stream, VelocityModel
+from ltxtrain_trainer.training.lora import adapter, add_lora, is_video_module
 from tests.trainer.golden import LATENT_SHAPE, PROMPT_TOKENS, settings
-from trainer.lora_file.export import PREFIX, lora_metadata, lora_tensors, module_of, video_only, write_lora
-from trainer.model.transformer import Stream, VelocityModel
-from trainer.training.lora import adapter, add_lora, is_video_module
 
 RANK = 8
 METADATA = lora_metadata(base_model="a/model", revision="r1", trigger_phrase="über $kite", settings=settings(), step=6)

@@ -8,7 +8,7 @@ from typing import Any
 import av
 from av.packet import Packet
 
-from trainer.media.pieces import CLUSTER, SEGMENT, Bytes, Piece, Pieces, read_box, read_element
+from ltxtrain_trainer.media.pieces import CLUSTER, SEGMENT, Bytes, Piece, Pieces, read_box, read_element
 
 CLUSTER_TIME, SIMPLE_BLOCK, VOID = 0xE7, 0xA3, 0xEC
 

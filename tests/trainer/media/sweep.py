@@ -21,14 +21,14 @@ from av.audio.layout import AudioLayout
 from av.audio.resampler import AudioResampler
 from av.codec import codecs_available
 
+from ltxtrain_trainer.errors import ClipError
+from ltxtrain_trainer.geometry import Geometry
+from ltxtrain_trainer.media.downmix import _keep_map
+from ltxtrain_trainer.media.fit import FittedClip, fit_clip
+from ltxtrain_trainer.media.frame_schedule import FitSettings
+from ltxtrain_trainer.media.probe import probe
 from tests import cards
 from tests.clips import Video, as_seen, numbered, tones, write_clip
-from trainer.errors import ClipError
-from trainer.geometry import Geometry
-from trainer.media.downmix import _keep_map
-from trainer.media.fit import FittedClip, fit_clip
-from trainer.media.frame_schedule import FitSettings
-from trainer.media.probe import probe
 
 CONTAINERS = {"mp4": "mp4", "mov": "mov", "avi": "avi", "mkv": "matroska"}
 # Encoders of hardware, and of nothing.

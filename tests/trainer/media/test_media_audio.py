@@ -13,6 +13,15 @@ from av.audio.frame import AudioFrame
 from av.audio.layout import AudioLayout
 from av.audio.resampler import AudioResampler
 
+from ltxtrain_trainer.errors import AudioTrackMissing, AudioUndecodable
+from ltxtrain_trainer.geometry import Geometry
+from ltxtrain_trainer.media.audio import AudioReader, normalize_peak, probe_audio
+from ltxtrain_trainer.media.container import open_clip
+from ltxtrain_trainer.media.downmix import stereo, weights_of
+from ltxtrain_trainer.media.fit import FittedClip, fit_clip, fit_prefix, fit_scenes
+from ltxtrain_trainer.media.frame_schedule import FitSettings, Scene
+from ltxtrain_trainer.media.probe import probe
+from ltxtrain_trainer.media.stretch import find_onsets, stretch
 from tests.clips import (
     Sound,
     Video,
@@ -27,15 +36,6 @@ from tests.clips import (
 )
 from tests.sounds import RATE, burst_seconds, pitch
 from tests.trainer.media.forms import with_channel_order
-from trainer.errors import AudioTrackMissing, AudioUndecodable
-from trainer.geometry import Geometry
-from trainer.media.audio import AudioReader, normalize_peak, probe_audio
-from trainer.media.container import open_clip
-from trainer.media.downmix import stereo, weights_of
-from trainer.media.fit import FittedClip, fit_clip, fit_prefix, fit_scenes
-from trainer.media.frame_schedule import FitSettings, Scene
-from trainer.media.probe import probe
-from trainer.media.stretch import find_onsets, stretch
 
 SIZE = (64, 48)
 PLAIN, PITCH_KEPT = 0.002, 0.012
@@ -299,8 +299,8 @@ def test_channels_in_an_order_of_their_own_end_no_process(tmp_path: Path) -> Non
     sound = Sound(waves=waves, codec="pcm_s16le", sample_format="s16")
     path = with_channel_order(write_clip(tmp_path / "clip.mov", numbered(25, size=SIZE), sound=sound), SWAPPED)
     code = (
-        "import sys; from pathlib import Path; from trainer.media.audio import load_audio\n"
-        "from trainer.media.probe import probe; from tests.sounds import pitch\n"
+        "import sys; from pathlib import Path; from ltxtrain_trainer.media.audio import load_audio\n"
+        "from ltxtrain_trainer.media.probe import probe; from tests.sounds import pitch\n"
         "path = Path(sys.argv[1]); assert probe(path).audio.channels == 2\n"
         "for _ in range(3): sound = load_audio(path, 0, 1)\n"
         "print(*(round(pitch(channel)) for channel in sound))"

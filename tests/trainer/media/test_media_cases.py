@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from av.video.frame import VideoFrame
 
+from ltxtrain_trainer.errors import ClipError, ClipTooShort
+from ltxtrain_trainer.geometry import Geometry
+from ltxtrain_trainer.media.fit import FittedClip, fit_clip, fit_prefix, fit_scenes
+from ltxtrain_trainer.media.frame_schedule import FitSettings
+from ltxtrain_trainer.media.probe import probe
+from ltxtrain_trainer.media.scenes import find_scenes
 from tests import cards
 from tests.cases_table import CLIP_ERRORS, FOLDER, cases, media
 from tests.sounds import burst_seconds, pitch
-from trainer.errors import ClipError, ClipTooShort
-from trainer.geometry import Geometry
-from trainer.media.fit import FittedClip, fit_clip, fit_prefix, fit_scenes
-from trainer.media.frame_schedule import FitSettings
-from trainer.media.probe import probe
-from trainer.media.scenes import find_scenes
 
 FRAMES, FRAME_RATE, SIDE = 89, 24.0, 256
 MEDIA = cases("media")
@@ -230,8 +230,8 @@ def test_no_demuxer_follows_a_playlist() -> None:
 
 def test_memory_is_bounded_by_the_frames_kept() -> None:
     code = (
-        "import sys; from pathlib import Path; from trainer.geometry import Geometry\n"
-        "from trainer.media.fit import FitSettings, fit_clip; from trainer.media.probe import probe\n"
+        "import sys; from pathlib import Path; from ltxtrain_trainer.geometry import Geometry\n"
+        "from ltxtrain_trainer.media.fit import FitSettings, fit_clip; from ltxtrain_trainer.media.probe import probe\n"
         "path = Path(sys.argv[1]); known = probe(path)\n"
         "geometry = Geometry(width=512, height=288, frame_count=89, frame_rate=24.0)\n"
         "fit_clip(path, FitSettings(geometry=geometry, auto_scale=False, with_audio=False, normalize_audio=True,"

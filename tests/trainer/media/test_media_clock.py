@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ltxtrain_trainer.geometry import Geometry
+from ltxtrain_trainer.media.fit import FittedClip, fit_clip
+from ltxtrain_trainer.media.frame_schedule import FitSettings
+from ltxtrain_trainer.media.pieces import Piece, Pieces, read_box
+from ltxtrain_trainer.media.probe import probe
+from ltxtrain_trainer.media.rate import measure_rate
 from tests import cards
 from tests.clips import Sound, Video, add_burst, numbered, tones, write_clip
 from tests.sounds import RATE, burst_seconds
 from tests.trainer.media.forms import begin_anew, lose_track, remux
-from trainer.geometry import Geometry
-from trainer.media.fit import FittedClip, fit_clip
-from trainer.media.frame_schedule import FitSettings
-from trainer.media.pieces import Piece, Pieces, read_box
-from trainer.media.probe import probe
-from trainer.media.rate import measure_rate
 
 SIZE = (128, 96)
 NTSC_FILM = Fraction(24_000, 1001)

@@ -9,15 +9,15 @@ import av
 import numpy as np
 import pytest
 
+from ltxtrain_trainer.errors import ClipDamaged
+from ltxtrain_trainer.geometry import Geometry
+from ltxtrain_trainer.media.fit import FittedClip, fit_clip, fit_prefix
+from ltxtrain_trainer.media.frame_schedule import FitSettings
+from ltxtrain_trainer.media.probe import Probe, probe
 from tests import cards
 from tests.clips import Picture, Sound, Video, add_burst, numbered, tones, write_clip
 from tests.sounds import burst_seconds
 from tests.trainer.media.forms import Edit, from_packet, half_of, remux, zeros_in
-from trainer.errors import ClipDamaged
-from trainer.geometry import Geometry
-from trainer.media.fit import FittedClip, fit_clip, fit_prefix
-from trainer.media.frame_schedule import FitSettings
-from trainer.media.probe import Probe, probe
 
 SIZE = (256, 144)
 COUNT = 48

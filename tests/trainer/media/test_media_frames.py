@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from ltxtrain_trainer.errors import ClipTooShort
+from ltxtrain_trainer.geometry import Geometry
+from ltxtrain_trainer.media.fit import FittedClip, fit_clip, fit_prefix
+from ltxtrain_trainer.media.frame_schedule import FitSettings
+from ltxtrain_trainer.media.probe import probe
 from tests import cards
 from tests.clips import Video, numbered, write_clip
-from trainer.errors import ClipTooShort
-from trainer.geometry import Geometry
-from trainer.media.fit import FittedClip, fit_clip, fit_prefix
-from trainer.media.frame_schedule import FitSettings
-from trainer.media.probe import probe
 
 NTSC, NTSC_FILM = Fraction(30_000, 1001), Fraction(24_000, 1001)
 FRAMES, SIDE = 25, 64

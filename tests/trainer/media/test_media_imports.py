@@ -4,15 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import trainer.media
+import ltxtrain_trainer.media
 
-MODULES = sorted(path.stem for path in Path(trainer.media.__file__).parent.glob("*.py") if path.stem != "__init__")
+MODULES = sorted(
+    path.stem for path in Path(ltxtrain_trainer.media.__file__).parent.glob("*.py") if path.stem != "__init__"
+)
 
 
 def test_media_modules_load_libav_and_numpy_alone() -> None:
-    names = ", ".join(f"trainer.media.{module}" for module in MODULES)
+    names = ", ".join(f"ltxtrain_trainer.media.{module}" for module in MODULES)
     code = f"import sys; before = set(sys.modules); import {names}; print(*set(sys.modules) - before)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     # Cython registers its own helpers beside the modules that it compiled.
     roots = {name.split(".")[0] for name in done.stdout.split() if "cython" not in name}
-    assert roots - set(sys.stdlib_module_names) == {"av", "numpy", "trainer"}
+    assert roots - set(sys.stdlib_module_names) == {"av", "numpy", "ltxtrain_trainer"}

@@ -11,15 +11,12 @@ import av
 import numpy as np
 import pytest
 
-from tests import cards
-from tests.clips import Picture, Video, card, numbered, write_clip
-from tests.trainer.media.forms import add_to_element, add_to_entry, box, element, remux
-from trainer.errors import PresentationUnsupported, Undecodable
-from trainer.geometry import Geometry
-from trainer.media.fit import fit_clip
-from trainer.media.frame_schedule import FitSettings
-from trainer.media.pieces import SEGMENT, TRACKS
-from trainer.media.presentation import (
+from ltxtrain_trainer.errors import PresentationUnsupported, Undecodable
+from ltxtrain_trainer.geometry import Geometry
+from ltxtrain_trainer.media.fit import fit_clip
+from ltxtrain_trainer.media.frame_schedule import FitSettings
+from ltxtrain_trainer.media.pieces import SEGMENT, TRACKS
+from ltxtrain_trainer.media.presentation import (
     ADDITION_DATA,
     ADDITION_TYPE,
     BLOCK_ADDITION,
@@ -27,7 +24,10 @@ from trainer.media.presentation import (
     TRACK_ENTRY,
     VIDEO,
 )
-from trainer.media.probe import probe
+from ltxtrain_trainer.media.probe import probe
+from tests import cards
+from tests.clips import Picture, Video, card, numbered, write_clip
+from tests.trainer.media.forms import add_to_element, add_to_entry, box, element, remux
 
 SETTINGS = FitSettings(
     geometry=Geometry(width=128, height=128, frame_count=9, frame_rate=24),

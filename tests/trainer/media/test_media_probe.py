@@ -14,16 +14,16 @@ import av
 import pytest
 from av.stream import Disposition
 
+from ltxtrain_trainer.errors import ClipError, NoVideoTrack, StillImage, Undecodable
+from ltxtrain_trainer.geometry import Geometry
+from ltxtrain_trainer.media.fit import fit_clip
+from ltxtrain_trainer.media.frame_schedule import FitSettings
+from ltxtrain_trainer.media.probe import Probe, probe
+from ltxtrain_trainer.media.scenes import find_scenes
+from ltxtrain_trainer.media.truncation import missing_bytes
 from tests import cards
 from tests.cases_table import FOLDER, cases, media
 from tests.clips import Sound, Video, as_seen, card, numbered, tones, write_clip
-from trainer.errors import ClipError, NoVideoTrack, StillImage, Undecodable
-from trainer.geometry import Geometry
-from trainer.media.fit import fit_clip
-from trainer.media.frame_schedule import FitSettings
-from trainer.media.probe import Probe, probe
-from trainer.media.scenes import find_scenes
-from trainer.media.truncation import missing_bytes
 
 SIZE = (128, 96)
 SETTINGS = FitSettings(

@@ -9,16 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import cards
-from tests.clips import Sound, Video, numbered, tones, write_clip
-from tests.trainer.media.forms import box, edit_box, element, first_of
-from trainer.errors import ClipError, NoVideoTrack, Undecodable
-from trainer.geometry import Geometry
-from trainer.media.container import open_clip, why_unreadable
-from trainer.media.decode import VideoReader
-from trainer.media.fit import fit_clip
-from trainer.media.frame_schedule import FitSettings
-from trainer.media.pieces import (
+from ltxtrain_trainer.errors import ClipError, NoVideoTrack, Undecodable
+from ltxtrain_trainer.geometry import Geometry
+from ltxtrain_trainer.media.container import open_clip, why_unreadable
+from ltxtrain_trainer.media.decode import VideoReader
+from ltxtrain_trainer.media.fit import fit_clip
+from ltxtrain_trainer.media.frame_schedule import FitSettings
+from ltxtrain_trainer.media.pieces import (
     CLUSTER,
     EBML,
     MAX_PIECES,
@@ -32,9 +29,12 @@ from trainer.media.pieces import (
     read_chunk,
     read_element,
 )
-from trainer.media.presentation import TRACK_ENTRY, declared_by
-from trainer.media.probe import probe
-from trainer.media.truncation import missing_bytes
+from ltxtrain_trainer.media.presentation import TRACK_ENTRY, declared_by
+from ltxtrain_trainer.media.probe import probe
+from ltxtrain_trainer.media.truncation import missing_bytes
+from tests import cards
+from tests.clips import Sound, Video, numbered, tones, write_clip
+from tests.trainer.media.forms import box, edit_box, element, first_of
 
 SIZE = (128, 96)
 UNTRUE = ("cut off", "no index", "never finished")
@@ -210,7 +210,7 @@ def test_a_clip_behind_empty_pieces_is_read_within_its_budget(
         return Pieces(data, counted[-1], **options)
 
     for module in ("truncation", "presentation", "container"):
-        monkeypatch.setattr(f"trainer.media.{module}.Pieces", counting)
+        monkeypatch.setattr(f"ltxtrain_trainer.media.{module}.Pieces", counting)
     path = clip(tmp_path / f"clip.{container}")
     data = path.read_bytes()
     if container == "mp4":

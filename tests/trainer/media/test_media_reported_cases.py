@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ltxtrain_trainer.errors import ClipDamaged, ClipError, PresentationUnsupported
+from ltxtrain_trainer.geometry import Geometry
+from ltxtrain_trainer.media.fit import FittedClip, fit_clip
+from ltxtrain_trainer.media.frame_schedule import FitSettings
+from ltxtrain_trainer.media.probe import probe
 from tests import cards
 from tests.cases_table import FOLDER
 from tests.clips import Waves
 from tests.sounds import RATE, burst_seconds
-from trainer.errors import ClipDamaged, ClipError, PresentationUnsupported
-from trainer.geometry import Geometry
-from trainer.media.fit import FittedClip, fit_clip
-from trainer.media.frame_schedule import FitSettings
-from trainer.media.probe import probe
 
 OPEN2 = FOLDER / "open2"
 CASES: list[dict[str, Any]] = json.loads((OPEN2 / "media.json").read_text())["cases"]

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ltxtrain_trainer.errors import ClipTooShort
+from ltxtrain_trainer.geometry import Geometry
+from ltxtrain_trainer.media.fit import FittedClip, fit_scenes
+from ltxtrain_trainer.media.frame_schedule import FitSettings
+from ltxtrain_trainer.media.scenes import find_scenes
 from tests import cards
 from tests.clips import Picture, Video, card, write_clip
-from trainer.errors import ClipTooShort
-from trainer.geometry import Geometry
-from trainer.media.fit import FittedClip, fit_scenes
-from trainer.media.frame_schedule import FitSettings
-from trainer.media.scenes import find_scenes
 
 WIDTH, HEIGHT = 192, 108
 

@@ -10,14 +10,14 @@ import pytest
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from ltxtrain_trainer.geometry import Geometry
+from ltxtrain_trainer.media import hdr
+from ltxtrain_trainer.media.fit import FittedClip, fit_clip
+from ltxtrain_trainer.media.frame_schedule import FitSettings
+from ltxtrain_trainer.media.picture import cover
+from ltxtrain_trainer.media.probe import probe
 from tests import cards
 from tests.clips import Picture, Video, numbered, write_clip
-from trainer.geometry import Geometry
-from trainer.media import hdr
-from trainer.media.fit import FittedClip, fit_clip
-from trainer.media.frame_schedule import FitSettings
-from trainer.media.picture import cover
-from trainer.media.probe import probe
 
 FRAMES = 9
 CODED = 3
@@ -318,7 +318,7 @@ def test_bright_light_is_rolled_off(tmp_path: Path, code: Callable[..., Any], tr
 
 def test_the_table_is_as_good_as_its_formula() -> None:
     """Between its steps the table is interpolated; grey and colours stay within two levels of the formula."""
-    from trainer.media.color import Colors
+    from ltxtrain_trainer.media.color import Colors
 
     colors = Colors(matrix=9, range=1, primaries=9, transfer=16, rgb=False, height=144)
     lines = hdr.cube_file(colors, 1000).splitlines()

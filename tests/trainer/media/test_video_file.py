@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from ltxtrain_trainer.errors import Undecodable
+from ltxtrain_trainer.media.probe import probe
+from ltxtrain_trainer.media.video_file import read_lossless, write_h264, write_lossless
 from tests import cards
 from tests.clips import numbered, tones
-from trainer.errors import Undecodable
-from trainer.media.probe import probe
-from trainer.media.video_file import read_lossless, write_h264, write_lossless
 
 RATES = [24.0, 24_000 / 1001, 30_000 / 1001, 8.0, 60.0, 18.163265306122447, 23.5]
 

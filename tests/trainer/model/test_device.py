@@ -5,8 +5,8 @@ import weakref
 import pytest
 import torch
 
-from trainer.errors import DeviceMemoryExhausted, DeviceUnusable
-from trainer.model.device import device_of, host_free_bytes, memory_for
+from ltxtrain_trainer.errors import DeviceMemoryExhausted, DeviceUnusable
+from ltxtrain_trainer.model.device import device_of, host_free_bytes, memory_for
 
 
 @pytest.mark.parametrize(

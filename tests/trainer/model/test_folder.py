@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from ltxtrain_trainer.errors import ModelUnavailable, ModelUnsupported
+from ltxtrain_trainer.model.files import COMPONENTS, file_digest
+from ltxtrain_trainer.model.folder import resolve_model
 from tests.trainer.model.hub import COMMIT, REPOSITORY, Hub, serve
-from trainer.errors import ModelUnavailable, ModelUnsupported
-from trainer.model.files import COMPONENTS, file_digest
-from trainer.model.folder import resolve_model
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from ltxtrain_trainer.model.transformer import Stream, VelocityModel
+from ltxtrain_trainer.training.objective import masked_loss, objective, prefix_mask
 from tests.trainer.golden import golden, golden_shape, golden_transformer
-from trainer.model.transformer import Stream, VelocityModel
-from trainer.training.objective import masked_loss, objective, prefix_mask
 
 TOLERANCE = 1e-5
 

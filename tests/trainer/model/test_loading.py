@@ -6,9 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trainer.errors import ModelUnavailable, PrecisionUnavailable
-from trainer.model.folder import ModelFolder, resolve_model
-from trainer.model.loading import (
+from ltxtrain_trainer.errors import ModelUnavailable, PrecisionUnavailable
+from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
+from ltxtrain_trainer.model.loading import (
     load_audio_vae,
     load_connectors,
     load_report,
@@ -16,8 +16,8 @@ from trainer.model.loading import (
     load_video_vae,
     load_vocoder,
 )
-from trainer.model.precision import Precision, is_available
-from trainer.model.text_encoder import load_text_encoder
+from ltxtrain_trainer.model.precision import Precision, is_available
+from ltxtrain_trainer.model.text_encoder import load_text_encoder
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from bench.common.random_model import Widths, random_samples, random_transformer
+from ltxtrain_trainer.errors import DeviceMemoryExhausted
+from ltxtrain_trainer.model.device import memory_for
+from ltxtrain_trainer.model.loading import block_stream
+from ltxtrain_trainer.model.precision import Precision, is_available
+from ltxtrain_trainer.training.loop import train
+from ltxtrain_trainer.training.lora import add_lora
+from ltxtrain_trainer.training.settings import TrainSettings
 from tests.trainer.golden import same, weights
-from trainer.errors import DeviceMemoryExhausted
-from trainer.model.device import memory_for
-from trainer.model.loading import block_stream
-from trainer.model.precision import Precision, is_available
-from trainer.training.loop import train
-from trainer.training.lora import add_lora
-from trainer.training.settings import TrainSettings
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trainer.errors import ModelUnavailable, ModelUnsupported
-from trainer.model.folder import ModelFolder, resolve_model
-from trainer.model.loading import load_connectors, load_report, load_transformer
-from trainer.model.precision import Precision
+from ltxtrain_trainer.errors import ModelUnavailable, ModelUnsupported
+from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
+from ltxtrain_trainer.model.loading import load_connectors, load_report, load_transformer
+from ltxtrain_trainer.model.precision import Precision
 
 NAMES = Path(__file__).parents[2] / "data" / "original_names.txt"
 LAYERS, CONNECTOR_LAYERS = 4, 2

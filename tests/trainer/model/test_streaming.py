@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
+from ltxtrain_trainer.model.loading import block_stream, load_transformer
+from ltxtrain_trainer.model.precision import Precision
+from ltxtrain_trainer.model.streaming import BlockStream, PlainLane, spread
+from ltxtrain_trainer.training.loop import prepare
+from ltxtrain_trainer.training.lora import add_lora
 from tests.trainer.golden import golden_transformer, run, same, samples, settings
-from trainer.model.folder import ModelFolder, resolve_model
-from trainer.model.loading import block_stream, load_transformer
-from trainer.model.precision import Precision
-from trainer.model.streaming import BlockStream, PlainLane, spread
-from trainer.training.loop import prepare
-from trainer.training.lora import add_lora
 
 LAYERS = 4
 

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.data.encode import PromptEncoder
-from trainer.errors import DeviceMemoryExhausted, ModelUnsupported
-from trainer.memory_plan import GIB
-from trainer.model.folder import ModelFolder, resolve_model
-from trainer.model.loading import load_report, load_tokenizer
-from trainer.model.text_encoder import TextHold, TextSize, check_tokenizer, choose_hold, load_text_encoder
+from ltxtrain_trainer.data.encode import PromptEncoder
+from ltxtrain_trainer.errors import DeviceMemoryExhausted, ModelUnsupported
+from ltxtrain_trainer.memory_plan import GIB
+from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
+from ltxtrain_trainer.model.loading import load_report, load_tokenizer
+from ltxtrain_trainer.model.text_encoder import TextHold, TextSize, check_tokenizer, choose_hold, load_text_encoder
 
 PROMPT = "a disc rolls to the right"
 # Gemma 3 12B without its vision tower, and the connectors of LTX 2.3.
@@ -63,7 +63,7 @@ def test_a_full_device_has_its_name(folder: ModelFolder, monkeypatch: pytest.Mon
     monkeypatch.setattr(encoder, "connectors", exhausted)
     with pytest.raises(DeviceMemoryExhausted, match="too little memory for embedding a prompt; "):
         encoder.encode([PROMPT])
-    monkeypatch.setattr("trainer.data.encode.load_connectors", exhausted)
+    monkeypatch.setattr("ltxtrain_trainer.data.encode.load_connectors", exhausted)
     with pytest.raises(DeviceMemoryExhausted, match="too little memory for loading the text encoder; "):
         PromptEncoder(folder, "cpu")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.model.folder import resolve_model
-from trainer.model.loading import load_audio_vae, load_tokenizer, load_video_vae, load_vocoder
-from trainer.model.tiny import build_tiny_model
+from ltxtrain_trainer.model.folder import resolve_model
+from ltxtrain_trainer.model.loading import load_audio_vae, load_tokenizer, load_video_vae, load_vocoder
+from ltxtrain_trainer.model.tiny import build_tiny_model
 
 
 def digests(folder: Path) -> dict[str, str]:

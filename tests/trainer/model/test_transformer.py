@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
+from ltxtrain_trainer.geometry import audio_latents
+from ltxtrain_trainer.model.transformer import Stream, VelocityModel
 from tests.trainer.golden import LATENT_SHAPE, PROMPT_TOKENS, golden_transformer
-from trainer.geometry import audio_latents
-from trainer.model.transformer import Stream, VelocityModel
 
 TOKENS = 16
 

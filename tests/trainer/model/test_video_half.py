@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
+from ltxtrain_trainer.model.loading import load_report, load_transformer
+from ltxtrain_trainer.model.precision import Precision
+from ltxtrain_trainer.model.transformer import Stream, VelocityModel
+from ltxtrain_trainer.model.video_half import VideoTransformer, is_audio
+from ltxtrain_trainer.training.lora import adapter, add_lora
+from ltxtrain_trainer.training.losses import clip_loss, training_draw
 from tests.trainer.golden import LATENT_SHAPE, golden_transformer, run, same, samples, settings
-from trainer.model.folder import ModelFolder, resolve_model
-from trainer.model.loading import load_report, load_transformer
-from trainer.model.precision import Precision
-from trainer.model.transformer import Stream, VelocityModel
-from trainer.model.video_half import VideoTransformer, is_audio
-from trainer.training.lora import adapter, add_lora
-from trainer.training.losses import clip_loss, training_draw
 
 TOKENS = 16
 

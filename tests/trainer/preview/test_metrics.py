@@ -9,8 +9,8 @@ import pytest
 from ltxtrain.v1 import work_pb2
 from numpy.typing import NDArray
 
-from trainer.preview import metrics
-from trainer.preview.metrics import Preview, PreviewMetrics, frame_statistics
+from ltxtrain_trainer.preview import metrics
+from ltxtrain_trainer.preview.metrics import Preview, PreviewMetrics, frame_statistics
 
 HEIGHT, WIDTH = 64, 96
 PREFIX, TOTAL, RATE = 25, 73, 24

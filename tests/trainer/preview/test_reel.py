@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from trainer.preview.panels import (
+from ltxtrain_trainer.preview.panels import (
     GENERATED,
     GENERATED_AHEAD,
     GIVEN,
@@ -19,7 +19,7 @@ from trainer.preview.panels import (
     Panels,
     printable,
 )
-from trainer.preview.reel import Continuation, Segment, paste_prefix, segment_frames, write_preview, write_reel
+from ltxtrain_trainer.preview.reel import Continuation, Segment, paste_prefix, segment_frames, write_preview, write_reel
 
 PREFIX, TOTAL, WIDTH, HEIGHT = 9, 17, 160, 96
 HOSTILE = "Ein Drache\x00\n\tüber den Dünen 风筝 العربية 🎬 \ud800 नमस्ते " + "sehr" * 200

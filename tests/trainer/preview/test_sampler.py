@@ -11,13 +11,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from trainer.data.encoded import EncodedClip, PromptEmbedding
-from trainer.errors import PrefixCoversClip, SamplingFailed
-from trainer.geometry import audio_latents
-from trainer.model.transformer import VelocityModel
-from trainer.preview.guidance import Guidance, Predictions, guide
-from trainer.preview.recipe import skipped_block
-from trainer.preview.sampler import Denoised, Sampled, SamplerSettings, continue_clip, noise_levels, preview_noise
+from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding
+from ltxtrain_trainer.errors import PrefixCoversClip, SamplingFailed
+from ltxtrain_trainer.geometry import audio_latents
+from ltxtrain_trainer.model.transformer import VelocityModel
+from ltxtrain_trainer.preview.guidance import Guidance, Predictions, guide
+from ltxtrain_trainer.preview.recipe import skipped_block
+from ltxtrain_trainer.preview.sampler import (
+    Denoised,
+    Sampled,
+    SamplerSettings,
+    continue_clip,
+    noise_levels,
+    preview_noise,
+)
 
 PREFIX_FRAMES, FRAMES, RATE, SIZE = 17, 33, 24.0, 64
 PROMPT, NEGATIVE = "A red kite turns over the dunes.", "blurry, still"
@@ -160,7 +167,7 @@ def test_it_computes_what_the_pipeline_computes(
     theirs = pipeline_sample(pipeline, source_frames, monkeypatch, stg_scale=1.5, audio_stg_scale=1.5)
     # The pipeline has no audio prefix: an empty one is the same.
     monkeypatch.setattr(
-        "trainer.preview.sampler.prefix_mask", lambda count, prefix, device: torch.arange(count) < prefix
+        "ltxtrain_trainer.preview.sampler.prefix_mask", lambda count, prefix, device: torch.arange(count) < prefix
     )
     wanted = settings(step_count=8, stg_scale=1.5, skip_block=1)
     try:

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch.multiprocessing.spawn import spawn
 
+from ltxtrain_trainer.job import run_job
+from ltxtrain_trainer.reports import Finished, Previewed, Previewing, Warned
+from ltxtrain_trainer.training.distributed import join
 from tests.trainer.test_job import make_plan
-from trainer.job import run_job
-from trainer.reports import Finished, Previewed, Previewing, Warned
-from trainer.training.distributed import join
 
 
 def work(rank: int, address: str, model: Path, folder: Path) -> None:

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
+from ltxtrain_trainer.errors import CheckpointMismatch
+from ltxtrain_trainer.lora_file.export import lora_metadata, lora_tensors, write_lora
+from ltxtrain_trainer.reports import Step
+from ltxtrain_trainer.training.checkpoint import read_checkpoint, write_checkpoint
+from ltxtrain_trainer.training.loop import CheckpointDue, PreviewDue, train
+from ltxtrain_trainer.training.lora import adapter
+from ltxtrain_trainer.training.settings import TrainSettings
 from tests.trainer.golden import IDENTITY, golden_transformer, run, same, samples, settings, weights, with_lora
-from trainer.errors import CheckpointMismatch
-from trainer.lora_file.export import lora_metadata, lora_tensors, write_lora
-from trainer.reports import Step
-from trainer.training.checkpoint import read_checkpoint, write_checkpoint
-from trainer.training.loop import CheckpointDue, PreviewDue, train
-from trainer.training.lora import adapter
-from trainer.training.settings import TrainSettings
 
 ROOT = Path(__file__).parents[3]
 WANTED = settings(checkpoint_interval=1, preview_interval=4)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
+from ltxtrain_trainer.reports import Step
+from ltxtrain_trainer.training.distributed import join
+from ltxtrain_trainer.training.loop import train
 from tests.trainer.golden import IDENTITY, run, samples, settings, weights, with_lora
-from trainer.reports import Step
-from trainer.training.distributed import join
-from trainer.training.loop import train
 
 WANTED = settings(steps=4, batch_size=4, holdout_fraction=0.4, evaluation_interval=2)
 

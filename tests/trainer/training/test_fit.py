@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from bench.common.meta_card import REAL
+from ltxtrain_trainer.errors import CheckpointMismatch, DeviceMemoryExhausted, DeviceUnusable
+from ltxtrain_trainer.memory_plan import GIB, PUBLISHED
+from ltxtrain_trainer.training.checkpoint import Checkpoint
+from ltxtrain_trainer.training.distributed import Worker
+from ltxtrain_trainer.training.fit import Fit, fit_to_device
 from tests.trainer.test_job import make_plan
-from trainer.errors import CheckpointMismatch, DeviceMemoryExhausted, DeviceUnusable
-from trainer.memory_plan import GIB, PUBLISHED
-from trainer.training.checkpoint import Checkpoint
-from trainer.training.distributed import Worker
-from trainer.training.fit import Fit, fit_to_device
 
 CARD = torch.device("cuda")
 HOST_BYTES = 64 * GIB
@@ -42,11 +42,11 @@ def began_in(precision: str) -> Checkpoint:
 def fitted(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Fits the tests' small clips, with the published model, to a card of as many GiB."""
     plan = make_plan(tiny_model, tmp_path, previews=False)
-    monkeypatch.setattr("trainer.training.fit.host_free_bytes", lambda: HOST_BYTES)
-    monkeypatch.setattr("trainer.training.fit.is_available", lambda precision: True)
+    monkeypatch.setattr("ltxtrain_trainer.training.fit.host_free_bytes", lambda: HOST_BYTES)
+    monkeypatch.setattr("ltxtrain_trainer.training.fit.is_available", lambda precision: True)
 
     def fit(card_gib: int, *, worker: Worker | None = None, resume: Checkpoint | None = None, **changes: Any) -> Fit:
-        monkeypatch.setattr("trainer.training.fit.free_bytes", lambda device: card_gib * GIB)
+        monkeypatch.setattr("ltxtrain_trainer.training.fit.free_bytes", lambda device: card_gib * GIB)
         folder: Any = Folder()
         return fit_to_device(dataclasses.replace(plan, **changes), folder, CARD, worker or Worker(), resume)
 

@@ -8,6 +8,18 @@ from typing import Any
 import pytest
 import torch
 
+from ltxtrain_trainer.data.dataset import split_held_out
+from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding
+from ltxtrain_trainer.errors import OptimizerUnavailable, PrefixCoversClip, SampleUnreadable, TrainingDiverged
+from ltxtrain_trainer.geometry import audio_latents
+from ltxtrain_trainer.model.transformer import VelocityModel
+from ltxtrain_trainer.reports import Step
+from ltxtrain_trainer.seeds import epoch_order, sample_at
+from ltxtrain_trainer.training.distributed import Worker
+from ltxtrain_trainer.training.loop import CheckpointDue, PreviewDue, Report, train
+from ltxtrain_trainer.training.lora import adapter, add_lora, base_model
+from ltxtrain_trainer.training.losses import clip_loss, suggested_stop, training_draw
+from ltxtrain_trainer.training.optim import MAX_GRADIENT_NORM, AdapterOptimizer, learning_rate
 from tests.trainer.golden import (
     FRAMES,
     IDENTITY,
@@ -23,18 +35,6 @@ from tests.trainer.golden import (
     weights,
     with_lora,
 )
-from trainer.data.dataset import split_held_out
-from trainer.data.encoded import EncodedClip, PromptEmbedding
-from trainer.errors import OptimizerUnavailable, PrefixCoversClip, SampleUnreadable, TrainingDiverged
-from trainer.geometry import audio_latents
-from trainer.model.transformer import VelocityModel
-from trainer.reports import Step
-from trainer.seeds import epoch_order, sample_at
-from trainer.training.distributed import Worker
-from trainer.training.loop import CheckpointDue, PreviewDue, Report, train
-from trainer.training.lora import adapter, add_lora, base_model
-from trainer.training.losses import clip_loss, suggested_stop, training_draw
-from trainer.training.optim import MAX_GRADIENT_NORM, AdapterOptimizer, learning_rate
 
 LOSSES = Path(__file__).parents[2] / "data" / "losses.txt"
 

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import torch
 
+from ltxtrain_trainer.model.precision import Precision, quantization_config
+from ltxtrain_trainer.model.transformer import VelocityModel
+from ltxtrain_trainer.training.lora import adapter, add_lora, base_model, is_video_module, module_family
+from ltxtrain_trainer.training.losses import clip_loss, training_draw
 from tests.trainer.golden import GOLDEN, golden_transformer, gradient, same, samples, settings, weights, with_lora
-from trainer.model.precision import Precision, quantization_config
-from trainer.model.transformer import VelocityModel
-from trainer.training.lora import adapter, add_lora, base_model, is_video_module, module_family
-from trainer.training.losses import clip_loss, training_draw
 
 VIDEO_FAMILIES = {"attn1", "attn2", "ff"}
 JOINT_FAMILIES = VIDEO_FAMILIES | {

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ltxtrain_trainer.data.encoded import EncodedClip
+from ltxtrain_trainer.geometry import audio_latents
+from ltxtrain_trainer.model.transformer import VelocityModel
+from ltxtrain_trainer.training.losses import Draw, Noise, clip_loss, draw_levels, fixed_draw, token_count, training_draw
 from tests.trainer.golden import golden_transformer, sample
-from trainer.data.encoded import EncodedClip
-from trainer.geometry import audio_latents
-from trainer.model.transformer import VelocityModel
-from trainer.training.losses import Draw, Noise, clip_loss, draw_levels, fixed_draw, token_count, training_draw
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainer.errors import PrefixCoversClip
-from trainer.training.objective import (
+from ltxtrain_trainer.errors import PrefixCoversClip
+from ltxtrain_trainer.training.objective import (
     audio_prefix_tokens,
     masked_loss,
     objective,

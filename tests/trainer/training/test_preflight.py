@@ -2,9 +2,9 @@
 
 import pytest
 
+from ltxtrain_trainer.errors import PrefixCoversClip
+from ltxtrain_trainer.training.preflight import preflight
 from tests.trainer.golden import LATENT_SHAPE, run, same, samples, settings, weights, with_lora
-from trainer.errors import PrefixCoversClip
-from trainer.training.preflight import preflight
 
 
 def test_it_says_what_a_clip_costs() -> None:

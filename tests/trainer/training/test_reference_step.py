@@ -5,15 +5,15 @@ from typing import Any
 import pytest
 import torch
 
+from ltxtrain_trainer.data.dataset import read_sample
+from ltxtrain_trainer.geometry import audio_latents
+from ltxtrain_trainer.reports import Step
+from ltxtrain_trainer.seeds import sample_at
+from ltxtrain_trainer.training.loop import train
+from ltxtrain_trainer.training.lora import adapter
+from ltxtrain_trainer.training.losses import training_draw
 from tests.trainer import reference
 from tests.trainer.golden import IDENTITY, LATENT_SHAPE, RATE, golden, golden_shape, samples, settings, with_lora
-from trainer.data.dataset import read_sample
-from trainer.geometry import audio_latents
-from trainer.reports import Step
-from trainer.seeds import sample_at
-from trainer.training.loop import train
-from trainer.training.lora import adapter
-from trainer.training.losses import training_draw
 
 TOLERANCE = 1e-5
 BATCH = 2

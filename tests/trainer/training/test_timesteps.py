@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from trainer.preview.recipe import sequence_shift
-from trainer.training.losses import MIN_LEVEL, draw_levels, stretched_logit_normal
+from ltxtrain_trainer.preview.recipe import sequence_shift
+from ltxtrain_trainer.training.losses import MIN_LEVEL, draw_levels, stretched_logit_normal
 
 SHIFTS = [
     (93, 0.616634),

@@ -1,0 +1,91 @@
+"""Make the pocket model's weights: hours on two cores, stopped and resumed at any time.
+
+    python -m ltxtrain_pocket.make [--work FOLDER] [--threads N] [STAGE ...]
+
+Stages, in their order: video-vae, latents, transformer, weights. What a stage has done stays in FOLDER; the last
+writes the package's weights. The decoder and the transformer need only the encoder, so that `video-vae` and then
+`latents transformer` may run at the same time once the encoder is there.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from ltxtrain_pocket import transformer
+from ltxtrain_pocket.model import TRANSFORMER_CONFIG, build_untrained, store_weights
+from ltxtrain_pocket.pretraining import average_of
+from ltxtrain_pocket.video_vae import PLAN as VIDEO_VAE_PLAN
+from ltxtrain_pocket.video_vae import started_video_vae, train_video_vae
+from ltxtrain_trainer.data.encode import PromptEncoder
+from ltxtrain_trainer.data.encoded import PromptEmbedding
+from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT
+from ltxtrain_trainer.model.folder import resolve_model
+from ltxtrain_trainer.model.loading import hush_imports
+
+STAGES = ("video-vae", "latents", "transformer", "weights")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*", metavar="STAGE", choices=[[], *STAGES], help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, default=Path(".pocket"))
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    hush_imports()
+    torch.set_num_threads(arguments.threads)
+    # Small averages of gradients otherwise become numbers that the processor is slow with.
+    torch.set_flush_denormal(True)
+    run: dict[str, Callable[[], object]] = {
+        "video-vae": lambda: train_video_vae(arguments.work),
+        "latents": lambda: transformer.encode_world(started_video_vae(arguments.work), arguments.work),
+        "transformer": lambda: train_transformer(arguments.work),
+        "weights": lambda: write_weights(arguments.work),
+    }
+    for stage in arguments.stages or STAGES:
+        run[stage]()
+
+
+def train_transformer(work: Path) -> None:
+    vae = started_video_vae(work)
+    raw = transformer.read_latents(work / "latents")
+    mean, deviation = (value.view(1, -1, 1, 1, 1) for value in (vae.latents_mean, vae.latents_std))
+    for clip in raw:  # in place, clip by clip: the whole in float32 would be twice as large
+        clip.copy_((clip.float() - mean[0]) / deviation[0])
+    scenes = [transformer.scene_of(index) for index in range(len(raw))]
+    prompts = prompt_embeddings(work, [scene.caption for scene in scenes])
+    transformer.train_transformer(untrained_transformer(), raw, prompts, scenes, work)
+
+
+def untrained_transformer() -> Any:
+    from diffusers import LTX2VideoTransformer3DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(transformer.SEED)
+        model = LTX2VideoTransformer3DModel(**TRANSFORMER_CONFIG)
+    transformer.point_heads(model)
+    return model
+
+
+def prompt_embeddings(work: Path, captions: list[str]) -> dict[str, PromptEmbedding]:
+    """Embeddings of every caption and of the texts that stand for none."""
+    folder = work / "untrained"
+    if not (folder / "model_index.json").exists():
+        build_untrained(folder)
+    encoder = PromptEncoder(resolve_model(str(folder)), "cpu")
+    texts = ["", NEGATIVE_PROMPT, *sorted(set(captions))]
+    return dict(zip(texts, encoder.encode(texts), strict=True))
+
+
+def write_weights(work: Path) -> None:
+    vae = safetensors.torch.load_file(work / "video-vae-start.safetensors")
+    store_weights("vae", vae | average_of(VIDEO_VAE_PLAN, work))
+    model = untrained_transformer()
+    store_weights("transformer", model.state_dict() | average_of(transformer.PLAN, work))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""HTTP of the gateway: who may ask from where, answers to faults, and server-sent events."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import aclosing
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
+
+from aiohttp import web
+from ltxtrain_client.channel import is_loopback
+from ltxtrain_client.errors import CallError
+
+from ltxtrain_services.gateway.story import Stories
+from ltxtrain_services.gateway.suite import Suite, http_status
+from ltxtrain_services.runtime.settings import Settings
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+SETTINGS = web.AppKey("settings", Settings)
+SUITE = web.AppKey("suite", Suite)
+STORIES = web.AppKey("stories", Stories)
+# Tasks of open streams, which end when the process drains.
+STREAMS = web.AppKey("streams", set[asyncio.Task[Any]])
+
+PING_SECONDS = 15.0
+# Requests under way, of all callers; watches of one caller are counted by the services.
+MAX_REQUESTS = 4_000
+SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    # With "no-referrer" browsers would hide the origin of our own forms too.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def own_url(request: web.Request) -> str:
+    """The address that people reach the gateway by, without a slash at its end."""
+    return request.app[SETTINGS].gateway_url.rstrip("/") or str(request.url.origin())
+
+
+def is_https(request: web.Request) -> bool:
+    return own_url(request).startswith("https://")
+
+
+@web.middleware
+async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuses what another site sends, answers faults in the caller's form, adds headers of safety to all."""
+    try:
+        if (refusal := _refusal(request)) is not None:
+            response: web.StreamResponse = problem_response(403, refusal, "bad_request", "PERMISSION_DENIED")
+        else:
+            response = await handler(request)
+    except CallError as error:
+        response = fault_response(error)
+    except web.HTTPException as error:
+        if error.status < 400:
+            error.headers.update(HEADERS)
+            raise
+        text = error.text or error.reason
+        response = problem_response(error.status, text, "bad_request", headers=_allowed(error))
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        response = problem_response(500, "An error in the gateway; its log has more.", "internal_error", "INTERNAL")
+    if not response.prepared:
+        response.headers.update({name: text for name, text in HEADERS.items() if name not in response.headers})
+    return response
+
+
+def _allowed(error: web.HTTPException) -> dict[str, str]:
+    return {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+
+
+def _refusal(request: web.Request) -> str | None:
+    """Why a request may come from a page of another site, or None.
+
+    Where no token is asked for, any page that a browser on this machine shows could otherwise start jobs: by a form,
+    or by a name of its own that it has resolve to this machine.
+    """
+    settings = request.app[SETTINGS]
+    own = {urlsplit(settings.gateway_url).netloc.lower()} if settings.gateway_url else set()
+    open_here = is_loopback(settings.bind) and settings.tokens_file is None and not settings.service_token
+    if open_here and request.host.lower() not in own and not is_loopback(_with_port(request.host)):
+        return f"{request.host} is not a name of this gateway. Set LTXTRAIN_GATEWAY_URL to the address that is used."
+    if request.method in SAFE:
+        return None
+    origin = request.headers.get("Origin")
+    if origin is not None:
+        given = urlsplit(origin).netloc.lower()
+        return None if given in own | {request.host.lower()} and given else "Another site's page may not do this."
+    site = request.headers.get("Sec-Fetch-Site", "none")
+    return None if site in ("none", "same-origin") else "Another site's page may not do this."
+
+
+def _with_port(host: str) -> str:
+    return host if host.rpartition(":")[2].isdecimal() and not host.endswith("]") else f"{host}:80"
+
+
+def fault_response(error: CallError) -> web.Response:
+    """The answer to a call that ended with this error."""
+    code = http_status(error)
+    headers = {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(max(1, round(error.retry_after_seconds)))
+    return problem_response(code, error.message, _error_type(code), error.reason, headers=headers)
+
+
+def _error_type(code: int) -> str:
+    return "bad_request" if code < 500 else "internal_error"
+
+
+def problem_response(
+    code: int,
+    message: str,
+    error_type: str,
+    reason: str = "",
+    *,
+    detail: list[Any] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> web.Response:
+    """An error as clients of the hosted endpoint read it, with our reason beside it."""
+    document = {"detail": message if detail is None else detail, "message": message, "error_type": error_type}
+    if reason:
+        document["reason"] = reason
+    return web.json_response(document, status=code, headers={**(headers or {}), "X-Fal-Error-Type": error_type})
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+class EventStream:
+    """Server-sent events to one reader; `async with EventStream(request) as events`.
+
+    A reader that does not keep up is waited for: nothing is queued for it.
+    """
+
+    def __init__(self, request: web.Request, headers: Mapping[str, str] | None = None) -> None:
+        self._request = request
+        sent = {"Content-Type": "text/event-stream", "X-Accel-Buffering": "no", **HEADERS, **(headers or {})}
+        self.response = web.StreamResponse(headers=sent)
+        given = request.headers.get("Last-Event-ID", "")
+        # Cursor of the last event that the reader has; 0: none.
+        self.last_id = int(given) if given.isascii() and given.isdecimal() and len(given) < 19 else 0
+
+    async def __aenter__(self) -> Self:
+        await self.response.prepare(self._request)
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._request.app[STREAMS].add(task)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
+        self._request.app[STREAMS].discard(self._task)
+        if kind is not None and issubclass(kind, CallError):
+            # The answer has begun: the reader asks again, and is told then.
+            log.info("%s: the stream ends: %s", self._request.path, error)
+            return True
+        # A reader that has left is no fault.
+        return kind is not None and issubclass(kind, ConnectionError)
+
+    async def send(self, document: Mapping[str, Any], sequence: int | None = None, event: str = "") -> None:
+        await self.send_text(json_text(document), sequence, event)
+
+    async def send_text(self, text: str, sequence: int | None = None, event: str = "") -> None:
+        """`send` of JSON in one line."""
+        head = (f"event: {event}\n" if event else "") + (f"id: {sequence}\n" if sequence is not None else "")
+        await self.response.write(f"{head}data: {text}\n\n".encode())
+
+    async def while_open(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """Items as they come, with comments in between that keep the connection open."""
+        async with aclosing(items):
+            while True:
+                following = asyncio.ensure_future(anext(items))
+                try:
+                    while not (await asyncio.wait({following}, timeout=PING_SECONDS))[0]:
+                        await self.response.write(b": still here\n\n")
+                finally:
+                    if not following.done():
+                        following.cancel()
+                        await asyncio.wait({following})
+                try:
+                    item = following.result()
+                except StopAsyncIteration:
+                    return
+                yield item
+
+
+async def end_streams(app: web.Application) -> None:
+    """Ends every open stream; browsers come back by themselves, to whoever serves then."""
+    streams = app[STREAMS]
+    for task in tuple(streams):
+        task.cancel()

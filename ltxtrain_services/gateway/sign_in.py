@@ -1,0 +1,96 @@
+"""Sign-in by a token of the services, kept in a cookie; and the answer that each page of a reader is."""
+
+import base64
+import binascii
+from contextlib import aclosing
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from aiohttp import web
+from ltxtrain_client.errors import CallError, Unauthenticated
+
+from ltxtrain_services.gateway.http import SETTINGS, SUITE, Handler, is_https
+from ltxtrain_services.gateway.suite import Caller, http_status
+from ltxtrain_services.pages.render import render
+
+COOKIE = "ltxtrain-token"
+COOKIE_SECONDS = 30 * 24 * 3600
+
+
+def signed_in(handler: Handler) -> Handler:
+    """A page that asks for a token where the services do, and shows their other faults as a page."""
+
+    async def page(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Unauthenticated:
+            raise web.HTTPSeeOther(f"/sign-in?next={quote(request.path_qs, safe='')}") from None
+        except CallError as error:
+            return html_page(
+                request, "fault.html", status=http_status(error), message=error.message, reason=error.reason
+            )
+
+    return page
+
+
+async def sign_in_page(request: web.Request) -> web.StreamResponse:
+    return html_page(request, "sign_in.html", next=local_path(request.query.get("next", "")), message="")
+
+
+async def sign_in(request: web.Request) -> web.StreamResponse:
+    """Keep a token that the services know in the browser, out of reach of scripts."""
+    given = await request.post()
+    token, following = str(given.get("token", "")).strip(), local_path(str(given.get("next", "")))
+    try:
+        await check_token(request.app[SUITE].of(token))
+    except (ValueError, Unauthenticated):
+        return html_page(request, "sign_in.html", status=401, next=following, message="The token is not known here.")
+    answer = web.HTTPSeeOther(following)
+    kept = base64.urlsafe_b64encode(token.encode()).decode()
+    answer.set_cookie(
+        COOKIE, kept, max_age=COOKIE_SECONDS, httponly=True, samesite="Lax", secure=is_https(request), path="/"
+    )
+    raise answer
+
+
+async def sign_out(request: web.Request) -> web.StreamResponse:
+    answer = web.HTTPSeeOther("/sign-in")
+    answer.del_cookie(COOKIE, path="/")
+    raise answer
+
+
+def caller_of(request: web.Request) -> Caller:
+    """The caller by the cookie; without one, nobody in particular."""
+    try:
+        token = base64.urlsafe_b64decode(request.cookies.get(COOKIE, "").encode()).decode()
+        return request.app[SUITE].of(token)
+    except (ValueError, binascii.Error):
+        return request.app[SUITE].of("")
+
+
+def local_path(text: str) -> str:
+    """A path of this gateway; /jobs for whatever leads elsewhere."""
+    parts = urlsplit(text)
+    plain = text.isascii() and text.isprintable() and "\\" not in text
+    here = plain and not parts.scheme and not parts.netloc and text.startswith("/") and not text.startswith("//")
+    return text if here else "/jobs"
+
+
+def html_page(request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
+    settings = request.app[SETTINGS]
+    public = settings.public_endpoint
+    store = public if "://" in public else f"{'https' if settings.s3_secure else 'http'}://{public}"
+    policy = (
+        "default-src 'none'; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; img-src 'self'; "
+        f"media-src 'self' {store}; connect-src 'self' {store}; form-action 'self'; base-uri 'none'; "
+        "frame-ancestors 'none'"
+    )
+    text = render(template, has_token=COOKIE in request.cookies, **values)
+    headers = {"Content-Security-Policy": policy}
+    return web.Response(text=text, status=status, content_type="text/html", charset="utf-8", headers=headers)
+
+
+async def check_token(caller: Caller) -> None:
+    async with aclosing(caller.train.list_jobs(page_size=1)) as listed:
+        async for _ in listed:
+            return

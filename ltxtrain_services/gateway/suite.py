@@ -1,0 +1,118 @@
+"""The services as one caller sees them: the caller's token goes along with every call, unchanged."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import grpc
+from ltxtrain_client.channel import Channel, Credentials, connect
+from ltxtrain_client.errors import CallError, InvalidArgument, Violation, from_status
+from ltxtrain_client.ingest import IngestClient
+from ltxtrain_client.sheet import Sheet, SheetInvalid
+from ltxtrain_client.train import TrainClient
+
+from ltxtrain_services.runtime import tracing
+from ltxtrain_services.runtime.auth import Tokens
+from ltxtrain_services.runtime.errors import ApiError
+from ltxtrain_services.runtime.settings import Settings
+
+# Visible ASCII, which is all that gRPC metadata can hold.
+TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
+
+HTTP_STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: 422,
+    grpc.StatusCode.FAILED_PRECONDITION: 422,
+    # The client libraries of the hosted endpoint repeat a call that is answered with 409.
+    grpc.StatusCode.ALREADY_EXISTS: 422,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Clients of Train and Ingest that show one caller's token."""
+
+    train: TrainClient
+    ingest: IngestClient
+
+
+class Suite:
+    """Connections to Train and Ingest, shared by all callers."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError and SettingsInvalid for tokens, certificates and addresses that cannot be used."""
+        self._tokens = Tokens.read(settings)
+        credentials = Credentials(
+            tls_root=settings.tls_root,
+            tls_cert=settings.tls_cert if settings.tls_root else None,
+            tls_key=settings.tls_key if settings.tls_root else None,
+        )
+        self._train, self._ingest = (
+            connect(
+                # Without TLS between services their network is a trusted one, as for the services themselves.
+                address if "://" in address or settings.tls_root else f"http://{address}",
+                credentials,
+                interceptors=tracing.client_interceptors(),
+            )
+            for address in (settings.train, settings.ingest)
+        )
+
+    def of(self, token: str) -> Caller:
+        """Clients that show this token; empty: none.
+
+        Raises ValueError for what no header can hold. The services check the token; where the gateway has the list as
+        well, it does so first: Unauthenticated is raised for one that is not in it.
+        """
+        if token and not TOKEN.fullmatch(token):
+            raise ValueError("A token is visible ASCII without spaces.")
+        metadata = (("authorization", f"Bearer {token}"),) if token else ()
+        if self._tokens is not None:
+            try:
+                self._tokens.owner(metadata)
+            except ApiError as error:
+                raise from_status(error.status()) from None
+        train, ingest = (Channel(channel.aio, channel.address, metadata) for channel in (self._train, self._ingest))
+        return Caller(TrainClient(train), IngestClient(ingest))
+
+    async def close(self) -> None:
+        for channel in (self._train, self._ingest):
+            await channel.close()
+
+
+def http_status(error: CallError) -> int:
+    return HTTP_STATUS.get(error.code, 500)
+
+
+async def sheet_violations(caller: Caller, error: SheetInvalid) -> list[Violation]:
+    """Violations of a sheet of the wrong form, with those that the service finds in the rest of it.
+
+    Left out is what only follows from a part that could not be sent.
+    """
+    found = [Violation(problem.path, "INVALID_SPEC", problem.description) for problem in error.problems]
+    if error.sheet is not None:
+        found += await _further(caller, error.sheet, [problem.path for problem in error.problems])
+    return found
+
+
+async def _further(caller: Caller, sheet: Sheet, broken: Sequence[str]) -> list[Violation]:
+    try:
+        await caller.train.validate(sheet.spec, sheet.options)
+    except InvalidArgument as more:
+        return [
+            Violation(path, violation.reason, violation.description)
+            for violation in more.violations
+            for path in [violation.field.removeprefix("spec.")]
+            # Comparisons between fields, any of which may be the broken one.
+            if violation.reason != "PREFIX_COVERS_CLIP" and path != "options.gpu_count"
+            if path not in broken and not path.startswith(tuple(f"{place}{mark}" for place in broken for mark in ".["))
+        ]
+    except CallError:
+        pass  # The caller gets to know the faults that are certain.
+    return []

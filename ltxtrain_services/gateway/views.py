@@ -1,0 +1,229 @@
+"""Jobs and datasets as parts of pages: HTML by the id of its place."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job
+from ltxtrain.v1.work_pb2 import Outcome, Progress, ReportReason, Stage, State
+from ltxtrain_client.as_json import as_json
+from ltxtrain_client.enum_words import word
+from ltxtrain_client.errors import from_status
+from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word
+from ltxtrain_client.outputs import file_name, is_result
+from ltxtrain_client.quantities import duration_text, price_text, size_text
+from ltxtrain_client.sheet import format_sheet
+from ltxtrain_client.watch import TERMINAL
+from markupsafe import Markup
+
+from ltxtrain_services.gateway.story import Story
+from ltxtrain_services.pages.job_page import (
+    OUTCOMES,
+    JobPage,
+    MeasuredPreview,
+    ReportRow,
+    StepPreview,
+    ValidationEntry,
+    render_job_part,
+)
+from ltxtrain_services.pages.render import render_part
+
+# The trainer's name for a preview that shows both models in one picture.
+LABELLED = "-beside-base.mp4"
+# Parts of a job's page, and the sections of job.html among them.
+JOB_PARTS = ("head", "actions", "previews", "training", "metrics", "dataset", "files", "log")
+SECTIONS = frozenset({"previews", "training", "metrics", "dataset"})
+DATASET_PARTS = ("head", "actions", "dataset", "log")
+
+
+def job_part(part: str, job: Job, story: Story) -> Markup:
+    """One part of a job's page."""
+    if part in SECTIONS:
+        return render_job_part(_page(job, story), part)
+    return render_part("live.html", part, **job_values(job, story))
+
+
+def dataset_part(part: str, name: str, story: Story) -> Markup:
+    """One part of a dataset's page."""
+    if part == "dataset":
+        return render_job_part(JobPage(title=name, state="", facts={}, report=_report(story)), part)
+    ended = story.lifecycle.state in TERMINAL
+    values = _head(name, story) | {
+        "kind": "dataset",
+        "ended": ended,
+        "usable": story.lifecycle.state == State.STATE_SUCCEEDED,
+        "facts": {OUTCOMES.get(_name(Outcome, number, "OUTCOME_"), "other"): n for number, n in story.outcomes.items()},
+        "lines": list(story.lines)[-200:],
+    }
+    return render_part("live.html", part, **values)
+
+
+def job_values(job: Job, story: Story) -> dict[str, Any]:
+    ended = story.lifecycle.state in TERMINAL
+    return _head(job.name, story) | {
+        "kind": "job",
+        "ended": ended,
+        "usable": False,
+        "facts": _facts(job, story),
+        "lines": list(story.lines)[-200:],
+        "files": [
+            {
+                "name": file_name(item),
+                "kind": word(Artifact.Kind.DESCRIPTOR, item.kind).replace("_", " "),
+                "size": size_text(item.blob.size_bytes),
+                "result": is_result(item, job),
+            }
+            for item in sorted(
+                story.artifacts.values(), key=lambda item: (not is_result(item, job), item.kind, item.step)
+            )
+        ],
+    }
+
+
+def job_row(job: Job) -> dict[str, Any]:
+    """A job in the list."""
+    lifecycle = job.lifecycle
+    ended = lifecycle.state in TERMINAL
+    progress = measure(job.stage, job.progress)
+    where = "" if ended else stage_word(job.stage) if job.stage else ""
+    if job.HasField("queue_position") and not ended:
+        ahead = job.queue_position
+        where = "next in line" if ahead == 0 else f"{ahead} job{'' if ahead == 1 else 's'} ahead"
+    return {
+        "id": job.name.removeprefix("jobs/"),
+        "state": state_word(lifecycle.state),
+        "where": where,
+        "bar": None if ended or not progress.total else (progress.completed, progress.total),
+        "progress": "" if ended else progress.text if job.HasField("progress") else "",
+        "eta": _eta(job.progress) if not ended else "",
+        "phrase": job.effective_spec.trigger_phrase,
+        "steps": job.effective_spec.number_of_steps,
+        "created": lifecycle.create_time.ToJsonString()[:16].replace("T", " "),
+        "price": f"{job.price_usd:.2f} USD" if job.billable_units else "",
+        "reason": from_status(lifecycle.error).reason if lifecycle.HasField("error") else "",
+    }
+
+
+def estimate_text(answer: EstimateJobResponse) -> str:
+    """The estimate beside the button."""
+    time = f"{duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}"
+    price = price_text(answer.billable_units, answer.price_usd)
+    return f"{time}; {size_text(answer.peak_memory_bytes)} on each GPU; {price}"
+
+
+def _head(name: str, story: Story) -> dict[str, Any]:
+    error = from_status(story.lifecycle.error) if story.lifecycle.HasField("error") else None
+    return {
+        "name": name,
+        "id": name.partition("/")[2],
+        "state": state_word(story.lifecycle.state) if story.lifecycle.state else "pending",
+        "stages": _stages(story),
+        "ahead": story.ahead,
+        "warnings": story.warnings,
+        "error": describe_error(error) if error is not None else "",
+    }
+
+
+def _stages(story: Story) -> list[dict[str, Any]]:
+    """Each stage so far, with a bar where its total is known."""
+    shown = []
+    for stage, progress in story.stages.items():
+        if stage in (Stage.STAGE_UNSPECIFIED, Stage.STAGE_QUEUE):
+            continue
+        at = measure(stage, progress)
+        shown.append({"name": stage_word(stage), "text": at.text, "bar": (at.completed, at.total) if at.total else None,
+                      "eta": "" if story.ended else _eta(progress)})  # fmt: skip
+    return shown
+
+
+def _eta(progress: Progress) -> str:
+    left = progress.eta_seconds if progress.HasField("eta_seconds") else 0.0
+    return f"{duration_text(left)} left" if left >= 1 else ""
+
+
+def _facts(job: Job, story: Story) -> dict[str, str]:
+    spec, numbers = job.effective_spec, story.numbers
+    facts = {
+        "Trigger phrase": spec.trigger_phrase or "none",
+        "Steps": f"{spec.number_of_steps:,}",
+        "Rank": str(spec.rank),
+    }
+    if numbers.step:
+        facts |= {
+            "Step": f"{numbers.step:,}",
+            "Loss": f"{numbers.loss:.4f}",
+            "Seconds a step": f"{numbers.seconds_per_step:.2f}",
+        }
+    if job.billable_units:
+        facts["Price"] = price_text(job.billable_units, job.price_usd)
+    return facts
+
+
+def _page(job: Job, story: Story) -> JobPage:
+    """Contents of the sections of job.html, as far as events tell."""
+    spec = job.effective_spec
+    count = len(spec.validation)
+    share = spec.conditioning_frames / max(spec.validation_number_of_frames, 1)
+    return JobPage(
+        title=job.name,
+        state=state_word(story.lifecycle.state),
+        facts={},
+        with_audio=spec.with_audio,
+        entries=[
+            ValidationEntry(
+                prompt=spec.validation[index].prompt,
+                given_share=share,
+                base_mp4=next(iter(_videos(story, job, index, Artifact.KIND_BASE_VIDEO)), (0, None))[1],
+                previews=[
+                    StepPreview(step=step, mp4=url)
+                    for step, url in _videos(story, job, index, Artifact.KIND_VALIDATION_VIDEO)
+                ],
+            )
+            for index in range(count)
+            if any(
+                item.validation_index == index and item.HasField("validation_index")
+                for item in story.artifacts.values()
+            )
+        ],
+        curves={name: curve.points for name, curve in story.curves.items()},
+        measured=[
+            MeasuredPreview(
+                step=item.step,
+                validation_index=item.validation_index,
+                base_model=item.base_model,
+                metrics=SimpleNamespace(**{"loudness_step_db": None} | as_json(item)),
+            )
+            for item in story.measured
+        ],
+        report=_report(story),
+        spec=format_sheet(spec, job.options),
+    )
+
+
+def _videos(story: Story, job: Job, index: int, kind: "Artifact.Kind") -> Sequence[tuple[int, str]]:
+    """Step and address of each preview of one clip, oldest first."""
+    return sorted(
+        (item.step, f"/{job.name}/files/{file_name(item)}")
+        for item in story.artifacts.values()
+        if item.kind == kind and item.validation_index == index and not item.name.endswith(LABELLED)
+    )
+
+
+def _report(story: Story) -> list[ReportRow]:
+    return [
+        ReportRow(
+            path=line.path,
+            outcome=name,
+            reasons=[word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons],
+            description=line.description,
+        )
+        for line in story.report
+        for name in [_name(Outcome, line.outcome, "OUTCOME_")]
+        if name in OUTCOMES
+    ]
+
+
+def _name(enum: Any, number: int, prefix: str) -> str:
+    value = enum.DESCRIPTOR.values_by_number.get(number)
+    return "" if value is None else str(value.name).removeprefix(prefix)

@@ -1,0 +1,218 @@
+"""A finished or running job on one page: previews beside the base model, curves, metrics, audit, dataset and spec.
+
+The page is one HTML file that opens without network. It holds every video it is given: about 4/3 of their size.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+from markupsafe import Markup
+
+from ltxtrain_services.pages.charts import Line, Points, legend, line_chart, number, smoothed
+from ltxtrain_services.pages.render import data_uri, render, render_part
+from ltxtrain_trainer.preview.metrics import PreviewMetrics, formulas
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPreview:
+    """The LoRA's continuation at a step, as an H.264 MP4 or the URL of one."""
+
+    step: int
+    mp4: bytes | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationEntry:
+    """One validation clip: the base model's continuation and the LoRA's, oldest first."""
+
+    prompt: str
+    given_share: float  # of the clip that is prefix, 0..1
+    base_mp4: bytes | str | None
+    previews: Sequence[StepPreview]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredPreview:
+    step: int
+    validation_index: int
+    base_model: bool
+    # PreviewMetrics, or whatever has its fields.
+    metrics: PreviewMetrics | SimpleNamespace
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRow:
+    name: str
+    value: str
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRow:
+    """One file's line of the report: outcome and reasons are names of the contract without their prefixes."""
+
+    path: str
+    outcome: str
+    reasons: Sequence[str]
+    description: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPage:
+    """Everything the page shows. curves: (step, value) by column of the step log; absent ones are left out."""
+
+    title: str
+    state: str
+    facts: Mapping[str, str]
+    warnings: Sequence[str] = ()
+    entries: Sequence[ValidationEntry] = ()
+    with_audio: bool = False
+    curves: Mapping[str, Points] = field(default_factory=dict)
+    measured: Sequence[MeasuredPreview] = ()
+    audit: Sequence[AuditRow] = ()
+    report: Sequence[ReportRow] = ()
+    spec: Mapping[str, Any] = field(default_factory=dict)
+
+
+LOSSES = {"video_loss": "video loss", "audio_loss": "audio loss", "held_out_loss": "held-out loss"}
+SMALL_CURVES = {
+    "gradient_norm": "Gradient norm before clipping",
+    "learning_rate": "Learning rate",
+    "seconds": "Seconds a step",
+}
+
+# Field of PreviewMetrics -> title, and the value of an unremarkable continuation where there is one.
+METRIC_CHARTS: dict[str, tuple[str, tuple[float, str] | None]] = {
+    "join_colour_jump": ("Colour jump at the join, × usual", (1.0, "as usual")),
+    "join_contrast_jump": ("Contrast jump at the join, × usual", (1.0, "as usual")),
+    "join_luminance_jump": ("Brightness jump at the join, × usual", (1.0, "as usual")),
+    "join_motion_break": ("Motion break at the join, × usual", (1.0, "as usual")),
+    "first_second_motion": ("Motion of the first second, × prefix", (1.0, "as in the prefix")),
+    "colour_drift": ("Colour drift, levels a second", (0.0, "none")),
+    "contrast_drift": ("Contrast drift, levels a second", (0.0, "none")),
+    "loudness_step_db": ("Loudness step at the join, dB", (0.0, "none")),
+    "prefix_psnr_db": ("Decoded prefix against source, PSNR in dB", None),
+}
+
+# In the order of what a reader has to know.
+OUTCOMES = {
+    "REJECTED": "rejected",
+    "SKIPPED": "skipped",
+    "IGNORED": "ignored",
+    "KEPT_CHANGED": "kept, changed",
+    "KEPT": "kept",
+}
+
+
+def render_job_page(page: JobPage) -> str:
+    """The HTML of the page."""
+    return render("job.html", script="players.js", **_values(page))
+
+
+def render_job_part(page: JobPage, part: str) -> Markup:
+    """One section of the page: previews, training, metrics, dataset or spec. Empty where there is nothing to show."""
+    values = _values(page)
+    shown = {"metrics": values["metric_charts"], "dataset": page.report, "spec": page.spec, "previews": page.entries}
+    return render_part("job.html", part, **values) if shown.get(part, True) else Markup("")
+
+
+def _values(page: JobPage) -> dict[str, Any]:
+    """Variables of the template."""
+    rows = sorted(page.report, key=lambda row: list(OUTCOMES).index(row.outcome))
+    return {
+        "page": page,
+        "entries": [_entry(entry) for entry in page.entries],
+        "loss_chart": _loss_chart(page.curves),
+        "small_charts": [
+            (
+                title,
+                line_chart([Line(name=title, points=smoothed(page.curves[name]))], title=title, width=400, height=180),
+            )
+            for name, title in SMALL_CURVES.items()
+            if page.curves.get(name)
+        ],
+        "metric_charts": _metric_charts(page.measured),
+        "metric_legend": legend(_metric_lines(page.measured, "prefix_psnr_db")),
+        "latents": _latents(page.measured),
+        "outcomes": [(label, sum(row.outcome == name for row in rows)) for name, label in OUTCOMES.items()],
+        "remarkable": [(row, OUTCOMES[row.outcome]) for row in rows if row.outcome != "KEPT"],
+        "kept": [row for row in rows if row.outcome == "KEPT"],
+        "spec": [(name, _plain(value)) for name, value in page.spec.items()],
+    }
+
+
+def _entry(entry: ValidationEntry) -> dict[str, Any]:
+    return {
+        "prompt": entry.prompt,
+        "given_percent": round(100 * entry.given_share, 1),
+        "base": None if entry.base_mp4 is None else _source(entry.base_mp4),
+        "previews": [(preview.step, _source(preview.mp4)) for preview in entry.previews],
+    }
+
+
+def _source(mp4: bytes | str) -> str:
+    return mp4 if isinstance(mp4, str) else data_uri(mp4, "video/mp4")
+
+
+def _loss_chart(curves: Mapping[str, Points]) -> Markup:
+    lines = []
+    for tone, (column, name) in enumerate(LOSSES.items()):
+        points = curves.get(column) or []
+        if column == "held_out_loss":
+            lines.append(Line(name=name, points=points, tone=tone, dots=True))
+            continue
+        mean = smoothed(points)
+        if mean != list(points):
+            lines.append(Line(name=f"{name}, each step", points=points, tone=tone, style="faint"))
+        lines.append(Line(name=name, points=mean, tone=tone))
+    return line_chart(lines, title="Loss over steps", width=1040, height=320) + legend(lines)
+
+
+def _metric_charts(measured: Sequence[MeasuredPreview]) -> list[dict[str, Any]]:
+    explained = formulas()
+    charts = []
+    for name, (title, usual) in METRIC_CHARTS.items():
+        lines = _metric_lines(measured, name)
+        if any(line.points for line in lines):
+            chart = line_chart(lines, title=title, usual=usual, width=400, height=200)
+            charts.append({"title": title, "svg": chart, "formula": explained[name]})
+    return charts
+
+
+def _metric_lines(measured: Sequence[MeasuredPreview], name: str) -> list[Line]:
+    lines = []
+    for index in sorted({preview.validation_index for preview in measured}):
+        for base_model, side in ((False, "LoRA"), (True, "base")):
+            points = [
+                (preview.step, value)
+                for preview in measured
+                if (preview.validation_index, preview.base_model) == (index, base_model)
+                for value in [getattr(preview.metrics, name)]
+                if value is not None
+            ]
+            lines.append(
+                Line(
+                    name=f"clip {index + 1}, {side}",
+                    points=points,
+                    tone=index,
+                    style="dashed" if base_model else "solid",
+                    dots=not base_model,
+                )
+            )
+    return lines
+
+
+def _latents(measured: Sequence[MeasuredPreview]) -> tuple[int, int]:
+    """Previews whose prefix latents came out as they went in, and all previews."""
+    return sum(preview.metrics.prefix_latents_equal for preview in measured), len(measured)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return number(value)
+    return json.dumps(value, ensure_ascii=False, default=str)

@@ -1,0 +1,87 @@
+"""The collaborators that every step of one attempt at a training set shares."""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from ltxtrain.v1.preprocess_pb2 import PreprocessSettings, TrainingSet
+from ltxtrain.v1.work_pb2 import Progress, ReportLine, Stage
+
+from ltxtrain_services.preprocess.actors import ClipFitter, Encoder, ModelSource
+from ltxtrain_services.preprocess.cache import Cache
+from ltxtrain_services.runtime.report import ReportWriter
+from ltxtrain_services.runtime.service import Runtime
+from ltxtrain_services.runtime.telemetry import current_trace
+from ltxtrain_services.runtime.work import Attempt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """One attempt at a training set, and what its steps work with."""
+
+    attempt: Attempt[TrainingSet]
+    runtime: Runtime
+    cache: Cache
+    report: "ClipReport"
+    training_set: TrainingSet
+    # Revision of the model that encodes; empty with fit_only.
+    model_revision: str
+
+    @property
+    def name(self) -> str:
+        return self.training_set.name
+
+    @property
+    def settings(self) -> PreprocessSettings:
+        return self.training_set.settings
+
+    @property
+    def encoder_count(self) -> int:
+        """GPUs of the cluster, or as many processes on CPUs as the operator allows."""
+        return self.runtime.cluster.gpu_count or self.runtime.settings.cpu_encoders
+
+    def make_encoder(self) -> Any:
+        settings = self.runtime.settings
+        source = ModelSource(
+            reference=settings.model, revision=self.model_revision, with_audio=self.settings.HasField("audio")
+        )
+        options = self.runtime.cluster.model_options()
+        address = self.runtime.objects.objects.address
+        arguments = address, source, settings.torch_threads, current_trace()
+        return Encoder.options(**options).remote(*arguments)  # type: ignore[attr-defined]
+
+    def make_fitter(self) -> Any:
+        settings = self.runtime.settings
+        address = self.runtime.objects.objects.address
+        limits = settings.clip_seconds, settings.clip_memory_bytes
+        return ClipFitter.remote(address, *limits, current_trace())  # type: ignore[attr-defined]
+
+
+class ClipReport:
+    """The report of a training set: clips end in any order, their lines are written in the order of the dataset."""
+
+    def __init__(self, writer: ReportWriter[TrainingSet], clip_count: int, *, fit_only: bool) -> None:
+        self._writer = writer
+        self._clip_count = clip_count
+        stages = [Stage.STAGE_PREPROCESS, *([] if fit_only else [Stage.STAGE_ENCODE])]
+        self._reached: dict[int, set[int]] = {stage: set() for stage in stages}
+        for stage in stages:
+            self._advance(stage)
+
+    def writing(self) -> AbstractAsyncContextManager[None]:
+        """See ReportWriter.writing."""
+        return self._writer.writing()
+
+    def reach(self, stage: "Stage", position: int) -> None:
+        """Count the clip at a position as through with a stage."""
+        if stage in self._reached:
+            self._reached[stage].add(position)
+            self._advance(stage)
+
+    def add_lines(self, position: int, lines: Sequence[tuple[str, ReportLine]]) -> None:
+        """Add the named lines of the clip at a position; every position from 0 on comes once."""
+        self._writer.add_in_turn(position, lines)
+
+    def _advance(self, stage: "Stage") -> None:
+        self._writer.progress(stage, Progress(completed=len(self._reached[stage]), total=self._clip_count))

@@ -1,0 +1,83 @@
+"""Validation of a CreateTrainingSetRequest, every fault at once."""
+
+from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, OnSkippedClip
+
+from ltxtrain_services.runtime.errors import Violation
+from ltxtrain_services.runtime.requests import excess
+from ltxtrain_trainer.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
+
+MAX_SIDE = 4096
+MAX_FRAMES = 1025
+MAX_FRAME_RATE = 240
+
+
+def check_request(request: CreateTrainingSetRequest) -> list[Violation]:
+    """Violations of the request, one a field; an empty list when it can be worked on."""
+    settings = request.settings
+    violations = []
+    if not request.dataset.startswith("datasets/"):
+        violations.append(_required("dataset", "Name a dataset, as in datasets/{dataset}."))
+    if request.validation_dataset and not request.validation_dataset.startswith("datasets/"):
+        violations.append(_required("validation_dataset", "Name a dataset, as in datasets/{dataset}."))
+    violations += _check_geometry("settings.training", settings.training)
+    if request.validation_dataset:
+        violations += _check_geometry("settings.validation", settings.validation)
+    violations += _check_prefix(request)
+    texts = {"trigger_phrase": settings.trigger_phrase, "negative_prompt": settings.negative_prompt}
+    texts |= {f"validation_prompts[{index}]": prompt for index, prompt in enumerate(settings.validation_prompts)}
+    violations += [_out_of_range(f"settings.{name}", found) for name, text in texts.items() if (found := excess(text))]
+    if settings.HasField("split_above_seconds") and not settings.split_above_seconds > 0:
+        violations.append(_out_of_range("settings.split_above_seconds", "It must be above 0."))
+    if settings.on_skipped_clip not in OnSkippedClip.values():
+        names = ", ".join(name for name in OnSkippedClip.keys() if not name.endswith("_UNSPECIFIED"))  # noqa: SIM118
+        text = f"{settings.on_skipped_clip} is none of {names}."
+        reason = ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED
+        violations.append(Violation("settings.on_skipped_clip", reason, text))
+    return violations
+
+
+def _check_geometry(path: str, geometry: Geometry) -> list[Violation]:
+    violations = []
+    for side in ("width", "height"):
+        value = getattr(geometry, side)
+        if not 0 < value <= MAX_SIDE or value % SPATIAL_COMPRESSION:
+            text = f"{value} is not a multiple of {SPATIAL_COMPRESSION} from {SPATIAL_COMPRESSION} to {MAX_SIDE}."
+            violations.append(_out_of_range(f"{path}.{side}", text))
+    if not 1 <= geometry.frame_count <= MAX_FRAMES:
+        violations.append(_out_of_range(f"{path}.frame_count", f"It must be from 1 to {MAX_FRAMES}."))
+    elif geometry.frame_count % TEMPORAL_COMPRESSION != 1:
+        violations.append(_not_one_modulo_eight(f"{path}.frame_count", geometry.frame_count))
+    if not 1 <= geometry.frame_rate <= MAX_FRAME_RATE:
+        violations.append(_out_of_range(f"{path}.frame_rate", f"It must be from 1 to {MAX_FRAME_RATE}."))
+    return violations
+
+
+def _check_prefix(request: CreateTrainingSetRequest) -> list[Violation]:
+    settings, path = request.settings, "settings.conditioning_frames"
+    prefix = settings.conditioning_frames
+    if prefix < 1:
+        return [_out_of_range(path, "It must be at least 1.")]
+    if prefix % TEMPORAL_COMPRESSION != 1:
+        return [_not_one_modulo_eight(path, prefix)]
+    counts = {"training": settings.training.frame_count}
+    if request.validation_dataset:
+        counts["validation"] = settings.validation.frame_count
+    covered = [f"{name} ({count} frames)" for name, count in counts.items() if 0 < count <= prefix]
+    if not covered:
+        return []
+    text = f"A prefix of {prefix} frames leaves nothing to generate in {' and '.join(covered)}."
+    return [Violation(path, ErrorReason.ERROR_REASON_PREFIX_COVERS_CLIP, text)]
+
+
+def _required(field: str, text: str) -> Violation:
+    return Violation(field, ErrorReason.ERROR_REASON_FIELD_REQUIRED, text)
+
+
+def _out_of_range(field: str, text: str) -> Violation:
+    return Violation(field, ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text)
+
+
+def _not_one_modulo_eight(field: str, value: int) -> Violation:
+    text = f"{value} is not 1 modulo 8; the video encoder cannot fold it."
+    return Violation(field, ErrorReason.ERROR_REASON_NOT_ONE_MODULO_EIGHT, text)

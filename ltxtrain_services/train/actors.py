@@ -1,0 +1,166 @@
+"""Ray actors that train: one a GPU, or one on the CPU. Thin around the trainer's job: fetch, run, store."""
+
+import dataclasses
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from ltxtrain_services.runtime.cluster import gpu_assigned
+from ltxtrain_services.runtime.objects import Objects, StoreAddress
+from ltxtrain_services.runtime.telemetry import resumed_trace
+from ltxtrain_services.train.artifacts import StoredFile, object_key
+from ltxtrain_trainer.errors import PeerLost, TrainerError
+from ltxtrain_trainer.plan import JobPlan
+from ltxtrain_trainer.reports import Report
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file in the object store that a plan needs on this machine."""
+
+    key: str
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTask:
+    """A plan whose paths are relative, and where each of them comes from."""
+
+    job: str
+    plan: JobPlan
+    files: dict[str, Remote]
+    worker_count: int
+    # The trace that the work belongs to, across processes.
+    trace: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A report of the trainer, and its files where they are now."""
+
+    report: Report
+    files: tuple[StoredFile, ...] = ()
+
+
+@ray.remote
+class TrainActor:
+    """One worker of a training; `run` streams reports. Killing it at any moment loses nothing that was stored."""
+
+    def __init__(self, store: StoreAddress, rank: int, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self._objects = Objects(store)
+        self._rank = rank
+
+    def meeting_point(self) -> str:
+        """host:port on this machine where the workers of a group find each other."""
+        import socket
+
+        with socket.socket() as free:
+            free.bind(("", 0))
+            address: str = ray.util.get_node_ip_address()
+            return f"{address}:{free.getsockname()[1]}"
+
+    def run(self, task: TrainTask, meeting_point: str) -> Iterator[Stored | PeerLost]:
+        """Yield the first worker's reports as they come; PeerLost is the last item when another worker is gone.
+
+        Raises every other TrainerError.
+        """
+        from ltxtrain_trainer.job import run_job
+        from ltxtrain_trainer.model.device import device_of
+        from ltxtrain_trainer.reports import Checkpointed, Finished
+        from ltxtrain_trainer.training.beside import Beside
+        from ltxtrain_trainer.training.distributed import join
+
+        device = device_of(gpu_expected=gpu_assigned())
+        work_dir = Path(tempfile.mkdtemp(prefix="ltxtrain-"))
+        try:
+            plan = self._fetched(task, work_dir)
+            with (
+                resumed_trace(task.trace, "train", flush=True),
+                join(self._rank, task.worker_count, meeting_point, device) as worker,
+                Beside[Stored]("uploads") as uploads,
+            ):
+                try:
+                    for report in run_job(plan, device=device, worker=worker):
+                        if self._rank:
+                            continue
+                        if isinstance(report, Checkpointed):
+                            # Gigabytes: a slow store costs no step.
+                            yield from uploads.start(partial(self._stored, task.job, report))
+                        elif isinstance(report, Finished):
+                            yield from uploads.rest()
+                            last = self._stored(task.job, report)
+                        else:
+                            yield self._stored(task.job, report)
+                            yield from uploads.ready()
+                except TrainerError:
+                    # The checkpoint before the error is the last good one.
+                    yield from uploads.rest()
+                    raise
+            # Whoever gets the last report ends this process: before it, the trace and the peers are left in order.
+            if self._rank == 0:
+                yield last
+        except PeerLost as error:
+            yield error
+        finally:
+            shutil.rmtree(work_dir, ignore_errors=True)
+
+    def _fetched(self, task: TrainTask, work_dir: Path) -> JobPlan:
+        inputs, made = work_dir / "inputs", work_dir / "made"
+        inputs.mkdir()
+        made.mkdir()
+        for name, remote in task.files.items():
+            self._objects.get_file(remote.key, inputs / name, sha256=remote.sha256)
+        placed = _replace_paths(task.plan, inputs)
+        assert isinstance(placed, JobPlan)
+        return dataclasses.replace(placed, work_dir=made)
+
+    def _stored(self, job: str, report: Report) -> Stored:
+        stored = []
+        for file in getattr(report, "files", ()):
+            blob = self._objects.put_file(object_key(job, file.path.name), file.path, file.content_type)
+            stored.append(StoredFile(file=dataclasses.replace(file, path=Path(file.path.name)), blob=blob))
+            file.path.unlink()
+        return Stored(report, tuple(stored))
+
+
+@ray.remote
+class AuditActor:
+    """Audits a stored LoRA; needs no GPU."""
+
+    def __init__(self, store: StoreAddress) -> None:
+        self._objects = Objects(store)
+
+    def audit(self, lora: Remote, model: str, revision: str | None, with_audio: bool) -> dict[str, Any]:
+        """The numbers of a LoRA that passes. Raises TrainerError."""
+        from ltxtrain_trainer.lora_file.audit import audit_lora
+        from ltxtrain_trainer.model.folder import resolve_model
+
+        with tempfile.TemporaryDirectory(prefix="ltxtrain-") as folder:
+            path = Path(folder) / "lora.safetensors"
+            self._objects.get_file(lora.key, path, sha256=lora.sha256)
+            audit = audit_lora(path, resolve_model(model, revision, ("transformer",)), with_audio=with_audio)
+        return dataclasses.asdict(audit)
+
+
+def _replace_paths(value: Any, folder: Path) -> Any:
+    """The same dataclasses and tuples, with every relative path put into a folder."""
+    if isinstance(value, Path):
+        return folder / value
+    if isinstance(value, tuple):
+        return tuple(_replace_paths(item, folder) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {item.name: _replace_paths(getattr(value, item.name), folder) for item in dataclasses.fields(value)}
+        return dataclasses.replace(value, **changes)
+    return value

@@ -1,0 +1,165 @@
+"""The first half of a job: datasets and training set, made by the other services, their events relayed.
+
+Every call upstream has a request id that is a function of the job, so that a restart asks for the same again and gets
+what the first start made. Relayed events and the cursor that says how far they are move in one transaction.
+"""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+from ltxtrain.v1.preprocess_pb2 import AudioSettings, Geometry, PreprocessSettings, TrainingSet
+from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.work_pb2 import Event, Lifecycle, Stage, State
+from ltxtrain_client.watch import TERMINAL, is_terminal
+
+from ltxtrain_services.runtime import errors
+from ltxtrain_services.runtime.upstream import errors_passed_on, passing_errors_on
+from ltxtrain_services.runtime.work import Attempt
+from ltxtrain_services.train.spec import preview_geometry, training_geometry
+from ltxtrain_services.train.upstream import Upstream
+
+T = TypeVar("T")
+
+DATASET, VALIDATION_DATASET, TRAINING_SET = "dataset", "validation_dataset", "training_set"
+
+
+class Preparation:
+    """The upstream work of one attempt at a job."""
+
+    def __init__(self, attempt: Attempt[Job], upstream: Upstream) -> None:
+        self._attempt = attempt
+        self._ingest = upstream.ingest(attempt.owner)
+        self._preprocess = upstream.preprocess(attempt.owner)
+
+    async def run(self, job: Job, model_revision: str) -> TrainingSet:
+        """Return the finished training set. Raises errors.Upstream with the status that ended it or its dataset."""
+        dataset, validation = await together(self._dataset(job), self._validation_dataset(job))
+        training_set = await passing_errors_on(
+            self._preprocess.create_training_set(
+                dataset,
+                preprocess_settings(job, model_revision),
+                validation_dataset=validation,
+                request_id=request_id(job, TRAINING_SET),
+            )
+        )
+        name = training_set.name
+        await self._made(TRAINING_SET, name, Stage.STAGE_PREPROCESS)
+        await self._relay(name, self._preprocess.watch_training_set(name, await self._attempt.cursor(name)))
+        training_set = await passing_errors_on(self._preprocess.get_training_set(name))
+        check_succeeded(training_set.name, training_set.lifecycle)
+        return training_set
+
+    async def cancel(self) -> None:
+        """Cancel all that this job started upstream; a dataset that was given stays."""
+        job = await self._attempt.get()
+        calls: list[Awaitable[object]] = []
+        if job.training_set:
+            calls.append(self._preprocess.cancel_training_set(job.training_set))
+        if job.dataset and not job.effective_spec.dataset:
+            calls.append(self._ingest.cancel_dataset(job.dataset))
+        if job.validation_dataset:
+            calls.append(self._ingest.cancel_dataset(job.validation_dataset))
+        for call in calls:
+            try:
+                await passing_errors_on(call)
+            except errors.Upstream as error:
+                if error.code is not errors.NotFound.code:
+                    raise
+
+    async def _dataset(self, job: Job) -> str:
+        if given := job.effective_spec.dataset:
+            await self._made(DATASET, given, Stage.STAGE_INGEST)
+            return await self._ingested(given)
+        made = await passing_errors_on(
+            self._ingest.create_dataset(
+                archive_url=job.effective_spec.training_data_url, request_id=request_id(job, DATASET)
+            )
+        )
+        await self._made(DATASET, made.name, Stage.STAGE_INGEST)
+        return await self._ingested(made.name)
+
+    async def _validation_dataset(self, job: Job) -> str:
+        urls = [entry.video_url for entry in job.effective_spec.validation]
+        if not urls:
+            return ""
+        made = await passing_errors_on(
+            self._ingest.create_dataset(videos=urls, request_id=request_id(job, VALIDATION_DATASET))
+        )
+        await self._made(VALIDATION_DATASET, made.name, Stage.STAGE_INGEST)
+        return await self._ingested(made.name)
+
+    async def _ingested(self, name: str) -> str:
+        await self._relay(name, self._ingest.watch_dataset(name, await self._attempt.cursor(name)))
+        dataset = await passing_errors_on(self._ingest.get_dataset(name))
+        check_succeeded(name, dataset.lifecycle)
+        return name
+
+    async def _made(self, field: str, name: str, stage: "Stage") -> None:
+        async with self._attempt.edit() as edit:
+            setattr(edit.body, field, name)
+            edit.body.stage = stage
+            edit.body.ClearField("progress")
+
+    async def _relay(self, upstream: str, events: AsyncIterator[tuple[int, Event]]) -> None:
+        async with errors_passed_on():
+            async for sequence, event in events:
+                if is_terminal(event):
+                    return
+                async with self._attempt.edit() as edit:
+                    edit.move_cursor(upstream, sequence)
+                    if event.WhichOneof("detail") == "lifecycle":
+                        continue
+                    edit.add_event(event)
+                    if event.WhichOneof("detail") == "progress":
+                        edit.body.stage = event.stage
+                        edit.body.progress.CopyFrom(event.progress)
+
+
+async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
+    """Return all results; the first error cancels the others and is raised as it is."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def request_id(job: Job, purpose: str) -> str:
+    """A request id that is the same at every start of a job."""
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{job.name}/{purpose}"))
+
+
+def check_succeeded(name: str, lifecycle: Lifecycle) -> None:
+    """Raises the upstream's own error, or NotReady when it was cancelled."""
+    if lifecycle.state == State.STATE_FAILED:
+        raise errors.Upstream(lifecycle.error)
+    if lifecycle.state != State.STATE_SUCCEEDED:
+        assert lifecycle.state in TERMINAL
+        raise errors.NotReady(f"{name} was cancelled.", metadata={"name": name})
+
+
+def preprocess_settings(job: Job, model_revision: str) -> PreprocessSettings:
+    """The PreprocessSettings of a resolved spec."""
+    spec = job.effective_spec
+    settings = PreprocessSettings(
+        training=Geometry(**asdict(training_geometry(spec))),
+        validation=Geometry(**asdict(preview_geometry(spec))),
+        conditioning_frames=spec.conditioning_frames,
+        trigger_phrase=spec.trigger_phrase,
+        auto_scale_input=spec.auto_scale_input,
+        export_archive=spec.debug_dataset,
+        model_revision=model_revision,
+        validation_prompts=[entry.prompt for entry in spec.validation],
+        negative_prompt=spec.validation_negative_prompt,
+        on_skipped_clip=job.options.on_skipped_clip,
+    )
+    if spec.split_input_into_scenes:
+        settings.split_above_seconds = spec.split_input_duration_threshold
+    if spec.with_audio:
+        settings.audio.CopyFrom(AudioSettings(normalize=spec.audio_normalize, preserve_pitch=spec.audio_preserve_pitch))
+    return settings

@@ -1,0 +1,284 @@
+"""The papers of a job: config.json and job.html, made of its row, its artifacts and what its training reported.
+
+They are written here and not where the GPUs are; a job that ends as SUCCEEDED, CANCELLED or FAILED gets them alike.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+from google.rpc.status_pb2 import Status
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReason, State
+from ltxtrain_client.as_json import as_json
+from ltxtrain_client.enum_words import word
+from ltxtrain_client.sheet import name_datasets
+
+from ltxtrain_services.pages.job_page import (
+    AuditRow,
+    JobPage,
+    MeasuredPreview,
+    ReportRow,
+    StepPreview,
+    ValidationEntry,
+    render_job_page,
+)
+from ltxtrain_services.runtime.addresses import shown
+from ltxtrain_services.runtime.objects import Objects
+from ltxtrain_services.runtime.service import Runtime
+from ltxtrain_services.runtime.work import Attempt
+from ltxtrain_services.train.artifacts import artifact, artifacts, object_key
+from ltxtrain_services.train.config_file import config_content
+from ltxtrain_services.train.job_plan import train_settings
+from ltxtrain_services.train.spec import billable_units, training_geometry
+from ltxtrain_trainer.preview import metrics
+from ltxtrain_trainer.reports import LABELLED, TrainingFacts
+from ltxtrain_trainer.training.step_log import COLUMNS, StepLog
+
+# Collections of a job's children that training reports are kept in until the papers are written.
+FACTS, MEASURED, WARNINGS = "facts", "previewMetrics", "warnings"
+# ListDatasetReport and ListTrainingSetReport have all of them.
+MAX_REPORT_ROWS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Papers:
+    """Everything that config.json and job.html are made of."""
+
+    job: Job
+    state: "State"
+    facts: TrainingFacts
+    artifacts: Sequence[Artifact]
+    measured: Sequence[PreviewMetrics]
+    warnings: Sequence[str]
+    report: Sequence[ReportRow]
+    preprocess_report: Mapping[str, Any]
+    # Numbers of the LoRA's audit; empty without a LoRA that passed.
+    audit: Mapping[str, Any]
+    unit_price_usd: float
+
+    @property
+    def units(self) -> int:
+        succeeded = self.state == State.STATE_SUCCEEDED
+        return billable_units(self.job.effective_spec.number_of_steps) if succeeded else 0
+
+    def write(self, objects: Objects) -> list[Artifact]:
+        """Both papers, in the object store; blocking."""
+        with tempfile.TemporaryDirectory(prefix="ltxtrain-papers-") as folder:
+            steps = self._steps(objects, Path(folder))
+            page = self._page(objects, steps)
+        config = json.dumps(self._config(), indent=2, ensure_ascii=False) + "\n"
+        return [
+            self._put(objects, "config.json", Artifact.KIND_CONFIG, config, "application/json"),
+            self._put(objects, "job.html", Artifact.KIND_JOB_PAGE, page, "text/html"),
+        ]
+
+    def _put(self, objects: Objects, name: str, kind: "Artifact.Kind", text: str, content_type: str) -> Artifact:
+        stored = objects.put_bytes(object_key(self.job.name, name), text.encode(), content_type)
+        return artifact(self.job.name, name, kind, stored)
+
+    def _config(self) -> dict[str, Any]:
+        job, price = self.job, self.unit_price_usd
+        content = config_content(
+            spec=spec_json(job),
+            settings=train_settings(job),
+            geometry=training_geometry(job.effective_spec),
+            facts=self.facts,
+            manifest={
+                "job": job.name,
+                "dataset": job.dataset,
+                "validation_dataset": job.validation_dataset,
+                "training_set": job.training_set,
+                "preprocess_report": self.preprocess_report,
+                "options": as_json(job.options),
+            },
+            audit=self.audit,
+            schedule_tokens=job.options.preview_schedule_tokens,
+        )
+        content["state"] = word(State.DESCRIPTOR, self.state)
+        content["billing"] = {
+            "billable_units": self.units,
+            "unit_price_usd": price,
+            "price_usd": self.units * price,
+        }
+        content["previews"] = {
+            "formulas": metrics.formulas(),
+            "measured": [asdict(_measured(item)) for item in self.measured],
+        }
+        return content
+
+    def _page(self, objects: Objects, steps: StepLog) -> str:
+        spec = self.job.effective_spec
+        return render_job_page(
+            JobPage(
+                title=self.job.name,
+                state=State.Name(self.state).removeprefix("STATE_"),
+                facts=self._shown_facts(steps),
+                warnings=self.warnings,
+                entries=[self._entry(objects, index) for index in range(len(spec.validation))],
+                with_audio=spec.with_audio,
+                curves={name: series for name in COLUMNS if (series := steps.series(name))},
+                measured=[_measured(item) for item in self.measured],
+                audit=_audit_rows(self.audit),
+                report=self.report,
+                spec=spec_json(self.job),
+            )
+        )
+
+    def _shown_facts(self, steps: StepLog) -> dict[str, str]:
+        facts, last = self.facts, steps.rows[-1]["step"] if steps.rows else 0
+        wanted = self.job.effective_spec.number_of_steps
+        seconds = sum(seconds for _, seconds in steps.series("seconds"))
+        return {
+            "Base model": f"{facts.model} at {facts.model_revision[:19]}, {facts.precision}",
+            "Device": f"{facts.device}, {_memory(facts.memory)}",
+            "Clips": f"{facts.clip_count}",
+            "Steps": f"{wanted if last == wanted else f'{last} of {wanted}'} in {seconds:.0f} s",
+            "Units": f"{self.units} ({self.units * self.unit_price_usd:.2f} USD)",
+        }
+
+    def _steps(self, objects: Objects, folder: Path) -> StepLog:
+        logs = [item for item in self.artifacts if item.kind == Artifact.KIND_METRICS]
+        if not logs:
+            return StepLog()
+        # The finished training's log has no step: it goes to the end.
+        newest = max(logs, key=lambda item: item.step if item.HasField("step") else float("inf"))
+        path = folder / "metrics.parquet"
+        objects.get_file(newest.blob.key, path, sha256=newest.blob.sha256)
+        return StepLog.read(path)
+
+    def _entry(self, objects: Objects, index: int) -> ValidationEntry:
+        spec = self.job.effective_spec
+        videos = [item for item in self.artifacts if item.HasField("validation_index")]
+        own = [item for item in videos if item.validation_index == index and not item.name.endswith(LABELLED)]
+        base = [item for item in own if item.kind == Artifact.KIND_BASE_VIDEO]
+        lora = sorted((item for item in own if item.kind == Artifact.KIND_VALIDATION_VIDEO), key=lambda item: item.step)
+        return ValidationEntry(
+            prompt=spec.validation[index].prompt,
+            given_share=spec.conditioning_frames / spec.validation_number_of_frames,
+            base_mp4=_bytes(objects, base[-1]) if base else None,
+            previews=[StepPreview(step=item.step, mp4=_bytes(objects, item)) for item in lora],
+        )
+
+
+async def publish_papers(
+    runtime: Runtime,
+    attempt: Attempt[Job],
+    state: "State",
+    *,
+    audit: Mapping[str, Any],
+    report: Sequence[ReportLine],
+    preprocess_report: Mapping[str, Any],
+    made: Sequence[Artifact] = (),
+) -> list[Artifact]:
+    """Write the papers of a job that ends in `state`, with artifacts that are not recorded yet.
+
+    Empty for a job whose training never began.
+    """
+    known = await attempt.children(FACTS, Struct)
+    if not known:
+        return []
+    newer = {item.name: item for item in [*await artifacts(attempt), *made]}
+    papers = Papers(
+        job=await attempt.get(),
+        state=state,
+        facts=TrainingFacts(**_integers(MessageToDict(known[0]))),
+        artifacts=list(newer.values()),
+        measured=await attempt.children(MEASURED, PreviewMetrics),
+        warnings=[warning.message for warning in await attempt.children(WARNINGS, Status)],
+        report=report_rows(report),
+        preprocess_report=preprocess_report,
+        audit=audit,
+        unit_price_usd=runtime.settings.unit_price_usd,
+    )
+    return await runtime.objects.run(lambda: papers.write(runtime.objects.objects))
+
+
+def facts_message(facts: TrainingFacts) -> Struct:
+    """The facts as a child of the job."""
+    message = Struct()
+    message.update(asdict(facts))
+    return message
+
+
+def spec_json(job: Job) -> dict[str, Any]:
+    """The resolved spec in the sheet's own words: datasets in place of uploads, URLs without possible secrets."""
+    resolved = ExtendPrefixSpec()
+    resolved.CopyFrom(job.effective_spec)
+    name_datasets(resolved, job.dataset, job.validation_dataset, uploads_only=True)
+    spec = as_json(resolved)
+    if "training_data_url" in spec:
+        spec["training_data_url"] = shown(spec["training_data_url"])
+    for entry in spec["validation"]:
+        entry["video_url"] = shown(entry["video_url"])
+    return spec
+
+
+def report_rows(lines: Sequence[ReportLine]) -> list[ReportRow]:
+    """Rows for the job's page: clips left out or changed first, and no more than a person reads."""
+    ordered = sorted(lines, key=lambda line: (-line.outcome, line.path))
+    return [
+        ReportRow(
+            path=line.path,
+            outcome=word(Outcome.DESCRIPTOR, line.outcome).upper(),
+            reasons=[word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons],
+            description=line.description,
+        )
+        for line in ordered[:MAX_REPORT_ROWS]
+    ]
+
+
+def measured_key(measured: PreviewMetrics) -> str:
+    """The name of a preview's numbers among the children of its job; a preview that is made again replaces them."""
+    side = "base" if measured.base_model else f"{measured.step:06}"
+    return f"{measured.validation_index}-{side}"
+
+
+def _measured(item: PreviewMetrics) -> MeasuredPreview:
+    numbers: dict[str, Any] = {
+        name: None if field.has_presence and not item.HasField(field.name) else getattr(item, name)
+        for name in metrics.MEASURES
+        for field in [item.DESCRIPTOR.fields_by_name[name]]
+    }
+    return MeasuredPreview(
+        step=item.step,
+        validation_index=item.validation_index,
+        base_model=item.base_model,
+        metrics=metrics.PreviewMetrics(**numbers),
+    )
+
+
+def _bytes(objects: Objects, item: Artifact) -> bytes:
+    return objects.get_bytes(item.blob.key, sha256=item.blob.sha256)
+
+
+def _integers(facts: dict[str, Any]) -> dict[str, Any]:
+    """Struct has no integers."""
+    return {name: int(value) if isinstance(value, float) else value for name, value in facts.items()}
+
+
+def _audit_rows(audit: Mapping[str, Any]) -> list[AuditRow]:
+    if not audit:
+        return []
+    rows = [
+        AuditRow(name="Modules", value=f"{audit['modules']}", passed=True),
+        AuditRow(name="Weights, all finite", value=f"{audit['parameters']:,}", passed=True),
+    ]
+    rows += [
+        AuditRow(name=f"‖BA‖ / ‖W‖ of {family}", value=f"{size:.3g}", passed=True)
+        for family, size in audit["update"].items()
+    ]
+    return rows
+
+
+def _memory(plan: Mapping[str, Any]) -> str:
+    """A memory plan in a few words."""
+    streamed = f", {plan['streamed_blocks']} blocks in host memory" if plan["streamed_blocks"] else ""
+    return f"{plan['total_bytes'] / 2**30:.1f} GiB planned{streamed}"

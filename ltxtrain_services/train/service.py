@@ -1,0 +1,123 @@
+"""TrainService: the RPCs. What a job does is in `workflow`."""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+from ltxtrain.v1 import train_pb2, train_pb2_grpc
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.train_pb2 import Job
+
+from ltxtrain_services.runtime.addresses import check_url
+from ltxtrain_services.runtime.auth import caller
+from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, QueueFull
+from ltxtrain_services.runtime.paging import request_digest
+from ltxtrain_services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
+from ltxtrain_services.runtime.service import Runtime
+from ltxtrain_services.runtime.store import Store
+from ltxtrain_services.runtime.work import WorkRunner
+from ltxtrain_services.train.estimate import Estimator
+from ltxtrain_services.train.prepare import preprocess_settings
+from ltxtrain_services.train.spec import resolve, resolve_options
+from ltxtrain_services.train.upstream import Upstream
+from ltxtrain_services.train.workflow import TrainWorkflow
+
+
+class TrainService(train_pb2_grpc.TrainServiceServicer):
+    """The front door."""
+
+    full_name = "ltxtrain.v1.TrainService"
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._jobs: Store[Job] = Store(runtime.database, runtime.log, "jobs", Job)
+        self._watches = Watches(runtime.log)
+        upstream = Upstream(runtime.settings)
+        self._upstream = upstream
+        self._estimator = Estimator(runtime, upstream)
+        self.work = WorkRunner(self._jobs, TrainWorkflow(runtime, upstream, self._estimator))
+
+    def register(self, server: grpc.aio.Server) -> None:
+        train_pb2_grpc.add_TrainServiceServicer_to_server(self, server)
+
+    async def tidy(self) -> None:
+        """A job's own blobs go with the job; nothing is shared here."""
+
+    async def CreateJob(self, request: train_pb2.CreateJobRequest, context: Any) -> train_pb2.CreateJobResponse:
+        job = self._resolved(request)
+        if job.spec.dataset:
+            await self._upstream.dataset(job.spec.dataset, caller.get())
+        settings = preprocess_settings(job, "")
+        if request.validate_only:
+            return train_pb2.CreateJobResponse(job=job, settings=settings)
+        job.name = new_name("jobs")
+        limit = self._runtime.settings.max_queued_jobs
+        made = await self._jobs.create(
+            job,
+            owner=caller.get(),
+            request_id=request.request_id,
+            digest=request_digest(request),
+            limit=limit,
+        )
+        if made is None:
+            raise QueueFull(f"{limit} jobs are unfinished already. Try again later.", metadata={"limit": limit})
+        self.work.start(made.name)
+        return train_pb2.CreateJobResponse(job=made, settings=settings)
+
+    async def GetJob(self, request: train_pb2.GetJobRequest, context: Any) -> train_pb2.GetJobResponse:
+        return train_pb2.GetJobResponse(job=await self._jobs.get(request.name, visible_owner()))
+
+    async def ListJobs(self, request: train_pb2.ListJobsRequest, context: Any) -> train_pb2.ListJobsResponse:
+        jobs, token = await self._jobs.page(visible_owner(), request.page_size, request.page_token, request.states)
+        return train_pb2.ListJobsResponse(jobs=jobs, next_page_token=token)
+
+    async def CancelJob(self, request: train_pb2.CancelJobRequest, context: Any) -> train_pb2.CancelJobResponse:
+        return train_pb2.CancelJobResponse(job=await self.work.cancel(request.name, visible_owner()))
+
+    async def EstimateJob(self, request: train_pb2.EstimateJobRequest, context: Any) -> train_pb2.EstimateJobResponse:
+        job = self._resolved(train_pb2.CreateJobRequest(spec=request.spec, options=request.options))
+        return await self._estimator.estimate(job.effective_spec, job.options, caller.get())
+
+    async def DeleteJob(self, request: train_pb2.DeleteJobRequest, context: Any) -> train_pb2.DeleteJobResponse:
+        # Bytes before the row: when the store does not answer, a repeat of the call still finds the job.
+        await self._jobs.require_finished(request.name, visible_owner())
+        await self._runtime.objects.delete_prefix(f"{request.name}/")
+        await self._jobs.delete(request.name, visible_owner())
+        return train_pb2.DeleteJobResponse()
+
+    async def WatchJob(
+        self, request: train_pb2.WatchJobRequest, context: Any
+    ) -> AsyncIterator[train_pb2.WatchJobResponse]:
+        await self._jobs.get(request.name, visible_owner())
+        async for response in self._watches.responses(request.name, request.after_sequence, train_pb2.WatchJobResponse):
+            yield response
+
+    async def ListArtifacts(
+        self, request: train_pb2.ListArtifactsRequest, context: Any
+    ) -> train_pb2.ListArtifactsResponse:
+        await self._jobs.get(request.parent, visible_owner())
+        artifacts, token = await self._jobs.children(
+            request.parent, "artifacts", Artifact, request.page_size, request.page_token
+        )
+        if request.kinds:
+            artifacts = [artifact for artifact in artifacts if artifact.kind in request.kinds]
+        return train_pb2.ListArtifactsResponse(artifacts=artifacts, next_page_token=token)
+
+    async def GetArtifact(self, request: train_pb2.GetArtifactRequest, context: Any) -> train_pb2.GetArtifactResponse:
+        job, found, name = request.name.partition("/artifacts/")
+        await self._jobs.get(job, visible_owner())
+        artifact = await self._jobs.child(job, "artifacts", name, Artifact) if found else None
+        if artifact is None:
+            raise NotFound(request.name)
+        url, expires = await sign_download(self._runtime.objects, artifact.blob)
+        return train_pb2.GetArtifactResponse(artifact=artifact, download_url=url, expire_time=expires)
+
+    def _resolved(self, request: train_pb2.CreateJobRequest) -> Job:
+        """The job that a request would become, nameless. Raises InvalidSpec with every violation."""
+        check_request_id(request.request_id)
+        allow, buckets = self._runtime.settings.fetch_allow, self._runtime.settings.source_buckets
+        spec, violations = resolve(request.spec, lambda url: check_url(url, allow, buckets))
+        options, wrong_options = resolve_options(request.options, spec.number_of_steps)
+        if violations or wrong_options:
+            raise InvalidSpec([*violations, *wrong_options])
+        return Job(spec=request.spec, effective_spec=spec, options=options)

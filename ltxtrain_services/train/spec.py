@@ -1,0 +1,271 @@
+"""The parameter sheet as one table: defaults, ranges and how a request becomes a resolved spec.
+
+The comments of extend_prefix.proto and train.proto and the README's table say the same; a test compares them.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution
+from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
+from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer, Schedule
+from ltxtrain_client.enum_words import word
+
+from ltxtrain_services.runtime.addresses import CLIP
+from ltxtrain_services.runtime.errors import Violation
+from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES, excess
+from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT
+from ltxtrain_trainer.geometry import BUCKETS, Geometry, snap_frames
+from ltxtrain_trainer.preview.recipe import SCHEDULE_TOKENS
+
+MAX_VALIDATION_INPUTS = 2
+# Of too many, so many are looked at: a request may name twenty thousand.
+CHECKED_VALIDATION_INPUTS = 100
+T = TypeVar("T", bound=Message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number:
+    """A whole or real number within [minimum, maximum]; `above` excludes the minimum itself."""
+
+    name: str
+    default: float
+    minimum: float
+    maximum: float
+    above: bool = False
+    snapped: bool = False
+
+    @property
+    def rule(self) -> str:
+        if self.above:
+            return f"finite, above {self.minimum}, at most {self.maximum}"
+        return f"Range: {self.minimum}..{self.maximum}."
+
+    def check(self, value: float) -> tuple["ErrorReason", str] | None:
+        low = self.minimum < value if self.above else self.minimum <= value
+        if math.isfinite(value) and low and value <= self.maximum:
+            return None
+        return ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, f"{value} is out of range. {_sentence(self.rule)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One of a few numbers."""
+
+    name: str
+    default: int
+    allowed: tuple[int, ...]
+
+    @property
+    def rule(self) -> str:
+        return "one of " + ", ".join(map(str, self.allowed))
+
+    def check(self, value: int) -> tuple["ErrorReason", str] | None:
+        if value in self.allowed:
+            return None
+        return ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, f"{value} is not allowed: {self.rule}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """A value of an enum; UNSPECIFIED stands for the default."""
+
+    name: str
+    default: int
+    kind: Any
+    rule: str = ""
+
+    def check(self, value: int) -> tuple["ErrorReason", str] | None:
+        if value in self.kind.values():
+            return None
+        names = ", ".join(item.name for item in self.kind.DESCRIPTOR.values[1:])
+        return ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, f"{value} is none of {names}."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """True or false."""
+
+    name: str
+    default: bool
+    rule: str = ""
+
+    def check(self, value: bool) -> None:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """Any text that is not too long."""
+
+    name: str
+    default: str
+    rule: str = f"At most {MAX_TEXT_BYTES} bytes."
+
+    def check(self, value: str) -> tuple["ErrorReason", str] | None:
+        found = excess(value)
+        return None if found is None else (ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, found)
+
+
+Rule = Number | Choice | Named | Flag | Text
+
+# Numbers are the public sheet's (conformance P1..P25).
+SPEC: tuple[Rule, ...] = (
+    Text(name="trigger_phrase", default=""),
+    Choice(name="rank", default=32, allowed=(8, 16, 32, 64, 128)),
+    Number(name="number_of_steps", default=2000, minimum=100, maximum=20000),
+    Number(name="learning_rate", default=0.0002, minimum=0, maximum=1, above=True),
+    Number(name="conditioning_frames", default=9, minimum=9, maximum=121),
+    Number(name="number_of_frames", default=89, minimum=9, maximum=121, snapped=True),
+    Number(name="frame_rate", default=24, minimum=8, maximum=60),
+    Named(name="resolution", default=Resolution.RESOLUTION_MEDIUM, kind=Resolution),
+    Named(name="aspect_ratio", default=AspectRatio.ASPECT_RATIO_1_1, kind=AspectRatio),
+    Flag(name="auto_scale_input", default=False),
+    Flag(name="split_input_into_scenes", default=True),
+    Number(name="split_input_duration_threshold", default=30.0, minimum=1.0, maximum=60.0),
+    Flag(name="with_audio", default=False),
+    Flag(name="audio_normalize", default=True),
+    Flag(name="audio_preserve_pitch", default=True),
+    Text(name="validation_negative_prompt", default=NEGATIVE_PROMPT),
+    Number(name="validation_number_of_frames", default=89, minimum=9, maximum=121, snapped=True),
+    Number(name="validation_frame_rate", default=24, minimum=8, maximum=60),
+    Named(name="validation_resolution", default=Resolution.RESOLUTION_HIGH, kind=Resolution),
+    Named(name="validation_aspect_ratio", default=AspectRatio.ASPECT_RATIO_1_1, kind=AspectRatio),
+    Number(name="stg_scale", default=1.0, minimum=0.0, maximum=3.0),
+    Flag(name="debug_dataset", default=False),
+)
+
+OPTIONS: tuple[Rule, ...] = (
+    Number(name="seed", default=42, minimum=-(2**63), maximum=2**63 - 1),
+    Named(name="on_skipped_clip", default=OnSkippedClip.ON_SKIPPED_CLIP_CONTINUE, kind=OnSkippedClip),
+    Number(name="batch_size", default=1, minimum=1, maximum=64),
+    Number(name="gpu_count", default=0, minimum=0, maximum=64),
+    Named(name="base_precision", default=BasePrecision.BASE_PRECISION_AUTO, kind=BasePrecision),
+    Named(name="optimizer", default=Optimizer.OPTIMIZER_ADAMW, kind=Optimizer),
+    Named(name="schedule", default=Schedule.SCHEDULE_LINEAR, kind=Schedule),
+    Number(name="checkpoint_interval", default=250, minimum=1, maximum=20000),
+    Number(name="preview_interval", default=0, minimum=0, maximum=20000),
+    Number(name="holdout_fraction", default=0.0, minimum=0.0, maximum=0.5),
+    Number(name="preview_schedule_tokens", default=SCHEDULE_TOKENS, minimum=0, maximum=65536),
+    Flag(name="compile_blocks", default=False),
+)
+
+
+def resolve(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None]) -> tuple[ExtendPrefixSpec, list[Violation]]:
+    """The spec with every default filled and every frame count snapped, and every violation, one a field.
+
+    `check_url` says why a URL is refused, or None. The resolved spec means something only without violations.
+    """
+    resolved, violations = _fill(spec, SPEC, "spec")
+    violations += _check_sources(spec, check_url)
+    wrong = {violation.field for violation in violations}
+    if "spec.conditioning_frames" not in wrong and (reason := _check_prefix(spec, resolved, wrong)) is not None:
+        violations.append(Violation("spec.conditioning_frames", *reason))
+    return resolved, sorted(violations, key=lambda violation: violation.field)
+
+
+def resolve_options(options: JobOptions, number_of_steps: int) -> tuple[JobOptions, list[Violation]]:
+    """The options with every default filled, and every violation, one a field."""
+    resolved, violations = _fill(options, OPTIONS, "options")
+    if not options.HasField("preview_interval"):
+        resolved.preview_interval = max(1, number_of_steps // 4)
+    if not violations and resolved.gpu_count and resolved.batch_size % resolved.gpu_count:
+        text = f"{resolved.gpu_count} GPUs do not divide a batch of {resolved.batch_size}."
+        violations.append(Violation("options.gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
+    return resolved, violations
+
+
+def _fill(given: T, rules: tuple[Rule, ...], path: str) -> tuple[T, list[Violation]]:
+    resolved = type(given)()
+    resolved.CopyFrom(given)
+    violations = []
+    for rule in rules:
+        if not _is_given(given, rule):
+            setattr(resolved, rule.name, rule.default)
+            continue
+        value = getattr(given, rule.name)
+        if (found := rule.check(value)) is not None:
+            violations.append(Violation(f"{path}.{rule.name}", *found))
+        elif isinstance(rule, Number) and rule.snapped:
+            setattr(resolved, rule.name, snap_frames(value))
+    return resolved, violations
+
+
+def _is_given(message: Message, rule: Rule) -> bool:
+    field = message.DESCRIPTOR.fields_by_name[rule.name]
+    return message.HasField(rule.name) if field.has_presence else bool(getattr(message, rule.name))
+
+
+def _check_sources(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None]) -> list[Violation]:
+    violations = []
+
+    def check(field: str, url: str, missing: str) -> None:
+        if not url:
+            violations.append(Violation(field, ErrorReason.ERROR_REASON_FIELD_REQUIRED, missing))
+        elif (refusal := check_url(url)) is not None:
+            violations.append(Violation(field, ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal))
+
+    if spec.WhichOneof("training_data") != "dataset" or not spec.dataset:
+        check("spec.training_data_url", spec.training_data_url, "Name a .zip of videos, or a dataset ingested earlier.")
+    for index, entry in enumerate(spec.validation[:CHECKED_VALIDATION_INPUTS]):
+        if not CLIP.fullmatch(entry.video_url):
+            check(f"spec.validation[{index}].video_url", entry.video_url, "Name a video whose opening is continued.")
+        if (found := excess(entry.prompt)) is not None:
+            reason = ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE
+            violations.append(Violation(f"spec.validation[{index}].prompt", reason, found))
+    if len(spec.validation) > MAX_VALIDATION_INPUTS:
+        text = f"{len(spec.validation)} entries, at most {MAX_VALIDATION_INPUTS} are allowed."
+        violations.append(Violation("spec.validation", ErrorReason.ERROR_REASON_TOO_MANY_VALIDATION_INPUTS, text))
+    return violations
+
+
+def _check_prefix(
+    given: ExtendPrefixSpec, resolved: ExtendPrefixSpec, wrong: set[str]
+) -> tuple["ErrorReason", str] | None:
+    prefix = resolved.conditioning_frames
+    if prefix % 8 != 1:
+        text = f"{prefix} is not 1 modulo 8; {snap_frames(prefix)} and {snap_frames(prefix) + 8} are the nearest."
+        return ErrorReason.ERROR_REASON_NOT_ONE_MODULO_EIGHT, text
+    counts = ["number_of_frames"]
+    if given.validation or given.HasField("validation_number_of_frames"):
+        counts.append("validation_number_of_frames")
+    for name in counts:
+        count = getattr(resolved, name)
+        if f"spec.{name}" not in wrong and prefix >= count:
+            text = f"A prefix of {prefix} frames leaves nothing to generate of {name} = {count} (after snapping)."
+            return ErrorReason.ERROR_REASON_PREFIX_COVERS_CLIP, text
+    return None
+
+
+def _sentence(rule: str) -> str:
+    return rule[0].upper() + rule[1:].rstrip(".") + "."
+
+
+def billable_units(number_of_steps: int) -> int:
+    """Units of a successful job (conformance B1)."""
+    return max(100, number_of_steps)
+
+
+def training_geometry(spec: ExtendPrefixSpec) -> Geometry:
+    """The shape of training clips; of a resolved spec."""
+    return _geometry(spec.resolution, spec.aspect_ratio, spec.number_of_frames, spec.frame_rate)
+
+
+def preview_geometry(spec: ExtendPrefixSpec) -> Geometry:
+    """The shape of whole previews, prefix included; of a resolved spec."""
+    return _geometry(
+        spec.validation_resolution,
+        spec.validation_aspect_ratio,
+        spec.validation_number_of_frames,
+        spec.validation_frame_rate,
+    )
+
+
+def _geometry(resolution: int, aspect_ratio: int, frame_count: int, frame_rate: int) -> Geometry:
+    bucket = word(Resolution.DESCRIPTOR, resolution), word(AspectRatio.DESCRIPTOR, aspect_ratio)
+    width, height = BUCKETS[bucket]
+    return Geometry(width=width, height=height, frame_count=frame_count, frame_rate=frame_rate)

@@ -1,0 +1,185 @@
+"""A job from its spec to its LoRA: prepare, queue, train, publish. Every step can run twice."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.train_pb2 import Job, JobOutput
+from ltxtrain.v1.work_pb2 import Event, Progress, QueuePosition, ReportLine, Stage, State
+from ltxtrain_client.as_json import as_json
+
+from ltxtrain_services.runtime import errors
+from ltxtrain_services.runtime.cluster import NOT_A_SERVICE, WorkerLost, kill
+from ltxtrain_services.runtime.service import Runtime, store_address
+from ltxtrain_services.runtime.store import Edit
+from ltxtrain_services.runtime.trainer_errors import api_error, translated
+from ltxtrain_services.runtime.upstream import errors_passed_on
+from ltxtrain_services.runtime.work import Attempt, Ending, Retryable
+from ltxtrain_services.train.actors import AuditActor, Remote
+from ltxtrain_services.train.artifacts import artifacts, latest_checkpoint, publish_training_set, record
+from ltxtrain_services.train.estimate import Estimator
+from ltxtrain_services.train.job_plan import Prepared
+from ltxtrain_services.train.prepare import Preparation
+from ltxtrain_services.train.publication import publish_papers
+from ltxtrain_services.train.queue import GpuQueue
+from ltxtrain_services.train.recorder import TrainingResult
+from ltxtrain_services.train.spec import billable_units
+from ltxtrain_services.train.training import Training
+from ltxtrain_services.train.upstream import Upstream
+from ltxtrain_trainer.errors import TrainerError
+from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
+
+
+class TrainWorkflow:
+    """The work of the Train service on one job."""
+
+    def __init__(self, runtime: Runtime, upstream: Upstream, estimator: Estimator) -> None:
+        self._runtime = runtime
+        self._upstream = upstream
+        self._training = Training(runtime, estimator.observe)
+        self._queue = GpuQueue(runtime.cluster.gpu_count or runtime.settings.cpu_trainers)
+
+    async def run(self, attempt: Attempt[Job]) -> Ending[Job]:
+        job = await attempt.get()
+        with self._queue.place(job.name, job.lifecycle.create_time.ToNanoseconds()) as place:
+            prepared = await self._prepare(attempt)
+            workers = _worker_count(job, self._queue.capacity)
+            async with place.turn(workers) as positions:
+                await _wait(attempt, positions)
+                result = await self._training.run(attempt, prepared, workers)
+        return await self._publish(attempt, result)
+
+    async def salvage(self, attempt: Attempt[Job]) -> Ending[Job]:
+        """Cancel upstream work; the job keeps its previews and the LoRA of its last checkpoint, if that is sound."""
+        await Preparation(attempt, self._upstream).cancel()
+        lora = latest_checkpoint(await artifacts(attempt)).get("LORA")
+        audit: Mapping[str, Any] = {}
+        fault: TrainerError | None = None
+        if lora is not None:
+            try:
+                audit = await self._audited(await attempt.get(), lora)
+            except TrainerError as error:
+                lora, fault = None, error
+        cancelling = (await attempt.get()).lifecycle.state == State.STATE_CANCELLING
+        state = State.STATE_CANCELLED if cancelling else State.STATE_FAILED
+        papers = await self._papers(attempt, state, audit)
+
+        def ending(edit: Edit[Job]) -> None:
+            edit.body.ClearField("queue_position")
+            record(edit, papers)
+            if fault is not None:
+                edit.add_event(Event(stage=Stage.STAGE_PUBLISH, warning=api_error(fault).status()))
+            if papers or lora is not None:
+                edit.body.output.CopyFrom(job_output([*papers, *([lora] if lora is not None else [])]))
+
+        return ending
+
+    async def _prepare(self, attempt: Attempt[Job]) -> Prepared:
+        settings = self._runtime.settings
+        with translated():
+            model: ModelFolder = await asyncio.to_thread(resolve_model, settings.model, settings.model_revision or None)
+        training_set = await Preparation(attempt, self._upstream).run(await attempt.get(), model.revision)
+        async with errors_passed_on():
+            samples = [
+                sample async for sample in self._upstream.preprocess(attempt.owner).list_samples(training_set.name)
+            ]
+        await publish_training_set(self._runtime.objects, attempt, training_set)
+        return Prepared(model=model, training_set=training_set, samples=samples)
+
+    async def _publish(self, attempt: Attempt[Job], result: TrainingResult) -> Ending[Job]:
+        papers = await self._papers(attempt, State.STATE_SUCCEEDED, result.audit, result.artifacts)
+        made = [*result.artifacts, *papers]
+        shared = [item for item in await artifacts(attempt) if item.kind == Artifact.KIND_DEBUG_DATASET]
+        job = await attempt.get()
+        units = billable_units(job.effective_spec.number_of_steps)
+
+        def ending(edit: Edit[Job]) -> None:
+            record(edit, made)
+            edit.body.output.CopyFrom(job_output([*made, *shared]))
+            edit.body.billable_units = units
+            edit.body.price_usd = units * self._runtime.settings.unit_price_usd
+            edit.body.stage = Stage.STAGE_PUBLISH
+            total = sum(item.blob.size_bytes for item in made)
+            edit.body.progress.CopyFrom(Progress(completed=total, total=total))
+            edit.add_event(Event(stage=Stage.STAGE_PUBLISH, progress=edit.body.progress))
+
+        return ending
+
+    async def _papers(
+        self, attempt: Attempt[Job], state: "State", audit: Mapping[str, Any], made: Sequence[Artifact] = ()
+    ) -> list[Artifact]:
+        """config.json and job.html, with as much of the report as the other services still have."""
+        job = await attempt.get()
+        preprocess, ingest = self._upstream.preprocess(attempt.owner), self._upstream.ingest(attempt.owner)
+        report: list[ReportLine] = []
+        preprocess_report: Mapping[str, Any] = {}
+        try:
+            async with errors_passed_on():
+                if job.training_set:
+                    preprocess_report = as_json((await preprocess.get_training_set(job.training_set)).report)
+                    report += [line async for line in preprocess.list_training_set_report(job.training_set)]
+                if job.dataset:
+                    report += [line async for line in ingest.list_dataset_report(job.dataset)]
+        except errors.Upstream as error:
+            if error.code is not errors.NotFound.code:
+                raise
+        return await publish_papers(
+            self._runtime,
+            attempt,
+            state,
+            audit=audit,
+            report=report,
+            preprocess_report=preprocess_report,
+            made=made,
+        )
+
+    async def _audited(self, job: Job, lora: Artifact) -> Mapping[str, Any]:
+        """The audit's numbers. Raises TrainerError for a LoRA that does not pass."""
+        settings = self._runtime.settings
+        # Never waits for a CPU, of which others may hold all.
+        actor = AuditActor.options(num_cpus=0, label_selector=NOT_A_SERVICE).remote(store_address(settings))  # type: ignore[attr-defined]
+        remote, with_audio = Remote(lora.blob.key, lora.blob.sha256), job.effective_spec.with_audio
+        try:
+            call = actor.audit.remote(remote, settings.model, settings.model_revision or None, with_audio)
+            audit: Mapping[str, Any] = await self._runtime.cluster.value(call)
+            return audit
+        except WorkerLost as error:
+            raise Retryable(str(error)) from error
+        finally:
+            kill(actor)
+
+
+def job_output(files: Sequence[Artifact]) -> JobOutput:
+    names = {item.kind: item.name for item in files}
+    return JobOutput(
+        lora_file=names.get(Artifact.KIND_LORA, ""),
+        config_file=names.get(Artifact.KIND_CONFIG, ""),
+        video=names.get(Artifact.KIND_VALIDATION_REEL, ""),
+        debug_dataset=names.get(Artifact.KIND_DEBUG_DATASET, ""),
+        lora_video_only_file=names.get(Artifact.KIND_LORA_VIDEO_ONLY, ""),
+    )
+
+
+async def _wait(attempt: Attempt[Job], positions: AsyncIterator[int]) -> None:
+    """Tell the number of jobs ahead each time it changes, until it is this job's turn."""
+    async for ahead in positions:
+        async with attempt.edit() as edit:
+            edit.body.stage = Stage.STAGE_QUEUE
+            edit.body.queue_position = ahead
+            edit.add_event(Event(stage=Stage.STAGE_QUEUE, queue_position=QueuePosition(ahead=ahead)))
+    async with attempt.edit() as edit:
+        edit.body.stage = Stage.STAGE_TRAIN
+        edit.body.ClearField("queue_position")
+
+
+def _worker_count(job: Job, available: int) -> int:
+    wanted, batch = job.options.gpu_count, job.options.batch_size
+    if wanted > available:
+        raise errors.FailedPrecondition(
+            ErrorReason.ERROR_REASON_RESOURCE_NOT_READY,
+            f"The job asks for {wanted} GPUs and the cluster has {available}.",
+            metadata={"gpuCount": wanted, "available": available},
+        )
+    return wanted or max(count for count in range(1, available + 1) if batch % count == 0)

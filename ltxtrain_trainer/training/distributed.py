@@ -1,0 +1,103 @@
+"""Several workers that train one adapter: who takes which clips of a batch, and sums over all of them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from ltxtrain_trainer.errors import PeerLost
+
+Value = TypeVar("Value")
+
+# Longer than any pause of the first worker: it samples previews and writes checkpoints while the others wait.
+TIMEOUT = timedelta(hours=2)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of count workers; each holds the whole model and computes its share of every batch."""
+
+    rank: int = 0
+    count: int = 1
+
+    def share(self, batch_size: int) -> range:
+        """Indices of the global batch that this worker computes. Raises ValueError when they do not divide evenly."""
+        if batch_size % self.count:
+            raise ValueError(f"{self.count} workers cannot share a batch of {batch_size} clips evenly.")
+        size = batch_size // self.count
+        return range(self.rank * size, (self.rank + 1) * size)
+
+    def sum(self, tensor: Tensor) -> None:
+        """The sum over all workers, in place; the same bits on each. Raises PeerLost."""
+        if self.count > 1:
+            with _together():
+                torch.distributed.all_reduce(tensor)
+
+    def told(self, value: Value) -> Value:
+        """The first worker's value, on each of them. Raises PeerLost."""
+        if self.count == 1:
+            return value
+        held = [value]
+        with _together():
+            torch.distributed.broadcast_object_list(held, src=0)
+        return held[0]
+
+    def collected(self, value: Value) -> list[Value]:
+        """All workers' values by rank on the first, and none on the others. Raises PeerLost."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.count if self.rank == 0 else None
+        with _together():
+            torch.distributed.gather_object(value, found)
+        return found or []
+
+    def least(self, value: int, device: torch.device) -> int:
+        """The smallest of all workers' values, on each of them. Raises PeerLost."""
+        if self.count == 1:
+            return value
+        found = torch.tensor([value], dtype=torch.int64, device=device)
+        with _together():
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+        return int(found.item())
+
+
+ALONE = Worker()
+
+
+@contextmanager
+def join(rank: int, count: int, address: str, device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Worker]:
+    """A worker among count, found through the first one's free `host:port`; by NCCL on GPUs, by Gloo on CPUs.
+
+    Raises PeerLost.
+    """
+    if count == 1:
+        yield Worker()
+        return
+    with _together():
+        torch.distributed.init_process_group(
+            backend="nccl" if device.type == "cuda" else "gloo",
+            init_method=f"tcp://{address}",
+            rank=rank,
+            world_size=count,
+            timeout=timeout,
+        )
+    try:
+        yield Worker(rank, count)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _together() -> Iterator[None]:
+    """Around what all workers do together: none of the libraries beneath has an error of its own for a lost peer."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise PeerLost(f"another worker of the training does not answer: {str(error).splitlines()[0]}") from error

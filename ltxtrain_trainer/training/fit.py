@@ -1,0 +1,114 @@
+"""How a job is held on the devices that it got: one memory plan for all its workers, and for all its starts."""
+
+from collections.abc import Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from ltxtrain_trainer.data.dataset import SampleFolder, read_files, read_sample
+from ltxtrain_trainer.errors import CheckpointMismatch, DeviceUnusable
+from ltxtrain_trainer.geometry import latent_frames
+from ltxtrain_trainer.memory_plan import (
+    LADDER,
+    Load,
+    MemoryPlan,
+    ModelSize,
+    choose_plan,
+    more_streamed,
+    plan_for,
+    remedy,
+)
+from ltxtrain_trainer.model.device import MAX_CPU_WEIGHTS, free_bytes, host_free_bytes, memory_for
+from ltxtrain_trainer.model.folder import ModelFolder
+from ltxtrain_trainer.model.precision import Precision, is_available
+from ltxtrain_trainer.plan import JobPlan, PreviewSettings
+from ltxtrain_trainer.training.checkpoint import Checkpoint
+from ltxtrain_trainer.training.distributed import Worker
+from ltxtrain_trainer.training.losses import token_count
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A chosen plan with what it was chosen by, for the error that names the next one."""
+
+    plan: MemoryPlan
+    reason: str
+    load: Load
+    model: ModelSize
+    host_bytes: int
+    precisions: Collection[str]
+
+    def memory_for(self, doing: str) -> AbstractContextManager[None]:
+        """Guard a part of the job. Raises DeviceMemoryExhausted with the next smaller setting on a full device."""
+        following = more_streamed(self.plan, self.load, self.host_bytes, self.model)
+        return memory_for(
+            doing,
+            remedy(self.plan, self.load, self.host_bytes, self.precisions, self.model),
+            following.streamed_blocks if following else None,
+        )
+
+
+def fit_to_device(
+    job: JobPlan, folder: ModelFolder, device: torch.device, worker: Worker, resume: Checkpoint | None
+) -> Fit:
+    """The plan of a job, the same on every worker: chosen by the one with the least memory.
+
+    A job that goes on keeps the number format that it began in. Raises CheckpointMismatch when another is asked for,
+    and DeviceUnusable for a model that a CPU should not be given.
+    """
+    model = ModelSize.of(folder.config("transformer"))
+    load = load_of(job)
+    began_in = resume.fingerprint.get("precision") if resume else None
+    if began_in and job.precision not in (AUTO, began_in):
+        raise CheckpointMismatch(
+            f"The training began with a base model in {began_in} and cannot go on in {job.precision}: "
+            f"its numbers would change. Set base_precision to {began_in} or auto."
+        )
+    asked = began_in or (None if job.precision == AUTO else job.precision)
+    if device.type != "cuda":
+        return _on_cpu(load, asked, min(job.streamed_blocks, model.layers), model)
+    # Compiled blocks are never streamed (ltxtrain_trainer.training.loop.prepare).
+    host = 0 if job.settings.compile_blocks else worker.least(host_free_bytes() // worker.count, device)
+    precisions = (asked,) if asked else [name for name in LADDER if is_available(Precision(name))]
+    choice = choose_plan(load, worker.least(free_bytes(device), device), host, precisions, model)
+    plan, reason = choice.plan, choice.reason
+    if job.streamed_blocks > plan.streamed_blocks:
+        plan = plan_for(load, plan.precision, min(job.streamed_blocks, model.layers), model)
+        reason = f"{plan}, after the device was full"
+    available = [name for name in LADDER if is_available(Precision(name))]
+    return Fit(plan, reason, load, model, host, () if resume else available)
+
+
+def _on_cpu(load: Load, asked: str | None, streamed_blocks: int, model: ModelSize) -> Fit:
+    weights = model.weights(load.with_audio)
+    if asked is None and weights > MAX_CPU_WEIGHTS:
+        raise DeviceUnusable(
+            f"There is no GPU for a base model of {weights / 1e9:.0f} billion weights, and a CPU would need hours for "
+            "its first step. Run the training where there is one, or set base_precision to train on the CPU anyhow."
+        )
+    plan = plan_for(load, asked or Precision.FP32, streamed_blocks, model)
+    reason = "asked for" if asked else "there is no GPU"
+    return Fit(plan, reason, load, model, 0, () if asked else LADDER[:1])
+
+
+def load_of(job: JobPlan) -> Load:
+    """Tokens of its first training clip (all are of one shape) and of its largest preview, and the adapter."""
+    settings = job.settings
+    clip, _ = read_sample(SampleFolder(job.samples), 0, settings.with_audio)
+    return Load(
+        tokens=token_count(clip),
+        rank=settings.rank,
+        with_audio=settings.with_audio,
+        optimizer=settings.optimizer,
+        preview_tokens=_preview_tokens(job.previews) if job.previews else 0,
+    )
+
+
+def _preview_tokens(previews: PreviewSettings) -> int:
+    def tokens(latents: torch.Tensor) -> int:
+        return latent_frames(previews.frame_count) * latents.shape[2] * latents.shape[3]
+
+    return max((tokens(read_files(entry.prefix)[0].video) for entry in previews.inputs), default=0)
