@@ -99,7 +99,7 @@ def format_sheet(spec: ExtendPrefixSpec, options: JobOptions | None = None) -> d
 def sheet_of_job(job: Job) -> dict[str, Any]:
     """JSON of a job's sheet with the datasets that it made of its sources, which may not be there any more."""
     spec = ExtendPrefixSpec()
-    spec.CopyFrom(job.spec)
+    spec.CopyFrom(job.spec.extend_prefix)
     name_datasets(spec, job.dataset, job.validation_dataset)
     return format_sheet(spec, job.options)
 

@@ -6,19 +6,26 @@ from typing import Any
 import grpc.aio
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import Job
 
 from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, QueueFull
+from ltxtrain_services.runtime.extend_prefix import resolve, resolve_options
 from ltxtrain_services.runtime.paging import request_digest
-from ltxtrain_services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
+from ltxtrain_services.runtime.requests import (
+    Watches,
+    check_names,
+    check_request_id,
+    new_name,
+    sign_download,
+    visible_owner,
+)
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.store import Store
 from ltxtrain_services.runtime.work import WorkRunner
 from ltxtrain_services.train.estimate import Estimator
-from ltxtrain_services.train.prepare import preprocess_settings
-from ltxtrain_services.train.spec import resolve, resolve_options
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_services.train.workflow import TrainWorkflow
 
@@ -45,11 +52,10 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
 
     async def CreateJob(self, request: train_pb2.CreateJobRequest, context: Any) -> train_pb2.CreateJobResponse:
         job = self._resolved(request)
-        if job.spec.dataset:
-            await self._upstream.dataset(job.spec.dataset, caller.get())
-        settings = preprocess_settings(job, "")
+        if dataset := job.spec.extend_prefix.dataset:
+            await self._upstream.dataset(dataset, caller.get())
         if request.validate_only:
-            return train_pb2.CreateJobResponse(job=job, settings=settings)
+            return train_pb2.CreateJobResponse(job=job)
         job.name = new_name("jobs")
         limit = self._runtime.settings.max_queued_jobs
         made = await self._jobs.create(
@@ -62,13 +68,21 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         if made is None:
             raise QueueFull(f"{limit} jobs are unfinished already. Try again later.", metadata={"limit": limit})
         self.work.start(made.name)
-        return train_pb2.CreateJobResponse(job=made, settings=settings)
+        return train_pb2.CreateJobResponse(job=made)
 
     async def GetJob(self, request: train_pb2.GetJobRequest, context: Any) -> train_pb2.GetJobResponse:
         return train_pb2.GetJobResponse(job=await self._jobs.get(request.name, visible_owner()))
 
     async def ListJobs(self, request: train_pb2.ListJobsRequest, context: Any) -> train_pb2.ListJobsResponse:
-        jobs, token = await self._jobs.page(visible_owner(), request.page_size, request.page_token, request.states)
+        jobs, token = await self._jobs.page(
+            visible_owner(),
+            request.page_size,
+            request.page_token,
+            request.states,
+            labels=request.labels,
+            text=request.text,
+            order=request.order_by,
+        )
         return train_pb2.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     async def CancelJob(self, request: train_pb2.CancelJobRequest, context: Any) -> train_pb2.CancelJobResponse:
@@ -76,7 +90,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
 
     async def EstimateJob(self, request: train_pb2.EstimateJobRequest, context: Any) -> train_pb2.EstimateJobResponse:
         job = self._resolved(train_pb2.CreateJobRequest(spec=request.spec, options=request.options))
-        return await self._estimator.estimate(job.effective_spec, job.options, caller.get())
+        return await self._estimator.estimate(job.effective_spec.extend_prefix, job.options, caller.get())
 
     async def DeleteJob(self, request: train_pb2.DeleteJobRequest, context: Any) -> train_pb2.DeleteJobResponse:
         # Bytes before the row: when the store does not answer, a repeat of the call still finds the job.
@@ -89,7 +103,9 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         self, request: train_pb2.WatchJobRequest, context: Any
     ) -> AsyncIterator[train_pb2.WatchJobResponse]:
         await self._jobs.get(request.name, visible_owner())
-        async for response in self._watches.responses(request.name, request.after_sequence, train_pb2.WatchJobResponse):
+        async for response in self._watches.responses(
+            request.name, request.after_sequence, train_pb2.WatchJobResponse, request.kinds
+        ):
             yield response
 
     async def ListArtifacts(
@@ -116,8 +132,15 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         """The job that a request would become, nameless. Raises InvalidSpec with every violation."""
         check_request_id(request.request_id)
         allow, buckets = self._runtime.settings.fetch_allow, self._runtime.settings.source_buckets
-        spec, violations = resolve(request.spec, lambda url: check_url(url, allow, buckets))
+        spec, violations = resolve(request.spec.extend_prefix, lambda url: check_url(url, allow, buckets))
         options, wrong_options = resolve_options(request.options, spec.number_of_steps)
-        if violations or wrong_options:
-            raise InvalidSpec([*violations, *wrong_options])
-        return Job(spec=request.spec, effective_spec=spec, options=options)
+        wrong_names = check_names(request.display_name, request.labels)
+        if violations or wrong_options or wrong_names:
+            raise InvalidSpec([*violations, *wrong_options, *wrong_names])
+        return Job(
+            spec=request.spec,
+            effective_spec=TaskSpec(extend_prefix=spec),
+            options=options,
+            display_name=request.display_name,
+            labels=request.labels,
+        )

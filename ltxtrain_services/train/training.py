@@ -43,7 +43,9 @@ class Training:
             step = checkpoint["CHECKPOINT"].step if checkpoint else 0
             restarts = 0 if step > last_step else restarts
             last_step = step
-            recorder = Recorder(attempt, self._runtime.objects, job.effective_spec.number_of_steps, self._observe)
+            recorder = Recorder(
+                attempt, self._runtime.objects, job.effective_spec.extend_prefix.number_of_steps, self._observe
+            )
             try:
                 async with aclosing(
                     self._reports(train_task(job, prepared, found, workers, streamed_blocks))

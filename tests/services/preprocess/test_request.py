@@ -2,8 +2,8 @@ from typing import Any
 
 from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, PreprocessSettings
 
-from ltxtrain_services.preprocess.request import check_request
-from ltxtrain_services.runtime.errors import reason_name
+from ltxtrain_services.preprocess.request import requested
+from ltxtrain_services.runtime.errors import InvalidSpec, reason_name
 from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES
 
 
@@ -16,7 +16,11 @@ def request(**changes: Any) -> CreateTrainingSetRequest:
 
 
 def faults(made: CreateTrainingSetRequest) -> dict[str, str]:
-    return {violation.field: reason_name(violation.reason) for violation in check_request(made)}
+    try:
+        requested(made)
+    except InvalidSpec as error:
+        return {violation.field: reason_name(violation.reason) for violation in error.violations}
+    return {}
 
 
 def test_a_whole_request_has_no_fault() -> None:

@@ -184,7 +184,7 @@ def info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
     """The first detail, which every error has."""
     info = error_details_pb2.ErrorInfo()
     assert told(error).details[0].Unpack(info)
-    assert info.domain == "ltxtrain.v1"
+    assert info.domain == "ltxtrain"
     return info
 
 

@@ -70,7 +70,7 @@ async def test_pages_of_long_resources_fit_into_messages(jobs: Store[Job]) -> No
     text = "x" * (MAX_PAGE_BYTES * 2 // 5)
     for number in range(5):
         job = Job(name=f"jobs/{number:03}")
-        job.spec.trigger_phrase = text
+        job.spec.extend_prefix.trigger_phrase = text
         await jobs.create(job, owner="ann", request_id="", digest=b"")
     async with jobs.edit("jobs/000") as edit:
         for number in range(5):

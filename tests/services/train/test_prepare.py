@@ -5,10 +5,9 @@ from typing import Any
 import pytest
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution, ValidationInput
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, Geometry, OnSkippedClip, PreprocessSettings
-from ltxtrain.v1.train_pb2 import Job, JobOptions
+from ltxtrain.v1.train_pb2 import JobOptions
 
-from ltxtrain_services.train.prepare import preprocess_settings
-from ltxtrain_services.train.spec import resolve, resolve_options
+from ltxtrain_services.runtime.extend_prefix import preprocess_settings, resolve, resolve_options
 
 URL = "https://example.com/clips.zip"
 
@@ -17,7 +16,7 @@ def asked(options: JobOptions | None = None, **fields: Any) -> PreprocessSetting
     spec, wrong = resolve(ExtendPrefixSpec(training_data_url=URL, **fields), lambda url: None)
     chosen, wrong_options = resolve_options(options or JobOptions(), spec.number_of_steps)
     assert not wrong and not wrong_options
-    return preprocess_settings(Job(effective_spec=spec, options=chosen), "a revision")
+    return preprocess_settings(spec, chosen.on_skipped_clip, "a revision")
 
 
 def test_the_defaults() -> None:

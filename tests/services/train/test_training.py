@@ -138,7 +138,7 @@ async def test_a_cancelled_training_gives_back_its_last_checkpoint(trainer: Trai
     await trainer.work.cancel(job, "me")
     ended = await trainer.ended(job)
     assert ended.lifecycle.state == State.STATE_CANCELLED
-    assert ended.billable_units == 0 and ended.price_usd == 0
+    assert ended.billable_units == 0 and not ended.HasField("price")
     loras = {item.step: item for item in (await trainer.artifacts(job)).values() if item.kind == Artifact.KIND_LORA}
     assert ended.checkpoint_step == max(loras) >= 10
     assert ended.output.lora_file == loras[max(loras)].name
