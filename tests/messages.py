@@ -61,7 +61,8 @@ def _fill(message: Any) -> None:
         return
     for field in message.DESCRIPTOR.fields:
         if field.message_type is Packed.DESCRIPTOR:
-            for detail in ErrorDetails.DESCRIPTOR.fields:
+            details: Any = ErrorDetails.DESCRIPTOR.fields
+            for detail in details:
                 getattr(message, field.name).add().Pack(filled(GetMessageClass(detail.message_type)))
         elif field.message_type is not None and field.message_type.GetOptions().map_entry:
             getattr(message, field.name)["key"] = "value"

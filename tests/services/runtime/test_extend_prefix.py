@@ -1,3 +1,4 @@
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -6,6 +7,7 @@ from typing import Any
 
 import pytest
 from google.protobuf import json_format
+from google.type.money_pb2 import Money
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution, ValidationInput
 from ltxtrain.v1.train_pb2 import JobOptions
 
@@ -19,10 +21,12 @@ from ltxtrain_services.runtime.extend_prefix import (
     Number,
     Text,
     billable_units,
+    price,
     resolve,
     resolve_options,
 )
-from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES
+from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES, check_names
+from ltxtrain_services.runtime.settings import SettingsError, read_settings
 
 PROTOS = Path(__file__).parents[3] / "protos/ltxtrain/v1"
 URL = "https://example.com/clips.zip"
@@ -244,3 +248,35 @@ def test_the_readmes_tables_say_what_the_table_says(rule: Number | Choice | Name
         assert default == str(rule.default).lower()
     if isinstance(rule, Text):
         assert str(MAX_TEXT_BYTES) in allowed
+
+
+@pytest.mark.parametrize(
+    ("setting", "units", "expected"),
+    [
+        ("0.0062 USD", 2000, Money(currency_code="USD", units=12, nanos=400_000_000)),
+        ("1 JPY", 100, Money(currency_code="JPY", units=100)),
+        ("0.000000001 EUR", 100, Money(currency_code="EUR", nanos=100)),
+        ("", 100, None),
+    ],
+)
+def test_the_price_is_exact_and_only_where_the_operator_set_one(
+    setting: str, units: int, expected: Money | None
+) -> None:
+    settings = read_settings({"LTXTRAIN_UNIT_PRICE": setting})
+    assert price(units, settings.unit_price) == expected
+
+
+@pytest.mark.parametrize("wrong", ["0.0062", "USD", "-1 USD", "1e3 USD", "0.0062 usd", "nan USD", "0.0000000001 USD"])
+def test_a_price_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(SettingsError, match=r"LTXTRAIN_UNIT_PRICE.*amount and a currency, as in 0.0062 USD"):
+        read_settings({"LTXTRAIN_UNIT_PRICE": wrong})
+
+
+def test_names_and_labels_have_their_form() -> None:
+    good = {"a": "", "project": "Ä 車", "team/k-1_x.y": "x" * 63}
+    assert check_names("Drone style 🎬", good) == [] == check_names("x" * 128, {})
+    wrong = {"": "x", "Ab": "x", "1a": "x", "a" * 64: "x", "b": "x" * 64, "c": "a\u2028b", "d\n": "x"}
+    fields = {violation.field for violation in check_names("x" * 129, wrong)}
+    assert fields == {"display_name"} | {f"labels[{json.dumps(key)}]" for key in wrong}
+    many = {f"k{number}": "" for number in range(65)}
+    assert [item.field for item in check_names("\x00", many)] == ["display_name", "labels"]
