@@ -140,7 +140,8 @@ async def test_the_terminal_event_is_the_last_and_then_comes_ok(front: Front, st
     watch = stub.watch(job)
     assert await some(watch, 1) == [1]
     await front.book.finish(job)
-    final = await watch.read()
+    while not (final := await watch.read()).HasField("event"):
+        pass
     assert (final.sequence, final.event.lifecycle.state) == (2, State.STATE_SUCCEEDED)
     assert await watch.read() is grpc.aio.EOF
     assert await watch.code() == grpc.StatusCode.OK
