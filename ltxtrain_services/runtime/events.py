@@ -100,10 +100,12 @@ class EventLog:
         self, connection: AsyncConnection, owner: str, resource: str, events: Sequence[tuple[int, Event]]
     ) -> list[tuple[int, Entry]]:
         """Add events to the feed of an owner inside the transaction that writes them; none: the resource is deleted."""
+        # Before the deletion: a position is never given twice.
+        newest = await _newest(connection, owner)
         if not events:
             await connection.execute(delete(tables.feed).where(tables.feed.c.resource == resource))
         entries = [Entry(resource, sequence, event) for sequence, event in events] or [Entry(resource, 0, None)]
-        numbered = list(enumerate(entries, start=await _newest(connection, owner) + 1))
+        numbered = list(enumerate(entries, start=newest + 1))
         rows = [
             {
                 "owner": owner,
