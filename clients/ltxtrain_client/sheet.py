@@ -53,8 +53,12 @@ class Problem:
     description: str
     """Explanation that completes "PATH ..."."""
 
+    reason: str = ""
+    """ErrorReason name without its prefix, of a fault that a service found; empty: the JSON itself is wrong."""
+
     def __str__(self) -> str:
-        return f"{self.path}: {self.description}" if self.path else self.description
+        text = f"{self.path}: {self.description}" if self.path else self.description
+        return f"{text} ({self.reason})" if self.reason else text
 
 
 class SheetInvalid(LtxtrainError):

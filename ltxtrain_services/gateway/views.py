@@ -10,7 +10,7 @@ from ltxtrain.v1.work_pb2 import Outcome, Progress, ReportReason, Stage, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word
+from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, title
 from ltxtrain_client.outputs import file_name, is_result
 from ltxtrain_client.quantities import duration_text, money_text, price_text, size_text
 from ltxtrain_client.sheet import format_sheet
@@ -63,6 +63,7 @@ def job_values(job: Job, story: Story) -> dict[str, Any]:
     ended = story.lifecycle.state in TERMINAL
     return _head(job.name, story) | {
         "kind": "job",
+        "title": job.display_name,
         "ended": ended,
         "usable": False,
         "facts": _facts(job, story),
@@ -97,7 +98,7 @@ def job_row(job: Job) -> dict[str, Any]:
         "bar": None if ended or not progress.total else (progress.completed, progress.total),
         "progress": "" if ended else progress.text if job.HasField("progress") else "",
         "eta": _eta(job.progress) if not ended else "",
-        "phrase": job.effective_spec.extend_prefix.trigger_phrase,
+        "title": job.display_name or job.effective_spec.extend_prefix.trigger_phrase,
         "steps": job.effective_spec.extend_prefix.number_of_steps,
         "created": lifecycle.create_time.ToJsonString()[:16].replace("T", " "),
         "price": money_text(job.price) if job.HasField("price") else "",
@@ -116,6 +117,7 @@ def _head(name: str, story: Story) -> dict[str, Any]:
     error = from_status(story.lifecycle.error) if story.lifecycle.HasField("error") else None
     return {
         "name": name,
+        "title": "",
         "id": name.partition("/")[2],
         "state": state_word(story.lifecycle.state) if story.lifecycle.state else "pending",
         "stages": _stages(story),
@@ -166,7 +168,7 @@ def _page(job: Job, story: Story) -> JobPage:
     count = len(spec.validation)
     share = spec.conditioning_frames / max(spec.validation_number_of_frames, 1)
     return JobPage(
-        title=job.name,
+        title=title(job.name, job.display_name),
         state=state_word(story.lifecycle.state),
         facts={},
         with_audio=spec.with_audio,

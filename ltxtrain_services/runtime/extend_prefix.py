@@ -6,6 +6,7 @@ The comments of extend_prefix.proto and train.proto and the README's table say t
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
@@ -27,6 +28,8 @@ from ltxtrain_trainer.geometry import BUCKETS, Geometry, snap_frames
 from ltxtrain_trainer.preview.recipe import SCHEDULE_TOKENS
 
 MAX_VALIDATION_INPUTS = 2
+# What a way to hold weights or to move them needs; services and workers have one environment.
+LIBRARIES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes", "adamw_8bit": "torchao"}
 # Of too many, so many are looked at: a request may name twenty thousand.
 CHECKED_VALIDATION_INPUTS = 100
 T = TypeVar("T", bound=Message)
@@ -181,6 +184,27 @@ def resolve_options(options: JobOptions, number_of_steps: int) -> tuple[JobOptio
         text = f"{resolved.gpu_count} GPUs do not divide a batch of {resolved.batch_size}."
         violations.append(Violation("gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
     return resolved, _below("options.", violations)
+
+
+def check_offered(options: JobOptions, gpu_count: int, has_gpus: bool) -> list[Violation]:
+    """Violations of resolved options that this cluster cannot fulfil: it has so many GPUs, or trainers without any."""
+    violations = []
+    if options.gpu_count > gpu_count:
+        there = f"has {gpu_count}" if has_gpus else f"has none, and {gpu_count} on CPUs in their place"
+        text = f"The job asks for {options.gpu_count} GPUs and the cluster {there}."
+        violations.append(Violation("gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
+    reason = ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED
+    precision = word(BasePrecision.DESCRIPTOR, options.base_precision)
+    if precision == "nf4" and not has_gpus:
+        violations.append(Violation("base_precision", reason, "nf4 needs a CUDA device, and the cluster has none."))
+    elif (library := LIBRARIES.get(precision)) and find_spec(library) is None:
+        text = f"{precision} needs {library}, which is not installed in the suite. Choose bf16 or auto."
+        violations.append(Violation("base_precision", reason, text))
+    optimizer = word(Optimizer.DESCRIPTOR, options.optimizer)
+    if (library := LIBRARIES.get(optimizer)) and find_spec(library) is None:
+        text = f"{optimizer} needs {library}, which is not installed in the suite. Choose adamw."
+        violations.append(Violation("optimizer", reason, text))
+    return _below("options.", violations)
 
 
 def _below(path: str, violations: Iterable[Violation]) -> list[Violation]:

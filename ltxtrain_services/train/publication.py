@@ -19,6 +19,7 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReason, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.event_text import title
 from ltxtrain_client.quantities import price_text
 from ltxtrain_client.sheet import name_datasets
 
@@ -95,6 +96,8 @@ class Papers:
             facts=self.facts,
             manifest={
                 "job": job.name,
+                "display_name": job.display_name,
+                "labels": dict(job.labels),
                 "dataset": job.dataset,
                 "validation_dataset": job.validation_dataset,
                 "training_set": job.training_set,
@@ -122,7 +125,7 @@ class Papers:
         spec = self.job.effective_spec.extend_prefix
         return render_job_page(
             JobPage(
-                title=self.job.name,
+                title=title(self.job.name, self.job.display_name),
                 state=State.Name(self.state).removeprefix("STATE_"),
                 facts=self._shown_facts(steps),
                 warnings=self.warnings,

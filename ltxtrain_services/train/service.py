@@ -12,7 +12,7 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, QueueFull
-from ltxtrain_services.runtime.extend_prefix import resolve, resolve_options
+from ltxtrain_services.runtime.extend_prefix import check_offered, resolve, resolve_options
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import (
     Watches,
@@ -42,7 +42,8 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         upstream = Upstream(runtime.settings)
         self._upstream = upstream
         self._estimator = Estimator(runtime, upstream)
-        self.work = WorkRunner(self._jobs, TrainWorkflow(runtime, upstream, self._estimator))
+        self._workflow = TrainWorkflow(runtime, upstream, self._estimator)
+        self.work = WorkRunner(self._jobs, self._workflow)
 
     def register(self, server: grpc.aio.Server) -> None:
         train_pb2_grpc.add_TrainServiceServicer_to_server(self, server)
@@ -141,6 +142,9 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         allow, buckets = self._runtime.settings.fetch_allow, self._runtime.settings.source_buckets
         spec, violations = resolve(request.spec.extend_prefix, lambda url: check_url(url, allow, buckets))
         options, wrong_options = resolve_options(request.options, spec.number_of_steps)
+        if not wrong_options:
+            has_gpus = self._runtime.cluster.gpu_count > 0
+            wrong_options = check_offered(options, self._workflow.gpu_count, has_gpus)
         wrong_names = check_names(request.display_name, request.labels)
         if violations or wrong_options or wrong_names:
             raise InvalidSpec([*violations, *wrong_options, *wrong_names])

@@ -41,6 +41,11 @@ class TrainWorkflow:
         self._training = Training(runtime, estimator.observe)
         self._queue = GpuQueue(runtime.cluster.gpu_count or runtime.settings.cpu_trainers)
 
+    @property
+    def gpu_count(self) -> int:
+        """GPUs that a job can have at most; on a cluster without any, trainers on its CPUs."""
+        return self._queue.capacity
+
     async def run(self, attempt: Attempt[Job]) -> Ending[Job]:
         job = await attempt.get()
         with self._queue.place(job.name, job.lifecycle.create_time.ToNanoseconds()) as place:

@@ -46,7 +46,7 @@ def joined(sheet: SheetInvalid, service: InvalidArgument) -> SheetInvalid:
         compares = violation.reason == "PREFIX_COVERS_CLIP" or path == "options.gpu_count"
         follows = path in broken or any(path.startswith((f"{place}.", f"{place}[")) for place in broken)
         if not compares and not follows:
-            problems.append(Problem(path, f"{violation.description} ({violation.reason})"))
+            problems.append(Problem(path, violation.description, violation.reason))
     return SheetInvalid(problems, sheet.sheet)
 
 

@@ -17,7 +17,7 @@ from ltxtrain_client.cli.session import Exit, Json, fail, run, settings_of
 from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
 from ltxtrain_client.enum_words import word, words
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word
+from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, title
 from ltxtrain_client.outputs import file_name, is_result
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.quantities import price_text, size_text
@@ -57,11 +57,16 @@ def jobs(
             autocompletion=lambda: list(STATES),
         ),
     ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY[=VALUE]", help="Only jobs with this label; may be repeated, all have to match."),
+    ] = None,
+    text: Annotated[str, typer.Option(help="Only jobs whose name holds this text.")] = "",
     limit: Annotated[int, typer.Option(help="Maximum number of jobs.", min=1)] = 50,
     json_lines: Json = False,
 ) -> None:
     """List jobs, newest first."""
-    found = run(_list(settings_of(context), _states(state or []), limit))
+    found = run(_list(settings_of(context), _states(state or []), label or [], text, limit))
     if json_lines:
         for item in found:
             print_json(as_json(item))
@@ -69,6 +74,7 @@ def jobs(
     rows = [
         (
             item.name,
+            item.display_name,
             state_word(item.lifecycle.state),
             _where(item),
             time_text(item.lifecycle.create_time),
@@ -76,13 +82,15 @@ def jobs(
         )
         for item in found
     ]
-    print_table(("JOB", "STATE", "STAGE", "CREATED", "REASON"), rows)
+    print_table(("JOB", "NAME", "STATE", "STAGE", "CREATED", "REASON"), rows)
 
 
-async def _list(settings: ClientSettings, states: Sequence[str], limit: int) -> list[Job]:
+async def _list(
+    settings: ClientSettings, states: Sequence[str], labels: Sequence[str], text: str, limit: int
+) -> list[Job]:
     found: list[Job] = []
     async with open_suite(settings) as suite:
-        async for item in suite.train.list_jobs(states, page_size=min(limit, 500)):
+        async for item in suite.train.list_jobs(states, min(limit, 500), labels=labels, text=text):
             found.append(item)
             if len(found) == limit:
                 break
@@ -103,6 +111,9 @@ def job(
     print_pairs(
         [
             ("job", item.name),
+            ("name", item.display_name),
+            ("labels", ", ".join(f"{key}={value}" for key, value in sorted(item.labels.items()))),
+            ("made by", lifecycle.created_by),
             ("state", state_word(lifecycle.state)),
             ("stage", _where(item)),
             ("queue", f"{item.queue_position} ahead" if item.HasField("queue_position") else ""),
@@ -152,7 +163,7 @@ def cancel(context: typer.Context, name: Name, json_lines: Json = False) -> None
         if json_lines:
             print_json(as_json(item))
         else:
-            print(f"{item.name} {state_word(item.lifecycle.state)}")
+            print(f"{title(item.name, item.display_name)} {state_word(item.lifecycle.state)}")
 
     run(work())
 

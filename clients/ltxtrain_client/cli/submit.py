@@ -42,6 +42,10 @@ def submit(
         ),
     ] = None,
     settings: Settings = None,
+    name: Annotated[str, typer.Option(help="Name for people; files are downloaded to a folder of it.")] = "",
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Label to find the job by; may be repeated.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until the job ends.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Watch, then download the results to this folder.", file_okay=False)
@@ -65,7 +69,8 @@ def submit(
     if validate_only:
         _show_checked(run(_validate(client, filled)), json_lines)
         return
-    job = run(_submit(client, filled, given.files, request_id, view))
+    labels = dict(_label(text) for text in label or [])
+    job = run(_submit(client, filled, given.files, request_id, view, name, labels))
     if json_lines:
         print_json({"job": as_json(job)})
     else:
@@ -140,16 +145,31 @@ async def _validate(client: ClientSettings, sheet: Sheet) -> Job:
         return await with_hints(suite.train.validate(sheet.spec, sheet.options))
 
 
-async def _submit(client: ClientSettings, sheet: Sheet, files: SheetFiles, request_id: str | None, view: View) -> Job:
+def _label(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    return key, value
+
+
+async def _submit(
+    client: ClientSettings,
+    sheet: Sheet,
+    files: SheetFiles,
+    request_id: str | None,
+    view: View,
+    name: str,
+    labels: dict[str, str],
+) -> Job:
     async with open_suite(client) as suite:
         if files.fields:
             # Before gigabytes are sent for nothing.
-            await without_faults_of(files.fields, suite.train.validate(sheet.spec, sheet.options))
+            checked = suite.train.validate(sheet.spec, sheet.options, display_name=name, labels=labels)
+            await without_faults_of(files.fields, checked)
             if files.data is not None:
                 note(files.data.summary())
             with view:
                 await files.upload(suite.ingest, sheet.spec, view)
-        return await with_hints(suite.train.submit(sheet.spec, sheet.options, request_id=request_id))
+        made = suite.train.submit(sheet.spec, sheet.options, display_name=name, labels=labels, request_id=request_id)
+        return await with_hints(made)
 
 
 async def _estimate(client: ClientSettings, sheet: Sheet) -> EstimateJobResponse:

@@ -9,10 +9,11 @@ import pytest
 from google.protobuf import json_format
 from google.type.money_pb2 import Money
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution, ValidationInput
-from ltxtrain.v1.train_pb2 import JobOptions
+from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer
 
 from ltxtrain_services.runtime.errors import InvalidSpec, reason_name
 from ltxtrain_services.runtime.extend_prefix import (
+    LIBRARIES,
     OPTIONS,
     SPEC,
     Choice,
@@ -21,6 +22,7 @@ from ltxtrain_services.runtime.extend_prefix import (
     Number,
     Text,
     billable_units,
+    check_offered,
     price,
     resolve,
     resolve_options,
@@ -270,6 +272,34 @@ def test_the_price_is_exact_and_only_where_the_operator_set_one(
 def test_a_price_that_is_none_is_refused(wrong: str) -> None:
     with pytest.raises(SettingsError, match=r"LTXTRAIN_UNIT_PRICE.*amount and a currency, as in 0.0062 USD"):
         read_settings({"LTXTRAIN_UNIT_PRICE": wrong})
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus", "expected"),
+    [
+        (JobOptions(gpu_count=4, batch_size=4), 4, {}),
+        (JobOptions(gpu_count=8, batch_size=8), 4, {"options.gpu_count": "the cluster has 4."}),
+        (JobOptions(gpu_count=2, batch_size=2), 0, {"options.gpu_count": "the cluster has none, and 1 on CPUs"}),
+        (JobOptions(base_precision=BasePrecision.BASE_PRECISION_NF4), 0, {"options.base_precision": "a CUDA device"}),
+        (JobOptions(base_precision=BasePrecision.BASE_PRECISION_BF16), 0, {}),
+    ],
+)
+def test_what_the_cluster_does_not_offer_is_told_at_submit(
+    options: JobOptions, gpus: int, expected: dict[str, str]
+) -> None:
+    resolved, wrong = resolve_options(options, 100)
+    assert not wrong
+    found = {item.field: item.description for item in check_offered(resolved, gpus or 1, gpus > 0)}
+    assert found.keys() == expected.keys() and all(part in found[field] for field, part in expected.items())
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LIBRARIES, "fp8", "no_such_library")
+    monkeypatch.setitem(LIBRARIES, "adamw_8bit", "no_such_library")
+    asked = JobOptions(base_precision=BasePrecision.BASE_PRECISION_FP8, optimizer=Optimizer.OPTIMIZER_ADAMW_8BIT)
+    found = check_offered(resolve_options(asked, 100)[0], 1, True)
+    assert [item.field for item in found] == ["options.base_precision", "options.optimizer"]
+    assert all("needs no_such_library, which is not installed" in item.description for item in found)
 
 
 def test_names_and_labels_have_their_form() -> None:
