@@ -154,7 +154,7 @@ class EventLog:
     def follow_feed(
         self, owner: str, after: int, kinds: Collection[int] = ()
     ) -> AsyncGenerator[tuple[int, Entry | None], None]:
-        """What happened to the resources of an owner after `after`, then news as it comes; None is a heartbeat.
+        """Entries of the feed of an owner after `after`, then news as it comes; None is a heartbeat.
 
         What was before is of these EventKinds alone; news is of all. Raises CursorOutOfRange and Draining.
         """

@@ -121,7 +121,7 @@ def serve_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
         reflection_pb2.ServerReflectionRequest.FromString,
         reflection_pb2.ServerReflectionResponse.SerializeToString,
     )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(v1, {"ServerReflectionInfo": handler}),))
+    server.add_registered_method_handlers(v1, {"ServerReflectionInfo": handler})
 
 
 def stop_event() -> asyncio.Event:

@@ -8,6 +8,7 @@ from google.type.money_pb2 import Money
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import ClipNumbers, Lifecycle, Outcome, Progress, ReportLine, ReportReason, Stage, State
+from ltxtrain_client.cli.fetch import folder_of
 
 from tests.clients.commands import JOB, Ltxtrain, add_job, add_results
 from tests.clients.far_side import FarSide, ObjectHost, status
@@ -25,6 +26,29 @@ async def test_jobs_as_a_table_and_as_json(far: FarSide, ltxtrain: Ltxtrain) -> 
     ]
     done = await ltxtrain("jobs", "--state", "running", "--json", "--limit", 1)
     assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == ["jobs/0"]
+
+
+async def test_jobs_are_found_and_told_by_name_and_label(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    far.jobs["jobs/1"] = Job(name="jobs/1", display_name="Drone style", labels={"project": "film"})
+    far.jobs["jobs/2"] = Job(name="jobs/2")
+    filters = ("--label", "project=film", "--label", "take", "--text", "drone")
+    head, named, bare = (await ltxtrain("jobs", *filters)).stdout.splitlines()
+    assert head.split()[:3] == ["JOB", "NAME", "STATE"] and named.split()[:3] == ["jobs/1", "Drone", "style"]
+    assert bare.startswith("jobs/2")
+    asked = far.requests("ListJobs")[0]
+    assert ([*asked.labels], asked.text) == (["project=film", "take"], "drone")
+    shown = (await ltxtrain("job", "1")).stdout
+    assert "Drone style" in shown and "project=film" in shown
+
+
+async def test_a_job_is_submitted_with_a_name_and_its_files_go_to_a_folder_of_it(
+    far: FarSide, ltxtrain: Ltxtrain
+) -> None:
+    await ltxtrain("submit", "--set", "dataset=datasets/1", "--name", "Drone style", "--label", "project=film")
+    (sent,) = far.requests("CreateJob")
+    assert (sent.display_name, dict(sent.labels)) == ("Drone style", {"project": "film"})
+    folders = {"Drone style": "drone-style", "": ".", "../x/..": "x", "車 7": "車-7", "!!": "."}
+    assert {name: str(folder_of(Job(display_name=name))) for name in folders} == folders
 
 
 async def test_jobs_say_how_far_they_are_and_why_they_failed(far: FarSide, ltxtrain: Ltxtrain) -> None:

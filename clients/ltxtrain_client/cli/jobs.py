@@ -71,10 +71,11 @@ def jobs(
         for item in found:
             print_json(as_json(item))
         return
+    named = any(item.display_name for item in found)
     rows = [
         (
             item.name,
-            item.display_name,
+            *([item.display_name] if named else []),
             state_word(item.lifecycle.state),
             _where(item),
             time_text(item.lifecycle.create_time),
@@ -82,7 +83,7 @@ def jobs(
         )
         for item in found
     ]
-    print_table(("JOB", "NAME", "STATE", "STAGE", "CREATED", "REASON"), rows)
+    print_table(("JOB", *(["NAME"] if named else []), "STATE", "STAGE", "CREATED", "REASON"), rows)
 
 
 async def _list(

@@ -118,9 +118,9 @@ async def test_an_address_open_to_everybody_is_refused() -> None:
 async def test_a_message_above_the_limit_is_refused(front: Front) -> None:
     stub = front.stub()
     below = {"trigger_phrase": "x" * (MAX_REQUEST_BYTES - 1000)}
-    assert (await stub.create(spec=below)).name
+    assert (await stub.create(spec={"extend_prefix": below})).name
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.create(spec={"trigger_phrase": "x" * MAX_REQUEST_BYTES})
+        await stub.create(spec={"extend_prefix": {"trigger_phrase": "x" * MAX_REQUEST_BYTES}})
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await stub.list(page_size=1)
 

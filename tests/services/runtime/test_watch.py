@@ -331,6 +331,7 @@ def test_every_call_but_the_watches_has_a_deadline() -> None:
         "WatchDataset",
         "WatchTrainingSet",
         "WatchJob",
+        "WatchJobs",
     }
     unary = {(method.containing_service.full_name, method.name) for method in methods if not method.server_streaming}
     assert timed == unary
