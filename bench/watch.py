@@ -54,7 +54,7 @@ class Book(train_pb2_grpc.TrainServiceServicer):
         self._came = self._left = 0
         self.all_came, self.all_left = asyncio.Event(), asyncio.Event()
         self.log = EventLog(database)
-        self.jobs: Store[Job] = Store(database, self.log, "jobs", Job)
+        self.jobs: Store[Job] = Store(database, self.log, "jobs", Job, fed=True)
         self._watches = Watches(self.log)
 
     async def WatchJob(
@@ -65,6 +65,21 @@ class Book(train_pb2_grpc.TrainServiceServicer):
             async for response in self._watches.responses(request.name, request.after_sequence, kind):
                 yield response
                 if response.sequence == 1:
+                    self._came += 1
+                    if self._came == self._expected:
+                        self.all_came.set()
+        finally:
+            self._left += 1
+            if self._left == self._expected:
+                self.all_left.set()
+
+    async def WatchJobs(
+        self, request: train_pb2.WatchJobsRequest, context: Any
+    ) -> AsyncIterator[train_pb2.WatchJobsResponse]:
+        try:
+            async for response in self._watches.of_owner("local", request.after_cursor):
+                yield response
+                if response.cursor == 1:
                     self._came += 1
                     if self._came == self._expected:
                         self.all_came.set()
@@ -105,30 +120,35 @@ async def serve(watchers: int, steady_events: int, state_dir: Path) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
 
 
-async def watch(address: str, watchers: int) -> None:
-    """Watch with many streams; prints for each the sequences and when their events were made and came."""
+async def watch(address: str, watchers: int, feed: bool) -> None:
+    """Watch the job, or all jobs, with many streams; prints the sequences of each, when events were made and came."""
     own = [("grpc.use_local_subchannel_pool", 1)]
     stubs = [train_pb2_grpc.TrainServiceStub(grpc.aio.insecure_channel(address, options=own)) for _ in range(CHANNELS)]
 
     async def follow(stub: Any) -> list[tuple[int, float, float]]:
         seen = []
-        async for response in stub.WatchJob(train_pb2.WatchJobRequest(name=JOB)):
+        one, all_jobs = train_pb2.WatchJobRequest(name=JOB), train_pb2.WatchJobsRequest()
+        async for response in stub.WatchJobs(all_jobs) if feed else stub.WatchJob(one):
             if response.HasField("event"):
                 seen.append((response.sequence, response.event.time.ToNanoseconds() / 1e9, time.time()))
+                if response.event.lifecycle.state == State.STATE_SUCCEEDED:
+                    break
         return seen
 
     streams = await asyncio.gather(*[follow(stubs[index % CHANNELS]) for index in range(watchers)])
     print(json.dumps(streams), flush=True)
 
 
-async def measure(watchers: int, steady_events: int) -> dict[str, float]:
+async def measure(watchers: int, steady_events: int, feed: bool) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         server = await _start("serve", watchers, steady_events, folder)
         try:
             assert server.stdout is not None
             address = (await server.stdout.readline()).decode().strip()
             each = watchers // CLIENTS
-            told = await asyncio.gather(*[_output(await _start("watch", address, each)) for _ in range(CLIENTS)])
+            told = await asyncio.gather(
+                *[_output(await _start("watch", address, each, int(feed))) for _ in range(CLIENTS)]
+            )
             server_mb = float(await _output(server))
         finally:
             if server.returncode is None:
@@ -171,6 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="ten seconds at the steady rate in place of a minute")
     parser.add_argument("--watchers", type=int, default=500)
+    parser.add_argument("--feed", action="store_true", help="WatchJobs in place of WatchJob")
     parser.add_argument("--role", choices=["serve", "watch"], help=argparse.SUPPRESS)
     parser.add_argument("arguments", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -178,10 +199,10 @@ def main() -> None:
         watchers, steady_events, folder = options.arguments
         asyncio.run(asyncio.wait_for(serve(int(watchers), int(steady_events), Path(folder)), LIMIT_SECONDS))
     elif options.role == "watch":
-        address, watchers = options.arguments
-        asyncio.run(asyncio.wait_for(watch(address, int(watchers)), LIMIT_SECONDS))
+        address, watchers, feed = options.arguments
+        asyncio.run(asyncio.wait_for(watch(address, int(watchers), feed == "1"), LIMIT_SECONDS))
     else:
-        print(json.dumps(asyncio.run(measure(options.watchers, 20 if options.quick else 120))))
+        print(json.dumps(asyncio.run(measure(options.watchers, 20 if options.quick else 120, options.feed))))
 
 
 if __name__ == "__main__":

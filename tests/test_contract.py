@@ -22,6 +22,7 @@ from google.protobuf.descriptor_pb2 import (
 )
 from google.protobuf.message_factory import GetMessageClass
 from ltxtrain.v1 import ingest_pb2, preprocess_pb2, train_pb2
+from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.work_pb2 import Event, EventKind, ReportReason
 
 from tests.messages import every_message
@@ -234,6 +235,11 @@ def test_resources_and_references_name_each_other() -> None:
 def test_kinds_of_events_are_the_members_of_an_event() -> None:
     members = {f"EVENT_KIND_{field.name.upper()}": field.number for field in Event.DESCRIPTOR.oneofs[0].fields}
     assert dict(EventKind.items()) == members | {"EVENT_KIND_UNSPECIFIED": 0}
+
+
+def test_the_page_about_errors_has_every_reason_in_the_order_of_the_contract() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/errors.md").read_text(), re.MULTILINE)
+    assert rows == [value.name.removeprefix("ERROR_REASON_") for value in ErrorReason.DESCRIPTOR.values if value.number]
 
 
 def test_the_page_about_reports_has_every_reason() -> None:
