@@ -325,7 +325,8 @@ class VideoReader:
         if self._counts_frames or self._last_pts is None or picture.pts is None:
             return False
         if self._skipped.between(self._last_pts, picture.pts):
-            self._fault = PASSED_OVER
+            # What the file lacks, it lacks here and not at its end.
+            self._fault, self.cut_off = PASSED_OVER, False
             return True
         return False
 

@@ -78,6 +78,7 @@ KINDS = [
     Kind("avi", "mjpeg", "yuvj420p"),
     Kind("mkv", "mjpeg", "yuvj422p"),
     Kind("mov", "png", "rgb24"),
+    Kind("avi", "ffv1", "yuv422p10le", options={"level": "3", "slicecrc": "1", "slices": "4", "g": "12"}),
 ]
 HARMS: dict[str, Callable[[int], Edit]] = {"zeros": zeros_in, "half": half_of}
 
