@@ -220,11 +220,9 @@ def _refusal(error: Exception) -> errors.ApiError:
         case errors.ApiError():
             return error
         case DatabaseUnavailable() | ObjectStoreUnavailable():
-            log.warning("unavailable: %s", error)
-            return _unavailable("The database or the object store does not answer now. Try again.")
+            return _unavailable("The database or the object store does not answer now. Try again.", error)
         case Retryable():
-            log.warning("unavailable: %s", error)
-            return _unavailable("Another service of the suite does not answer now. Try again.")
+            return _unavailable("Another service of the suite does not answer now. Try again.", error)
         case ClusterLost():
             return errors.Draining()
         case _:
@@ -232,14 +230,25 @@ def _refusal(error: Exception) -> errors.ApiError:
             return errors.internal(telemetry.trace_id())
 
 
-def _unavailable(text: str) -> errors.ApiError:
-    error = errors.Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
+class _Unavailable(errors.Unavailable):
+    """Another party is at fault; `cause` is for the log alone."""
+
+    cause = ""
+
+
+def _unavailable(text: str, cause: Exception) -> errors.ApiError:
+    error = _Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
     error.details.append(errors.retry_info())
+    error.cause = str(cause)
     return error
 
 
 async def _abort(error: errors.ApiError, context: Any) -> NoReturn:
-    log.info("refused: %s", errors.reason_name(error.reason))
+    # One line a call.
+    if isinstance(error, _Unavailable):
+        log.warning("refused: %s: %s", errors.reason_name(error.reason), error.cause)
+    else:
+        log.info("refused: %s", errors.reason_name(error.reason))
     tracing.mark_failed(error.code)
     await context.abort_with_status(rpc_status.to_status(fit_status(error.status())))
     raise AssertionError("abort_with_status raises")
