@@ -46,6 +46,11 @@ def own_url(request: web.Request) -> str:
     return request.app[SETTINGS].gateway_url.rstrip("/") or str(request.url.origin())
 
 
+def limited(request: web.Request, size: int) -> web.Request:
+    """The request, whose body is refused (413) from so many bytes on: forms and JSON are parsed on the event loop."""
+    return request.clone(client_max_size=size)
+
+
 def is_https(request: web.Request) -> bool:
     return own_url(request).startswith("https://")
 

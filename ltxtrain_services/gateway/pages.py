@@ -1,6 +1,7 @@
 """The pages: jobs, a new job, a job, a dataset. Each is made of what the services tell the reader's own token."""
 
 import asyncio
+import json
 import re
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -11,16 +12,17 @@ from aiohttp import web
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain_client.errors import CallError
-from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet, parse_sheet
+from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet
 from ltxtrain_client.watch import TERMINAL
 
 from ltxtrain_services.gateway import views
-from ltxtrain_services.gateway.endpoint import call_fault, sheet_fault
+from ltxtrain_services.gateway.endpoint import call_fault, read_sheet, sheet_fault
 from ltxtrain_services.gateway.form import form
 from ltxtrain_services.gateway.http import (
     STORIES,
     EventStream,
     json_text,
+    limited,
     problem_response,
 )
 from ltxtrain_services.gateway.sign_in import (
@@ -47,6 +49,8 @@ STATIC = {
     "live.js": "text/javascript",
     "form.js": "text/javascript",
 }
+# Of an object with a URL or a file's name in it.
+MAX_JSON_BYTES = 32 * 2**10
 LIST_SECONDS = 2.0
 LISTED = 100
 UNSENT = "upload:uploads/" + "0" * 32
@@ -301,7 +305,7 @@ async def _with_sheet(
 ) -> web.StreamResponse:
     caller = caller_of(request)
     try:
-        return web.json_response(await call(caller, parse_sheet(await request.read())))
+        return web.json_response(await call(caller, await read_sheet(request)))
     except SheetInvalid as error:
         return await sheet_fault(caller, error)
     except CallError as error:
@@ -309,9 +313,11 @@ async def _with_sheet(
 
 
 async def _json(request: web.Request) -> dict[str, Any]:
+    # Its bytes, and not its text by whatever encoding a header names.
+    body = await limited(request, MAX_JSON_BYTES).read()
     try:
-        given = await request.json()
-    except ValueError:
+        given = json.loads(body)
+    except (ValueError, RecursionError):
         given = None
     if not isinstance(given, dict):
         raise web.HTTPUnprocessableEntity(text="A JSON object is expected.")

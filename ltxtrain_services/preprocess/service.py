@@ -13,6 +13,7 @@ from ltxtrain_services.preprocess.cache import Cache
 from ltxtrain_services.preprocess.request import check_request
 from ltxtrain_services.preprocess.workflow import PreprocessWorkflow
 from ltxtrain_services.runtime.auth import caller
+from ltxtrain_services.runtime.cluster import in_thread
 from ltxtrain_services.runtime.errors import InvalidSpec, NotFound
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
@@ -44,7 +45,7 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
         self, request: preprocess_pb2.CreateTrainingSetRequest, context: Any
     ) -> preprocess_pb2.CreateTrainingSetResponse:
         check_request_id(request.request_id)
-        if violations := check_request(request):
+        if violations := await in_thread(lambda: check_request(request)):
             raise InvalidSpec(violations)
         training_set = TrainingSet(
             name=new_name("trainingSets"),

@@ -19,7 +19,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 
 from ltxtrain_services.runtime import errors, metrics, telemetry, tracing
 from ltxtrain_services.runtime.auth import LOCAL_OWNER, Tokens, caller
-from ltxtrain_services.runtime.cluster import ClusterLost
+from ltxtrain_services.runtime.cluster import ClusterLost, in_thread
 from ltxtrain_services.runtime.errors import OMITTED
 from ltxtrain_services.runtime.object_types import ObjectStoreUnavailable
 from ltxtrain_services.runtime.settings import Settings
@@ -36,6 +36,8 @@ ARRIVAL_SECONDS = 10.0
 # A status travels in trailing metadata. Peers accept 8 KiB for certain and may drop all of what is longer.
 MAX_BYTES = 7 * 2**10
 MAX_MESSAGE = 1_000
+# From here on a message may hold so many elements that its parsing takes more than a millisecond.
+LARGE_BYTES = 64 * 2**10
 # Lengths of descriptions in lists, tried before anything is left out.
 DESCRIPTIONS = (120, 60, 30)
 
@@ -153,7 +155,7 @@ def _answer(method: str, call: Call, parse: Callable[[bytes], Any]) -> Callable[
     async def answer(message: bytes, context: Any) -> Any:
         started, code = time.monotonic(), grpc.StatusCode.CANCELLED
         try:
-            response = await call(_parsed(message, parse, context), context)
+            response = await call(await _parsed(message, parse, context), context)
             code = grpc.StatusCode.OK
             log.debug("served", extra={"seconds": round(time.monotonic() - started, 4)})
             return response
@@ -174,7 +176,7 @@ def _stream(method: str, call: Call, parse: Callable[[bytes], Any] | None) -> Ca
     async def stream(arrived: Any, context: Any) -> AsyncIterator[Any]:
         code = grpc.StatusCode.CANCELLED
         try:
-            request = _parsed(arrived, parse, context) if parse else arrived
+            request = await _parsed(arrived, parse, context) if parse else arrived
             async with contextlib.aclosing(call(request, context)) as responses:
                 async for response in responses:
                     yield response
@@ -202,10 +204,10 @@ def _refuse(method: str, error: errors.ApiError, started: float) -> Callable[[An
     return refuse
 
 
-def _parsed(message: bytes, parse: Callable[[bytes], Any], context: Any) -> Any:
+async def _parsed(message: bytes, parse: Callable[[bytes], Any], context: Any) -> Any:
     """The request that the bytes are, by whose name the log calls what follows. Raises MessageMalformed."""
     try:
-        request = parse(message)
+        request = parse(message) if len(message) < LARGE_BYTES else await in_thread(lambda: parse(message))
     except DecodeError:
         telemetry.bind(peer=peer_of(context))
         raise errors.MessageMalformed from None

@@ -1,7 +1,7 @@
 """Checks and helpers that the RPCs of the three services share: names, request ids, lengths of texts, watches."""
 
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sized
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -22,6 +22,8 @@ R = TypeVar("R")
 # Of a caption, a prompt or a phrase: far beyond what a text encoder reads.
 MAX_TEXT_BYTES = 64 << 10
 DOWNLOAD_SECONDS = 15 * 60
+# Of a list of states or kinds to filter by, of which there are a dozen.
+MAX_FILTERS = 100
 # "urn:uuid:" and 36 more. Python's UUID takes any number of braces around, and the id is a key of the database.
 MAX_UUID_CHARS = 45
 
@@ -49,6 +51,13 @@ def check_request_id(request_id: str) -> None:
         text = "Not a UUID. Send a fresh UUID for every new request and the same one for a repeat."
         violation = Violation("request_id", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)
         raise InvalidSpec([violation]) from None
+
+
+def check_count(field: str, items: Sized, most: int) -> None:
+    """Raises InvalidSpec for a list that is longer: looking at each of its items would take longer than a call may."""
+    if len(items) > most:
+        text = f"{len(items)} entries, at most {most} are taken."
+        raise InvalidSpec([Violation(field, ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text)])
 
 
 def excess(text: str) -> str | None:
