@@ -5,6 +5,7 @@ Nothing holds a CPU or a GPU while it waits: actors live in pools made for one p
 
 import asyncio
 import contextlib
+import contextvars
 import logging
 import socket
 import threading
@@ -287,7 +288,7 @@ def in_thread(call: Callable[[], R]) -> "asyncio.Future[R]":
 
     Its thread is not one of the loop's pool, which would hold up the end of the process.
     """
-    loop = asyncio.get_running_loop()
+    loop, context = asyncio.get_running_loop(), contextvars.copy_context()
     future: asyncio.Future[R] = loop.create_future()
 
     def settle(result: R | None, error: Exception | None) -> None:
@@ -301,7 +302,7 @@ def in_thread(call: Callable[[], R]) -> "asyncio.Future[R]":
     def run() -> None:
         result, error = None, None
         try:
-            result = call()
+            result = context.run(call)
         except Exception as raised:
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -20,10 +20,11 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain_services.runtime import errors, metrics, telemetry, tracing
 from ltxtrain_services.runtime.auth import LOCAL_OWNER, Tokens, caller
 from ltxtrain_services.runtime.cluster import ClusterLost, in_thread
+from ltxtrain_services.runtime.disk import DiskFull
 from ltxtrain_services.runtime.errors import OMITTED
-from ltxtrain_services.runtime.object_types import ObjectStoreUnavailable
+from ltxtrain_services.runtime.object_types import ObjectStoreFull, ObjectStoreUnavailable
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.tables import DatabaseUnavailable
+from ltxtrain_services.runtime.tables import DatabaseFull, DatabaseUnavailable
 from ltxtrain_services.runtime.work import Retryable
 
 log = logging.getLogger(__name__)
@@ -221,6 +222,9 @@ def _refusal(error: Exception) -> errors.ApiError:
     match error:
         case errors.ApiError():
             return error
+        case DatabaseFull() | ObjectStoreFull() | DiskFull():
+            full = ErrorReason.ERROR_REASON_DISK_FULL
+            return _unavailable("A disk of the server has no space left; its log says which.", error, full)
         case DatabaseUnavailable() | ObjectStoreUnavailable():
             return _unavailable("The database or the object store does not answer now. Try again.", error)
         case Retryable():
@@ -238,8 +242,10 @@ class _Unavailable(errors.Unavailable):
     cause = ""
 
 
-def _unavailable(text: str, cause: Exception) -> errors.ApiError:
-    error = _Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
+def _unavailable(
+    text: str, cause: Exception, reason: "ErrorReason" = ErrorReason.ERROR_REASON_STORE_UNAVAILABLE
+) -> errors.ApiError:
+    error = _Unavailable(reason, text)
     error.details.append(errors.retry_info())
     error.cause = str(cause)
     return error
