@@ -21,8 +21,9 @@ from ltxtrain_services.gateway.form import form
 from ltxtrain_services.gateway.http import (
     STORIES,
     EventStream,
+    body_of,
+    is_text,
     json_text,
-    limited,
     problem_response,
 )
 from ltxtrain_services.gateway.sign_in import (
@@ -160,7 +161,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     """Announce a file; the browser sends it to the object store itself."""
     given = await _json(request)
     size, sha256, name = given.get("size"), given.get("sha256"), given.get("name", "")
-    if not isinstance(size, int) or not isinstance(sha256, str) or not isinstance(name, str) or not 0 <= size < 2**63:
+    if type(size) is not int or not isinstance(sha256, str) or not isinstance(name, str) or not 0 <= size < 2**63:
         return problem_response(422, "An upload has a size, a sha256 and a name.", "bad_request", "INVALID_SPEC")
     try:
         made = await caller_of(request).ingest.create_upload(size, sha256, name)
@@ -314,12 +315,13 @@ async def _with_sheet(
 
 async def _json(request: web.Request) -> dict[str, Any]:
     # Its bytes, and not its text by whatever encoding a header names.
-    body = await limited(request, MAX_JSON_BYTES).read()
+    body = await body_of(request, MAX_JSON_BYTES)
     try:
         given = json.loads(body)
+        is_sendable = is_text(json.dumps(given, ensure_ascii=False))
     except (ValueError, RecursionError):
-        given = None
-    if not isinstance(given, dict):
+        given, is_sendable = None, False
+    if not isinstance(given, dict) or not is_sendable:
         raise web.HTTPUnprocessableEntity(text="A JSON object is expected.")
     return given
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from aiohttp import web
 from ltxtrain_client.errors import CallError, Unauthenticated
 
-from ltxtrain_services.gateway.http import SETTINGS, SUITE, Handler, is_https, limited
+from ltxtrain_services.gateway.http import SETTINGS, SUITE, Handler, body_of, is_https
 from ltxtrain_services.gateway.suite import Caller, http_status
 from ltxtrain_services.pages.render import render
 
@@ -41,7 +41,7 @@ async def sign_in_page(request: web.Request) -> web.StreamResponse:
 
 async def sign_in(request: web.Request) -> web.StreamResponse:
     """Keep a token that the services know in the browser, out of reach of scripts."""
-    given = _fields(await limited(request, MAX_FORM_BYTES).read())
+    given = _fields(await body_of(request, MAX_FORM_BYTES))
     token, following = given.get("token", "").strip(), local_path(given.get("next", ""))
     try:
         await check_token(request.app[SUITE].of(token))
@@ -80,7 +80,10 @@ def caller_of(request: web.Request) -> Caller:
 
 def local_path(text: str) -> str:
     """A path of this gateway; /jobs for whatever leads elsewhere."""
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return "/jobs"
     plain = text.isascii() and text.isprintable() and "\\" not in text
     here = plain and not parts.scheme and not parts.netloc and text.startswith("/") and not text.startswith("//")
     return text if here else "/jobs"

@@ -17,11 +17,10 @@ def check_request(request: CreateTrainingSetRequest) -> list[Violation]:
     """Violations of the request, one a field; an empty list when it can be worked on."""
     settings = request.settings
     violations = []
-    prompts = settings.validation_prompts
-    if len(prompts) > MAX_VALIDATION_PROMPTS:
-        text = f"{len(prompts)} prompts, at most {MAX_VALIDATION_PROMPTS} are taken: one for each validation clip."
+    prompts = settings.validation_prompts[:MAX_VALIDATION_PROMPTS]
+    if (count := len(settings.validation_prompts)) > MAX_VALIDATION_PROMPTS:
+        text = f"{count} prompts, at most {MAX_VALIDATION_PROMPTS} are taken: one for each validation clip."
         violations.append(_out_of_range("settings.validation_prompts", text))
-        prompts = prompts[:MAX_VALIDATION_PROMPTS]
     if not request.dataset.startswith("datasets/"):
         violations.append(_required("dataset", "Name a dataset, as in datasets/{dataset}."))
     if request.validation_dataset and not request.validation_dataset.startswith("datasets/"):

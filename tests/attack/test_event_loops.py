@@ -122,7 +122,7 @@ async def send(addresses: dict[str, str], rpc: Rpc, requests: list[bytes]) -> No
     service = rpc.method.containing_service.full_name
     async with grpc.aio.insecure_channel(addresses[service]) as channel:
         kind = channel.unary_stream if rpc.method.server_streaming else channel.unary_unary
-        call: Any = kind(f"/{service}/{rpc.method.name}")  # type: ignore[operator]
+        call: Any = kind(f"/{service}/{rpc.method.name}")
         for body in requests:
             with timed_callbacks() as found:
                 try:

@@ -217,7 +217,7 @@ class Stepped(ObjectStore):
         wanted = list(order)
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not all(task.done() for task in tasks):
-                blocked = len(lock._waiters or ())  # type: ignore[attr-defined] # asyncio's own
+                blocked = len(lock._waiters or ())
                 here = len(self.at_the_gate)
                 if not here or here + blocked + sum(task.done() for task in tasks) < len(tasks):
                     await asyncio.sleep(0.0005)
