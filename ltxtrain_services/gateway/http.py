@@ -211,7 +211,7 @@ class Connections:
             if now - since > IDLE_SECONDS:
                 connection.force_close()
 
-    async def watch(self, server: "web.Server[web.Request]") -> None:
+    async def watch(self, server: web.Server) -> None:
         """Look for them now and then, for ever."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
