@@ -18,10 +18,16 @@ from ltxtrain_services.ingest.uploads import Uploads, uploads_of
 from ltxtrain_services.runtime import report
 from ltxtrain_services.runtime.addresses import CLIP, check_url
 from ltxtrain_services.runtime.auth import caller
-from ltxtrain_services.runtime.cluster import in_thread
 from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, Violation
 from ltxtrain_services.runtime.paging import request_digest
-from ltxtrain_services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
+from ltxtrain_services.runtime.requests import (
+    Watches,
+    beside,
+    check_request_id,
+    new_name,
+    sign_download,
+    visible_owner,
+)
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.store import Store
 from ltxtrain_services.runtime.work import WorkRunner
@@ -78,7 +84,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.CreateDatasetResponse:
         check_request_id(request.request_id)
         # A hundred URLs of eight kilobytes take a few milliseconds.
-        if violations := await in_thread(lambda: self._violations(request)):
+        if violations := await beside(request.ByteSize(), lambda: self._violations(request)):
             raise InvalidSpec(violations)
         dataset = Dataset(name=new_name("datasets"))
         match request.WhichOneof("source"):

@@ -5,7 +5,6 @@ Nothing holds a CPU or a GPU while it waits: actors live in pools made for one p
 
 import asyncio
 import contextlib
-import contextvars
 import logging
 import socket
 import threading
@@ -288,7 +287,7 @@ def in_thread(call: Callable[[], R]) -> "asyncio.Future[R]":
 
     Its thread is not one of the loop's pool, which would hold up the end of the process.
     """
-    loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+    loop = asyncio.get_running_loop()
     future: asyncio.Future[R] = loop.create_future()
 
     def settle(result: R | None, error: Exception | None) -> None:
@@ -302,7 +301,7 @@ def in_thread(call: Callable[[], R]) -> "asyncio.Future[R]":
     def run() -> None:
         result, error = None, None
         try:
-            result = context.run(call)
+            result = call()
         except Exception as raised:
             error = raised
         with contextlib.suppress(RuntimeError):  # the loop is closed

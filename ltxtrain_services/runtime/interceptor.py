@@ -19,10 +19,11 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 
 from ltxtrain_services.runtime import errors, metrics, telemetry, tracing
 from ltxtrain_services.runtime.auth import LOCAL_OWNER, Tokens, caller
-from ltxtrain_services.runtime.cluster import ClusterLost, in_thread
+from ltxtrain_services.runtime.cluster import ClusterLost
 from ltxtrain_services.runtime.disk import DiskFull
 from ltxtrain_services.runtime.errors import OMITTED
 from ltxtrain_services.runtime.object_types import ObjectStoreFull, ObjectStoreUnavailable
+from ltxtrain_services.runtime.requests import beside
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.tables import DatabaseFull, DatabaseUnavailable
 from ltxtrain_services.runtime.work import Retryable
@@ -37,8 +38,6 @@ ARRIVAL_SECONDS = 10.0
 # A status travels in trailing metadata. Peers accept 8 KiB for certain and may drop all of what is longer.
 MAX_BYTES = 7 * 2**10
 MAX_MESSAGE = 1_000
-# From here on a message may hold so many elements that its parsing takes more than a millisecond.
-LARGE_BYTES = 64 * 2**10
 # Lengths of descriptions in lists, tried before anything is left out.
 DESCRIPTIONS = (120, 60, 30)
 
@@ -208,7 +207,7 @@ def _refuse(method: str, error: errors.ApiError, started: float) -> Callable[[An
 async def _parsed(message: bytes, parse: Callable[[bytes], Any], context: Any) -> Any:
     """The request that the bytes are, by whose name the log calls what follows. Raises MessageMalformed."""
     try:
-        request = parse(message) if len(message) < LARGE_BYTES else await in_thread(lambda: parse(message))
+        request = await beside(len(message), lambda: parse(message))
     except DecodeError:
         telemetry.bind(peer=peer_of(context))
         raise errors.MessageMalformed from None

@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from ltxtrain.v1.error_pb2 import ErrorReason
 
-from ltxtrain_services.runtime.cluster import ATTEMPTS, ActorKilled, Cluster, ClusterLost, WorkerLost, in_thread, kill
+from ltxtrain_services.runtime.cluster import ATTEMPTS, ActorKilled, Cluster, ClusterLost, WorkerLost, kill
 from ltxtrain_services.runtime.errors import Unavailable
 
 # Actors in a row that end before they have anything to do, until none is started any more.
@@ -96,15 +96,10 @@ class _Place(Generic[I, R]):
 
     async def _living(self) -> Any:
         """The actor, alive and with all that it needs; another one when it has ended."""
-
-        def asked() -> Any:
-            self._actor = self._actor or self._make_actor()
-            return self._actor.__ray_ready__.remote()
-
         for remaining in reversed(range(STARTS)):
+            self._actor = self._actor or self._make_actor()
             try:
-                # Ray describes an actor's class to the cluster in some tens of milliseconds.
-                await self._cluster.value(await in_thread(asked))
+                await self._cluster.value(self._actor.__ray_ready__.remote())
                 return self._actor
             except WorkerLost as error:
                 self.clear()

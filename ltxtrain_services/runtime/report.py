@@ -15,8 +15,8 @@ M = TypeVar("M", bound=Resource)
 
 COLLECTION = "report"
 INTERVAL_SECONDS = 1.0
-# Lines held in memory at most, so that an archive of many small files is written as it is read, and what one transaction
-# makes of them takes a few milliseconds of the event loop. A path may have 64 KiB.
+# Lines held in memory at most, so that an archive of many small files is written as it is read; what one transaction
+# makes of them takes a few milliseconds of the event loop.
 MAX_PENDING, MAX_PENDING_BYTES = 250, 2**19
 
 

@@ -1,7 +1,10 @@
 """Checks and helpers that the RPCs of the three services share: names, request ids, lengths of texts, watches."""
 
+import asyncio
+import contextvars
 import uuid
 from collections.abc import AsyncGenerator, Callable, Sized
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -18,6 +21,11 @@ from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.objects import ObjectStore
 
 R = TypeVar("R")
+
+# A request of as many bytes may hold so much that a look at all of it takes more than a millisecond.
+LARGE_BYTES = 16 * 2**10
+# Of their own: those of the loop's pool may all be busy with archives for minutes.
+_THREADS = ThreadPoolExecutor(2, thread_name_prefix="requests")
 
 # Of a caption, a prompt or a phrase: far beyond what a text encoder reads.
 MAX_TEXT_BYTES = 64 << 10
@@ -51,6 +59,14 @@ def check_request_id(request_id: str) -> None:
         text = "Not a UUID. Send a fresh UUID for every new request and the same one for a repeat."
         violation = Violation("request_id", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)
         raise InvalidSpec([violation]) from None
+
+
+async def beside(size: int, call: Callable[[], R]) -> R:
+    """The result of a call about so many bytes: in a thread when they are many, while the event loop goes on."""
+    if size < LARGE_BYTES:
+        return call()
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, context.run, call)
 
 
 def check_count(field: str, items: Sized, most: int) -> None:

@@ -11,12 +11,12 @@ from ltxtrain.v1.train_pb2 import Job, JobOptions
 
 from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
-from ltxtrain_services.runtime.cluster import in_thread
 from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, QueueFull
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import (
     MAX_FILTERS,
     Watches,
+    beside,
     check_count,
     check_request_id,
     new_name,
@@ -137,5 +137,4 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
                 raise InvalidSpec([*violations, *wrong_options])
             return Job(spec=given, effective_spec=spec, options=options)
 
-        # A megabyte of texts and entries takes some milliseconds.
-        return await in_thread(resolved)
+        return await beside(given.ByteSize(), resolved)
