@@ -159,7 +159,9 @@ def _answer(method: str, call: Call, parse: Callable[[bytes], Any]) -> Callable[
             code = grpc.StatusCode.OK
             log.debug("served", extra={"seconds": round(time.monotonic() - started, 4)})
             return response
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_stopped(error):
+                raise
             refusal = _refusal(error)
             code = refusal.code
         finally:
@@ -182,7 +184,9 @@ def _stream(method: str, call: Call, parse: Callable[[bytes], Any] | None) -> Ca
                     yield response
             code = grpc.StatusCode.OK
             return
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_stopped(error):
+                raise
             refusal = _refusal(error)
             code = refusal.code
         finally:
@@ -216,7 +220,13 @@ async def _parsed(message: bytes, parse: Callable[[bytes], Any], context: Any) -
     return request
 
 
-def _refusal(error: Exception) -> errors.ApiError:
+def _is_stopped(error: BaseException) -> bool:
+    """Whether the caller has left, or the server ends; and not only something that the call waited for."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
+
+
+def _refusal(error: BaseException) -> errors.ApiError:
     """The answer to a caller. An unexpected error is in the log alone, under the trace that the caller gets."""
     match error:
         case errors.ApiError():
@@ -226,7 +236,7 @@ def _refusal(error: Exception) -> errors.ApiError:
             return _unavailable("A disk of the server has no space left; its log says which.", error, full)
         case DatabaseUnavailable() | ObjectStoreUnavailable():
             return _unavailable("The database or the object store does not answer now. Try again.", error)
-        case Retryable():
+        case Retryable() | asyncio.CancelledError():
             return _unavailable("Another service of the suite does not answer now. Try again.", error)
         case ClusterLost():
             return errors.Draining()
@@ -242,11 +252,11 @@ class _Unavailable(errors.Unavailable):
 
 
 def _unavailable(
-    text: str, cause: Exception, reason: "ErrorReason" = ErrorReason.ERROR_REASON_STORE_UNAVAILABLE
+    text: str, cause: BaseException, reason: "ErrorReason" = ErrorReason.ERROR_REASON_STORE_UNAVAILABLE
 ) -> errors.ApiError:
     error = _Unavailable(reason, text)
     error.details.append(errors.retry_info())
-    error.cause = str(cause)
+    error.cause = str(cause) or type(cause).__name__
     return error
 
 
