@@ -14,11 +14,19 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Lifecycle, State
 from ltxtrain_client.errors import CallError, Violation, from_status
 from ltxtrain_client.outputs import RESULTS
-from ltxtrain_client.sheet import SheetInvalid, parse_sheet
+from ltxtrain_client.sheet import Sheet, SheetInvalid, parse_sheet
 from ltxtrain_client.train import TrainClient
 from ltxtrain_client.watch import TERMINAL
 
-from ltxtrain_services.gateway.http import STORIES, SUITE, EventStream, fault_response, own_url, problem_response
+from ltxtrain_services.gateway.http import (
+    STORIES,
+    SUITE,
+    EventStream,
+    body_of,
+    fault_response,
+    own_url,
+    problem_response,
+)
 from ltxtrain_services.gateway.story import LogLine
 from ltxtrain_services.gateway.suite import Caller, http_status, sheet_violations
 
@@ -29,6 +37,8 @@ REQUEST = "/requests/{request:[0-9a-f]{32}}"
 # Names for keys that are no UUIDs themselves.
 KEYS = uuid.UUID("6d5a0b5e-6a2f-5bd1-9c52-6d7d6f0b2d61")
 MAX_KEY_CHARS = 255
+# As much as a service takes in one request.
+MAX_REQUEST_BYTES = 2**20
 
 DOWNLOAD_REASONS = frozenset({"DOWNLOAD_FAILED", "DOWNLOAD_REFUSED", "DOWNLOAD_TRUNCATED"})
 # The words of the hosted endpoint for what its own checks find; ours is beside it as `reason`.
@@ -56,7 +66,7 @@ async def submit(request: web.Request) -> web.Response:
     key = request.headers.get("Idempotency-Key", "")
     faults = _header_faults(request, key)
     try:
-        sheet = parse_sheet(await request.read())
+        sheet = await read_sheet(request)
     except SheetInvalid as error:
         return _refused(faults + [_violation_item(item) for item in await sheet_violations(caller, error)])
     if faults:
@@ -139,6 +149,13 @@ def call_fault(error: CallError) -> web.Response:
     """The answer to a call that a service refused, or did not answer."""
     code = http_status(error)
     return _refused(_items(error), error) if code == 422 else fault_response(error)
+
+
+async def read_sheet(request: web.Request) -> Sheet:
+    """The sheet that is the request's body. Raises SheetInvalid."""
+    body = await body_of(request, MAX_REQUEST_BYTES)
+    # A megabyte of JSON takes tens of milliseconds.
+    return await asyncio.to_thread(parse_sheet, body)
 
 
 async def sheet_fault(caller: Caller, error: SheetInvalid) -> web.Response:

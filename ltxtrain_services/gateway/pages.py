@@ -1,6 +1,7 @@
 """The pages: jobs, a new job, a job, a dataset. Each is made of what the services tell the reader's own token."""
 
 import asyncio
+import json
 import re
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -11,15 +12,17 @@ from aiohttp import web
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain_client.errors import CallError
-from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet, parse_sheet
+from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet
 from ltxtrain_client.watch import TERMINAL
 
 from ltxtrain_services.gateway import views
-from ltxtrain_services.gateway.endpoint import call_fault, sheet_fault
+from ltxtrain_services.gateway.endpoint import call_fault, read_sheet, sheet_fault
 from ltxtrain_services.gateway.form import form
 from ltxtrain_services.gateway.http import (
     STORIES,
     EventStream,
+    body_of,
+    is_text,
     json_text,
     problem_response,
 )
@@ -47,6 +50,8 @@ STATIC = {
     "live.js": "text/javascript",
     "form.js": "text/javascript",
 }
+# Of an object with a URL or a file's name in it.
+MAX_JSON_BYTES = 32 * 2**10
 LIST_SECONDS = 2.0
 LISTED = 100
 UNSENT = "upload:uploads/" + "0" * 32
@@ -156,7 +161,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     """Announce a file; the browser sends it to the object store itself."""
     given = await _json(request)
     size, sha256, name = given.get("size"), given.get("sha256"), given.get("name", "")
-    if not isinstance(size, int) or not isinstance(sha256, str) or not isinstance(name, str) or not 0 <= size < 2**63:
+    if type(size) is not int or not isinstance(sha256, str) or not isinstance(name, str) or not 0 <= size < 2**63:
         return problem_response(422, "An upload has a size, a sha256 and a name.", "bad_request", "INVALID_SPEC")
     try:
         made = await caller_of(request).ingest.create_upload(size, sha256, name)
@@ -301,7 +306,7 @@ async def _with_sheet(
 ) -> web.StreamResponse:
     caller = caller_of(request)
     try:
-        return web.json_response(await call(caller, parse_sheet(await request.read())))
+        return web.json_response(await call(caller, await read_sheet(request)))
     except SheetInvalid as error:
         return await sheet_fault(caller, error)
     except CallError as error:
@@ -309,11 +314,14 @@ async def _with_sheet(
 
 
 async def _json(request: web.Request) -> dict[str, Any]:
+    # Its bytes, and not its text by whatever encoding a header names.
+    body = await body_of(request, MAX_JSON_BYTES)
     try:
-        given = await request.json()
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
+        given = json.loads(body)
+        is_sendable = is_text(json.dumps(given, ensure_ascii=False))
+    except (ValueError, RecursionError):
+        given, is_sendable = None, False
+    if not isinstance(given, dict) or not is_sendable:
         raise web.HTTPUnprocessableEntity(text="A JSON object is expected.")
     return given
 

@@ -223,6 +223,7 @@ class Suite:
                 "LTXTRAIN_S3_SECRET_KEY": address.secret_key,
                 "LTXTRAIN_S3_REGION": address.region,
                 "LTXTRAIN_S3_BUCKET": address.bucket,
+                "LTXTRAIN_S3_FOLDER": str(address.folder),
             }
         if self._has_ray:
             settings |= self.ray.environ()

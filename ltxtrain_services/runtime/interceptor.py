@@ -20,10 +20,12 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain_services.runtime import errors, metrics, telemetry, tracing
 from ltxtrain_services.runtime.auth import LOCAL_OWNER, Tokens, caller
 from ltxtrain_services.runtime.cluster import ClusterLost
+from ltxtrain_services.runtime.disk import DiskFull
 from ltxtrain_services.runtime.errors import OMITTED
-from ltxtrain_services.runtime.object_types import ObjectStoreUnavailable
+from ltxtrain_services.runtime.object_types import ObjectStoreFull, ObjectStoreUnavailable
+from ltxtrain_services.runtime.requests import beside
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.tables import DatabaseUnavailable
+from ltxtrain_services.runtime.tables import DatabaseFull, DatabaseUnavailable
 from ltxtrain_services.runtime.work import Retryable
 
 log = logging.getLogger(__name__)
@@ -153,11 +155,13 @@ def _answer(method: str, call: Call, parse: Callable[[bytes], Any]) -> Callable[
     async def answer(message: bytes, context: Any) -> Any:
         started, code = time.monotonic(), grpc.StatusCode.CANCELLED
         try:
-            response = await call(_parsed(message, parse, context), context)
+            response = await call(await _parsed(message, parse, context), context)
             code = grpc.StatusCode.OK
             log.debug("served", extra={"seconds": round(time.monotonic() - started, 4)})
             return response
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_stopped(error):
+                raise
             refusal = _refusal(error)
             code = refusal.code
         finally:
@@ -174,13 +178,15 @@ def _stream(method: str, call: Call, parse: Callable[[bytes], Any] | None) -> Ca
     async def stream(arrived: Any, context: Any) -> AsyncIterator[Any]:
         code = grpc.StatusCode.CANCELLED
         try:
-            request = _parsed(arrived, parse, context) if parse else arrived
+            request = await _parsed(arrived, parse, context) if parse else arrived
             async with contextlib.aclosing(call(request, context)) as responses:
                 async for response in responses:
                     yield response
             code = grpc.StatusCode.OK
             return
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_stopped(error):
+                raise
             refusal = _refusal(error)
             code = refusal.code
         finally:
@@ -202,10 +208,10 @@ def _refuse(method: str, error: errors.ApiError, started: float) -> Callable[[An
     return refuse
 
 
-def _parsed(message: bytes, parse: Callable[[bytes], Any], context: Any) -> Any:
+async def _parsed(message: bytes, parse: Callable[[bytes], Any], context: Any) -> Any:
     """The request that the bytes are, by whose name the log calls what follows. Raises MessageMalformed."""
     try:
-        request = parse(message)
+        request = await beside(len(message), lambda: parse(message))
     except DecodeError:
         telemetry.bind(peer=peer_of(context))
         raise errors.MessageMalformed from None
@@ -214,17 +220,24 @@ def _parsed(message: bytes, parse: Callable[[bytes], Any], context: Any) -> Any:
     return request
 
 
-def _refusal(error: Exception) -> errors.ApiError:
+def _is_stopped(error: BaseException) -> bool:
+    """Whether the caller has left, or the server ends; and not only something that the call waited for."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
+
+
+def _refusal(error: BaseException) -> errors.ApiError:
     """The answer to a caller. An unexpected error is in the log alone, under the trace that the caller gets."""
     match error:
         case errors.ApiError():
             return error
+        case DatabaseFull() | ObjectStoreFull() | DiskFull():
+            full = ErrorReason.ERROR_REASON_DISK_FULL
+            return _unavailable("A disk of the server has no space left; its log says which.", error, full)
         case DatabaseUnavailable() | ObjectStoreUnavailable():
-            log.warning("unavailable: %s", error)
-            return _unavailable("The database or the object store does not answer now. Try again.")
-        case Retryable():
-            log.warning("unavailable: %s", error)
-            return _unavailable("Another service of the suite does not answer now. Try again.")
+            return _unavailable("The database or the object store does not answer now. Try again.", error)
+        case Retryable() | asyncio.CancelledError():
+            return _unavailable("Another service of the suite does not answer now. Try again.", error)
         case ClusterLost():
             return errors.Draining()
         case _:
@@ -232,14 +245,27 @@ def _refusal(error: Exception) -> errors.ApiError:
             return errors.internal(telemetry.trace_id())
 
 
-def _unavailable(text: str) -> errors.ApiError:
-    error = errors.Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
+class _Unavailable(errors.Unavailable):
+    """Another party is at fault; `cause` is for the log alone."""
+
+    cause = ""
+
+
+def _unavailable(
+    text: str, cause: BaseException, reason: "ErrorReason" = ErrorReason.ERROR_REASON_STORE_UNAVAILABLE
+) -> errors.ApiError:
+    error = _Unavailable(reason, text)
     error.details.append(errors.retry_info())
+    error.cause = str(cause) or type(cause).__name__
     return error
 
 
 async def _abort(error: errors.ApiError, context: Any) -> NoReturn:
-    log.info("refused: %s", errors.reason_name(error.reason))
+    # One line a call.
+    if isinstance(error, _Unavailable):
+        log.warning("refused: %s: %s", errors.reason_name(error.reason), error.cause)
+    else:
+        log.info("refused: %s", errors.reason_name(error.reason))
     tracing.mark_failed(error.code)
     await context.abort_with_status(rpc_status.to_status(fit_status(error.status())))
     raise AssertionError("abort_with_status raises")

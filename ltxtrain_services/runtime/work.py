@@ -20,7 +20,8 @@ from ltxtrain_client.watch import TERMINAL
 
 from ltxtrain_services.runtime import errors, metrics, telemetry, tracing
 from ltxtrain_services.runtime.cluster import ClusterLost
-from ltxtrain_services.runtime.object_types import ObjectStoreUnavailable
+from ltxtrain_services.runtime.disk import DiskFull
+from ltxtrain_services.runtime.object_types import ObjectStoreFull, ObjectStoreUnavailable
 from ltxtrain_services.runtime.store import Edit, Resource, StaleAttempt, Store
 from ltxtrain_services.runtime.tables import DatabaseUnavailable
 
@@ -256,16 +257,18 @@ async def _tried(call: Callable[[], Awaitable[T]], tries: int) -> T:
         except asyncio.CancelledError:
             if _is_stopped():
                 raise
-            reason = "the other side cancelled a call"
-        except (Retryable, ObjectStoreUnavailable) as error:
+            reason, full = "the other side cancelled a call", False
+        except (Retryable, ObjectStoreUnavailable, DiskFull) as error:
             reason = str(error)
+            full = isinstance(error, DiskFull | ObjectStoreFull)
         if time.monotonic() - began > STEADY_SECONDS:
             failures = 0
         failures += 1
         if failures == tries:
             said = telemetry.without_secrets(reason[:MAX_REASON_CHARS])
             text = f"Given up after {tries} tries in a row. The last one ended with: {said}"
-            raise errors.Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
+            kind = ErrorReason.ERROR_REASON_DISK_FULL if full else ErrorReason.ERROR_REASON_STORE_UNAVAILABLE
+            raise errors.Unavailable(kind, text)
         pause = BACKOFF.seconds(failures)
         log.warning("trying again in %.0f s: %s", pause, reason)
         await asyncio.sleep(pause)
