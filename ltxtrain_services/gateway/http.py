@@ -13,7 +13,8 @@ from ltxtrain_client.channel import is_loopback
 from ltxtrain_client.errors import CallError
 
 from ltxtrain_services.gateway.story import Stories
-from ltxtrain_services.gateway.suite import Suite, http_status
+from ltxtrain_services.gateway.suite import Suite
+from ltxtrain_services.runtime.hosted_form import http_status, problem_document
 from ltxtrain_services.runtime.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -126,9 +127,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
     """An error as clients of the hosted endpoint read it, with our reason beside it."""
-    document = {"detail": message if detail is None else detail, "message": message, "error_type": error_type}
-    if reason:
-        document["reason"] = reason
+    document = problem_document(message, error_type, reason, detail)
     return web.json_response(document, status=code, headers={**(headers or {}), "X-Fal-Error-Type": error_type})
 
 

@@ -10,8 +10,9 @@ from aiohttp import web
 from ltxtrain_client.errors import CallError, Unauthenticated
 
 from ltxtrain_services.gateway.http import SETTINGS, SUITE, Handler, is_https
-from ltxtrain_services.gateway.suite import Caller, http_status
+from ltxtrain_services.gateway.suite import Caller
 from ltxtrain_services.pages.render import render
+from ltxtrain_services.runtime.hosted_form import http_status
 
 COOKIE = "ltxtrain-token"
 COOKIE_SECONDS = 30 * 24 * 3600

@@ -4,13 +4,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
+from google.protobuf.wrappers_pb2 import StringValue
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job
 
 from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
-from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, QueueFull
+from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, QueueFull, Violation
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
 from ltxtrain_services.runtime.service import Runtime
@@ -20,6 +22,7 @@ from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.prepare import preprocess_settings
 from ltxtrain_services.train.spec import resolve, resolve_options
 from ltxtrain_services.train.upstream import Upstream
+from ltxtrain_services.train.webhooks import Webhooks, origin, webhook_refusal
 from ltxtrain_services.train.workflow import TrainWorkflow
 
 
@@ -35,7 +38,8 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         upstream = Upstream(runtime.settings)
         self._upstream = upstream
         self._estimator = Estimator(runtime, upstream)
-        self.work = WorkRunner(self._jobs, TrainWorkflow(runtime, upstream, self._estimator))
+        self.webhooks = Webhooks(self._jobs, runtime.objects, runtime.settings)
+        self.work = WorkRunner(self._jobs, TrainWorkflow(runtime, upstream, self._estimator), self.webhooks)
 
     def register(self, server: grpc.aio.Server) -> None:
         train_pb2_grpc.add_TrainServiceServicer_to_server(self, server)
@@ -58,6 +62,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
             request_id=request.request_id,
             digest=request_digest(request),
             limit=limit,
+            outgoing=StringValue(value=request.webhook_url) if request.webhook_url else None,
         )
         if made is None:
             raise QueueFull(f"{limit} jobs are unfinished already. Try again later.", metadata={"limit": limit})
@@ -112,12 +117,23 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         url, expires = await sign_download(self._runtime.objects, artifact.blob)
         return train_pb2.GetArtifactResponse(artifact=artifact, download_url=url, expire_time=expires)
 
+    async def ListWebhookKeys(
+        self, request: train_pb2.ListWebhookKeysRequest, context: Any
+    ) -> train_pb2.ListWebhookKeysResponse:
+        return train_pb2.ListWebhookKeysResponse(keys=await self.webhooks.keys())
+
     def _resolved(self, request: train_pb2.CreateJobRequest) -> Job:
         """The job that a request would become, nameless. Raises InvalidSpec with every violation."""
         check_request_id(request.request_id)
         allow, buckets = self._runtime.settings.fetch_allow, self._runtime.settings.source_buckets
         spec, violations = resolve(request.spec, lambda url: check_url(url, allow, buckets))
         options, wrong_options = resolve_options(request.options, spec.number_of_steps)
-        if violations or wrong_options:
-            raise InvalidSpec([*violations, *wrong_options])
-        return Job(spec=request.spec, effective_spec=spec, options=options)
+        violations += wrong_options
+        if request.webhook_url and (refusal := webhook_refusal(request.webhook_url, allow)) is not None:
+            violations.append(Violation("webhook_url", ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal))
+        if violations:
+            raise InvalidSpec(violations)
+        job = Job(spec=request.spec, effective_spec=spec, options=options)
+        if request.webhook_url:
+            job.webhook.origin = origin(request.webhook_url)
+        return job
