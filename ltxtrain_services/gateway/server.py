@@ -1,4 +1,4 @@
-"""The process of the gateway: an HTTP server that is a client of Train and Ingest, and keeps nothing."""
+"""The process of the gateway: an HTTP server that is a client of the services, and keeps nothing."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from aiohttp import web
 from ltxtrain_client.channel import is_loopback
 from ltxtrain_client.errors import SettingsInvalid
 
-from ltxtrain_services.gateway import endpoint, pages
+from ltxtrain_services.gateway import endpoint, live, pages
 from ltxtrain_services.gateway.http import SETTINGS, STORIES, STREAMS, SUITE, end_streams, guarded
 from ltxtrain_services.gateway.story import Stories
 from ltxtrain_services.gateway.suite import Suite
@@ -32,7 +32,7 @@ def make_app(settings: Settings, suite: Suite) -> web.Application:
     """The gateway's routes on connections to the services."""
     app = web.Application(middlewares=[guarded], client_max_size=MAX_REQUEST_BYTES)
     app[SETTINGS], app[SUITE], app[STORIES], app[STREAMS] = settings, suite, Stories(), set()
-    app.add_routes([*endpoint.routes(), *pages.routes()])
+    app.add_routes([*endpoint.routes(), *pages.routes(), *live.routes()])
     app.router.add_get("/healthz", healthy)
     app.on_shutdown.append(end_streams)
     return app

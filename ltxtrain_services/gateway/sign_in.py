@@ -83,8 +83,8 @@ def html_page(request: web.Request, template: str, *, status: int = 200, **value
     store = public if "://" in public else f"{'https' if settings.s3_secure else 'http'}://{public}"
     policy = (
         "default-src 'none'; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; img-src 'self'; "
-        f"media-src 'self' {store}; connect-src 'self' {store}; form-action 'self'; base-uri 'none'; "
-        "frame-ancestors 'none'"
+        f"media-src 'self' {store}; frame-src 'self' {store}; connect-src 'self' {store}; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
     )
     text = render(template, has_token=COOKIE in request.cookies, **values)
     headers = {"Content-Security-Policy": policy}

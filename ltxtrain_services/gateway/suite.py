@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from ltxtrain_client.channel import Channel, Credentials, connect
 from ltxtrain_client.errors import CallError, InvalidArgument, Violation, from_status
 from ltxtrain_client.ingest import IngestClient
+from ltxtrain_client.preprocess import PreprocessClient
 from ltxtrain_client.sheet import Sheet, SheetInvalid
 from ltxtrain_client.train import TrainClient
 
@@ -21,14 +22,15 @@ TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
 
 @dataclass(frozen=True)
 class Caller:
-    """Clients of Train and Ingest that show one caller's token."""
+    """Clients of the services that show one caller's token."""
 
     train: TrainClient
     ingest: IngestClient
+    preprocess: PreprocessClient
 
 
 class Suite:
-    """Connections to Train and Ingest, shared by all callers."""
+    """Connections to the services, shared by all callers."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError and SettingsInvalid for tokens, certificates and addresses that cannot be used."""
@@ -38,15 +40,15 @@ class Suite:
             tls_cert=settings.tls_cert if settings.tls_root else None,
             tls_key=settings.tls_key if settings.tls_root else None,
         )
-        self._train, self._ingest = (
+        self._channels = [
             connect(
                 # Without TLS between services their network is a trusted one, as for the services themselves.
                 address if "://" in address or settings.tls_root else f"http://{address}",
                 credentials,
                 interceptors=tracing.client_interceptors(),
             )
-            for address in (settings.train, settings.ingest)
-        )
+            for address in (settings.train, settings.ingest, settings.preprocess)
+        ]
 
     def of(self, token: str) -> Caller:
         """Clients that show this token; empty: none.
@@ -70,11 +72,12 @@ class Suite:
         return self._caller(())
 
     def _caller(self, metadata: tuple[tuple[str, str], ...]) -> Caller:
-        train, ingest = (Channel(channel.aio, channel.address, metadata) for channel in (self._train, self._ingest))
-        return Caller(TrainClient(train), IngestClient(ingest))
+        channels = (Channel(channel.aio, channel.address, metadata) for channel in self._channels)
+        train, ingest, preprocess = channels
+        return Caller(TrainClient(train), IngestClient(ingest), PreprocessClient(preprocess))
 
     async def close(self) -> None:
-        for channel in (self._train, self._ingest):
+        for channel in self._channels:
             await channel.close()
 
 
