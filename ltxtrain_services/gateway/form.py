@@ -138,7 +138,7 @@ def _field(item: FieldDescriptor, comment: str, prefix: str) -> Field:
         path=f"{prefix}{item.name}",
         name=item.name,
         kind=_kind(item, bool(numbers)),
-        help=comment,
+        help=comment.replace("`", "").removesuffix(' Default: "".'),
         default=default[1].strip('"') if default else "",
         minimum=limits[1] if limits else "",
         maximum=limits[2] if limits else "",

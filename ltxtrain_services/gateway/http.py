@@ -28,9 +28,11 @@ STORIES = web.AppKey("stories", Stories)
 # Tasks of open streams, which end when the process drains.
 STREAMS = web.AppKey("streams", set[asyncio.Task[Any]])
 
+# Places for requests, of all callers; those of one caller are counted by the services.
+PLACES = web.AppKey("places", asyncio.Semaphore)
+
 PING_SECONDS = 15.0
-# Requests under way, of all callers; watches of one caller are counted by the services.
-MAX_REQUESTS = 4_000
+BUSY_SECONDS = 5
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -55,10 +57,15 @@ def is_https(request: web.Request) -> bool:
 async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuses what another site sends, answers faults in the caller's form, adds headers of safety to all."""
     try:
+        places = request.app[PLACES]
         if (refusal := _refusal(request)) is not None:
             response: web.StreamResponse = problem_response(403, refusal, "bad_request", "PERMISSION_DENIED")
+        elif places.locked():
+            text, wait = "Too many requests are open here. Try again.", {"Retry-After": str(BUSY_SECONDS)}
+            response = problem_response(503, text, "internal_error", "QUEUE_FULL", headers=wait)
         else:
-            response = await handler(request)
+            async with places:
+                response = await handler(request)
     except CallError as error:
         response = fault_response(error)
     except web.HTTPException as error:

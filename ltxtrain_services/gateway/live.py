@@ -19,7 +19,6 @@ from ltxtrain_services.gateway.http import STORIES, EventStream, json_text
 from ltxtrain_services.gateway.sign_in import caller_of, html_page, signed_in
 from ltxtrain_services.gateway.story import Story
 from ltxtrain_services.gateway.suite import Caller
-from ltxtrain_services.pages.job_page import JobPage, render_job_part
 
 ID = "{id:[0-9a-f]{32}}"
 FILE = re.compile(r"[\w.\-]{1,200}")
@@ -52,8 +51,7 @@ async def job(request: web.Request) -> web.StreamResponse:
     found = await caller_of(request).train.get_job(f"jobs/{request.match_info['id']}")
     story = _known(request, found)
     parts = {part: views.job_part(part, found, story) for part in views.JOB_PARTS}
-    spec = JobPage(title="", state="", facts={}, spec=format_sheet(found.effective_spec, found.options))
-    return html_page(request, "resource.html", name=found.name, parts=parts | {"spec": render_job_part(spec, "spec")})
+    return html_page(request, "resource.html", name=found.name, parts=parts | {"spec": views.spec_part(found)})
 
 
 async def job_events(request: web.Request) -> web.StreamResponse:

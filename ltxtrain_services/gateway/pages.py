@@ -1,6 +1,7 @@
 """The pages: all jobs and a new one; see live.py for those of one resource. Each shows what its reader may see."""
 
 import asyncio
+import re
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -10,7 +11,7 @@ from aiohttp import web
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain_client.errors import CallError
-from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet, parse_sheet
+from ltxtrain_client.sheet import Sheet, SheetInvalid, parse_sheet, sheet_of_job
 
 from ltxtrain_services.gateway import views
 from ltxtrain_services.gateway.endpoint import call_fault, sheet_fault
@@ -36,6 +37,7 @@ STATIC = {
     "live.js": "text/javascript",
     "form.js": "text/javascript",
 }
+DATASET = re.compile(r"datasets/[0-9a-f]{32}")
 LIST_SECONDS = 2.0
 LISTED = 100
 UNSENT = "upload:uploads/" + "0" * 32
@@ -93,15 +95,15 @@ async def new(request: web.Request) -> web.StreamResponse:
     sheet: dict[str, Any] = {}
     if earlier := request.query.get("job"):
         found = await caller_of(request).train.get_job(f"jobs/{earlier}")
-        sheet = format_sheet(found.spec, found.options)
+        sheet = sheet_of_job(found)
     if given := request.query.get("sheet"):
         sheet = plain_sheet(given)
-    if name := request.query.get("dataset"):
+    # It becomes a part of addresses.
+    if (name := request.query.get("dataset")) and DATASET.fullmatch(name):
         sheet = {**sheet, "dataset": name}
         sheet.pop("training_data_url", None)
-    else:
-        # Asks for nothing but the token.
-        await check_token(caller_of(request))
+    # Asks for nothing but the token.
+    await check_token(caller_of(request))
     return html_page(request, "new.html", groups=form(sheet), dataset=sheet.get("dataset", ""), key=str(uuid.uuid4()))
 
 

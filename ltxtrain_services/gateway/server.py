@@ -13,7 +13,7 @@ from ltxtrain_client.channel import is_loopback
 from ltxtrain_client.errors import SettingsInvalid
 
 from ltxtrain_services.gateway import endpoint, live, pages
-from ltxtrain_services.gateway.http import SETTINGS, STORIES, STREAMS, SUITE, end_streams, guarded
+from ltxtrain_services.gateway.http import PLACES, SETTINGS, STORIES, STREAMS, SUITE, end_streams, guarded
 from ltxtrain_services.gateway.story import Stories
 from ltxtrain_services.gateway.suite import Suite
 from ltxtrain_services.runtime import tracing
@@ -24,6 +24,8 @@ from ltxtrain_services.runtime.telemetry import log_to_stderr
 log = logging.getLogger(__name__)
 
 EXIT_SETTINGS = 2
+# Requests under way, streams among them.
+MAX_REQUESTS = 4_000
 # As much as a service takes in one request.
 MAX_REQUEST_BYTES = 2**20
 
@@ -32,6 +34,7 @@ def make_app(settings: Settings, suite: Suite) -> web.Application:
     """The gateway's routes on connections to the services."""
     app = web.Application(middlewares=[guarded], client_max_size=MAX_REQUEST_BYTES)
     app[SETTINGS], app[SUITE], app[STORIES], app[STREAMS] = settings, suite, Stories(), set()
+    app[PLACES] = asyncio.Semaphore(MAX_REQUESTS)
     app.add_routes([*endpoint.routes(), *pages.routes(), *live.routes()])
     app.router.add_get("/healthz", healthy)
     app.on_shutdown.append(end_streams)

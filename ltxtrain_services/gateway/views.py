@@ -15,7 +15,6 @@ from ltxtrain_client.event_text import describe_error, measure, stage_word, stat
 from ltxtrain_client.outputs import file_name, is_result
 from ltxtrain_client.quantities import duration_text, price_text, size_text
 from ltxtrain_client.report_summary import training_summary
-from ltxtrain_client.sheet import format_sheet
 from ltxtrain_client.watch import TERMINAL
 from markupsafe import Markup
 
@@ -29,6 +28,7 @@ from ltxtrain_services.pages.job_page import (
     ValidationEntry,
     audit_rows,
     render_job_part,
+    shown_spec,
     training_facts,
 )
 from ltxtrain_services.pages.render import render_part
@@ -47,6 +47,12 @@ def job_part(part: str, job: Job, story: Story) -> Markup:
     if part in SECTIONS:
         return render_job_part(_page(job, story), part)
     return render_part("live.html", part, **job_values(job, story))
+
+
+def spec_part(job: Job) -> Markup:
+    """The section of job.html about the spec, with the options of the run."""
+    spec = shown_spec(job) | {"options": as_json(job.options)}
+    return render_job_part(JobPage(title=job.name, state="", facts={}, spec=spec), "spec")
 
 
 def dataset_part(part: str, name: str, story: Story) -> Markup:
@@ -219,7 +225,6 @@ def _page(job: Job, story: Story) -> JobPage:
         ],
         audit=audit_rows(job.output.audit) if job.output.HasField("audit") else (),
         report=_report(story.report),
-        spec=format_sheet(spec, job.options),
     )
 
 

@@ -9,12 +9,16 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import BasePrecision, Job, LoraAudit, TrainingSummary
+from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.sheet import name_datasets
 from markupsafe import Markup
 
 from ltxtrain_services.pages.charts import Line, Points, legend, line_chart, number, smoothed
 from ltxtrain_services.pages.render import data_uri, render, render_part
+from ltxtrain_services.runtime.addresses import shown
 from ltxtrain_trainer.preview.metrics import PreviewMetrics, formulas
 
 
@@ -100,6 +104,19 @@ METRIC_CHARTS: dict[str, tuple[str, tuple[float, str] | None]] = {
 }
 
 
+def shown_spec(job: Job) -> dict[str, Any]:
+    """The resolved spec in the sheet's own words: datasets in place of uploads, URLs without possible secrets."""
+    resolved = ExtendPrefixSpec()
+    resolved.CopyFrom(job.effective_spec)
+    name_datasets(resolved, job.dataset, job.validation_dataset, uploads_only=True)
+    spec = as_json(resolved)
+    if "training_data_url" in spec:
+        spec["training_data_url"] = shown(spec["training_data_url"])
+    for entry in spec["validation"]:
+        entry["video_url"] = shown(entry["video_url"])
+    return spec
+
+
 def training_facts(job: Job, summary: TrainingSummary, units: int, price_usd: float) -> dict[str, str]:
     """Facts about a training that has ended, with its price."""
     wanted = job.effective_spec.number_of_steps
@@ -146,6 +163,7 @@ def render_job_part(page: JobPage, part: str) -> Markup:
     """One section of the page, by the name of its block in job.html. Empty where there is nothing to show."""
     values = _values(page)
     shown = {
+        "training": page.curves,
         "metrics": values["metric_charts"],
         "audit": page.audit,
         "dataset": page.report,

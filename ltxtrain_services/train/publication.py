@@ -14,12 +14,10 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import Job, LoraAudit, TrainingSummary
 from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReason, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
-from ltxtrain_client.sheet import name_datasets
 
 from ltxtrain_services.pages.job_page import (
     JobPage,
@@ -29,9 +27,9 @@ from ltxtrain_services.pages.job_page import (
     ValidationEntry,
     audit_rows,
     render_job_page,
+    shown_spec,
     training_facts,
 )
-from ltxtrain_services.runtime.addresses import shown
 from ltxtrain_services.runtime.objects import Objects
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.work import Attempt
@@ -90,7 +88,7 @@ class Papers:
     def _config(self) -> dict[str, Any]:
         job, price = self.job, self.unit_price_usd
         content = config_content(
-            spec=spec_json(job),
+            spec=shown_spec(job),
             settings=train_settings(job),
             geometry=training_geometry(job.effective_spec),
             facts=self.facts,
@@ -131,7 +129,7 @@ class Papers:
                 measured=[_measured(item) for item in self.measured],
                 audit=audit_rows(lora_audit(self.audit)) if self.audit else (),
                 report=self.report,
-                spec=spec_json(self.job),
+                spec=shown_spec(self.job),
             )
         )
 
@@ -221,19 +219,6 @@ def facts_message(facts: TrainingFacts) -> Struct:
     message = Struct()
     message.update(asdict(facts))
     return message
-
-
-def spec_json(job: Job) -> dict[str, Any]:
-    """The resolved spec in the sheet's own words: datasets in place of uploads, URLs without possible secrets."""
-    resolved = ExtendPrefixSpec()
-    resolved.CopyFrom(job.effective_spec)
-    name_datasets(resolved, job.dataset, job.validation_dataset, uploads_only=True)
-    spec = as_json(resolved)
-    if "training_data_url" in spec:
-        spec["training_data_url"] = shown(spec["training_data_url"])
-    for entry in spec["validation"]:
-        entry["video_url"] = shown(entry["video_url"])
-    return spec
 
 
 def report_rows(lines: Sequence[ReportLine]) -> list[ReportRow]:
