@@ -89,6 +89,7 @@ class Webhooks:
         self._jobs = jobs
         self._objects = objects
         self._dialler = Dialler(settings, lookup)
+        self._signer: Ed25519PrivateKey | None = None
         self._places = asyncio.Semaphore(AT_ONCE)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._draining = False
@@ -121,9 +122,11 @@ class Webhooks:
 
     async def _key(self) -> Ed25519PrivateKey:
         """The key of this installation, made when it is first asked for."""
-        fresh = BytesValue(value=Ed25519PrivateKey.generate().private_bytes_raw())
-        kept = await self._jobs.keep(KEYS, CURRENT, fresh)
-        return Ed25519PrivateKey.from_private_bytes(kept.value)
+        if self._signer is None:
+            fresh = BytesValue(value=Ed25519PrivateKey.generate().private_bytes_raw())
+            kept = await self._jobs.keep(KEYS, CURRENT, fresh)
+            self._signer = Ed25519PrivateKey.from_private_bytes(kept.value)
+        return self._signer
 
     async def _deliver(self, name: str) -> None:
         outages = 0
