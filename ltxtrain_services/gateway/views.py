@@ -59,7 +59,7 @@ def dataset_part(part: str, name: str, story: Story) -> Markup:
     """One part of a dataset's page."""
     if part == "dataset":
         return render_job_part(JobPage(title=name, state="", facts={}, report=_report(story.report)), part)
-    return render_part("live.html", part, **_head(name, story), kind="dataset", dataset=name, facts=_counted(story))
+    return render_part("live.html", part, **_head(name, story), kind="dataset", dataset=name, facts={})
 
 
 def training_set_part(part: str, found: TrainingSet, story: Story, earlier: Story) -> Markup:
@@ -235,10 +235,6 @@ def _videos(story: Story, job: Job, index: int, kind: "Artifact.Kind") -> Sequen
         for item in story.artifacts.values()
         if item.kind == kind and item.validation_index == index and not item.name.endswith(LABELLED)
     )
-
-
-def _counted(story: Story) -> dict[str, int]:
-    return {OUTCOMES.get(_name(Outcome, number, "OUTCOME_"), "other"): n for number, n in story.outcomes.items()}
 
 
 def _joined(dataset: Story, training_set: Story) -> list[ReportRow]:
