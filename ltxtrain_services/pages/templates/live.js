@@ -48,8 +48,8 @@ source.addEventListener("message", (event) => {
 source.addEventListener("end", () => {
   source.close();
   place.dataset.ended = "true";
-  // Whoever came from the form wants to see the clips.
-  const button = sheet && document.querySelector("[data-check]");
+  // Whoever came from the form wants to see the clips; a link of another site starts nothing.
+  const button = sheet && document.referrer.startsWith(`${location.origin}/`) && document.querySelector("[data-check]");
   if (button) { check(button); }
 });
 source.addEventListener("error", () => {
