@@ -10,9 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.train_pb2 import BasePrecision, Job, LoraAudit, TrainingSummary
+from ltxtrain.v1.train_pb2 import Job, LoraAudit, TrainingSummary
 from ltxtrain_client.as_json import as_json
-from ltxtrain_client.enum_words import word
 from ltxtrain_client.sheet import name_datasets
 from markupsafe import Markup
 
@@ -122,9 +121,8 @@ def training_facts(job: Job, summary: TrainingSummary, units: int, price_usd: fl
     wanted = job.effective_spec.number_of_steps
     steps = f"{wanted}" if summary.steps == wanted else f"{summary.steps} of {wanted}"
     streamed = f", {summary.streamed_blocks} blocks in host memory" if summary.streamed_blocks else ""
-    precision = word(BasePrecision.DESCRIPTOR, summary.base_precision)
     return {
-        "Base model": f"{summary.model} at {summary.model_revision[:19]}, {precision}",
+        "Base model": f"{summary.model} at {summary.model_revision[:19]}, {summary.precision}",
         "Device": f"{summary.device}, {summary.planned_memory_bytes / 2**30:.1f} GiB planned{streamed}",
         "Clips": f"{summary.clip_count}",
         "Steps": f"{steps} in {summary.step_seconds:.0f} s",

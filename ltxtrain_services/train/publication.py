@@ -72,7 +72,7 @@ class Papers:
         """Both papers, in the object store; blocking."""
         with tempfile.TemporaryDirectory(prefix="ltxtrain-papers-") as folder:
             steps = self._steps(objects, Path(folder))
-        summary = self._summary(steps)
+        summary = training_summary(self.facts, steps)
         page = self._page(objects, steps, summary)
         config = json.dumps(self._config(), indent=2, ensure_ascii=False) + "\n"
         papers = [
@@ -133,20 +133,6 @@ class Papers:
             )
         )
 
-    def _summary(self, steps: StepLog) -> TrainingSummary:
-        facts = self.facts
-        return TrainingSummary(
-            model=facts.model,
-            model_revision=facts.model_revision,
-            base_precision=f"BASE_PRECISION_{facts.precision.upper()}",
-            device=facts.device,
-            planned_memory_bytes=int(facts.memory["total_bytes"]),
-            streamed_blocks=int(facts.memory["streamed_blocks"]),
-            clip_count=facts.clip_count,
-            steps=int(steps.rows[-1]["step"]) if steps.rows else 0,
-            step_seconds=sum(seconds for _, seconds in steps.series("seconds")),
-        )
-
     def _steps(self, objects: Objects, folder: Path) -> StepLog:
         logs = [item for item in self.artifacts if item.kind == Artifact.KIND_METRICS]
         if not logs:
@@ -197,7 +183,7 @@ async def publish_papers(
     papers = Papers(
         job=await attempt.get(),
         state=state,
-        facts=TrainingFacts(**_integers(MessageToDict(known[0]))),
+        facts=facts_of(known[0]),
         artifacts=list(newer.values()),
         measured=await attempt.children(MEASURED, PreviewMetrics),
         warnings=[warning.message for warning in await attempt.children(WARNINGS, Status)],
@@ -207,6 +193,20 @@ async def publish_papers(
         unit_price_usd=runtime.settings.unit_price_usd,
     )
     return await runtime.objects.run(lambda: papers.write(runtime.objects.objects))
+
+
+def training_summary(facts: TrainingFacts, steps: StepLog) -> TrainingSummary:
+    return TrainingSummary(
+        model=facts.model,
+        model_revision=facts.model_revision,
+        precision=facts.precision,
+        device=facts.device,
+        planned_memory_bytes=int(facts.memory["total_bytes"]),
+        streamed_blocks=int(facts.memory["streamed_blocks"]),
+        clip_count=facts.clip_count,
+        steps=int(steps.rows[-1]["step"]) if steps.rows else 0,
+        step_seconds=sum(seconds for _, seconds in steps.series("seconds")),
+    )
 
 
 def lora_audit(audit: Mapping[str, Any]) -> LoraAudit:
@@ -219,6 +219,11 @@ def facts_message(facts: TrainingFacts) -> Struct:
     message = Struct()
     message.update(asdict(facts))
     return message
+
+
+def facts_of(message: Struct) -> TrainingFacts:
+    """The facts that facts_message was given."""
+    return TrainingFacts(**_integers(MessageToDict(message)))
 
 
 def report_rows(lines: Sequence[ReportLine]) -> list[ReportRow]:

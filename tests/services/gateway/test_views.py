@@ -6,7 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
 from ltxtrain.v1.preprocess_pb2 import PreprocessReport, TrainingSet
-from ltxtrain.v1.train_pb2 import BasePrecision, Job, JobOutput, LoraAudit, TrainingSummary, Webhook
+from ltxtrain.v1.train_pb2 import Job, JobOutput, LoraAudit, TrainingSummary, Webhook
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, Outcome, ReportLine, Stage, State, TrainMetrics
 
 from ltxtrain_services.gateway import views
@@ -79,9 +79,7 @@ def test_a_job_that_has_ended_shows_what_its_file_shows() -> None:
         effective_spec=ExtendPrefixSpec(
             number_of_steps=100, training_data_url="https://a:b@example.com/z?token=secret"
         ),
-        training_summary=TrainingSummary(
-            model="m", model_revision="r", device="cpu", base_precision=BasePrecision.BASE_PRECISION_BF16, steps=40
-        ),
+        training_summary=TrainingSummary(model="m", model_revision="r", device="cpu", precision="bf16", steps=40),
         output=JobOutput(audit=LoraAudit(modules=3, weights=4000, update_ratios={"attn1": 0.0123})),
         webhook=Webhook(origin="https://example.com", tries=1, delivery_time=Timestamp(seconds=1)),
     )
