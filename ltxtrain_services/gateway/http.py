@@ -16,8 +16,9 @@ from ltxtrain_client.channel import is_loopback
 from ltxtrain_client.errors import CallError
 
 from ltxtrain_services.gateway.story import Stories
-from ltxtrain_services.gateway.suite import Suite, http_status
+from ltxtrain_services.gateway.suite import Suite
 from ltxtrain_services.runtime import telemetry
+from ltxtrain_services.runtime.hosted_form import http_status, problem_document
 from ltxtrain_services.runtime.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -31,10 +32,14 @@ STORIES = web.AppKey("stories", Stories)
 # Tasks of open streams, which end when the process drains.
 STREAMS = web.AppKey("streams", set[asyncio.Task[Any]])
 
+# Places for requests, of all callers; those of one caller are counted by the services.
+PLACES = web.AppKey("places", asyncio.Semaphore)
+
 PING_SECONDS = 15.0
 # A body has to come within, and a request after a connection's beginning or the request before.
 BODY_SECONDS = 60.0
 IDLE_SECONDS, LOOK_SECONDS = 90.0, 10.0
+BUSY_SECONDS = 5
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -75,12 +80,17 @@ async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
+        places = request.app[PLACES]
         if (wrong := _malformed(request)) is not None:
             response: web.StreamResponse = problem_response(400, wrong, "bad_request")
         elif (refusal := _refusal(request)) is not None:
             response = problem_response(403, refusal, "bad_request", "PERMISSION_DENIED")
+        elif places.locked():
+            text, wait = "Too many requests are open here. Try again.", {"Retry-After": str(BUSY_SECONDS)}
+            response = problem_response(503, text, "internal_error", "QUEUE_FULL", headers=wait)
         else:
-            response = await handler(request)
+            async with places:
+                response = await handler(request)
     except CallError as error:
         response = fault_response(error)
     except web.HTTPException as error:
@@ -176,9 +186,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
     """An error as clients of the hosted endpoint read it, with our reason beside it."""
-    document = {"detail": message if detail is None else detail, "message": message, "error_type": error_type}
-    if reason:
-        document["reason"] = reason
+    document = problem_document(message, error_type, reason, detail)
     return web.json_response(document, status=code, headers={**(headers or {}), "X-Fal-Error-Type": error_type})
 
 

@@ -1,4 +1,4 @@
-"""The process of the gateway: an HTTP server that is a client of Train and Ingest, and keeps nothing."""
+"""The process of the gateway: an HTTP server that is a client of the services, and keeps nothing."""
 
 import asyncio
 import logging
@@ -12,9 +12,10 @@ from aiohttp import web
 from ltxtrain_client.channel import is_loopback
 from ltxtrain_client.errors import SettingsInvalid
 
-from ltxtrain_services.gateway import endpoint, pages
+from ltxtrain_services.gateway import endpoint, live, pages
 from ltxtrain_services.gateway.http import (
     CONNECTIONS,
+    PLACES,
     SETTINGS,
     STORIES,
     STREAMS,
@@ -34,14 +35,16 @@ from ltxtrain_services.runtime.telemetry import log_to_stderr
 log = logging.getLogger(__name__)
 
 EXIT_SETTINGS = 2
+# Requests under way, streams among them.
+MAX_REQUESTS = 4_000
 
 
 def make_app(settings: Settings, suite: Suite) -> web.Application:
     """The gateway's routes on connections to the services."""
     app = web.Application(middlewares=[guarded], client_max_size=endpoint.MAX_REQUEST_BYTES)
     app[SETTINGS], app[SUITE], app[STORIES], app[STREAMS] = settings, suite, Stories(), set()
-    app[CONNECTIONS] = Connections()
-    app.add_routes([*endpoint.routes(), *pages.routes()])
+    app[CONNECTIONS], app[PLACES] = Connections(), asyncio.Semaphore(MAX_REQUESTS)
+    app.add_routes([*endpoint.routes(), *pages.routes(), *live.routes()])
     app.router.add_get("/healthz", healthy)
     app.on_shutdown.append(end_streams)
     return app

@@ -10,8 +10,9 @@ from aiohttp import web
 from ltxtrain_client.errors import CallError, Unauthenticated
 
 from ltxtrain_services.gateway.http import SETTINGS, SUITE, Handler, body_of, is_https
-from ltxtrain_services.gateway.suite import Caller, http_status
+from ltxtrain_services.gateway.suite import Caller
 from ltxtrain_services.pages.render import render
+from ltxtrain_services.runtime.hosted_form import http_status
 
 COOKIE = "ltxtrain-token"
 # A token has 512 characters at most.
@@ -95,8 +96,8 @@ def html_page(request: web.Request, template: str, *, status: int = 200, **value
     store = public if "://" in public else f"{'https' if settings.s3_secure else 'http'}://{public}"
     policy = (
         "default-src 'none'; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; img-src 'self'; "
-        f"media-src 'self' {store}; connect-src 'self' {store}; form-action 'self'; base-uri 'none'; "
-        "frame-ancestors 'none'"
+        f"media-src 'self' {store}; frame-src 'self' {store}; connect-src 'self' {store}; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
     )
     text = render(template, has_token=COOKIE in request.cookies, **values)
     headers = {"Content-Security-Policy": policy}

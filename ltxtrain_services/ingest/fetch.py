@@ -11,9 +11,9 @@ from typing import IO
 import aiohttp
 from ltxtrain.v1.error_pb2 import ErrorReason
 
-from ltxtrain_services.ingest.dial import Dialler, Lookup, Refused, system_lookup
 from ltxtrain_services.ingest.headers import Damaged, Decoder, Unsupported, content_range, retry_after, validator
 from ltxtrain_services.runtime.addresses import shown
+from ltxtrain_services.runtime.dial import Dialler, Lookup, Refused, system_lookup
 from ltxtrain_services.runtime.disk import is_full
 from ltxtrain_services.runtime.errors import ApiError, FailedPrecondition, Unavailable
 from ltxtrain_services.runtime.settings import Settings

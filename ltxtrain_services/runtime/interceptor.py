@@ -31,7 +31,7 @@ from ltxtrain_services.runtime.work import Retryable
 log = logging.getLogger(__name__)
 
 # What needs no token.
-OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+OPEN_CALLS = ("/grpc.health.v1.Health/", "/ltxtrain.v1.TrainService/ListWebhookKeys")
 # Of one address, and how long each has to send its message.
 MAX_OPEN_CALLS = 32
 ARRIVAL_SECONDS = 10.0
@@ -50,14 +50,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """The interceptor of a service.
 
     A caller is known, counted or refused by the headers alone: a call costs next to nothing until then, and a message
-    that never arrives holds a place of its caller. Health needs no token; its calls are counted for each peer.
+    that never arrives holds a place of its caller. OPEN_CALLS need no token; they are counted for each peer.
     """
 
     def __init__(self, tokens: Tokens | None, settings: Settings) -> None:
         self._tokens = tokens
         self._calls = Places(settings.max_calls, "{} of your calls are being answered already. Send fewer at once.")
         self._streams = Places(settings.max_watches, "{} of your watches are open already. Close some.")
-        self._open = Places(MAX_OPEN_CALLS, "{} health checks of your address are open already. Close some.")
+        self._open = Places(MAX_OPEN_CALLS, "{} calls without a token are open from your address already. Close some.")
 
     async def intercept_service(
         self, continuation: Callable[[Details], Awaitable[Handler | None]], handler_call_details: Details
@@ -66,7 +66,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = str(handler_call_details.method)
-        if method.startswith(OPEN_SERVICES):
+        if method.startswith(OPEN_CALLS):
             return grpc.stream_stream_rpc_method_handler(
                 self._answer_open(method, handler), handler.request_deserializer, handler.response_serializer
             )
@@ -109,7 +109,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if handler.unary_stream:
                 await handler.unary_stream(request, context)
             else:
-                await context.write(await handler.unary_unary(request, context))
+                await context.write(await _unless_unavailable(handler.unary_unary(request, context), context))
 
         return answer
 
@@ -194,6 +194,14 @@ def _stream(method: str, call: Call, parse: Callable[[bytes], Any] | None) -> Ca
         await _abort(refusal, context)
 
     return stream
+
+
+async def _unless_unavailable(answer: Awaitable[Any], context: Any) -> Any:
+    try:
+        return await answer
+    except DatabaseUnavailable as error:
+        refusal = _refusal(error)
+    await _abort(refusal, context)
 
 
 def _refuse(method: str, error: errors.ApiError, started: float) -> Callable[[Any, Any], AsyncIterator[Any]]:

@@ -206,6 +206,8 @@ def log_to_stderr(level: str) -> None:
     handler.addFilter(Bounded())
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # At DEBUG it writes every statement with its values, which may be secrets of callers.
+    logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
 
 def current_trace() -> dict[str, str]:

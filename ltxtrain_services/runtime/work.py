@@ -93,12 +93,23 @@ class Workflow(Protocol[M]):
         """
 
 
+class Aftermath(Protocol):
+    """Work that follows the end of a resource, in whatever state, and is taken up again like it."""
+
+    async def resume(self) -> None: ...
+
+    def start(self, name: str) -> None: ...
+
+    async def drain(self) -> None: ...
+
+
 class WorkRunner(Generic[M]):
     """Runs the workflows of one service."""
 
-    def __init__(self, store: Store[M], workflow: Workflow[M]) -> None:
+    def __init__(self, store: Store[M], workflow: Workflow[M], aftermath: Aftermath | None = None) -> None:
         self._store = store
         self._workflow = workflow
+        self._aftermath = aftermath
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._draining = False
 
@@ -106,6 +117,8 @@ class WorkRunner(Generic[M]):
         """Start everything that is not finished, oldest first."""
         for resource in await self._store.unfinished():
             self.start(resource.name)
+        if self._aftermath is not None:
+            await self._aftermath.resume()
 
     def start(self, name: str) -> None:
         """Start the work of a resource; nothing happens when it runs already."""
@@ -138,6 +151,8 @@ class WorkRunner(Generic[M]):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._aftermath is not None:
+            await self._aftermath.drain()
 
     async def count(self) -> None:
         """Tell the metrics how many resources are in each state."""
@@ -223,14 +238,19 @@ class WorkRunner(Generic[M]):
         if cancelled:
             await self._end_cancelled(attempt)
         else:
-            metrics.count_end(self._store.kind, state)
+            self._ended(attempt, state)
 
     async def _end_cancelled(self, attempt: Attempt[M]) -> None:
         ending = await self._salvaged(attempt)
         async with attempt.edit() as edit:
             ending(edit)
             edit.enter(State.STATE_CANCELLED)
-        metrics.count_end(self._store.kind, State.STATE_CANCELLED)
+        self._ended(attempt, State.STATE_CANCELLED)
+
+    def _ended(self, attempt: Attempt[M], state: "State") -> None:
+        metrics.count_end(self._store.kind, state)
+        if self._aftermath is not None:
+            self._aftermath.start(attempt.name)
 
     async def _salvaged(self, attempt: Attempt[M]) -> Ending[M]:
         """The workflow's salvage, or a warning where it fails: a cancellation and a failure always end."""

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as some
 from ltxtrain.v1.error_pb2 import ErrorReason
 
-from ltxtrain_services.ingest.dial import Gate, Refused
 from ltxtrain_services.ingest.fetch import Fetched, Fetcher
+from ltxtrain_services.runtime.dial import Gate, Refused
 from ltxtrain_services.runtime.disk import DiskFull, told_when_full
 from ltxtrain_services.runtime.errors import ApiError, FailedPrecondition, reason_name
 from ltxtrain_services.runtime.settings import Settings
