@@ -96,9 +96,10 @@ def refusal_lines(entries: Sequence[Entry], error: ArchiveRefused) -> Iterator[R
             yield not_examined(entry.path)
 
 
-def not_examined(path: str) -> ReportLine:
+def not_examined(path: str, *, cancelled: bool = False) -> ReportLine:
     reasons = [ReportReason.REPORT_REASON_NOT_EXAMINED]
-    return line(path, Outcome.OUTCOME_IGNORED, reasons, "the request failed before this file was looked at")
+    text = f"the request {'was cancelled' if cancelled else 'failed'} before this file was looked at"
+    return line(path, Outcome.OUTCOME_IGNORED, reasons, text)
 
 
 def _refuse_images(entries: Sequence[Entry]) -> None:

@@ -187,6 +187,15 @@ async def test_a_failed_dataset_has_the_same_report(ingest: Ingest, clips: dict[
         "n.pdf": ("IGNORED", ["IGNORED_FILE"]),
     }
     assert ended.events[-1].lifecycle.state == State.STATE_FAILED
+    assert (ended.dataset.not_examined_count, ended.dataset.ignored_count) == (2, 3)
+
+
+async def test_an_archive_that_never_came_was_not_looked_at(ingest: Ingest) -> None:
+    ingest.web.handlers["/gone"] = web.status(404)
+    ended = await ingest.run(archive_url=ingest.web.url("/gone?token=secret"))
+    assert (ended.state, ended.reason) == ("FAILED", "DOWNLOAD_REFUSED")
+    assert reasons_of(ended) == {ingest.web.url("/gone"): ("IGNORED", ["NOT_EXAMINED"])}
+    assert ended.dataset.not_examined_count == 1
 
 
 async def test_all_clips_unusable_are_all_named(ingest: Ingest, tmp_path: Path) -> None:
@@ -243,6 +252,9 @@ async def test_an_unfinished_dataset_is_not_deleted_and_can_be_cancelled(ingest:
     await ingest.client.cancel_dataset(dataset.name)
     ended = await ingest.end(dataset.name)
     assert ended.state == "CANCELLED"
+    assert reasons_of(ended) == {ingest.web.url("/never"): ("IGNORED", ["NOT_EXAMINED"])}
+    assert "was cancelled before" in ended.lines[0].description
+    assert (ended.dataset.not_examined_count, ended.dataset.ignored_count) == (1, 1)
     assert (await ingest.client.cancel_dataset(dataset.name)).lifecycle.state == State.STATE_CANCELLED
     assert not (ingest.runtime.settings.state_dir / "ingest" / dataset.name.rpartition("/")[2]).exists()
     await ingest.client.delete_dataset(dataset.name)
@@ -259,6 +271,14 @@ async def test_a_cancellation_at_any_moment_leaves_nothing(ingest: Ingest, clips
         ended = await ingest.end(dataset.name)
         assert ended.state in ("CANCELLED", "SUCCEEDED")
         assert ended.events[-1].lifecycle.state == ended.dataset.lifecycle.state
+        # What was not looked at is told, and counted: every file, or the archive that was not here yet.
+        paths = {item.path for item in ended.lines} - {""}
+        assert paths in ({"a.mp4", "a.txt", "b.mov", "c.txt"}, {ingest.web.url("/cancelled")})
+        unseen = [item for item in ended.lines if ReportReason.REPORT_REASON_NOT_EXAMINED in item.reasons]
+        assert ended.dataset.not_examined_count == len(unseen)
+        assert bool(unseen) <= (ended.state == "CANCELLED")
+        told = [event.report_line for event in ended.events if event.HasField("report_line")]
+        assert sorted(told, key=str) == sorted(ended.lines, key=str)
         assert not (ingest.runtime.settings.state_dir / "ingest" / dataset.name.rpartition("/")[2]).exists()
         await ingest.client.delete_dataset(dataset.name)
 
