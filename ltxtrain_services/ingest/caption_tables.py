@@ -175,14 +175,18 @@ class _Reading:
             parts += [f"{self.other_case} file names spelled in another letter case"] if self.other_case else []
         if self.unreadable.count:
             reasons.append(ReportReason.REPORT_REASON_CAPTION_UNREADABLE)
-            parts.append(f"{self.unreadable.count} rows are not read: {self.unreadable}")
+            parts.append(f"{_rows(self.unreadable)} not read: {self.unreadable}")
         if self.orphans.count:
             reasons.append(ReportReason.REPORT_REASON_CAPTION_ORPHAN)
-            parts.append(f"{self.orphans.count} rows name no clip beside or below this table: {self.orphans}")
+            parts.append(f"{_rows(self.orphans)} for no clip beside or below this table: {self.orphans}")
         if not count:
             return line(self.path, Outcome.OUTCOME_IGNORED, reasons or [_MISSING], "; ".join(parts))
         outcome = Outcome.OUTCOME_KEPT_CHANGED if reasons else Outcome.OUTCOME_KEPT
         return line(self.path, outcome, reasons, "; ".join(parts))
+
+
+def _rows(found: _Named) -> str:
+    return f"{found.count} row{'' if found.count == 1 else 's'}"
 
 
 _MISSING = ReportReason.REPORT_REASON_CAPTION_MISSING

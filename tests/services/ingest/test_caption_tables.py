@@ -154,10 +154,12 @@ def test_rows_for_files_that_do_not_exist_are_counted(tmp_path: Path) -> None:
     captions, line = read(tmp_path, "metadata.csv", table)
     assert captions == {"a.mp4": "x"} and reasons(line) == ["CAPTION_ORPHAN"]
     assert line.description.endswith(
-        "500 rows name no clip beside or below this table: lost-0.mp4; lost-1.mp4; lost-2.mp4 and 497 more"
+        "500 rows for no clip beside or below this table: lost-0.mp4; lost-1.mp4; lost-2.mp4 and 497 more"
     )
     _, line = read(tmp_path, "metadata.csv", b"file_name,text\nb.mp4,x\n")
-    assert line.outcome == Outcome.OUTCOME_IGNORED and line.description.startswith("captions of 0 clips; 1 rows")
+    assert line.outcome == Outcome.OUTCOME_IGNORED and line.description.startswith(
+        "captions of 0 clips; 1 row for no clip"
+    )
     _, line = read(tmp_path, "metadata.csv", b"file_name,text\n")
     assert (line.outcome, reasons(line)) == (Outcome.OUTCOME_IGNORED, ["CAPTION_MISSING"])
 
