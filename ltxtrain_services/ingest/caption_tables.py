@@ -156,7 +156,7 @@ class CaptionTables:
 
 @dataclass
 class _Reading:
-    """What one table came to."""
+    """Outcome of one table."""
 
     path: str
     repair: str = ""
