@@ -20,9 +20,11 @@ from ltxtrain.v1.train_pb2 import (
     JobOptions,
     ListArtifactsRequest,
     ListJobsRequest,
+    ListWebhookKeysRequest,
     WatchJobRequest,
     WatchJobsRequest,
     WatchJobsResponse,
+    WebhookKey,
 )
 from ltxtrain.v1.train_pb2_grpc import TrainServiceStub
 from ltxtrain.v1.work_pb2 import Event, EventKind, ListOrder, State
@@ -52,11 +54,13 @@ class TrainClient(Client):
         *,
         display_name: str = "",
         labels: Mapping[str, str] | None = None,
+        webhook_url: str = "",
         request_id: str | None = None,
     ) -> Job:
         """Start a job, which runs whether or not it is watched. The same `request_id` returns the same job.
 
-        It is found by its display_name and its labels again; see list_jobs.
+        It is found by its display_name and its labels again; see list_jobs. A signed message is sent to `webhook_url`
+        when the job has ended; Job.webhook tells how that fares.
         Raises InvalidArgument with every wrong field when the spec is invalid; nothing is started then.
         """
         request = CreateJobRequest(
@@ -65,6 +69,7 @@ class TrainClient(Client):
             options=options,
             display_name=display_name,
             labels=labels,
+            webhook_url=webhook_url,
         )
         return (await self._call(self._stub.CreateJob, request)).job
 
@@ -75,6 +80,7 @@ class TrainClient(Client):
         *,
         display_name: str = "",
         labels: Mapping[str, str] | None = None,
+        webhook_url: str = "",
     ) -> Job:
         """The job that `submit` would start, without a name and with every default filled in. Raises like `submit`."""
         request = CreateJobRequest(
@@ -84,6 +90,7 @@ class TrainClient(Client):
             validate_only=True,
             display_name=display_name,
             labels=labels,
+            webhook_url=webhook_url,
         )
         return (await self._call(self._stub.CreateJob, request)).job
 
@@ -91,6 +98,10 @@ class TrainClient(Client):
         """Estimate the time, memory and price of a job."""
         request = EstimateJobRequest(spec=TaskSpec(extend_prefix=spec), options=options)
         return await self._call(self._stub.EstimateJob, request)
+
+    async def webhook_keys(self) -> list[WebhookKey]:
+        """Public keys of the signatures of webhooks."""
+        return list((await self._call(self._stub.ListWebhookKeys, ListWebhookKeysRequest())).keys)
 
     async def get_job(self, name: str) -> Job:
         return (await self._call(self._stub.GetJob, GetJobRequest(name=name))).job

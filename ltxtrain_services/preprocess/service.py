@@ -10,12 +10,23 @@ from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
 from ltxtrain.v1.work_pb2 import ReportLine
 
 from ltxtrain_services.preprocess.cache import Cache
+from ltxtrain_services.preprocess.cache_keys import read_versions
 from ltxtrain_services.preprocess.request import requested
 from ltxtrain_services.preprocess.workflow import PreprocessWorkflow
 from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.errors import NotFound
 from ltxtrain_services.runtime.paging import request_digest
-from ltxtrain_services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
+from ltxtrain_services.runtime.requests import (
+    MAX_FILTERS,
+    MAX_LABELS,
+    Watches,
+    beside,
+    check_count,
+    check_request_id,
+    new_name,
+    sign_download,
+    visible_owner,
+)
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.store import Store
 from ltxtrain_services.runtime.work import WorkRunner
@@ -31,6 +42,7 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
         self._objects = runtime.objects
         self._watches = Watches(runtime.log)
         self._cache = Cache(runtime.blobs, runtime.objects)
+        read_versions()
         self.work = WorkRunner(self._sets, PreprocessWorkflow(runtime, self._cache))
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -44,7 +56,7 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
         self, request: preprocess_pb2.CreateTrainingSetRequest, context: Any
     ) -> preprocess_pb2.CreateTrainingSetResponse:
         check_request_id(request.request_id)
-        training_set = requested(request)
+        training_set = await beside(request.ByteSize(), lambda: requested(request))
         training_set.name = new_name("trainingSets")
         digest = request_digest(request)
         made = await self._sets.create(training_set, owner=caller.get(), request_id=request.request_id, digest=digest)
@@ -61,6 +73,8 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
     async def ListTrainingSets(
         self, request: preprocess_pb2.ListTrainingSetsRequest, context: Any
     ) -> preprocess_pb2.ListTrainingSetsResponse:
+        check_count("states", request.states, MAX_FILTERS)
+        check_count("labels", request.labels, MAX_LABELS)
         found, token = await self._sets.page(
             visible_owner(),
             request.page_size,

@@ -7,15 +7,18 @@ from typing import Any
 
 from google.protobuf.message import Message
 from ltxtrain.v1.work_pb2 import ListOrder
-from sqlalchemy import ColumnElement, and_, or_, select
+from sqlalchemy import ColumnElement, and_, false, or_, select
 
 from ltxtrain_services.runtime import tables
 from ltxtrain_services.runtime.errors import PageTokenInvalid
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 500
+MAX_WORDS = 256
 # What a column holds.
 MAX_NUMBER = 2**63 - 1
+# Twice the longest that is made.
+MAX_TOKEN_CHARS = 4_096
 # Of the resources of a page, when they are more than one. Clients take messages of 4 MiB.
 MAX_PAGE_BYTES = 2**20 * 3 // 4
 
@@ -44,6 +47,8 @@ def make_token(arguments: str, number: int, name: str = "") -> str:
 def read_token(arguments: str, token: str) -> tuple[int, str]:
     """Number and name of the row that make_token was given. Raises PageTokenInvalid."""
     try:
+        if len(token) > MAX_TOKEN_CHARS:
+            raise ValueError(token)
         digest, digits, name = base64.urlsafe_b64decode(token.encode()).decode().split("|", 2)
         number = int(digits)
     except ValueError:
@@ -62,7 +67,9 @@ def matching(labels: Sequence[str], words: str) -> list[ColumnElement[bool]]:
     for key, equals, value in (wanted.partition("=") for wanted in sorted(set(labels))):
         having = select(labelled.resource).where(labelled.key == key)
         conditions.append(row.name.in_(having.where(labelled.value == value) if equals else having))
-    if folded := words.casefold():
+    if len(words) > MAX_WORDS:  # longer than any name; databases refuse patterns of tens of kilobytes
+        conditions.append(false())
+    elif folded := words.casefold():
         names = (row.display_name, row.name)
         conditions.append(or_(*(name.contains(folded, autoescape=True) for name in names)))
     return conditions

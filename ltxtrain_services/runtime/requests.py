@@ -1,11 +1,13 @@
 """Checks and helpers that the RPCs of the services share: names, labels, request ids, lengths of texts, watches."""
 
 import asyncio
+import contextvars
 import json
 import re
 import unicodedata
 import uuid
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sized
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -26,9 +28,16 @@ from ltxtrain_services.runtime.objects import ObjectStore
 R = TypeVar("R")
 T = TypeVar("T")
 
+# A request of as many bytes may hold so much that a look at all of it takes more than a millisecond.
+LARGE_BYTES = 16 * 2**10
+# Of their own: those of the loop's pool may all be busy with archives for minutes.
+_THREADS = ThreadPoolExecutor(2, thread_name_prefix="requests")
+
 # Of a caption, a prompt or a phrase: far beyond what a text encoder reads.
 MAX_TEXT_BYTES = 64 << 10
 DOWNLOAD_SECONDS = 15 * 60
+# Of a list of states or kinds to filter by, of which there are a dozen.
+MAX_FILTERS = 100
 # "urn:uuid:" and 36 more. Python's UUID takes any number of braces around, and the id is a key of the database.
 MAX_UUID_CHARS = 45
 MAX_DISPLAY_NAME = 128
@@ -89,6 +98,21 @@ def _is_line(text: str, limit: int) -> bool:
     return len(text) <= limit and not any(unicodedata.category(character) in BREAKS for character in text)
 
 
+async def beside(size: int, call: Callable[[], R]) -> R:
+    """The result of a call about so many bytes: in a thread when they are many, while the event loop goes on."""
+    if size < LARGE_BYTES:
+        return call()
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, context.run, call)
+
+
+def check_count(field: str, items: Sized, most: int) -> None:
+    """Raises InvalidSpec for a list that is longer: looking at each of its items would take longer than a call may."""
+    if len(items) > most:
+        text = f"{len(items)} entries, at most {most} are taken."
+        raise InvalidSpec([Violation(field, ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text)])
+
+
 def excess(text: str) -> str | None:
     """The complaint about a caption, prompt or phrase that is too long, or None."""
     size = len(text.encode())
@@ -116,6 +140,8 @@ class Watches:
         Only events of these EventKinds and the terminal one; what is left out moves the cursor of the heartbeats.
         """
 
+        check_count("kinds", kinds, MAX_FILTERS)
+
         def wanted(event: Event) -> bool:
             return not kinds or event_kind(event) in kinds or is_terminal(event)
 
@@ -127,6 +153,8 @@ class Watches:
         self, owner: str, after: int, kinds: Collection[int] = ()
     ) -> AsyncGenerator[WatchJobsResponse, None]:
         """Responses of WatchJobs: what happens to an owner's jobs, only events of these EventKinds, and deletions."""
+
+        check_count("kinds", kinds, MAX_FILTERS)
 
         def wanted(entry: Entry) -> bool:
             return not kinds or entry.event is None or event_kind(entry.event) in kinds
