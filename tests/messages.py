@@ -65,7 +65,8 @@ def _fill(message: Any) -> None:
             for detail in details:
                 getattr(message, field.name).add().Pack(filled(GetMessageClass(detail.message_type)))
         elif field.message_type is not None and field.message_type.GetOptions().map_entry:
-            getattr(message, field.name)["key"] = "value"
+            values: Any = field.message_type.fields_by_name["value"]
+            getattr(message, field.name)["key"] = NUMBERS[values.cpp_type]
         elif field.message_type is not None:
             part = getattr(message, field.name)
             part = part.add() if field.is_repeated else part
@@ -73,6 +74,7 @@ def _fill(message: Any) -> None:
             _fill(part)
         else:
             value = field.enum_type.values[-1].number if field.enum_type is not None else NUMBERS[field.cpp_type]
+            value = value.encode() if field.type == FieldDescriptor.TYPE_BYTES else value
             if field.is_repeated:
                 getattr(message, field.name).append(value)
             else:

@@ -102,7 +102,7 @@ async def test_what_is_not_there_is_not_found(far: FarSide, train: TrainClient) 
 )
 async def test_every_rpc_has_its_method(client: type, stub: type) -> None:
     """CreateJob is `submit` and EstimateJob is `estimate`; every other method has the RPC's name."""
-    own = {"CreateJob": "submit", "EstimateJob": "estimate"}
+    own = {"CreateJob": "submit", "EstimateJob": "estimate", "ListWebhookKeys": "webhook_keys"}
     async with connect("127.0.0.1:1") as channel:
         assert isinstance(channel, Channel)
         rpcs = vars(stub(channel.aio))
