@@ -103,6 +103,9 @@ class Settings:
     # Calls of one caller that are answered at the same time.
     max_calls: int = 200
     unit_price_usd: float = 0.0062
+    # Keep the last optimizer state of jobs that succeeded, from which they can be continued exactly, until they are
+    # deleted. Those that failed or were cancelled keep theirs.
+    keep_optimizer_state: bool = True
 
     @property
     def database(self) -> str:
