@@ -67,7 +67,9 @@ class Papers:
     @property
     def units(self) -> int:
         succeeded = self.state == State.STATE_SUCCEEDED
-        return billable_units(self.job.effective_spec.number_of_steps) if succeeded else 0
+        if not succeeded:
+            return 0
+        return billable_units(self.job.effective_spec.number_of_steps - self.job.continue_from.billed_steps)
 
     def write(self, objects: Objects) -> list[Artifact]:
         """Both papers, in the object store; blocking."""
@@ -98,6 +100,7 @@ class Papers:
                 "training_set": job.training_set,
                 "preprocess_report": self.preprocess_report,
                 "options": as_json(job.options),
+                **({"continue_from": as_json(job.continue_from)} if job.HasField("continue_from") else {}),
             },
             audit=self.audit,
             schedule_tokens=job.options.preview_schedule_tokens,

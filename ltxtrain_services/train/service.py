@@ -1,26 +1,41 @@
 """TrainService: the RPCs. What a job does is in `workflow`."""
 
+import asyncio
+import logging
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.work_pb2 import State
+from ltxtrain_client.sheet import name_datasets
 
 from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
-from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, QueueFull
+from ltxtrain_services.runtime.cluster import ClusterLost, WorkerLost
+from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, NotReady, QueueFull
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
 from ltxtrain_services.runtime.service import Runtime
-from ltxtrain_services.runtime.store import Store
+from ltxtrain_services.runtime.store import StaleAttempt, Store
+from ltxtrain_services.runtime.tables import DatabaseUnavailable
 from ltxtrain_services.runtime.work import WorkRunner
+from ltxtrain_services.train.continuation import Origin
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.prepare import preprocess_settings
+from ltxtrain_services.train.publication import FACTS
+from ltxtrain_services.train.recorder import REQUESTED
 from ltxtrain_services.train.spec import resolve, resolve_options
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_services.train.workflow import TrainWorkflow
+from ltxtrain_trainer.training.requests import Request
+
+log = logging.getLogger(__name__)
 
 
 class TrainService(train_pb2_grpc.TrainServiceServicer):
@@ -35,7 +50,9 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         upstream = Upstream(runtime.settings)
         self._upstream = upstream
         self._estimator = Estimator(runtime, upstream)
-        self.work = WorkRunner(self._jobs, TrainWorkflow(runtime, upstream, self._estimator))
+        self._workflow = TrainWorkflow(runtime, upstream, self._estimator)
+        self.work = WorkRunner(self._jobs, self._workflow)
+        self._deliveries: set[asyncio.Task[None]] = set()
 
     def register(self, server: grpc.aio.Server) -> None:
         train_pb2_grpc.add_TrainServiceServicer_to_server(self, server)
@@ -44,25 +61,39 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         """A job's own blobs go with the job; nothing is shared here."""
 
     async def CreateJob(self, request: train_pb2.CreateJobRequest, context: Any) -> train_pb2.CreateJobResponse:
-        job = self._resolved(request)
-        if job.spec.dataset:
-            await self._upstream.dataset(job.spec.dataset, caller.get())
+        origin = None
+        if request.HasField("continue_from"):
+            origin = await Origin.read(self._jobs, request.continue_from.source, visible_owner())
+        job = self._resolved(request, origin)
+        if (dataset := job.effective_spec.dataset) and not await self._has_training_set(job):
+            await self._upstream.dataset(dataset, caller.get())
         settings = preprocess_settings(job, "")
         if request.validate_only:
             return train_pb2.CreateJobResponse(job=job, settings=settings)
-        job.name = new_name("jobs")
-        limit = self._runtime.settings.max_queued_jobs
-        made = await self._jobs.create(
-            job,
-            owner=caller.get(),
-            request_id=request.request_id,
-            digest=request_digest(request),
-            limit=limit,
-        )
-        if made is None:
-            raise QueueFull(f"{limit} jobs are unfinished already. Try again later.", metadata={"limit": limit})
-        self.work.start(made.name)
+        made = await self._create(job, request.request_id, request)
         return train_pb2.CreateJobResponse(job=made, settings=settings)
+
+    async def RetryJob(self, request: train_pb2.RetryJobRequest, context: Any) -> train_pb2.RetryJobResponse:
+        check_request_id(request.request_id)
+        origin = await Origin.read(self._jobs, request.name, visible_owner())
+        job, old = origin.retried(), origin.job
+        owner = await self._jobs.owner(old.name)
+        # What they were made of may be gone; where they were not made, it is tried again.
+        dataset, validation = [
+            name if name and await self._upstream.has_dataset(name, owner) else ""
+            for name in (old.dataset, old.validation_dataset)
+        ]
+        name_datasets(job.effective_spec, dataset, validation)
+        again = request.request_id or str(uuid.uuid5(uuid.NAMESPACE_URL, f"{old.name}/retry"))
+        return train_pb2.RetryJobResponse(job=await self._create(job, again, request, owner))
+
+    async def CheckpointJob(
+        self, request: train_pb2.CheckpointJobRequest, context: Any
+    ) -> train_pb2.CheckpointJobResponse:
+        return train_pb2.CheckpointJobResponse(job=await self._ask(request.name, Request.CHECKPOINT))
+
+    async def PreviewJob(self, request: train_pb2.PreviewJobRequest, context: Any) -> train_pb2.PreviewJobResponse:
+        return train_pb2.PreviewJobResponse(job=await self._ask(request.name, Request.PREVIEW))
 
     async def GetJob(self, request: train_pb2.GetJobRequest, context: Any) -> train_pb2.GetJobResponse:
         return train_pb2.GetJobResponse(job=await self._jobs.get(request.name, visible_owner()))
@@ -112,12 +143,64 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         url, expires = await sign_download(self._runtime.objects, artifact.blob)
         return train_pb2.GetArtifactResponse(artifact=artifact, download_url=url, expire_time=expires)
 
-    def _resolved(self, request: train_pb2.CreateJobRequest) -> Job:
+    async def _create(self, job: Job, request_id: str, request: Message, owner: str | None = None) -> Job:
+        """Make a job durable and start it. Raises QueueFull and RequestIdReused."""
+        job.name = new_name("jobs")
+        limit = self._runtime.settings.max_queued_jobs
+        made = await self._jobs.create(
+            job, owner=owner or caller.get(), request_id=request_id, digest=request_digest(request), limit=limit
+        )
+        if made is None:
+            raise QueueFull(f"{limit} jobs are unfinished already. Try again later.", metadata={"limit": limit})
+        self.work.start(made.name)
+        return made
+
+    async def _ask(self, name: str, request: Request) -> Job:
+        """Make a request to a training durable, then tell it. Raises NotReady."""
+        job = await self._jobs.get(name, visible_owner())
+        if request is Request.PREVIEW and not job.effective_spec.validation:
+            raise NotReady(f"{name} has no validation inputs to preview.", metadata={"name": name})
+        begun = await self._jobs.all_children(name, FACTS, Struct)
+        try:
+            async with self._jobs.edit(name) as edit:
+                if edit.body.lifecycle.state == State.STATE_CANCELLING:
+                    raise StaleAttempt(name)
+                if not begun:
+                    raise NotReady(f"The training of {name} has not begun.", metadata={"name": name})
+                setattr(edit.body, REQUESTED[request], True)
+        except StaleAttempt:
+            raise NotReady(f"{name} has ended, or is being cancelled.", metadata={"name": name}) from None
+        delivery = asyncio.create_task(self._deliver(name))
+        self._deliveries.add(delivery)
+        delivery.add_done_callback(self._deliveries.discard)
+        return await self._jobs.get(name)
+
+    async def _deliver(self, name: str) -> None:
+        try:
+            await self._workflow.deliver(name)
+        except (WorkerLost, ClusterLost, DatabaseUnavailable) as error:
+            # The next start of the training reads it from the job.
+            log.info("a request waits for the next start: %s", error, extra={"resource": name})
+
+    async def _has_training_set(self, job: Job) -> bool:
+        name = job.continue_from.training_set
+        return bool(name) and await self._upstream.has_training_set(name, caller.get())
+
+    def _resolved(self, request: train_pb2.CreateJobRequest, origin: Origin | None = None) -> Job:
         """The job that a request would become, nameless. Raises InvalidSpec with every violation."""
         check_request_id(request.request_id)
         allow, buckets = self._runtime.settings.fetch_allow, self._runtime.settings.source_buckets
-        spec, violations = resolve(request.spec, lambda url: check_url(url, allow, buckets))
-        options, wrong_options = resolve_options(request.options, spec.number_of_steps)
-        if violations or wrong_options:
-            raise InvalidSpec([*violations, *wrong_options])
-        return Job(spec=request.spec, effective_spec=spec, options=options)
+        given = request.spec, request.options
+        asked = origin.inherited(*given) if origin is not None else given
+        spec, violations = resolve(asked[0], lambda url: check_url(url, allow, buckets))
+        options, wrong_options = resolve_options(asked[1], spec.number_of_steps)
+        violations += wrong_options
+        job = Job(spec=request.spec, effective_spec=spec, options=options)
+        if origin is not None:
+            continue_from, wrong = origin.continuation(request.continue_from, request.spec, spec, options)
+            named = {violation.field for violation in violations}
+            violations += [violation for violation in wrong if violation.field not in named]
+            job.continue_from.CopyFrom(continue_from)
+        if violations:
+            raise InvalidSpec(violations)
+        return job

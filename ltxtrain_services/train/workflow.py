@@ -18,13 +18,21 @@ from ltxtrain_services.runtime.trainer_errors import api_error, translated
 from ltxtrain_services.runtime.upstream import errors_passed_on
 from ltxtrain_services.runtime.work import Attempt, Ending, Retryable
 from ltxtrain_services.train.actors import AuditActor, Remote
-from ltxtrain_services.train.artifacts import artifacts, latest_checkpoint, publish_training_set, record
+from ltxtrain_services.train.artifacts import (
+    artifacts,
+    drop_states,
+    latest_checkpoint,
+    publish_training_set,
+    record,
+    short_name,
+)
+from ltxtrain_services.train.continuation import take_over
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.job_plan import Prepared
 from ltxtrain_services.train.prepare import Preparation
 from ltxtrain_services.train.publication import publish_papers
 from ltxtrain_services.train.queue import GpuQueue
-from ltxtrain_services.train.recorder import TrainingResult
+from ltxtrain_services.train.recorder import REQUESTED, TrainingResult
 from ltxtrain_services.train.spec import billable_units
 from ltxtrain_services.train.training import Training
 from ltxtrain_services.train.upstream import Upstream
@@ -41,7 +49,12 @@ class TrainWorkflow:
         self._training = Training(runtime, estimator.observe)
         self._queue = GpuQueue(runtime.cluster.gpu_count or runtime.settings.cpu_trainers)
 
+    async def deliver(self, name: str) -> None:
+        """Tell a training, if it runs now, what its job says is asked of it."""
+        await self._training.deliver(name)
+
     async def run(self, attempt: Attempt[Job]) -> Ending[Job]:
+        await take_over(self._runtime.objects, attempt)
         job = await attempt.get()
         with self._queue.place(job.name, job.lifecycle.create_time.ToNanoseconds()) as place:
             prepared = await self._prepare(attempt)
@@ -65,10 +78,13 @@ class TrainWorkflow:
         cancelling = (await attempt.get()).lifecycle.state == State.STATE_CANCELLING
         state = State.STATE_CANCELLED if cancelling else State.STATE_FAILED
         papers = await self._papers(attempt, state, audit)
+        await drop_states(self._runtime.objects, attempt, keep_last=True)
+        stored = await artifacts(attempt)
 
         def ending(edit: Edit[Job]) -> None:
             edit.body.ClearField("queue_position")
             record(edit, papers)
+            close(edit, [*stored, *papers])
             if fault is not None:
                 edit.add_event(Event(stage=Stage.STAGE_PUBLISH, warning=api_error(fault).status()))
             if papers or lora is not None:
@@ -91,12 +107,15 @@ class TrainWorkflow:
     async def _publish(self, attempt: Attempt[Job], result: TrainingResult) -> Ending[Job]:
         papers = await self._papers(attempt, State.STATE_SUCCEEDED, result.audit, result.artifacts)
         made = [*result.artifacts, *papers]
-        shared = [item for item in await artifacts(attempt) if item.kind == Artifact.KIND_DEBUG_DATASET]
+        await drop_states(self._runtime.objects, attempt, keep_last=self._runtime.settings.keep_optimizer_state)
+        stored = await artifacts(attempt)
+        shared = [item for item in stored if item.kind == Artifact.KIND_DEBUG_DATASET]
         job = await attempt.get()
-        units = billable_units(job.effective_spec.number_of_steps)
+        units = billable_units(job.effective_spec.number_of_steps - job.continue_from.billed_steps)
 
         def ending(edit: Edit[Job]) -> None:
             record(edit, made)
+            close(edit, [*stored, *made])
             edit.body.output.CopyFrom(job_output([*made, *shared]))
             edit.body.billable_units = units
             edit.body.price_usd = units * self._runtime.settings.unit_price_usd
@@ -149,6 +168,13 @@ class TrainWorkflow:
             raise Retryable(str(error)) from error
         finally:
             kill(actor)
+
+
+def close(edit: Edit[Job], stored: Sequence[Artifact]) -> None:
+    """Nothing more can be asked of a job that ends; its bytes in the store are counted, a name once."""
+    for field in REQUESTED.values():
+        edit.body.ClearField(field)
+    edit.body.stored_bytes = sum({short_name(item): item.blob.size_bytes for item in stored}.values())
 
 
 def job_output(files: Sequence[Artifact]) -> JobOutput:
