@@ -7,6 +7,8 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import (
     CancelJobRequest,
+    CheckpointJobRequest,
+    ContinueFrom,
     CreateJobRequest,
     CreateJobResponse,
     DeleteJobRequest,
@@ -19,6 +21,8 @@ from ltxtrain.v1.train_pb2 import (
     JobOptions,
     ListArtifactsRequest,
     ListJobsRequest,
+    PreviewJobRequest,
+    RetryJobRequest,
     WatchJobRequest,
 )
 from ltxtrain.v1.train_pb2_grpc import TrainServiceStub
@@ -42,27 +46,42 @@ class TrainClient(Client):
         self._stub = TrainServiceStub(channel.aio)
 
     async def submit(
-        self, spec: ExtendPrefixSpec, options: JobOptions | None = None, *, request_id: str | None = None
+        self,
+        spec: ExtendPrefixSpec,
+        options: JobOptions | None = None,
+        *,
+        continue_from: ContinueFrom | None = None,
+        request_id: str | None = None,
     ) -> Job:
         """Start a job, which runs whether or not it is watched. The same `request_id` returns the same job.
 
+        `continue_from` names a job to go on from: exactly, or from the weights of its LoRA. What spec and options leave
+        out is that job's then.
         Raises InvalidArgument with every wrong field when the spec is invalid; nothing is started then.
         """
-        request = CreateJobRequest(request_id=request_id or new_request_id(), spec=spec, options=options)
+        request = CreateJobRequest(
+            request_id=request_id or new_request_id(), spec=spec, options=options, continue_from=continue_from
+        )
         return (await self._call(self._stub.CreateJob, request)).job
 
-    async def resolve(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> CreateJobResponse:
+    async def resolve(
+        self, spec: ExtendPrefixSpec, options: JobOptions | None = None, *, continue_from: ContinueFrom | None = None
+    ) -> CreateJobResponse:
         """The job that `submit` would start, without a name and with every default, and the settings of its data.
 
         With `fit_only` set, the settings make create_training_set a check of the data without a GPU; see check_data.
         Raises like `submit`.
         """
-        request = CreateJobRequest(request_id=new_request_id(), spec=spec, options=options, validate_only=True)
+        request = CreateJobRequest(
+            request_id=new_request_id(), spec=spec, options=options, validate_only=True, continue_from=continue_from
+        )
         return await self._call(self._stub.CreateJob, request)
 
-    async def validate(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> Job:
+    async def validate(
+        self, spec: ExtendPrefixSpec, options: JobOptions | None = None, *, continue_from: ContinueFrom | None = None
+    ) -> Job:
         """The job that `submit` would start, without a name and with every default filled in. Raises like `submit`."""
-        return (await self.resolve(spec, options)).job
+        return (await self.resolve(spec, options, continue_from=continue_from)).job
 
     async def estimate(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> EstimateJobResponse:
         """Estimate the time, memory and price of a job."""
@@ -77,8 +96,26 @@ class TrainClient(Client):
         return self._pages(self._stub.ListJobs, request, lambda response: response.jobs)
 
     async def cancel_job(self, name: str) -> Job:
-        """Stop a job; the LoRA of its last checkpoint remains. A job that has ended is returned unchanged."""
+        """Stop a job after the step that it is at; the LoRA of that step remains. One that has ended stays as it is."""
         return (await self._call(self._stub.CancelJob, CancelJobRequest(name=name))).job
+
+    async def retry_job(self, name: str, *, request_id: str | None = None) -> Job:
+        """Go on with a failed or cancelled job from its last checkpoint; returns the new job that does.
+
+        Without a `request_id`, another call for the same job returns what the first one made.
+        """
+        return (await self._call(self._stub.RetryJob, RetryJobRequest(name=name, request_id=request_id or ""))).job
+
+    async def checkpoint_job(self, name: str) -> Job:
+        """Ask a training for a checkpoint after the step that it is at; its LoRA is an artifact soon after.
+
+        Raises FailedPrecondition before the training has begun and once it has ended.
+        """
+        return (await self._call(self._stub.CheckpointJob, CheckpointJobRequest(name=name))).job
+
+    async def preview_job(self, name: str) -> Job:
+        """Ask a training for previews after the step that it is at. Raises as `checkpoint_job`."""
+        return (await self._call(self._stub.PreviewJob, PreviewJobRequest(name=name))).job
 
     async def delete_job(self, name: str) -> None:
         """Delete a job with its artifacts. Raises FailedPrecondition when it has not ended yet."""
