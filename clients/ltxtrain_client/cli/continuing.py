@@ -31,7 +31,7 @@ Weights = Annotated[
     bool,
     typer.Option(
         "--weights",
-        help="With --continue-from: start a new training from the weights of its LoRA, with other settings.",
+        help="With --continue-from: a new training, with settings of its own, from the LoRA's weights.",
     ),
 ]
 
