@@ -1,4 +1,4 @@
-"""What a job that goes on from another inherits, and what it may not change."""
+"""Jobs that go on from another: their inheritance, and the changes that are refused."""
 
 from typing import Any
 
