@@ -100,6 +100,7 @@ async def test_a_service_that_is_stopped_goes_on_where_it_was_and_does_what_was_
         second.prepared |= first.prepared
         began = (await second.jobs.get(job)).checkpoint_step
         assert began >= 20
+        caller.set("me")
         service = TrainServiceAlone(second)
         # Nobody trains it now; asked twice, done once.
         for _ in range(2):

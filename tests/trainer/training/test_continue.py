@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from ltxtrain_trainer.errors import CheckpointMismatch
 from ltxtrain_trainer.lora_file.export import lora_metadata, lora_tensors, read_lora, write_lora
