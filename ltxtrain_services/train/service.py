@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import State
 from ltxtrain_client.sheet import name_datasets
@@ -18,14 +19,14 @@ from ltxtrain_client.sheet import name_datasets
 from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.cluster import ClusterLost, WorkerLost
-from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, NotReady, QueueFull
+from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, NotReady, QueueFull, Violation
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.store import StaleAttempt, Store
 from ltxtrain_services.runtime.tables import DatabaseUnavailable
 from ltxtrain_services.runtime.work import WorkRunner
-from ltxtrain_services.train.continuation import Origin
+from ltxtrain_services.train.continuation import SOURCE_FIELD, Origin
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.prepare import preprocess_settings
 from ltxtrain_services.train.publication import FACTS
@@ -63,6 +64,9 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
     async def CreateJob(self, request: train_pb2.CreateJobRequest, context: Any) -> train_pb2.CreateJobResponse:
         origin = None
         if request.HasField("continue_from"):
+            if not request.continue_from.source:
+                text = "Name a job that has ended, or a checkpoint or LoRA of one."
+                raise InvalidSpec([Violation(SOURCE_FIELD, ErrorReason.ERROR_REASON_FIELD_REQUIRED, text)])
             origin = await Origin.read(self._jobs, request.continue_from.source, visible_owner())
         job = self._resolved(request, origin)
         if (dataset := job.effective_spec.dataset) and not await self._has_training_set(job):
@@ -76,6 +80,8 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
     async def RetryJob(self, request: train_pb2.RetryJobRequest, context: Any) -> train_pb2.RetryJobResponse:
         check_request_id(request.request_id)
         origin = await Origin.read(self._jobs, request.name, visible_owner())
+        if origin.named is not None:
+            raise NotFound(request.name)
         job, old = origin.retried(), origin.job
         owner = await self._jobs.owner(old.name)
         # What they were made of may be gone; where they were not made, it is tried again.
