@@ -30,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import aiohttp
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Stage, State, TrainMetrics
 from ltxtrain_client.channel import connect
@@ -71,7 +72,7 @@ async def serve(pages: int, events: int, state_dir: Path) -> None:
     server = Server(settings, ["ltxtrain.v1.TrainService"])
     train_pb2_grpc.add_TrainServiceServicer_to_server(book, server.grpc)
     await server.start()
-    made = Job(name=JOB, effective_spec=ExtendPrefixSpec(number_of_steps=events))
+    made = Job(name=JOB, effective_spec=TaskSpec(extend_prefix=ExtendPrefixSpec(number_of_steps=events)))
     await book.jobs.create(made, owner="local", request_id="", digest=b"")
     print(server.address, flush=True)
     await book.all_came.wait()

@@ -100,7 +100,8 @@ def sheet_of_job(job: Job) -> dict[str, Any]:
     """JSON of a job's sheet with the datasets that it made of its sources, which may not be there any more."""
     spec = ExtendPrefixSpec()
     # One that goes on from another may have left out all that it has from there.
-    spec.CopyFrom(job.effective_spec if job.HasField("continue_from") else job.spec)
+    task = job.effective_spec if job.HasField("continue_from") else job.spec
+    spec.CopyFrom(task.extend_prefix)
     name_datasets(spec, job.dataset, job.validation_dataset)
     return format_sheet(spec, job.options)
 

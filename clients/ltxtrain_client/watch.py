@@ -83,9 +83,12 @@ async def watch(
                 async with asyncio.timeout(pace.silence_seconds):
                     response: WatchResponse = await anext(messages)
                 empty, failures, heard = False, 0, time.monotonic()
-                # A heartbeat has no event. A sequence at or below the cursor was yielded before.
-                if response.HasField("event") and response.sequence > cursor:
-                    cursor = response.sequence
+                # A sequence at or below the cursor was yielded before.
+                if response.sequence <= cursor:
+                    continue
+                cursor = response.sequence
+                # A heartbeat has no event, but may have passed some that were not asked for.
+                if response.HasField("event"):
                     yield cursor, response.event
                     if is_terminal(response.event):
                         return

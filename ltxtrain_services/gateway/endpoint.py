@@ -233,8 +233,8 @@ def _items(error: CallError) -> list[dict[str, Any]]:
 
 
 def _violation_item(violation: Violation) -> dict[str, Any]:
-    """`spec.validation[0].prompt` as ["body", "validation", 0, "prompt"]."""
-    path = violation.field.removeprefix("spec.").replace("[", ".").replace("]", "")
+    """`spec.extend_prefix.validation[0].prompt` as ["body", "validation", 0, "prompt"]."""
+    path = violation.sheet_path.replace("[", ".").replace("]", "")
     steps = [int(step) if step.isdecimal() and step.isascii() else step for step in path.split(".") if step]
     return _item(["body", *steps], violation.description, violation.reason)
 

@@ -111,7 +111,7 @@ async def new(request: web.Request) -> web.StreamResponse:
     sheet: dict[str, Any] = {}
     if earlier := request.query.get("job"):
         found = await caller_of(request).train.get_job(f"jobs/{earlier}")
-        sheet = format_sheet(found.spec, found.options)
+        sheet = format_sheet(found.spec.extend_prefix, found.options)
     if name := request.query.get("dataset"):
         sheet = {**sheet, "dataset": name}
         sheet.pop("training_data_url", None)
@@ -192,7 +192,7 @@ async def job(request: web.Request) -> web.StreamResponse:
     first = story if story.cursor else Story(lifecycle=found.lifecycle)
     parts = {part: views.job_part(part, found, first) for part in views.JOB_PARTS}
     spec = render_job_part(JobPage(title="", state="", facts={}, spec=format_sheet(
-        found.effective_spec, found.options)), "spec")  # fmt: skip
+        found.effective_spec.extend_prefix, found.options)), "spec")  # fmt: skip
     return html_page(request, "job_live.html", name=found.name, parts=parts, spec=spec)
 
 

@@ -12,7 +12,7 @@ from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word
 from ltxtrain_client.outputs import file_name, is_result
-from ltxtrain_client.quantities import duration_text, price_text, size_text
+from ltxtrain_client.quantities import duration_text, money_text, price_text, size_text
 from ltxtrain_client.sheet import format_sheet
 from ltxtrain_client.watch import TERMINAL
 from markupsafe import Markup
@@ -97,10 +97,10 @@ def job_row(job: Job) -> dict[str, Any]:
         "bar": None if ended or not progress.total else (progress.completed, progress.total),
         "progress": "" if ended else progress.text if job.HasField("progress") else "",
         "eta": _eta(job.progress) if not ended else "",
-        "phrase": job.effective_spec.trigger_phrase,
-        "steps": job.effective_spec.number_of_steps,
+        "phrase": job.effective_spec.extend_prefix.trigger_phrase,
+        "steps": job.effective_spec.extend_prefix.number_of_steps,
         "created": lifecycle.create_time.ToJsonString()[:16].replace("T", " "),
-        "price": f"{job.price_usd:.2f} USD" if job.billable_units else "",
+        "price": money_text(job.price) if job.HasField("price") else "",
         "reason": from_status(lifecycle.error).reason if lifecycle.HasField("error") else "",
     }
 
@@ -108,7 +108,7 @@ def job_row(job: Job) -> dict[str, Any]:
 def estimate_text(answer: EstimateJobResponse) -> str:
     """The estimate beside the button."""
     time = f"{duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}"
-    price = price_text(answer.billable_units, answer.price_usd)
+    price = price_text(answer.billable_units, answer.price)
     return f"{time}; {size_text(answer.peak_memory_bytes)} on each GPU; {price}"
 
 
@@ -143,7 +143,7 @@ def _eta(progress: Progress) -> str:
 
 
 def _facts(job: Job, story: Story) -> dict[str, str]:
-    spec, numbers = job.effective_spec, story.numbers
+    spec, numbers = job.effective_spec.extend_prefix, story.numbers
     facts = {
         "Trigger phrase": spec.trigger_phrase or "none",
         "Steps": f"{spec.number_of_steps:,}",
@@ -156,13 +156,13 @@ def _facts(job: Job, story: Story) -> dict[str, str]:
             "Seconds a step": f"{numbers.seconds_per_step:.2f}",
         }
     if job.billable_units:
-        facts["Price"] = price_text(job.billable_units, job.price_usd)
+        facts["Price"] = price_text(job.billable_units, job.price)
     return facts
 
 
 def _page(job: Job, story: Story) -> JobPage:
     """Contents of the sections of job.html, as far as events tell."""
-    spec = job.effective_spec
+    spec = job.effective_spec.extend_prefix
     count = len(spec.validation)
     share = spec.conditioning_frames / max(spec.validation_number_of_frames, 1)
     return JobPage(

@@ -20,7 +20,14 @@ from ltxtrain_services.runtime.addresses import CLIP, check_url
 from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, Violation
 from ltxtrain_services.runtime.paging import request_digest
-from ltxtrain_services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
+from ltxtrain_services.runtime.requests import (
+    Watches,
+    check_names,
+    check_request_id,
+    new_name,
+    sign_download,
+    visible_owner,
+)
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.store import Store
 from ltxtrain_services.runtime.work import WorkRunner
@@ -76,9 +83,9 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         self, request: ingest_pb2.CreateDatasetRequest, context: Any
     ) -> ingest_pb2.CreateDatasetResponse:
         check_request_id(request.request_id)
-        if violations := self._violations(request):
+        if violations := [*self._violations(request), *check_names(request.display_name, request.labels)]:
             raise InvalidSpec(violations)
-        dataset = Dataset(name=new_name("datasets"))
+        dataset = Dataset(name=new_name("datasets"), display_name=request.display_name, labels=request.labels)
         match request.WhichOneof("source"):
             case "archive_url":
                 dataset.archive_url = request.archive_url
@@ -103,7 +110,15 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     async def ListDatasets(
         self, request: ingest_pb2.ListDatasetsRequest, context: Any
     ) -> ingest_pb2.ListDatasetsResponse:
-        datasets, token = await self._datasets.page(visible_owner(), request.page_size, request.page_token)
+        datasets, token = await self._datasets.page(
+            visible_owner(),
+            request.page_size,
+            request.page_token,
+            request.states,
+            labels=request.labels,
+            text=request.text,
+            order=request.order_by,
+        )
         return ingest_pb2.ListDatasetsResponse(datasets=datasets, next_page_token=token)
 
     async def CancelDataset(
@@ -142,7 +157,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> AsyncIterator[ingest_pb2.WatchDatasetResponse]:
         await self._datasets.get(request.name, visible_owner())
         response = ingest_pb2.WatchDatasetResponse
-        async for item in self._watches.responses(request.name, request.after_sequence, response):
+        async for item in self._watches.responses(request.name, request.after_sequence, response, request.kinds):
             yield item
 
     async def _clip(self, name: str, owner: str | None = None) -> Clip:

@@ -51,7 +51,7 @@ class EventLog:
 
     def __init__(self, database: tables.Database, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self._database = database
-        self._heartbeat_seconds = heartbeat_seconds
+        self.heartbeat_seconds = heartbeat_seconds
         self._tails: WeakValueDictionary[str, _Tail] = WeakValueDictionary()
         self._draining = False
         self.followers = 0
@@ -115,7 +115,7 @@ class EventLog:
                 if ended and not fresh:
                     return
                 if not fresh and not bell.done():
-                    await asyncio.wait({bell}, timeout=self._heartbeat_seconds)
+                    await asyncio.wait({bell}, timeout=self.heartbeat_seconds)
                     if not bell.done():
                         yield after, None
                 fresh = tail.after(after)

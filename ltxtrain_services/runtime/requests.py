@@ -1,7 +1,11 @@
-"""Checks and helpers that the RPCs of the three services share: names, request ids, lengths of texts, watches."""
+"""Checks and helpers that the RPCs of the services share: names, labels, request ids, lengths of texts, watches."""
 
+import asyncio
+import json
+import re
+import unicodedata
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -10,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.work_pb2 import Event
+from ltxtrain_client.watch import is_terminal
 
 from ltxtrain_services.runtime import metrics
 from ltxtrain_services.runtime.auth import SERVICE, caller
@@ -24,6 +29,12 @@ MAX_TEXT_BYTES = 64 << 10
 DOWNLOAD_SECONDS = 15 * 60
 # "urn:uuid:" and 36 more. Python's UUID takes any number of braces around, and the id is a key of the database.
 MAX_UUID_CHARS = 45
+MAX_DISPLAY_NAME = 128
+MAX_LABELS = 64
+MAX_LABEL = 63
+LABEL_KEY = re.compile(r"[a-z][a-z0-9_./-]{0,62}")
+# Unicode categories that a line does not hold: control characters and line breaks.
+BREAKS = frozenset({"Cc", "Zl", "Zp"})
 
 
 def new_name(kind: str) -> str:
@@ -51,6 +62,31 @@ def check_request_id(request_id: str) -> None:
         raise InvalidSpec([violation]) from None
 
 
+def check_names(display_name: str, labels: Mapping[str, str]) -> list[Violation]:
+    """Violations of a display name and of labels, one a field."""
+    violations = []
+
+    def check(field: str, wrong: bool, text: str) -> None:
+        if wrong:
+            violations.append(Violation(field, ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text))
+
+    text = f"A display name is one line of at most {MAX_DISPLAY_NAME} characters."
+    check("display_name", not _is_line(display_name, MAX_DISPLAY_NAME), text)
+    check("labels", len(labels) > MAX_LABELS, f"{len(labels)} labels, at most {MAX_LABELS} are allowed.")
+    for key, value in sorted(labels.items())[: MAX_LABELS + 1]:
+        field = f"labels[{json.dumps(key, ensure_ascii=False)}]"
+        if not LABEL_KEY.fullmatch(key):
+            text = 'A key is 1 to 63 of a-z, 0-9, "_", "-", "." and "/", a letter first.'
+        else:
+            text = f"A value is one line of at most {MAX_LABEL} characters."
+        check(field, not LABEL_KEY.fullmatch(key) or not _is_line(value, MAX_LABEL), text)
+    return violations
+
+
+def _is_line(text: str, limit: int) -> bool:
+    return len(text) <= limit and not any(unicodedata.category(character) in BREAKS for character in text)
+
+
 def excess(text: str) -> str | None:
     """The complaint about a caption, prompt or phrase that is too long, or None."""
     size = len(text.encode())
@@ -70,14 +106,28 @@ class Watches:
     def __init__(self, log: EventLog) -> None:
         self._log = log
 
-    async def responses(self, name: str, after: int, response: Callable[..., R]) -> AsyncGenerator[R, None]:
-        """Responses of a Watch RPC: each event with its sequence, heartbeats, until the terminal event."""
+    async def responses(
+        self, name: str, after: int, response: Callable[..., R], kinds: Collection[int] = ()
+    ) -> AsyncGenerator[R, None]:
+        """Responses of a Watch RPC: each event with its sequence, heartbeats, until the terminal event.
+
+        Only events of these EventKinds and the terminal one; what is left out moves the cursor of the heartbeats.
+        """
+        clock = asyncio.get_running_loop().time
+        heard = clock()
         with metrics.open_watches.track_inprogress():
             # Closed with this generator, not when it is collected: a watch that was left counts no more.
             async with aclosing(self._log.follow(name, after)) as events:
                 async for sequence, event in events:
-                    yield _response(response, sequence, event)
+                    if event is not None and kinds and event_kind(event) not in kinds and not is_terminal(event):
+                        if clock() - heard < self._log.heartbeat_seconds:
+                            continue
+                        event = None
+                    heard = clock()
+                    yield response(sequence=sequence, event=event)
 
 
-def _response(response: Callable[..., R], sequence: int, event: Event | None) -> R:
-    return response(sequence=sequence, event=event) if event is not None else response(sequence=sequence)
+def event_kind(event: Event) -> int:
+    """The EventKind of an event: the number of its detail's field; 0 without one."""
+    name = event.WhichOneof("detail")
+    return int(Event.DESCRIPTOR.fields_by_name[name].number) if name is not None else 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
-from ltxtrain.v1.work_pb2 import Event, Lifecycle, State
+from ltxtrain.v1.work_pb2 import Event, Lifecycle, ListOrder, State
 from ltxtrain_client.watch import TERMINAL
 from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, select, update
 from sqlalchemy.engine import Row
@@ -107,9 +107,14 @@ class Store(Generic[M]):
             body.lifecycle.state = State.STATE_PENDING
             body.lifecycle.create_time.GetCurrentTime()
             body.lifecycle.last_sequence = 1
+            body.lifecycle.created_by = owner
             events += await self.log.write(connection, body.name, 0, [Event(lifecycle=body.lifecycle)])
             row = {"name": body.name, "owner": owner, "created": time.time_ns(), "attempt": 0}
+            row["display_name"] = getattr(body, "display_name", "").casefold()
             await connection.execute(insert(tables.resource).values(**row, **_columns(body)))
+            if labels := getattr(body, "labels", {}):
+                rows = [{"resource": body.name, "key": key, "value": value} for key, value in labels.items()]
+                await connection.execute(insert(tables.label), rows)
             if request_id:
                 await connection.execute(
                     insert(tables.request).values(owner=owner, id=request_id, digest=digest, resource=body.name)
@@ -157,29 +162,34 @@ class Store(Generic[M]):
             return {row[0]: row[1] for row in rows}
 
     async def page(
-        self, owner: str | None, size: int, token: str, states: Sequence["State"] = ()
+        self,
+        owner: str | None,
+        size: int,
+        token: str,
+        states: Sequence["State"] = (),
+        *,
+        labels: Sequence[str] = (),
+        text: str = "",
+        order: "ListOrder" = ListOrder.LIST_ORDER_NEWEST_FIRST,
     ) -> tuple[list[M], str]:
-        """One page, newest first, and the token of the next. Raises PageTokenInvalid.
+        """One page of the resources that match, and the token of the next. Raises PageTokenInvalid.
 
-        `states` may be long, repeat itself, and name states that are none: no resource is in those.
+        `states` may be long, repeat itself, and name states that are none: no resource is in those. `labels` are
+        "key=value" or "key", all of which a resource has; `text` is in its name or display_name.
         """
         wanted = sorted(set(states) & set(State.values()))
-        key = f"{self.kind}|{owner}|{wanted}"
-        query = select(tables.resource).where(*self._of_kind())
+        key = f"{self.kind}|{owner}|{wanted}|{sorted(set(labels))}|{text}|{order}"
+        query = select(tables.resource).where(*self._of_kind(), *tables.matching(labels, text))
         if owner is not None:
             query = query.where(tables.resource.c.owner == owner)
         if states:
             query = query.where(tables.resource.c.state.in_(wanted))
         if token:
-            created, name = read_token(key, token)
-            query = query.where(
-                (tables.resource.c.created < created)
-                | ((tables.resource.c.created == created) & (tables.resource.c.name < name))
-            )
-        query = query.order_by(tables.resource.c.created.desc(), tables.resource.c.name.desc())
-        rows, more = await self._rows(query, size)
-        next_token = make_token(key, rows[-1].created, rows[-1].name) if more else ""
-        return [self._parse(row) for row in rows], next_token
+            created, place = read_token(key, token)
+            query = query.where(tables.after(order, created, *place.partition("|")[::2]))
+        rows, more = await self._rows(query.order_by(*tables.ordered(order)), size)
+        last = f"{rows[-1].name}|{rows[-1].display_name}" if more else ""
+        return [self._parse(row) for row in rows], make_token(key, rows[-1].created, last) if more else ""
 
     async def children(self, name: str, collection: str, kind: type[C], size: int, token: str) -> tuple[list[C], str]:
         """One page of children in the order they were put, and the token of the next. Raises PageTokenInvalid."""
@@ -262,6 +272,7 @@ class Store(Generic[M]):
                 raise NotFound(name)
             _check_finished(name, self._parse(row))
             await connection.execute(delete(tables.resource).where(tables.resource.c.name == name))
+            await connection.execute(delete(tables.label).where(tables.label.c.resource == name))
             await connection.execute(delete(tables.request).where(tables.request.c.resource == name))
             await connection.execute(delete(tables.events).where(tables.events.c.resource == name))
             await connection.execute(delete(tables.child).where(tables.child.c.parent.startswith(f"{name}/")))

@@ -4,14 +4,17 @@ import asyncio
 import fcntl
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from ltxtrain.v1.work_pb2 import ListOrder
 from sqlalchemy import (
     BigInteger,
     Column,
+    ColumnElement,
+    Connection,
     Index,
     Integer,
     LargeBinary,
@@ -20,7 +23,11 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     UniqueConstraint,
+    and_,
     event,
+    inspect,
+    or_,
+    select,
     text,
 )
 from sqlalchemy.engine import Dialect, make_url
@@ -54,8 +61,18 @@ resource = Table(
     # Counts the starts of the resource's work; a write of an older attempt is refused.
     Column("attempt", Integer, nullable=False),
     Column("last_sequence", BigInteger, nullable=False),
+    # Case-folded, to sort and to search by.
+    Column("display_name", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Index("resource_by_age", "created", "name"),
+)
+label = Table(
+    "label",
+    metadata,
+    Column("resource", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Index("label_by_value", "key", "value"),
 )
 request = Table(
     "request",
@@ -106,6 +123,43 @@ blob_ref = Table(
     Column("resource", Text, primary_key=True),
     Index("blob_ref_by_resource", "resource"),
 )
+
+
+def matching(labels: Sequence[str], words: str) -> list[ColumnElement[bool]]:
+    """Conditions of resources that have all labels ("key=value", or "key") and these words in one of their names."""
+    row, labelled = resource.c, label.c
+    conditions: list[ColumnElement[bool]] = []
+    for key, equals, value in (wanted.partition("=") for wanted in sorted(set(labels))):
+        having = select(labelled.resource).where(labelled.key == key)
+        conditions.append(row.name.in_(having.where(labelled.value == value) if equals else having))
+    if folded := words.casefold():
+        names = (row.display_name, row.name)
+        conditions.append(or_(*(name.contains(folded, autoescape=True) for name in names)))
+    return conditions
+
+
+def ordered(order: "ListOrder") -> list[ColumnElement[Any]]:
+    """Columns that resources are sorted by."""
+    row = resource.c
+    newest_first: list[ColumnElement[Any]] = [row.created.desc(), row.name.desc()]
+    if order == ListOrder.LIST_ORDER_OLDEST_FIRST:
+        return [row.created.asc(), row.name.asc()]
+    if order == ListOrder.LIST_ORDER_DISPLAY_NAME:
+        return [row.display_name == "", row.display_name, *newest_first]
+    return newest_first
+
+
+def after(order: "ListOrder", created: int, name: str, display_name: str) -> ColumnElement[bool]:
+    """The condition of resources that come after one in this order."""
+    row = resource.c
+    if order == ListOrder.LIST_ORDER_OLDEST_FIRST:
+        return or_(row.created > created, and_(row.created == created, row.name > name))
+    older = or_(row.created < created, and_(row.created == created, row.name < name))
+    if order != ListOrder.LIST_ORDER_DISPLAY_NAME:
+        return older
+    same = and_(row.display_name == display_name, older)
+    return or_(row.display_name > display_name, row.display_name == "", same) if display_name else same
+
 
 # pg_advisory_lock's key: the ASCII codes of "ltxt".
 ADVISORY_LOCK = 0x6C747874
@@ -164,7 +218,7 @@ class Database:
             else:
                 lock = await _lock_server(engine)
             async with engine.begin() as connection:
-                await connection.run_sync(metadata.create_all)
+                await connection.run_sync(_create_tables)
         return cls(engine, lock)
 
     @asynccontextmanager
@@ -261,6 +315,22 @@ async def _uninterrupted(work: Coroutine[Any, Any, None]) -> None:
             task.exception()
         raise cancelled
     task.result()
+
+
+def _create_tables(connection: Connection) -> None:
+    """Create what is absent. Raises SettingsError for tables of another version of the suite."""
+    found = inspect(connection)
+    for table in metadata.sorted_tables:
+        if not found.has_table(table.name):
+            continue
+        there = {column["name"] for column in found.get_columns(table.name)}
+        if lacking := {column.name for column in table.columns} - there:
+            raise SettingsError(
+                f"The database was made by an earlier version of ltxtrain: its table {table.name} lacks "
+                f"{', '.join(sorted(lacking))}. Set LTXTRAIN_STATE_DIR (or LTXTRAIN_DATABASE_URL) to a new place, or "
+                "delete the old one."
+            )
+    metadata.create_all(connection)
 
 
 def _tune_sqlite(engine: AsyncEngine) -> None:

@@ -15,6 +15,7 @@ from ltxtrain_client.sheet import name_datasets
 from ltxtrain_client.watch import TERMINAL
 
 from ltxtrain_services.runtime.errors import NotFound, NotReady, Violation
+from ltxtrain_services.runtime.extend_prefix import OPTIONS, SPEC, Named, Rule
 from ltxtrain_services.runtime.objects import ObjectStore
 from ltxtrain_services.runtime.store import Store
 from ltxtrain_services.runtime.work import Attempt
@@ -30,13 +31,12 @@ from ltxtrain_services.train.artifacts import (
     short_name,
 )
 from ltxtrain_services.train.publication import MEASURED, measured_key
-from ltxtrain_services.train.spec import OPTIONS, SPEC, Named, Rule
 
 T = TypeVar("T", bound=Message)
 
 EXACT, WEIGHTS = ContinueMode.CONTINUE_MODE_EXACT, ContinueMode.CONTINUE_MODE_WEIGHTS
 SOURCE = re.compile(r"(jobs/[^/]+)(/artifacts/[^/]+)?")
-SOURCE_FIELD = "continue_from.source"
+SOURCE_FIELD, SHEET = "continue_from.source", "spec.extend_prefix"
 
 # Parameters that decide no number of a training: an exact continuation may change them.
 OF_PREVIEWS = frozenset(rule.name for rule in SPEC if rule.name.startswith("validation_")) | {"stg_scale"}
@@ -74,7 +74,7 @@ class Origin:
     def spec(self) -> ExtendPrefixSpec:
         """The spec as it was used, with the datasets that were made of its sources."""
         spec = ExtendPrefixSpec()
-        spec.CopyFrom(self.job.effective_spec)
+        spec.CopyFrom(self.job.effective_spec.extend_prefix)
         name_datasets(spec, self.job.dataset, self.job.validation_dataset)
         return spec
 
@@ -123,7 +123,14 @@ class Origin:
             if own := next((item for item in self.found if short_name(item) == INITIAL_LORA), None):
                 going_on.artifact = own.name
         going_on.billed_steps = self._billed(going_on.step) if going_on.mode == EXACT else 0
-        return Job(spec=old.spec, effective_spec=old.effective_spec, options=old.options, continue_from=going_on)
+        return Job(
+            spec=old.spec,
+            effective_spec=old.effective_spec,
+            options=old.options,
+            display_name=old.display_name,
+            labels=old.labels,
+            continue_from=going_on,
+        )
 
     def _billed(self, step: int) -> int:
         paid = step if self.job.lifecycle.state == State.STATE_SUCCEEDED else self.job.continue_from.billed_steps
@@ -134,14 +141,14 @@ class Origin:
     ) -> tuple[Artifact | None, list[Violation]]:
         old = self.job
         wrong = [
-            *_changed("spec", SPEC, FREE_SPEC, old.effective_spec, spec, old.name),
+            *_changed(SHEET, SPEC, FREE_SPEC, old.effective_spec.extend_prefix, spec, old.name),
             *_changed("options", OPTIONS, FREE_OPTIONS, old.options, options, old.name),
         ]
         if (data := given.WhichOneof("training_data")) is not None and getattr(given, data) not in {
             old.dataset,
-            getattr(old.effective_spec, data),
+            getattr(old.effective_spec.extend_prefix, data),
         }:
-            wrong.append(_not_allowed(f"spec.{data}", f"It keeps the data of {old.name}. {OTHERWISE}"))
+            wrong.append(_not_allowed(f"{SHEET}.{data}", f"It keeps the data of {old.name}. {OTHERWISE}"))
         artifact = self.named or latest_checkpoint(self.found).get("CHECKPOINT")
         if artifact is None:
             text = f"{old.name} has no checkpoint: it ended before one, or its state was dropped. {OTHERWISE}"
@@ -150,16 +157,16 @@ class Origin:
             kind = Artifact.Kind.Name(artifact.kind)
             text = f"{artifact.name} is a {kind}; an exact continuation needs a KIND_CHECKPOINT. {OTHERWISE}"
             return None, [*wrong, _not_allowed(SOURCE_FIELD, text)]
-        steps = spec.number_of_steps
-        if old.options.schedule != Schedule.SCHEDULE_CONSTANT and steps != old.effective_spec.number_of_steps:
+        steps, before = spec.number_of_steps, old.effective_spec.extend_prefix.number_of_steps
+        if old.options.schedule != Schedule.SCHEDULE_CONSTANT and steps != before:
             text = (
-                f"{steps} steps are another training than {old.effective_spec.number_of_steps}: under a linear "
-                f"schedule every step depends on their number. {OTHERWISE}"
+                f"{steps} steps are another training than {before}: under a linear schedule every step depends on "
+                f"their number. {OTHERWISE}"
             )
-            wrong.append(_not_allowed("spec.number_of_steps", text))
+            wrong.append(_not_allowed(f"{SHEET}.number_of_steps", text))
         elif steps <= artifact.step:
             text = f"{steps} is not above the {artifact.step} steps that are done. It counts from the first step."
-            wrong.append(_out_of_range("spec.number_of_steps", text))
+            wrong.append(_out_of_range(f"{SHEET}.number_of_steps", text))
         return artifact, wrong
 
     def _weights(self, spec: ExtendPrefixSpec) -> tuple[Artifact | None, list[Violation]]:
@@ -171,16 +178,16 @@ class Origin:
         if artifact.kind not in (Artifact.KIND_LORA, Artifact.KIND_LORA_VIDEO_ONLY):
             kind = Artifact.Kind.Name(artifact.kind)
             return None, [_not_allowed(SOURCE_FIELD, f"{artifact.name} is a {kind} and no LoRA.")]
-        wrong = []
-        if spec.rank != old.effective_spec.rank:
-            text = f"{spec.rank} is not the LoRA's rank of {old.effective_spec.rank}. Leave it out to keep it."
-            wrong.append(_not_allowed("spec.rank", text))
-        sounding = artifact.kind == Artifact.KIND_LORA and old.effective_spec.with_audio
+        wrong, before = [], old.effective_spec.extend_prefix
+        if spec.rank != before.rank:
+            text = f"{spec.rank} is not the LoRA's rank of {before.rank}. Leave it out to keep it."
+            wrong.append(_not_allowed(f"{SHEET}.rank", text))
+        sounding = artifact.kind == Artifact.KIND_LORA and before.with_audio
         if spec.with_audio != sounding:
             text = f"The LoRA is one {'with' if sounding else 'without'} audio."
             if sounding:
                 text += " Its part without is the job's lora-video-only.safetensors: name that artifact."
-            wrong.append(_not_allowed("spec.with_audio", text))
+            wrong.append(_not_allowed(f"{SHEET}.with_audio", text))
         return artifact, wrong
 
 
@@ -219,8 +226,9 @@ async def _previews(attempt: Attempt[Job], job: Job, origin: str, found: Sequenc
     if job.continue_from.mode != EXACT:
         return []
     old = Origin(await attempt.store.get(origin), found)
+    spec = job.effective_spec.extend_prefix
     same = old.job.options.preview_schedule_tokens == job.options.preview_schedule_tokens and all(
-        getattr(old.spec, name) == getattr(job.effective_spec, name) for name in (*OF_PREVIEWS, "validation")
+        getattr(old.spec, name) == getattr(spec, name) for name in (*OF_PREVIEWS, "validation")
     )
     measured = await attempt.store.all_children(origin, MEASURED, PreviewMetrics) if same else []
     return [item for item in measured if item.step <= job.continue_from.step]

@@ -57,7 +57,7 @@ def train_task(
         revision=prepared.model.revision,
         precision=word(BasePrecision.DESCRIPTOR, job.options.base_precision),
         settings=train_settings(job),
-        trigger_phrase=job.effective_spec.trigger_phrase,
+        trigger_phrase=job.effective_spec.extend_prefix.trigger_phrase,
         samples=tuple(files.sample(sample) for sample in trained),
         previews=_previews(job, prepared.training_set, entries, files) if entries else None,
         identity={
@@ -74,7 +74,7 @@ def train_task(
 
 
 def train_settings(job: Job) -> TrainSettings:
-    spec, options = job.effective_spec, job.options
+    spec, options = job.effective_spec.extend_prefix, job.options
     schedule = word(Schedule.DESCRIPTOR, options.schedule)
     optimizer = word(Optimizer.DESCRIPTOR, options.optimizer)
     return TrainSettings(
@@ -95,7 +95,7 @@ def train_settings(job: Job) -> TrainSettings:
 
 
 def _previews(job: Job, training_set: TrainingSet, entries: Sequence[Sample], files: _Files) -> PreviewSettings:
-    spec = job.effective_spec
+    spec = job.effective_spec.extend_prefix
     inputs = [
         PreviewInput(
             index=sample.validation_index,

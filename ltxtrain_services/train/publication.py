@@ -19,6 +19,7 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReason, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.quantities import price_text
 from ltxtrain_client.sheet import name_datasets
 
 from ltxtrain_services.pages.job_page import (
@@ -31,13 +32,14 @@ from ltxtrain_services.pages.job_page import (
     render_job_page,
 )
 from ltxtrain_services.runtime.addresses import shown
+from ltxtrain_services.runtime.extend_prefix import billable_units, price, training_geometry
 from ltxtrain_services.runtime.objects import Objects
 from ltxtrain_services.runtime.service import Runtime
+from ltxtrain_services.runtime.settings import UnitPrice
 from ltxtrain_services.runtime.work import Attempt
 from ltxtrain_services.train.artifacts import artifact, artifacts, object_key
 from ltxtrain_services.train.config_file import config_content
 from ltxtrain_services.train.job_plan import train_settings
-from ltxtrain_services.train.spec import billable_units, training_geometry
 from ltxtrain_trainer.preview import metrics
 from ltxtrain_trainer.reports import LABELLED, TrainingFacts
 from ltxtrain_trainer.training.step_log import COLUMNS, StepLog
@@ -62,14 +64,15 @@ class Papers:
     preprocess_report: Mapping[str, Any]
     # Numbers of the LoRA's audit; empty without a LoRA that passed.
     audit: Mapping[str, Any]
-    unit_price_usd: float
+    unit_price: UnitPrice | None
 
     @property
     def units(self) -> int:
         succeeded = self.state == State.STATE_SUCCEEDED
         if not succeeded:
             return 0
-        return billable_units(self.job.effective_spec.number_of_steps - self.job.continue_from.billed_steps)
+        steps = self.job.effective_spec.extend_prefix.number_of_steps
+        return billable_units(steps - self.job.continue_from.billed_steps)
 
     def write(self, objects: Objects) -> list[Artifact]:
         """Both papers, in the object store; blocking."""
@@ -87,11 +90,11 @@ class Papers:
         return artifact(self.job.name, name, kind, stored)
 
     def _config(self) -> dict[str, Any]:
-        job, price = self.job, self.unit_price_usd
+        job = self.job
         content = config_content(
             spec=spec_json(job),
             settings=train_settings(job),
-            geometry=training_geometry(job.effective_spec),
+            geometry=training_geometry(job.effective_spec.extend_prefix),
             facts=self.facts,
             manifest={
                 "job": job.name,
@@ -106,11 +109,13 @@ class Papers:
             schedule_tokens=job.options.preview_schedule_tokens,
         )
         content["state"] = word(State.DESCRIPTOR, self.state)
-        content["billing"] = {
-            "billable_units": self.units,
-            "unit_price_usd": price,
-            "price_usd": self.units * price,
-        }
+        content["billing"] = {"billable_units": self.units}
+        if (unit := self.unit_price) is not None:
+            content["billing"] |= {
+                "currency": unit.currency,
+                "unit_price": str(unit.amount),
+                "price": str(self.units * unit.amount),
+            }
         content["previews"] = {
             "formulas": metrics.formulas(),
             "measured": [asdict(_measured(item)) for item in self.measured],
@@ -118,7 +123,7 @@ class Papers:
         return content
 
     def _page(self, objects: Objects, steps: StepLog) -> str:
-        spec = self.job.effective_spec
+        spec = self.job.effective_spec.extend_prefix
         return render_job_page(
             JobPage(
                 title=self.job.name,
@@ -137,14 +142,14 @@ class Papers:
 
     def _shown_facts(self, steps: StepLog) -> dict[str, str]:
         facts, last = self.facts, steps.rows[-1]["step"] if steps.rows else 0
-        wanted = self.job.effective_spec.number_of_steps
+        wanted = self.job.effective_spec.extend_prefix.number_of_steps
         seconds = sum(seconds for _, seconds in steps.series("seconds"))
         return {
             "Base model": f"{facts.model} at {facts.model_revision[:19]}, {facts.precision}",
             "Device": f"{facts.device}, {_memory(facts.memory)}",
             "Clips": f"{facts.clip_count}",
             "Steps": f"{wanted if last == wanted else f'{last} of {wanted}'} in {seconds:.0f} s",
-            "Units": f"{self.units} ({self.units * self.unit_price_usd:.2f} USD)",
+            "Price": price_text(self.units, price(self.units, self.unit_price)),
         }
 
     def _steps(self, objects: Objects, folder: Path) -> StepLog:
@@ -158,7 +163,7 @@ class Papers:
         return StepLog.read(path)
 
     def _entry(self, objects: Objects, index: int) -> ValidationEntry:
-        spec = self.job.effective_spec
+        spec = self.job.effective_spec.extend_prefix
         videos = [item for item in self.artifacts if item.HasField("validation_index")]
         own = [item for item in videos if item.validation_index == index and not item.name.endswith(LABELLED)]
         base = [item for item in own if item.kind == Artifact.KIND_BASE_VIDEO]
@@ -199,7 +204,7 @@ async def publish_papers(
         report=report_rows(report),
         preprocess_report=preprocess_report,
         audit=audit,
-        unit_price_usd=runtime.settings.unit_price_usd,
+        unit_price=runtime.settings.unit_price,
     )
     return await runtime.objects.run(lambda: papers.write(runtime.objects.objects))
 
@@ -214,7 +219,7 @@ def facts_message(facts: TrainingFacts) -> Struct:
 def spec_json(job: Job) -> dict[str, Any]:
     """The resolved spec in the sheet's own words: datasets in place of uploads, URLs without possible secrets."""
     resolved = ExtendPrefixSpec()
-    resolved.CopyFrom(job.effective_spec)
+    resolved.CopyFrom(job.effective_spec.extend_prefix)
     name_datasets(resolved, job.dataset, job.validation_dataset, uploads_only=True)
     spec = as_json(resolved)
     if "training_data_url" in spec:

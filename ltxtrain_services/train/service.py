@@ -12,6 +12,7 @@ from google.protobuf.struct_pb2 import Struct
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import State
 from ltxtrain_client.sheet import name_datasets
@@ -20,18 +21,24 @@ from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.cluster import ClusterLost, WorkerLost
 from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, NotReady, QueueFull, Violation
+from ltxtrain_services.runtime.extend_prefix import resolve, resolve_options
 from ltxtrain_services.runtime.paging import request_digest
-from ltxtrain_services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
+from ltxtrain_services.runtime.requests import (
+    Watches,
+    check_names,
+    check_request_id,
+    new_name,
+    sign_download,
+    visible_owner,
+)
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.store import StaleAttempt, Store
 from ltxtrain_services.runtime.tables import DatabaseUnavailable
 from ltxtrain_services.runtime.work import WorkRunner
 from ltxtrain_services.train.continuation import SOURCE_FIELD, Origin
 from ltxtrain_services.train.estimate import Estimator
-from ltxtrain_services.train.prepare import preprocess_settings
 from ltxtrain_services.train.publication import FACTS
 from ltxtrain_services.train.recorder import REQUESTED
-from ltxtrain_services.train.spec import resolve, resolve_options
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_services.train.workflow import TrainWorkflow
 from ltxtrain_trainer.training.requests import Request
@@ -69,13 +76,11 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
                 raise InvalidSpec([Violation(SOURCE_FIELD, ErrorReason.ERROR_REASON_FIELD_REQUIRED, text)])
             origin = await Origin.read(self._jobs, request.continue_from.source, visible_owner())
         job = self._resolved(request, origin)
-        if (dataset := job.effective_spec.dataset) and not await self._has_training_set(job):
+        if (dataset := job.effective_spec.extend_prefix.dataset) and not await self._has_training_set(job):
             await self._upstream.dataset(dataset, caller.get())
-        settings = preprocess_settings(job, "")
-        if request.validate_only:
-            return train_pb2.CreateJobResponse(job=job, settings=settings)
-        made = await self._create(job, request.request_id, request)
-        return train_pb2.CreateJobResponse(job=made, settings=settings)
+        if not request.validate_only:
+            job = await self._create(job, request.request_id, request)
+        return train_pb2.CreateJobResponse(job=job)
 
     async def RetryJob(self, request: train_pb2.RetryJobRequest, context: Any) -> train_pb2.RetryJobResponse:
         check_request_id(request.request_id)
@@ -89,7 +94,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
             name if name and await self._upstream.has_dataset(name, owner) else ""
             for name in (old.dataset, old.validation_dataset)
         ]
-        name_datasets(job.effective_spec, dataset, validation)
+        name_datasets(job.effective_spec.extend_prefix, dataset, validation)
         again = request.request_id or str(uuid.uuid5(uuid.NAMESPACE_URL, f"{old.name}/retry"))
         return train_pb2.RetryJobResponse(job=await self._create(job, again, request, owner))
 
@@ -105,7 +110,15 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         return train_pb2.GetJobResponse(job=await self._jobs.get(request.name, visible_owner()))
 
     async def ListJobs(self, request: train_pb2.ListJobsRequest, context: Any) -> train_pb2.ListJobsResponse:
-        jobs, token = await self._jobs.page(visible_owner(), request.page_size, request.page_token, request.states)
+        jobs, token = await self._jobs.page(
+            visible_owner(),
+            request.page_size,
+            request.page_token,
+            request.states,
+            labels=request.labels,
+            text=request.text,
+            order=request.order_by,
+        )
         return train_pb2.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     async def CancelJob(self, request: train_pb2.CancelJobRequest, context: Any) -> train_pb2.CancelJobResponse:
@@ -113,7 +126,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
 
     async def EstimateJob(self, request: train_pb2.EstimateJobRequest, context: Any) -> train_pb2.EstimateJobResponse:
         job = self._resolved(train_pb2.CreateJobRequest(spec=request.spec, options=request.options))
-        return await self._estimator.estimate(job.effective_spec, job.options, caller.get())
+        return await self._estimator.estimate(job.effective_spec.extend_prefix, job.options, caller.get())
 
     async def DeleteJob(self, request: train_pb2.DeleteJobRequest, context: Any) -> train_pb2.DeleteJobResponse:
         # Bytes before the row: when the store does not answer, a repeat of the call still finds the job.
@@ -126,7 +139,9 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         self, request: train_pb2.WatchJobRequest, context: Any
     ) -> AsyncIterator[train_pb2.WatchJobResponse]:
         await self._jobs.get(request.name, visible_owner())
-        async for response in self._watches.responses(request.name, request.after_sequence, train_pb2.WatchJobResponse):
+        async for response in self._watches.responses(
+            request.name, request.after_sequence, train_pb2.WatchJobResponse, request.kinds
+        ):
             yield response
 
     async def ListArtifacts(
@@ -164,7 +179,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
     async def _ask(self, name: str, request: Request) -> Job:
         """Make a request to a training durable, then tell it. Raises NotReady."""
         job = await self._jobs.get(name, visible_owner())
-        if request is Request.PREVIEW and not job.effective_spec.validation:
+        if request is Request.PREVIEW and not job.effective_spec.extend_prefix.validation:
             raise NotReady(f"{name} has no validation inputs to preview.", metadata={"name": name})
         begun = await self._jobs.all_children(name, FACTS, Struct)
         try:
@@ -196,14 +211,20 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         """The job that a request would become, nameless. Raises InvalidSpec with every violation."""
         check_request_id(request.request_id)
         allow, buckets = self._runtime.settings.fetch_allow, self._runtime.settings.source_buckets
-        given = request.spec, request.options
+        given = request.spec.extend_prefix, request.options
         asked = origin.inherited(*given) if origin is not None else given
         spec, violations = resolve(asked[0], lambda url: check_url(url, allow, buckets))
         options, wrong_options = resolve_options(asked[1], spec.number_of_steps)
-        violations += wrong_options
-        job = Job(spec=request.spec, effective_spec=spec, options=options)
+        violations += [*wrong_options, *check_names(request.display_name, request.labels)]
+        job = Job(
+            spec=request.spec,
+            effective_spec=TaskSpec(extend_prefix=spec),
+            options=options,
+            display_name=request.display_name,
+            labels=request.labels,
+        )
         if origin is not None:
-            continue_from, wrong = origin.continuation(request.continue_from, request.spec, spec, options)
+            continue_from, wrong = origin.continuation(request.continue_from, given[0], spec, options)
             named = {violation.field for violation in violations}
             violations += [violation for violation in wrong if violation.field not in named]
             job.continue_from.CopyFrom(continue_from)

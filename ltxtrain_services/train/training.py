@@ -79,7 +79,8 @@ class Training:
             step = checkpoint["CHECKPOINT"].step if checkpoint else 0
             restarts = 0 if step > last_step else restarts
             last_step = step
-            recorder = Recorder(attempt, self._runtime.objects, job.effective_spec.number_of_steps, self._observe, step)
+            steps = job.effective_spec.extend_prefix.number_of_steps
+            recorder = Recorder(attempt, self._runtime.objects, steps, self._observe, step)
             try:
                 return await self._recorded(recorder, train_task(job, prepared, found, workers, streamed_blocks))
             except DeviceMemoryExhausted as error:

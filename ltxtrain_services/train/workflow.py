@@ -12,6 +12,7 @@ from ltxtrain_client.as_json import as_json
 
 from ltxtrain_services.runtime import errors
 from ltxtrain_services.runtime.cluster import NOT_A_SERVICE, WorkerLost, kill
+from ltxtrain_services.runtime.extend_prefix import billable_units, price
 from ltxtrain_services.runtime.service import Runtime, store_address
 from ltxtrain_services.runtime.store import Edit
 from ltxtrain_services.runtime.trainer_errors import api_error, translated
@@ -29,11 +30,10 @@ from ltxtrain_services.train.artifacts import (
 from ltxtrain_services.train.continuation import take_over
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.job_plan import Prepared
-from ltxtrain_services.train.prepare import Preparation
+from ltxtrain_services.train.prepare import Preparation, enter_stage
 from ltxtrain_services.train.publication import publish_papers
 from ltxtrain_services.train.queue import GpuQueue
 from ltxtrain_services.train.recorder import REQUESTED, TrainingResult
-from ltxtrain_services.train.spec import billable_units
 from ltxtrain_services.train.training import Training
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_trainer.errors import TrainerError
@@ -111,17 +111,17 @@ class TrainWorkflow:
         stored = await artifacts(attempt)
         shared = [item for item in stored if item.kind == Artifact.KIND_DEBUG_DATASET]
         job = await attempt.get()
-        units = billable_units(job.effective_spec.number_of_steps - job.continue_from.billed_steps)
+        units = billable_units(job.effective_spec.extend_prefix.number_of_steps - job.continue_from.billed_steps)
 
         def ending(edit: Edit[Job]) -> None:
             record(edit, made)
             close(edit, [*stored, *made])
             edit.body.output.CopyFrom(job_output([*made, *shared]))
             edit.body.billable_units = units
-            edit.body.price_usd = units * self._runtime.settings.unit_price_usd
-            edit.body.stage = Stage.STAGE_PUBLISH
+            if (cost := price(units, self._runtime.settings.unit_price)) is not None:
+                edit.body.price.CopyFrom(cost)
             total = sum(item.blob.size_bytes for item in made)
-            edit.body.progress.CopyFrom(Progress(completed=total, total=total))
+            enter_stage(edit.body, Stage.STAGE_PUBLISH, Progress(completed=total, total=total))
             edit.add_event(Event(stage=Stage.STAGE_PUBLISH, progress=edit.body.progress))
 
         return ending
@@ -159,7 +159,7 @@ class TrainWorkflow:
         settings = self._runtime.settings
         # Never waits for a CPU, of which others may hold all.
         actor = AuditActor.options(num_cpus=0, label_selector=NOT_A_SERVICE).remote(store_address(settings))  # type: ignore[attr-defined]
-        remote, with_audio = Remote(lora.blob.key, lora.blob.sha256), job.effective_spec.with_audio
+        remote, with_audio = Remote(lora.blob.key, lora.blob.sha256), job.effective_spec.extend_prefix.with_audio
         try:
             call = actor.audit.remote(remote, settings.model, settings.model_revision or None, with_audio)
             audit: Mapping[str, Any] = await self._runtime.cluster.value(call)
@@ -192,11 +192,11 @@ async def _wait(attempt: Attempt[Job], positions: AsyncIterator[int]) -> None:
     """Tell the number of jobs ahead each time it changes, until it is this job's turn."""
     async for ahead in positions:
         async with attempt.edit() as edit:
-            edit.body.stage = Stage.STAGE_QUEUE
+            enter_stage(edit.body, Stage.STAGE_QUEUE)
             edit.body.queue_position = ahead
             edit.add_event(Event(stage=Stage.STAGE_QUEUE, queue_position=QueuePosition(ahead=ahead)))
     async with attempt.edit() as edit:
-        edit.body.stage = Stage.STAGE_TRAIN
+        enter_stage(edit.body, Stage.STAGE_TRAIN)
         edit.body.ClearField("queue_position")
 
 

@@ -15,6 +15,7 @@ from aiohttp import web
 from google.protobuf.any_pb2 import Any as PackedAny
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from google.type.money_pb2 import Money
 from grpc_status import rpc_status
 from ltxtrain.v1 import ingest_pb2, ingest_pb2_grpc, preprocess_pb2, preprocess_pb2_grpc, train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
@@ -30,7 +31,7 @@ def status(
     code: grpc.StatusCode, message: str, reason: str = "", *, details: Sequence[Message] = (), **metadata: str
 ) -> status_pb2.Status:
     """A status as the services send it: ErrorInfo first."""
-    info = error_details_pb2.ErrorInfo(reason=reason, domain="ltxtrain.v1", metadata=metadata)
+    info = error_details_pb2.ErrorInfo(reason=reason, domain="ltxtrain", metadata=metadata)
     made = status_pb2.Status(code=code.value[0], message=message)
     for detail in (info, *details) if reason else details:
         packed = PackedAny()
@@ -217,7 +218,12 @@ class FarSide(
     ) -> train_pb2.EstimateJobResponse:
         await self._enter("EstimateJob", request, context)
         return train_pb2.EstimateJobResponse(
-            tokens_per_clip=6912, seconds_low=3600, seconds_high=7260, peak_memory_bytes=60 * 10**9, price_usd=12.4
+            tokens_per_clip=6912,
+            seconds_low=3600,
+            seconds_high=7260,
+            peak_memory_bytes=60 * 10**9,
+            billable_units=2000,
+            price=Money(currency_code="USD", units=12, nanos=400_000_000),
         )
 
     async def ListArtifacts(

@@ -4,6 +4,7 @@ import json
 
 import grpc
 import pytest
+from google.type.money_pb2 import Money
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import ContinueFrom, ContinueMode, Job
 from ltxtrain.v1.work_pb2 import ClipNumbers, Lifecycle, Outcome, Progress, ReportLine, ReportReason, Stage, State
@@ -48,7 +49,7 @@ async def test_jobs_say_how_far_they_are_and_why_they_failed(far: FarSide, ltxtr
 
 async def test_a_job_is_shown_with_its_sheet(far: FarSide, ltxtrain: Ltxtrain) -> None:
     job = add_job(far, State.STATE_FAILED)
-    job.effective_spec.rank = 64
+    job.effective_spec.extend_prefix.rank = 64
     job.lifecycle.error.CopyFrom(status(grpc.StatusCode.FAILED_PRECONDITION, "no videos", "NO_VIDEOS"))
     done = await ltxtrain("job", JOB)
     assert "failed" in done.stdout and "no videos (NO_VIDEOS)" in done.stdout and '"rank": 64' in done.stdout
@@ -58,7 +59,8 @@ async def test_a_job_is_shown_with_its_sheet(far: FarSide, ltxtrain: Ltxtrain) -
 
 async def test_a_job_is_shown_with_all_that_it_left(far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain) -> None:
     job = add_job(far)
-    job.billable_units, job.price_usd = 100, 0.62
+    job.billable_units = 100
+    job.price.CopyFrom(Money(currency_code="USD", nanos=620_000_000))
     far.add_artifact(JOB, "lora-000050.safetensors", b"x" * 1500, Artifact.KIND_LORA, "")
     add_results(far, store)
     rows = (await ltxtrain("job", JOB)).stdout.splitlines()
@@ -69,7 +71,7 @@ async def test_a_job_is_shown_with_all_that_it_left(far: FarSide, store: ObjectH
         ["metrics.jsonl", "metrics", "3", "B", "fetch"],
         ["lora-000050.safetensors", "lora", "1.5", "kB", "fetch", "--all"],
     ]
-    assert any("100 billable units (0.62 USD at the unit price" in row for row in rows)
+    assert any("100 billable units (0.62 USD)" in row for row in rows)
     document = json.loads((await ltxtrain("job", JOB, "--json")).stdout)
     assert [item["blob"]["size_bytes"] for item in document["artifacts"]] == [1500, 7, 2, 3]
 
@@ -78,7 +80,7 @@ async def test_a_job_is_continued_from_the_command_line(far: FarSide, ltxtrain: 
     done = await ltxtrain("submit", "--continue-from", "1", "--set", "number_of_steps=400")
     [request] = far.requests("CreateJob")
     assert request.continue_from == ContinueFrom(source=JOB, mode=ContinueMode.CONTINUE_MODE_EXACT)
-    assert (request.spec.number_of_steps, request.spec.HasField("rank")) == (400, False)
+    assert (request.spec.extend_prefix.number_of_steps, request.spec.extend_prefix.HasField("rank")) == (400, False)
     assert "jobs/1 from its beginning" in (await ltxtrain("job", done.stdout.strip())).stdout
     await ltxtrain("submit", "--continue-from", f"{JOB}/artifacts/lora.safetensors", "--weights")
     origin = far.requests("CreateJob")[-1].continue_from

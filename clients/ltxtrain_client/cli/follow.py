@@ -150,7 +150,7 @@ def _summarize(settings: ClientSettings, ended: Resource, json_lines: bool) -> N
         return
     text = f"{ended.name} {state_word(ended.lifecycle.state)}{_lasted(ended.lifecycle)}"
     if isinstance(ended, Job) and ended.billable_units:
-        text += f", {price_text(ended.billable_units, ended.price_usd)}"
+        text += f", {price_text(ended.billable_units, ended.price)}"
     if isinstance(ended, Job) and ended.lifecycle.state == State.STATE_CANCELLED:
         text += f" {what_cancelling_left(settings, ended)}"
     print(text, flush=True)

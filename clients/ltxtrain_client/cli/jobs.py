@@ -116,11 +116,11 @@ def job(
             ("dataset", item.dataset),
             ("validation", item.validation_dataset),
             ("samples", item.training_set),
-            ("price", price_text(item.billable_units, item.price_usd) if item.billable_units else ""),
+            ("price", price_text(item.billable_units, item.price) if item.billable_units else ""),
             ("error", describe_error(from_status(lifecycle.error)) if lifecycle.HasField("error") else ""),
         ]
     )
-    print(indented(format_sheet(item.effective_spec, item.options)))
+    print(indented(format_sheet(item.effective_spec.extend_prefix, item.options)))
     if made:
         print()
         print_table(("FILE", "KIND", "SIZE", "DOWNLOADED BY"), _artifact_rows(item, made))

@@ -176,7 +176,7 @@ async def _estimate(client: ClientSettings, sheet: Sheet) -> EstimateJobResponse
 
 
 def _show_checked(job: Job, json_lines: bool) -> None:
-    document = format_sheet(job.effective_spec, job.options)
+    document = format_sheet(job.effective_spec.extend_prefix, job.options)
     if json_lines:
         print_json(document)
     else:
@@ -187,7 +187,7 @@ def estimate_lines(answer: EstimateJobResponse) -> list[str]:
     lines = [
         f"time      {duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}",
         f"memory    {size_text(answer.peak_memory_bytes)} on each GPU",
-        f"price     {price_text(answer.billable_units, answer.price_usd)}",
+        f"price     {price_text(answer.billable_units, answer.price)}",
         f"clip      {answer.tokens_per_clip} video tokens"
         + (f", {answer.audio_tokens_per_clip} audio tokens" if answer.audio_tokens_per_clip else ""),
     ]

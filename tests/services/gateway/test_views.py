@@ -4,6 +4,7 @@ from itertools import pairwise
 
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Outcome, ReportLine, Stage, TrainMetrics
 
@@ -14,7 +15,9 @@ from tests.services.gateway.running import file_of
 
 JOB = Job(
     name=f"jobs/{'0' * 32}",
-    effective_spec=ExtendPrefixSpec(validation=[ValidationInput(prompt="a coast")], validation_number_of_frames=89),
+    effective_spec=TaskSpec(
+        extend_prefix=ExtendPrefixSpec(validation=[ValidationInput(prompt="a coast")], validation_number_of_frames=89)
+    ),
 )
 
 

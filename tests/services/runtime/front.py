@@ -69,7 +69,8 @@ class JobBook(train_pb2_grpc.TrainServiceServicer):
         kind = train_pb2.WatchJobResponse
         self.streams += 1
         try:
-            async with aclosing(self._watches.responses(request.name, request.after_sequence, kind)) as responses:
+            watch = self._watches.responses(request.name, request.after_sequence, kind, request.kinds)
+            async with aclosing(watch) as responses:
                 async for response in responses:
                     yield response
                     self.sent += 1
@@ -153,8 +154,8 @@ class Stub:
     async def estimate(self) -> None:
         await self._calls.EstimateJob(train_pb2.EstimateJobRequest(), metadata=self.metadata)
 
-    def watch(self, name: str, after: int = 0) -> Any:  # a UnaryStreamCall, whose read() is typed as object
-        request = train_pb2.WatchJobRequest(name=name, after_sequence=after)
+    def watch(self, name: str, after: int = 0, **fields: Any) -> Any:  # a UnaryStreamCall, whose read() is an object
+        request = train_pb2.WatchJobRequest(name=name, after_sequence=after, **fields)
         return self._calls.WatchJob(request, metadata=self.metadata)
 
 
@@ -184,7 +185,7 @@ def info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
     """The first detail, which every error has."""
     info = error_details_pb2.ErrorInfo()
     assert told(error).details[0].Unpack(info)
-    assert info.domain == "ltxtrain.v1"
+    assert info.domain == "ltxtrain"
     return info
 
 

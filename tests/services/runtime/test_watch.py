@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 import pytest
 from ltxtrain.v1 import ingest_pb2, preprocess_pb2, train_pb2
-from ltxtrain.v1.work_pb2 import State
+from ltxtrain.v1.work_pb2 import EventKind, State
 from ltxtrain_client import Backoff, TrainClient, connect
 from ltxtrain_client.channel import service_config
 from ltxtrain_client.watch import STEADY, Pace, is_terminal
@@ -57,6 +57,31 @@ async def some(watch: Any, count: int) -> list[int]:
         response = await watch.read()
         seen += [response.sequence] if response.HasField("event") else []
     return seen
+
+
+async def test_only_the_kinds_that_are_asked_for_come_and_the_last_one(front: Front, stub: Stub, job: str) -> None:
+    await front.book.add(job, 2)
+    await front.book.add(job, 1, text="careful")
+    await front.book.add(job, 2)
+    await front.book.finish(job)
+    assert await sequences(stub.watch(job, kinds=[EventKind.EVENT_KIND_WARNING])) == [4, 7]
+    assert await sequences(stub.watch(job, 1, kinds=[EventKind.EVENT_KIND_LIFECYCLE, 99])) == [7]
+    async with connect(front.address) as channel:
+        seen = TrainClient(channel).watch_job(job, kinds=[EventKind.EVENT_KIND_WARNING])
+        assert [sequence async for sequence, _ in seen] == [4, 7]
+
+
+async def test_events_that_nobody_asked_for_move_the_cursor_of_heartbeats(front: Front, stub: Stub, job: str) -> None:
+    watch = stub.watch(job, kinds=[EventKind.EVENT_KIND_WARNING])
+    reached, last = 0, 1
+    while reached < 20:
+        await front.book.add(job)
+        last += 1
+        if last % 5 == 0:
+            response = await watch.read()
+            assert not response.HasField("event") and reached <= response.sequence <= last
+            reached = response.sequence
+    watch.cancel()
 
 
 # Rule 1: dense from 1; 0 replays everything, also of what has ended.
@@ -115,7 +140,8 @@ async def test_the_terminal_event_is_the_last_and_then_comes_ok(front: Front, st
     watch = stub.watch(job)
     assert await some(watch, 1) == [1]
     await front.book.finish(job)
-    final = await watch.read()
+    while not (final := await watch.read()).HasField("event"):
+        pass
     assert (final.sequence, final.event.lifecycle.state) == (2, State.STATE_SUCCEEDED)
     assert await watch.read() is grpc.aio.EOF
     assert await watch.code() == grpc.StatusCode.OK

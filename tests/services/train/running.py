@@ -14,12 +14,14 @@ from google.rpc.status_pb2 import Status
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import Job, JobOptions, Schedule
 from ltxtrain.v1.work_pb2 import Event, State
 
 from ltxtrain_services.runtime.blobs import Blobs
 from ltxtrain_services.runtime.cluster import Cluster
 from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.extend_prefix import resolve, resolve_options
 from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
 from ltxtrain_services.runtime.requests import new_name
 from ltxtrain_services.runtime.service import Runtime
@@ -31,7 +33,6 @@ from ltxtrain_services.train.artifacts import COLLECTION
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.job_plan import Prepared
 from ltxtrain_services.train.service import TrainService
-from ltxtrain_services.train.spec import resolve, resolve_options
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_services.train.workflow import TrainWorkflow
 from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
@@ -99,7 +100,12 @@ class Trainer:
             JobOptions(**{"preview_interval": 0} | (options or {})), spec.number_of_steps
         )
         assert not wrong and not wrong_options
-        job = Job(name=new_name("jobs"), spec=given, effective_spec=spec, options=chosen)
+        job = Job(
+            name=new_name("jobs"),
+            spec=TaskSpec(extend_prefix=given),
+            effective_spec=TaskSpec(extend_prefix=spec),
+            options=chosen,
+        )
         self.prepared[job.name] = Prepared(
             model=resolve_model(str(self.model)),
             training_set=TrainingSet(name="trainingSets/1"),

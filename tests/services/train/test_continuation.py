@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import ContinueFrom, ContinueMode, Job, JobOptions, JobOutput, Schedule
 from ltxtrain.v1.work_pb2 import Lifecycle, State
 
 from ltxtrain_services.runtime.errors import NotReady, Violation
+from ltxtrain_services.runtime.extend_prefix import resolve, resolve_options
 from ltxtrain_services.train.artifacts import INITIAL_LORA, latest_checkpoint, outdated
 from ltxtrain_services.train.continuation import Origin
-from ltxtrain_services.train.spec import resolve, resolve_options
 
 OLD = "jobs/old"
 EXACT, WEIGHTS = ContinueMode.CONTINUE_MODE_EXACT, ContinueMode.CONTINUE_MODE_WEIGHTS
@@ -50,8 +51,8 @@ def origin(
     job = Job(
         name=OLD,
         lifecycle=Lifecycle(state=state),
-        spec=given,
-        effective_spec=spec,
+        spec=TaskSpec(extend_prefix=given),
+        effective_spec=TaskSpec(extend_prefix=spec),
         options=options,
         dataset="datasets/d",
         validation_dataset="datasets/v",
@@ -110,16 +111,17 @@ def test_all_that_an_exact_continuation_may_not_change_is_named_at_once() -> Non
         "options.gpu_count",
         "options.schedule",
         "options.seed",
-        "spec.learning_rate",
-        "spec.number_of_steps",
-        "spec.rank",
-        "spec.resolution",
-        "spec.training_data_url",
-        "spec.trigger_phrase",
+        "spec.extend_prefix.learning_rate",
+        "spec.extend_prefix.number_of_steps",
+        "spec.extend_prefix.rank",
+        "spec.extend_prefix.resolution",
+        "spec.extend_prefix.training_data_url",
+        "spec.extend_prefix.trigger_phrase",
     ]
-    assert wrong["spec.rank"].startswith("It is 16 in jobs/old, and an exact continuation keeps it.")
-    assert "SCHEDULE_CONSTANT" in wrong["options.schedule"] and "RESOLUTION_MEDIUM" in wrong["spec.resolution"]
-    assert wrong["spec.number_of_steps"].startswith("200 is not above the 200 steps that are done.")
+    assert wrong["spec.extend_prefix.rank"].startswith("It is 16 in jobs/old, and an exact continuation keeps it.")
+    assert "SCHEDULE_CONSTANT" in wrong["options.schedule"]
+    assert "RESOLUTION_MEDIUM" in wrong["spec.extend_prefix.resolution"]
+    assert wrong["spec.extend_prefix.number_of_steps"].startswith("200 is not above the 200 steps that are done.")
     assert all(len(text) < 300 for text in wrong.values())
 
 
@@ -141,7 +143,8 @@ def test_previews_and_intervals_may_change_and_the_same_data_may_be_named() -> N
 
 def test_under_a_linear_schedule_the_number_of_steps_stays() -> None:
     *_, wrong = continued(origin(linear=True), number_of_steps=400)
-    assert list(wrong) == ["spec.number_of_steps"] and "under a linear schedule" in wrong["spec.number_of_steps"]
+    [(field, text)] = wrong.items()
+    assert field == "spec.extend_prefix.number_of_steps" and "under a linear schedule" in text
     made, *_, wrong = continued(origin(State.STATE_CANCELLED, checkpoint(22), linear=True))
     assert wrong == {} and (made.step, made.billed_steps) == (22, 0)
 
@@ -170,11 +173,11 @@ def test_weights_alone_take_new_settings_and_new_data_but_no_other_shape() -> No
     assert (made.artifact, made.training_set, made.billed_steps) == (f"{OLD}/artifacts/lora.safetensors", "", 0)
     assert (spec.dataset, spec.rank, spec.learning_rate, options.seed) == ("datasets/new", 16, 0.5, 1)
     *_, wrong = continued(origin(), WEIGHTS, rank=32, with_audio=True)
-    assert wrong["spec.rank"].startswith("32 is not the LoRA's rank of 16.")
-    assert "without audio" in wrong["spec.with_audio"]
+    assert wrong["spec.extend_prefix.rank"].startswith("32 is not the LoRA's rank of 16.")
+    assert "without audio" in wrong["spec.extend_prefix.with_audio"]
     sounding = origin(with_audio=True)
     *_, wrong = continued(sounding, WEIGHTS, with_audio=False)
-    assert "lora-video-only.safetensors" in wrong["spec.with_audio"]
+    assert "lora-video-only.safetensors" in wrong["spec.extend_prefix.with_audio"]
     part = file("lora-video-only.safetensors", Artifact.KIND_LORA_VIDEO_ONLY, 200)
     *_, wrong = continued(Origin(sounding.job, sounding.found, part), WEIGHTS, with_audio=False)
     assert wrong == {}

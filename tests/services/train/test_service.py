@@ -195,7 +195,7 @@ async def test_a_request_needs_a_training_that_has_begun_and_goes_on(trainer: Tr
     with pytest.raises(NotReady, match="no validation inputs"):
         await service.PreviewJob(preview, None)
     async with trainer.jobs.edit("jobs/asked") as edit:
-        edit.body.effective_spec.validation.add(prompt="a disc")
+        edit.body.effective_spec.extend_prefix.validation.add(prompt="a disc")
     for _ in range(3):
         assert (await service.CheckpointJob(checkpoint, None)).job.checkpoint_requested
         assert (await service.PreviewJob(preview, None)).job.preview_requested

@@ -162,7 +162,7 @@ async def test_a_cancelled_training_keeps_its_step_and_others_go_on_from_it(
     await trainer.work.cancel(job, "me")
     ended = await trainer.ended(job)
     assert ended.lifecycle.state == State.STATE_CANCELLED
-    assert ended.billable_units == 0 and ended.price_usd == 0
+    assert ended.billable_units == 0 and not ended.HasField("price")
     found = await trainer.artifacts(job)
     stopped = ended.checkpoint_step
     assert 7 <= stopped < 100
@@ -183,9 +183,9 @@ async def test_a_cancelled_training_keeps_its_step_and_others_go_on_from_it(
     await processes.none_left(processes.TRAIN_ACTOR)
 
     request = CreateJobRequest(continue_from=ContinueFrom(source=job), options={"checkpoint_interval": 1000})
-    request.spec.number_of_steps = STEPS
+    request.spec.extend_prefix.number_of_steps = STEPS
     more = (await service.CreateJob(request, None)).job
-    assert (more.continue_from.step, more.effective_spec.rank, more.options.seed) == (stopped, 8, 42)
+    assert (more.continue_from.step, more.effective_spec.extend_prefix.rank, more.options.seed) == (stopped, 8, 42)
     await trainer.reached(more.name, stopped + 5)
     await trainer.work.cancel(more.name, "me")
     last = (await trainer.ended(more.name)).checkpoint_step
