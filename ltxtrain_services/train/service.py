@@ -188,12 +188,15 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
                     raise StaleAttempt(name)
                 if not begun:
                     raise NotReady(f"The training of {name} has not begun.", metadata={"name": name})
+                fresh = not getattr(edit.body, REQUESTED[request])
                 setattr(edit.body, REQUESTED[request], True)
         except StaleAttempt:
             raise NotReady(f"{name} has ended, or is being cancelled.", metadata={"name": name}) from None
-        delivery = asyncio.create_task(self._deliver(name))
-        self._deliveries.add(delivery)
-        delivery.add_done_callback(self._deliveries.discard)
+        if fresh:
+            # One that is told, or even under way, is the same request until it is done.
+            delivery = asyncio.create_task(self._deliver(name))
+            self._deliveries.add(delivery)
+            delivery.add_done_callback(self._deliveries.discard)
         return await self._jobs.get(name)
 
     async def _deliver(self, name: str) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import State
 
 from ltxtrain_services.runtime import errors
-from ltxtrain_services.runtime.cluster import ActorGroup, ClusterLost, WorkerLost
+from ltxtrain_services.runtime.cluster import ActorGroup, WorkerLost
 from ltxtrain_services.runtime.service import Runtime, store_address
 from ltxtrain_services.runtime.trainer_errors import api_error
 from ltxtrain_services.runtime.work import Attempt
@@ -125,11 +125,13 @@ class Training:
         cancelling = (await running.attempt.get()).lifecycle.state == State.STATE_CANCELLING
         if running.group is None or not cancelling or not recorder.ahead:
             return
-        with suppress(WorkerLost, ClusterLost):
-            await running.group.call(0, "request", Request.STOP)
-            _, late = await asyncio.wait({following}, timeout=STOP_SECONDS)
-            if late:
-                log.warning("no checkpoint in %.0f s", STOP_SECONDS, extra={"resource": running.attempt.name})
+        asking = asyncio.create_task(running.group.call(0, "request", Request.STOP))
+        _, late = await asyncio.wait({following}, timeout=STOP_SECONDS)
+        if late:
+            log.warning("no checkpoint in %.0f s", STOP_SECONDS, extra={"resource": running.attempt.name})
+        asking.cancel()
+        # Who is lost meanwhile leaves the checkpoint before.
+        await asyncio.gather(asking, return_exceptions=True)
 
     async def _reports(self, task: TrainTask) -> AsyncGenerator[Stored | PeerLost, None]:
         settings = self._runtime.settings
