@@ -11,6 +11,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import ContinueFrom, ContinueMode, Job, JobOptions, Schedule
 from ltxtrain.v1.work_pb2 import Event, PreviewMetrics, Stage, State
+from ltxtrain_client.errors import SHEET_PATH
 from ltxtrain_client.sheet import name_datasets
 from ltxtrain_client.watch import TERMINAL
 
@@ -36,7 +37,7 @@ T = TypeVar("T", bound=Message)
 
 EXACT, WEIGHTS = ContinueMode.CONTINUE_MODE_EXACT, ContinueMode.CONTINUE_MODE_WEIGHTS
 SOURCE = re.compile(r"(jobs/[^/]+)(/artifacts/[^/]+)?")
-SOURCE_FIELD, SHEET = "continue_from.source", "spec.extend_prefix"
+SOURCE_FIELD = "continue_from.source"
 
 # Parameters that decide no number of a training: an exact continuation may change them.
 OF_PREVIEWS = frozenset(rule.name for rule in SPEC if rule.name.startswith("validation_")) | {"stg_scale"}
@@ -141,14 +142,14 @@ class Origin:
     ) -> tuple[Artifact | None, list[Violation]]:
         old = self.job
         wrong = [
-            *_changed(SHEET, SPEC, FREE_SPEC, old.effective_spec.extend_prefix, spec, old.name),
-            *_changed("options", OPTIONS, FREE_OPTIONS, old.options, options, old.name),
+            *_changed(SHEET_PATH, SPEC, FREE_SPEC, old.effective_spec.extend_prefix, spec, old.name),
+            *_changed("options.", OPTIONS, FREE_OPTIONS, old.options, options, old.name),
         ]
         if (data := given.WhichOneof("training_data")) is not None and getattr(given, data) not in {
             old.dataset,
             getattr(old.effective_spec.extend_prefix, data),
         }:
-            wrong.append(_not_allowed(f"{SHEET}.{data}", f"It keeps the data of {old.name}. {OTHERWISE}"))
+            wrong.append(_not_allowed(f"{SHEET_PATH}{data}", f"It keeps the data of {old.name}. {OTHERWISE}"))
         artifact = self.named or latest_checkpoint(self.found).get("CHECKPOINT")
         if artifact is None:
             text = f"{old.name} has no checkpoint: it ended before one, or its state was dropped. {OTHERWISE}"
@@ -163,10 +164,10 @@ class Origin:
                 f"{steps} steps are another training than {before}: under a linear schedule every step depends on "
                 f"their number. {OTHERWISE}"
             )
-            wrong.append(_not_allowed(f"{SHEET}.number_of_steps", text))
+            wrong.append(_not_allowed(f"{SHEET_PATH}number_of_steps", text))
         elif steps <= artifact.step:
             text = f"{steps} is not above the {artifact.step} steps that are done. It counts from the first step."
-            wrong.append(_out_of_range(f"{SHEET}.number_of_steps", text))
+            wrong.append(_out_of_range(f"{SHEET_PATH}number_of_steps", text))
         return artifact, wrong
 
     def _weights(self, spec: ExtendPrefixSpec) -> tuple[Artifact | None, list[Violation]]:
@@ -181,13 +182,13 @@ class Origin:
         wrong, before = [], old.effective_spec.extend_prefix
         if spec.rank != before.rank:
             text = f"{spec.rank} is not the LoRA's rank of {before.rank}. Leave it out to keep it."
-            wrong.append(_not_allowed(f"{SHEET}.rank", text))
+            wrong.append(_not_allowed(f"{SHEET_PATH}rank", text))
         sounding = artifact.kind == Artifact.KIND_LORA and before.with_audio
         if spec.with_audio != sounding:
             text = f"The LoRA is one {'with' if sounding else 'without'} audio."
             if sounding:
                 text += " Its part without is the job's lora-video-only.safetensors: name that artifact."
-            wrong.append(_not_allowed(f"{SHEET}.with_audio", text))
+            wrong.append(_not_allowed(f"{SHEET_PATH}with_audio", text))
         return artifact, wrong
 
 
@@ -267,7 +268,7 @@ def _changed(
         before, after = getattr(old, rule.name), getattr(new, rule.name)
         if rule.name not in free and before != after:
             text = f"It is {_shown(rule, before)} in {name}, and an exact continuation keeps it. {OTHERWISE}"
-            wrong.append(_not_allowed(f"{path}.{rule.name}", text))
+            wrong.append(_not_allowed(f"{path}{rule.name}", text))
     return wrong
 
 

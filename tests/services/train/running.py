@@ -67,7 +67,7 @@ class TrainingAlone(TrainWorkflow):
         while job.name not in self._trainer.prepared:
             # One that goes on from another has its data from there.
             job = await self._trainer.jobs.get(job.continue_from.source)
-        return self._trainer.prepared[job.name]
+        return self._trainer.prepared.setdefault(attempt.name, self._trainer.prepared[job.name])
 
 
 class TrainServiceAlone(TrainService):
