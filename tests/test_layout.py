@@ -77,7 +77,10 @@ def test_the_runtime_knows_no_service() -> None:
     [
         ("ray", {"ltxtrain_services/runtime/cluster.py", "actors.py", "ltxtrain_services/ingest/prober.py"}),
         ("minio", {"ltxtrain_services/runtime/objects.py", "ltxtrain_services/runtime/bucket.py"}),
-        ("sqlalchemy", {f"ltxtrain_services/runtime/{name}.py" for name in ("tables", "store", "events", "blobs")}),
+        (
+            "sqlalchemy",
+            {f"ltxtrain_services/runtime/{name}.py" for name in ("tables", "store", "events", "blobs", "paging")},
+        ),
         ("av", {"ltxtrain_trainer/media", "ltxtrain_services/local/demo_data.py", "ltxtrain_trainer/preview/reel.py"}),
     ],
 )

@@ -25,6 +25,8 @@ from ltxtrain.v1.train_pb2 import (
     PreviewJobRequest,
     RetryJobRequest,
     WatchJobRequest,
+    WatchJobsRequest,
+    WatchJobsResponse,
 )
 from ltxtrain.v1.train_pb2_grpc import TrainServiceStub
 from ltxtrain.v1.work_pb2 import Event, EventKind, ListOrder, State
@@ -34,7 +36,7 @@ from ltxtrain_client.channel import Channel
 from ltxtrain_client.enum_words import number
 from ltxtrain_client.errors import OutputMissing
 from ltxtrain_client.transfer import FileDigest, Transfer, get_file
-from ltxtrain_client.watch import STEADY, Pace, watch
+from ltxtrain_client.watch import STEADY, Pace, watch, watch_feed
 
 
 class TrainClient(Client):
@@ -164,6 +166,21 @@ class TrainClient(Client):
                 WatchJobRequest(name=name, after_sequence=cursor, kinds=kinds), metadata=self.channel.metadata
             ),
             after_sequence,
+            pace,
+        )
+
+    def watch_jobs(
+        self, after_cursor: int = 0, pace: Pace = STEADY, *, kinds: "Sequence[EventKind]" = ()
+    ) -> AsyncGenerator[WatchJobsResponse, None]:
+        """Events of all your jobs, those to come included, for ever and across reconnects; see watch.watch_feed.
+
+        Only those of these `kinds`; empty: all. Store a message's cursor once it is handled, to resume there.
+        """
+        return watch_feed(
+            lambda cursor: self._stub.WatchJobs(
+                WatchJobsRequest(after_cursor=cursor, kinds=kinds), metadata=self.channel.metadata
+            ),
+            after_cursor,
             pace,
         )
 

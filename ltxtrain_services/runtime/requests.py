@@ -8,21 +8,23 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.train_pb2 import WatchJobsResponse
 from ltxtrain.v1.work_pb2 import Event
 from ltxtrain_client.watch import is_terminal
 
 from ltxtrain_services.runtime import metrics
 from ltxtrain_services.runtime.auth import SERVICE, caller
 from ltxtrain_services.runtime.errors import InvalidSpec, Violation
-from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.events import Entry, EventLog, event_kind
 from ltxtrain_services.runtime.objects import ObjectStore
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 # Of a caption, a prompt or a phrase: far beyond what a text encoder reads.
 MAX_TEXT_BYTES = 64 << 10
@@ -113,21 +115,48 @@ class Watches:
 
         Only events of these EventKinds and the terminal one; what is left out moves the cursor of the heartbeats.
         """
+
+        def wanted(event: Event) -> bool:
+            return not kinds or event_kind(event) in kinds or is_terminal(event)
+
+        async with aclosing(self._followed(self._log.follow(name, after), wanted)) as events:
+            async for sequence, event in events:
+                yield response(sequence=sequence, event=event)
+
+    async def of_owner(
+        self, owner: str, after: int, kinds: Collection[int] = ()
+    ) -> AsyncGenerator[WatchJobsResponse, None]:
+        """Responses of WatchJobs: what happens to an owner's jobs, only events of these EventKinds, and deletions."""
+
+        def wanted(entry: Entry) -> bool:
+            return not kinds or entry.event is None or event_kind(entry.event) in kinds
+
+        async with aclosing(self._followed(self._log.follow_feed(owner, after, kinds), wanted)) as entries:
+            async for cursor, entry in entries:
+                if entry is None:
+                    yield WatchJobsResponse(cursor=cursor)
+                else:
+                    yield WatchJobsResponse(
+                        cursor=cursor,
+                        job=entry.resource,
+                        sequence=entry.sequence,
+                        event=entry.event,
+                        deleted=entry.event is None,
+                    )
+
+    async def _followed(
+        self, entries: AsyncGenerator[tuple[int, T | None], None], wanted: Callable[[Any], bool]
+    ) -> AsyncGenerator[tuple[int, T | None], None]:
+        """The entries that are wanted, and a heartbeat where a client would hear nothing for too long."""
         clock = asyncio.get_running_loop().time
         heard = clock()
         with metrics.open_watches.track_inprogress():
             # Closed with this generator, not when it is collected: a watch that was left counts no more.
-            async with aclosing(self._log.follow(name, after)) as events:
-                async for sequence, event in events:
-                    if event is not None and kinds and event_kind(event) not in kinds and not is_terminal(event):
+            async with aclosing(entries):
+                async for number, entry in entries:
+                    if entry is not None and not wanted(entry):
                         if clock() - heard < self._log.heartbeat_seconds:
                             continue
-                        event = None
+                        entry = None
                     heard = clock()
-                    yield response(sequence=sequence, event=event)
-
-
-def event_kind(event: Event) -> int:
-    """The EventKind of an event: the number of its detail's field; 0 without one."""
-    name = event.WhichOneof("detail")
-    return int(Event.DESCRIPTOR.fields_by_name[name].number) if name is not None else 0
+                    yield number, entry

@@ -13,9 +13,9 @@ from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, s
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ltxtrain_services.runtime import blobs, tables
+from ltxtrain_services.runtime import blobs, paging, tables
 from ltxtrain_services.runtime.errors import NotFound, NotReady, RequestIdReused
-from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.events import Entry, EventLog
 from ltxtrain_services.runtime.paging import MAX_PAGE_BYTES, make_token, page_size, read_token
 
 
@@ -81,13 +81,16 @@ class Edit(Generic[M]):
 
 
 class Store(Generic[M]):
-    """The resources of one kind: `kind` is their collection, e.g. "jobs"."""
+    """The resources of one kind: `kind` is their collection, e.g. "jobs"; `fed`: their owners have a feed of them."""
 
-    def __init__(self, database: tables.Database, log: EventLog, kind: str, message: type[M]) -> None:
+    def __init__(
+        self, database: tables.Database, log: EventLog, kind: str, message: type[M], *, fed: bool = False
+    ) -> None:
         self._database = database
         self.log = log
         self.kind = kind
         self._message = cast(type[Message], message)
+        self._fed = fed
 
     async def create(
         self, body: M, *, owner: str, request_id: str, digest: bytes, limit: int | None = None
@@ -97,7 +100,8 @@ class Store(Generic[M]):
         Raises RequestIdReused. Returns None, and makes nothing, when `limit` unfinished resources exist already.
         """
         events: list[tuple[int, Event]] = []
-        async with self._database.write(lambda: self.log.publish(body.name, events)) as connection:
+        entries: list[tuple[int, Entry]] = []
+        async with self._database.write(lambda: self._publish(body.name, events, owner, entries)) as connection:
             if request_id and (earlier := await self._earlier(connection, owner, request_id, digest)) is not None:
                 return earlier
             if limit is not None:
@@ -109,6 +113,8 @@ class Store(Generic[M]):
             body.lifecycle.last_sequence = 1
             body.lifecycle.created_by = owner
             events += await self.log.write(connection, body.name, 0, [Event(lifecycle=body.lifecycle)])
+            if self._fed:
+                entries += await self.log.feed(connection, owner, body.name, events)
             row = {"name": body.name, "owner": owner, "created": time.time_ns(), "attempt": 0}
             row["display_name"] = getattr(body, "display_name", "").casefold()
             await connection.execute(insert(tables.resource).values(**row, **_columns(body)))
@@ -120,6 +126,12 @@ class Store(Generic[M]):
                     insert(tables.request).values(owner=owner, id=request_id, digest=digest, resource=body.name)
                 )
         return body
+
+    def _publish(
+        self, name: str, events: Sequence[tuple[int, Event]], owner: str, entries: Sequence[tuple[int, Entry]]
+    ) -> None:
+        self.log.publish(name, events)
+        self.log.publish_feed(owner, entries)
 
     async def _earlier(self, connection: AsyncConnection, owner: str, request_id: str, digest: bytes) -> M | None:
         query = select(tables.request).where(tables.request.c.owner == owner, tables.request.c.id == request_id)
@@ -179,15 +191,15 @@ class Store(Generic[M]):
         """
         wanted = sorted(set(states) & set(State.values()))
         key = f"{self.kind}|{owner}|{wanted}|{sorted(set(labels))}|{text}|{order}"
-        query = select(tables.resource).where(*self._of_kind(), *tables.matching(labels, text))
+        query = select(tables.resource).where(*self._of_kind(), *paging.matching(labels, text))
         if owner is not None:
             query = query.where(tables.resource.c.owner == owner)
         if states:
             query = query.where(tables.resource.c.state.in_(wanted))
         if token:
             created, place = read_token(key, token)
-            query = query.where(tables.after(order, created, *place.partition("|")[::2]))
-        rows, more = await self._rows(query.order_by(*tables.ordered(order)), size)
+            query = query.where(paging.after(order, created, *place.partition("|")[::2]))
+        rows, more = await self._rows(query.order_by(*paging.ordered(order)), size)
         last = f"{rows[-1].name}|{rows[-1].display_name}" if more else ""
         return [self._parse(row) for row in rows], make_token(key, rows[-1].created, last) if more else ""
 
@@ -237,20 +249,25 @@ class Store(Generic[M]):
         Raises NotFound, and StaleAttempt when the resource has ended or another attempt took over.
         """
         events: list[tuple[int, Event]] = []
-        async with self._database.write(lambda: self.log.publish(name, events)) as connection:
+        entries: list[tuple[int, Entry]] = []
+        owner = ""
+        async with self._database.write(lambda: self._publish(name, events, owner, entries)) as connection:
             # Locked, should another process have the database by an operator's mistake.
             row = (await connection.execute(self._named(name).with_for_update())).first()
             if row is None:
                 raise NotFound(name)
             if row.state in TERMINAL or attempt not in (None, row.attempt):
                 raise StaleAttempt(name)
-            edit: Edit[M] = Edit(self._parse(row), row.owner, row.attempt)
+            owner = row.owner
+            edit: Edit[M] = Edit(self._parse(row), owner, row.attempt)
             yield edit
             edit.body.lifecycle.last_sequence = row.last_sequence + len(edit.events)
             for event in edit.events:
                 if event.WhichOneof("detail") == "lifecycle":
                     event.lifecycle.CopyFrom(edit.body.lifecycle)
             events += await self.log.write(connection, name, row.last_sequence, edit.events)
+            if self._fed and events:
+                entries += await self.log.feed(connection, owner, name, events)
             await connection.execute(
                 update(tables.resource)
                 .where(tables.resource.c.name == name)
@@ -266,7 +283,9 @@ class Store(Generic[M]):
 
     async def delete(self, name: str, owner: str | None = None) -> None:
         """Forget a finished resource and its references to blobs. Raises NotFound and NotReady."""
-        async with self._database.write() as connection:
+        entries: list[tuple[int, Entry]] = []
+        holder = ""
+        async with self._database.write(lambda: self.log.publish_feed(holder, entries)) as connection:
             row = (await connection.execute(self._named(name))).first()
             if row is None or owner not in (None, row.owner):
                 raise NotFound(name)
@@ -278,6 +297,9 @@ class Store(Generic[M]):
             await connection.execute(delete(tables.child).where(tables.child.c.parent.startswith(f"{name}/")))
             await connection.execute(delete(tables.cursor).where(tables.cursor.c.resource == name))
             await blobs.release(connection, name)
+            holder = row.owner
+            if self._fed:
+                entries += await self.log.feed(connection, holder, name, [])
         self.log.forget(name)
 
     async def _rows(self, query: "Select[AnyRow]", size: int) -> tuple[list[Row[AnyRow]], bool]:

@@ -4,16 +4,14 @@ import asyncio
 import fcntl
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from ltxtrain.v1.work_pb2 import ListOrder
 from sqlalchemy import (
     BigInteger,
     Column,
-    ColumnElement,
     Connection,
     Index,
     Integer,
@@ -23,11 +21,8 @@ from sqlalchemy import (
     Table,
     TypeDecorator,
     UniqueConstraint,
-    and_,
     event,
     inspect,
-    or_,
-    select,
     text,
 )
 from sqlalchemy.engine import Dialect, make_url
@@ -89,6 +84,19 @@ events = Table(
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("body", LargeBinary, nullable=False),
 )
+# The events of all resources of an owner, in the order in which they became durable.
+feed = Table(
+    "feed",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("resource", Text, nullable=False),
+    # 0: the resource was deleted.
+    Column("sequence", BigInteger, nullable=False),
+    # EventKind; 0 without an event.
+    Column("kind", Integer, nullable=False),
+    Index("feed_by_resource", "resource"),
+)
 # Clips, samples, artifacts and report lines: parent is the collection, e.g. datasets/1/clips.
 child = Table(
     "child",
@@ -123,42 +131,6 @@ blob_ref = Table(
     Column("resource", Text, primary_key=True),
     Index("blob_ref_by_resource", "resource"),
 )
-
-
-def matching(labels: Sequence[str], words: str) -> list[ColumnElement[bool]]:
-    """Conditions of resources that have all labels ("key=value", or "key") and these words in one of their names."""
-    row, labelled = resource.c, label.c
-    conditions: list[ColumnElement[bool]] = []
-    for key, equals, value in (wanted.partition("=") for wanted in sorted(set(labels))):
-        having = select(labelled.resource).where(labelled.key == key)
-        conditions.append(row.name.in_(having.where(labelled.value == value) if equals else having))
-    if folded := words.casefold():
-        names = (row.display_name, row.name)
-        conditions.append(or_(*(name.contains(folded, autoescape=True) for name in names)))
-    return conditions
-
-
-def ordered(order: "ListOrder") -> list[ColumnElement[Any]]:
-    """Columns that resources are sorted by."""
-    row = resource.c
-    newest_first: list[ColumnElement[Any]] = [row.created.desc(), row.name.desc()]
-    if order == ListOrder.LIST_ORDER_OLDEST_FIRST:
-        return [row.created.asc(), row.name.asc()]
-    if order == ListOrder.LIST_ORDER_DISPLAY_NAME:
-        return [row.display_name == "", row.display_name, *newest_first]
-    return newest_first
-
-
-def after(order: "ListOrder", created: int, name: str, display_name: str) -> ColumnElement[bool]:
-    """The condition of resources that come after one in this order."""
-    row = resource.c
-    if order == ListOrder.LIST_ORDER_OLDEST_FIRST:
-        return or_(row.created > created, and_(row.created == created, row.name > name))
-    older = or_(row.created < created, and_(row.created == created, row.name < name))
-    if order != ListOrder.LIST_ORDER_DISPLAY_NAME:
-        return older
-    same = and_(row.display_name == display_name, older)
-    return or_(row.display_name > display_name, row.display_name == "", same) if display_name else same
 
 
 # pg_advisory_lock's key: the ASCII codes of "ltxt".

@@ -53,7 +53,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._jobs: Store[Job] = Store(runtime.database, runtime.log, "jobs", Job)
+        self._jobs: Store[Job] = Store(runtime.database, runtime.log, "jobs", Job, fed=True)
         self._watches = Watches(runtime.log)
         upstream = Upstream(runtime.settings)
         self._upstream = upstream
@@ -110,6 +110,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         return train_pb2.GetJobResponse(job=await self._jobs.get(request.name, visible_owner()))
 
     async def ListJobs(self, request: train_pb2.ListJobsRequest, context: Any) -> train_pb2.ListJobsResponse:
+        cursor = await self._runtime.log.newest(caller.get())
         jobs, token = await self._jobs.page(
             visible_owner(),
             request.page_size,
@@ -119,7 +120,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
             text=request.text,
             order=request.order_by,
         )
-        return train_pb2.ListJobsResponse(jobs=jobs, next_page_token=token)
+        return train_pb2.ListJobsResponse(jobs=jobs, next_page_token=token, watch_cursor=cursor)
 
     async def CancelJob(self, request: train_pb2.CancelJobRequest, context: Any) -> train_pb2.CancelJobResponse:
         return train_pb2.CancelJobResponse(job=await self.work.cancel(request.name, visible_owner()))
@@ -142,6 +143,12 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         async for response in self._watches.responses(
             request.name, request.after_sequence, train_pb2.WatchJobResponse, request.kinds
         ):
+            yield response
+
+    async def WatchJobs(
+        self, request: train_pb2.WatchJobsRequest, context: Any
+    ) -> AsyncIterator[train_pb2.WatchJobsResponse]:
+        async for response in self._watches.of_owner(caller.get(), request.after_cursor, request.kinds):
             yield response
 
     async def ListArtifacts(

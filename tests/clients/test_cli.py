@@ -29,7 +29,7 @@ async def test_submit_sends_the_sheet_and_names_the_job(far: FarSide, ltxtrain: 
 
 async def test_submit_reads_stdin(far: FarSide, ltxtrain: Ltxtrain) -> None:
     await ltxtrain("submit", "-", stdin=EXAMPLE)
-    assert far.requests("CreateJob")[0].spec.training_data_url == "https://example.com/clips.zip"
+    assert far.requests("CreateJob")[0].spec.extend_prefix.training_data_url == "https://example.com/clips.zip"
 
 
 async def test_local_files_are_uploaded_and_named_in_the_spec(

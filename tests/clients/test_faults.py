@@ -91,6 +91,6 @@ async def test_faults_of_form_are_told_without_a_service(ltxtrain: Ltxtrain, she
 async def test_an_estimate_needs_no_data(far: FarSide, ltxtrain: Ltxtrain, sheet: Path) -> None:
     await ltxtrain("estimate", sheet)
     await ltxtrain("estimate", "--set", "dataset=datasets/1")
-    with_files, with_dataset = (request.spec for request in far.requests("EstimateJob"))
+    with_files, with_dataset = (request.spec.extend_prefix for request in far.requests("EstimateJob"))
     assert with_files.training_data_url and with_files.validation[0].video_url
     assert (with_dataset.dataset, with_dataset.training_data_url) == ("datasets/1", "")

@@ -32,7 +32,7 @@ class JobBook(train_pb2_grpc.TrainServiceServicer):
 
     def __init__(self, database: Database, settings: Settings, heartbeat_seconds: float = 0.05) -> None:
         self.log = EventLog(database, heartbeat_seconds)
-        self.jobs: Store[Job] = Store(database, self.log, "jobs", Job)
+        self.jobs: Store[Job] = Store(database, self.log, "jobs", Job, fed=True)
         self._watches = Watches(self.log)
         # Streams that were opened, messages that they have handed to gRPC, and a bell for each that has ended.
         self.streams = 0
@@ -76,6 +76,12 @@ class JobBook(train_pb2_grpc.TrainServiceServicer):
                     self.sent += 1
         finally:
             self.stream_ended.set()
+
+    async def WatchJobs(
+        self, request: train_pb2.WatchJobsRequest, context: Any
+    ) -> AsyncIterator[train_pb2.WatchJobsResponse]:
+        async for response in self._watches.of_owner(caller.get(), request.after_cursor, request.kinds):
+            yield response
 
     async def _no_estimate(self) -> None:
         return None
@@ -147,6 +153,10 @@ class Stub:
     async def list(self, **fields: Any) -> list[str]:
         response = await self._calls.ListJobs(train_pb2.ListJobsRequest(**fields), metadata=self.metadata)
         return [job.name for job in response.jobs]
+
+    def watch_all(self, after: int = 0, **fields: Any) -> Any:
+        request = train_pb2.WatchJobsRequest(after_cursor=after, **fields)
+        return self._calls.WatchJobs(request, metadata=self.metadata)
 
     async def delete(self, name: str) -> None:
         await self._calls.DeleteJob(train_pb2.DeleteJobRequest(name=name), metadata=self.metadata)
