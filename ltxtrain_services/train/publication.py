@@ -68,7 +68,10 @@ class Papers:
     @property
     def units(self) -> int:
         succeeded = self.state == State.STATE_SUCCEEDED
-        return billable_units(self.job.effective_spec.extend_prefix.number_of_steps) if succeeded else 0
+        if not succeeded:
+            return 0
+        steps = self.job.effective_spec.extend_prefix.number_of_steps
+        return billable_units(steps - self.job.continue_from.billed_steps)
 
     def write(self, objects: Objects) -> "Published":
         """Both papers, in the object store; blocking."""
@@ -103,6 +106,7 @@ class Papers:
                 "training_set": job.training_set,
                 "preprocess_report": self.preprocess_report,
                 "options": as_json(job.options),
+                **({"continue_from": as_json(job.continue_from)} if job.HasField("continue_from") else {}),
             },
             audit=self.audit,
             schedule_tokens=job.options.preview_schedule_tokens,
