@@ -10,6 +10,9 @@ RESULTS = ("lora_file", "config_file", "video", "debug_dataset", "lora_video_onl
 # Artifacts downloaded along with the results.
 PAGES = (Artifact.KIND_METRICS, Artifact.KIND_JOB_PAGE, Artifact.KIND_CONTACT_SHEET)
 
+# Ends the names of previews that show the base model's side too.
+LABELLED = "-beside-base.mp4"
+
 
 def _is_final(artifact: Artifact) -> bool:
     """False for metrics that belong to a checkpoint."""

@@ -11,7 +11,7 @@ from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word
-from ltxtrain_client.outputs import file_name, is_result
+from ltxtrain_client.outputs import LABELLED, file_name, is_result
 from ltxtrain_client.quantities import duration_text, price_text, size_text
 from ltxtrain_client.sheet import format_sheet
 from ltxtrain_client.watch import TERMINAL
@@ -29,8 +29,6 @@ from ltxtrain_services.pages.job_page import (
 )
 from ltxtrain_services.pages.render import render_part
 
-# The trainer's name for a preview that shows both models in one picture.
-LABELLED = "-beside-base.mp4"
 # Parts of a job's page, and the sections of job.html among them.
 JOB_PARTS = ("head", "actions", "previews", "training", "metrics", "dataset", "files", "log")
 SECTIONS = frozenset({"previews", "training", "metrics", "dataset"})
