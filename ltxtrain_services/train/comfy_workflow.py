@@ -1,7 +1,7 @@
 """A ComfyUI workflow that continues a clip with the job's LoRA, in the form that its API and its canvas both load.
 
-Nodes of ComfyUI itself alone, with the settings of the job's own previews; skipped-block guidance (stg_scale) is the one
-thing that these nodes do not have. Its names of inputs and outputs are tested against those that ComfyUI declares.
+Nodes of ComfyUI itself alone, with the settings of the job's own previews, but for skipped-block guidance (stg_scale),
+which no node of them has. Its names of inputs and outputs are tested against those that ComfyUI declares.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,6 @@
-"""The papers of a job: config.json, job.html and a ComfyUI workflow, made of its row, its artifacts and what its training reported.
+"""The papers of a job: config.json, job.html and a ComfyUI workflow.
+
+They are made of the job's row, its artifacts and what its training reported.
 
 They are written here and not where the GPUs are; a job that ends as SUCCEEDED, CANCELLED or FAILED gets them alike.
 """

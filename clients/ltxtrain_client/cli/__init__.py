@@ -15,6 +15,7 @@ from ltxtrain_client.cli.fetch import fetch
 from ltxtrain_client.cli.follow import watch
 from ltxtrain_client.cli.help import Command, Group, print_version
 from ltxtrain_client.cli.jobs import cancel, delete, job, jobs
+from ltxtrain_client.cli.push import push
 from ltxtrain_client.cli.report import report
 from ltxtrain_client.cli.session import EXIT_CODES, Exit, fail
 from ltxtrain_client.cli.submit import estimate, submit
@@ -81,7 +82,7 @@ def _add_commands(app: typer.Typer) -> None:
             app.command(entry.name, cls=Command)(command)
 
 
-for command in (check, submit, watch, cancel, jobs, job, report, fetch, estimate, delete, doctor):
+for command in (check, submit, watch, cancel, jobs, job, report, fetch, push, estimate, delete, doctor):
     app.command(cls=Command)(command)
 app.add_typer(datasets, name="datasets")
 app.add_typer(training_sets, name="training-sets")
