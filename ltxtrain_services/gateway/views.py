@@ -10,7 +10,7 @@ from ltxtrain.v1.work_pb2 import Outcome, Progress, ReportReason, Stage, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word
+from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, time_text
 from ltxtrain_client.outputs import LABELLED, file_name, is_result
 from ltxtrain_client.quantities import duration_text, price_text, size_text
 from ltxtrain_client.sheet import format_sheet
@@ -105,9 +105,8 @@ def job_row(job: Job) -> dict[str, Any]:
 
 def estimate_text(answer: EstimateJobResponse) -> str:
     """The estimate beside the button."""
-    time = f"{duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}"
     price = price_text(answer.billable_units, answer.price_usd)
-    return f"{time}; {size_text(answer.peak_memory_bytes)} on each GPU; {price}"
+    return f"{time_text(answer)}; {size_text(answer.peak_memory_bytes)} on each GPU; {price}"
 
 
 def _head(name: str, story: Story) -> dict[str, Any]:

@@ -25,7 +25,6 @@ from ltxtrain_trainer.reports import (
     Checkpointed,
     Finished,
     Loaded,
-    Preflight,
     Previewed,
     Previewing,
     Step,
@@ -115,7 +114,7 @@ class Recorder:
     """Makes the reports of one start of a training durable; `observe` learns how fast it was."""
 
     def __init__(
-        self, attempt: Attempt[Job], objects: ObjectStore, steps: int, observe: Callable[[Preflight | Step], None]
+        self, attempt: Attempt[Job], objects: ObjectStore, steps: int, observe: Callable[[Loaded | Step], None]
     ) -> None:
         self._attempt = attempt
         self._objects = objects
@@ -136,9 +135,8 @@ class Recorder:
             files = [of_job.training_artifact(self._attempt.name, stored) for stored in item.files]
             match item.report:
                 case Loaded() as loaded:
+                    self._observe(loaded)
                     await self._loaded(loaded)
-                case Preflight() as preflight:
-                    self._observe(preflight)
                 case Step() as step:
                     self._observe(step)
                     if due := list(events.add(step)):

@@ -6,7 +6,8 @@ from contextlib import aclosing
 
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
-from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.train_pb2 import Job, Optimizer
+from ltxtrain_client.enum_words import word
 
 from ltxtrain_services.runtime import errors
 from ltxtrain_services.runtime.cluster import ActorGroup, WorkerLost
@@ -16,9 +17,10 @@ from ltxtrain_services.runtime.work import Attempt
 from ltxtrain_services.train.actors import Stored, TrainActor, TrainTask
 from ltxtrain_services.train.artifacts import artifacts, latest_checkpoint
 from ltxtrain_services.train.job_plan import Prepared, train_task
+from ltxtrain_services.train.measured import Conditions
 from ltxtrain_services.train.recorder import Recorder, TrainingResult
 from ltxtrain_trainer.errors import DeviceMemoryExhausted, PeerLost, TrainerError, TrainingDiverged
-from ltxtrain_trainer.reports import Preflight, Step
+from ltxtrain_trainer.reports import Loaded, Step
 
 log = logging.getLogger(__name__)
 
@@ -26,10 +28,14 @@ log = logging.getLogger(__name__)
 MAX_RESTARTS = 5
 
 
+# Learns from a report of a training that is held so, on so many GPUs.
+Observe = Callable[[Loaded | Step, Conditions, int], None]
+
+
 class Training:
     """Trains jobs on the cluster; `observe` learns how fast each was."""
 
-    def __init__(self, runtime: Runtime, observe: Callable[[Preflight | Step], None]) -> None:
+    def __init__(self, runtime: Runtime, observe: Observe) -> None:
         self._runtime = runtime
         self._observe = observe
 
@@ -43,7 +49,8 @@ class Training:
             step = checkpoint["CHECKPOINT"].step if checkpoint else 0
             restarts = 0 if step > last_step else restarts
             last_step = step
-            recorder = Recorder(attempt, self._runtime.objects, job.effective_spec.number_of_steps, self._observe)
+            observe = self._observing(word(Optimizer.DESCRIPTOR, job.options.optimizer), workers)
+            recorder = Recorder(attempt, self._runtime.objects, job.effective_spec.number_of_steps, observe)
             try:
                 async with aclosing(
                     self._reports(train_task(job, prepared, found, workers, streamed_blocks))
@@ -66,6 +73,17 @@ class Training:
                         f"The training lost a worker {restarts} times after step {step} without getting any further.",
                         metadata={"step": step, "losses": restarts},
                     ) from error
+
+    def _observing(self, optimizer: str, workers: int) -> Callable[[Loaded | Step], None]:
+        conditions = Conditions("", optimizer)
+
+        def observe(report: Loaded | Step) -> None:
+            nonlocal conditions
+            if isinstance(report, Loaded):
+                conditions = Conditions(report.facts.precision, optimizer)
+            self._observe(report, conditions, workers)
+
+        return observe
 
     async def _reports(self, task: TrainTask) -> AsyncGenerator[Stored | PeerLost, None]:
         settings = self._runtime.settings
