@@ -11,11 +11,10 @@ from ltxtrain_client.channel import ClientSettings, read_settings
 from ltxtrain_client.cli.check import check
 from ltxtrain_client.cli.dataset_commands import datasets, training_sets
 from ltxtrain_client.cli.doctor import doctor
-from ltxtrain_client.cli.fetch import fetch
+from ltxtrain_client.cli.fetch import fetch, push
 from ltxtrain_client.cli.follow import watch
 from ltxtrain_client.cli.help import Command, Group, print_version
 from ltxtrain_client.cli.jobs import cancel, delete, job, jobs
-from ltxtrain_client.cli.push import push
 from ltxtrain_client.cli.report import report
 from ltxtrain_client.cli.session import EXIT_CODES, Exit, fail
 from ltxtrain_client.cli.submit import estimate, submit
