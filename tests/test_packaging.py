@@ -99,7 +99,11 @@ def test_the_client_alone_runs_on(version: str, tmp_path: Path) -> None:
     bin_dir = tmp_path / "env/bin"
     subprocess.run([bin_dir / "pip", "install", "--quiet", ROOT / "clients"], check=True)
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    for command in ([bin_dir / "ltxtrain", "--version"], [bin_dir / "python", "-c", "import ltxtrain_client.sync"]):
+    commands: list[list[str | Path]] = [
+        [bin_dir / "ltxtrain", "--version"],
+        [bin_dir / "python", "-c", "import ltxtrain_client.sync, ltxtrain_client.trackers"],
+    ]
+    for command in commands:
         subprocess.run(command, check=True, cwd=tmp_path, env=environ)
     tops = {path.name for path in (tmp_path / "env/lib").glob("python*/site-packages/ltxtrain*")}
     assert not [name for name in tops if name.startswith(("ltxtrain_services", "ltxtrain_trainer", "ltxtrain_pocket"))]

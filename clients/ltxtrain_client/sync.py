@@ -186,6 +186,7 @@ class TrainClient(_Client):
     resolve = _waiting(train.TrainClient.resolve)
     validate = _waiting(train.TrainClient.validate)
     estimate = _waiting(train.TrainClient.estimate)
+    webhook_keys = _waiting(train.TrainClient.webhook_keys)
     get_job = _waiting(train.TrainClient.get_job)
     list_jobs = _iterating(train.TrainClient.list_jobs)
     cancel_job = _waiting(train.TrainClient.cancel_job)

@@ -57,7 +57,7 @@ class Archive:
     def unpack(self, entry: Entry, target: Path) -> Unpacked:
         """Check and hash the entry, and write it to `target` unless it is stored uncompressed.
 
-        Raises EntryCorrupt and Stopped; `target` is then absent.
+        Raises EntryCorrupt, Stopped, and OSError for a full disk; `target` is then absent.
         """
         if entry.method == STORED:
             size, sha256 = self._copy(entry, None)
@@ -65,8 +65,8 @@ class Archive:
         try:
             with target.open("wb") as file:
                 size, sha256 = self._copy(entry, file)
-        except (EntryCorrupt, Stopped):
-            target.unlink()
+        except (EntryCorrupt, Stopped, OSError):
+            target.unlink(missing_ok=True)
             raise
         return Unpacked(target, size, sha256)
 

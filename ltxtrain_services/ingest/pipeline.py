@@ -14,7 +14,6 @@ from ltxtrain_services.ingest import sniff
 from ltxtrain_services.ingest.archive import Archive, hash_file
 from ltxtrain_services.ingest.clip_store import ClipStore
 from ltxtrain_services.ingest.directory import ArchiveRefused, Entry, check_directory, read_directory, unreadable
-from ltxtrain_services.ingest.fetch import retried_when_full
 from ltxtrain_services.ingest.gather import Candidate, ClipTally, Intake
 from ltxtrain_services.ingest.plan import Plan, make_plan, no_videos, not_examined, refusal_lines
 from ltxtrain_services.ingest.probing import Probing
@@ -22,6 +21,7 @@ from ltxtrain_services.ingest.report import DatasetReport, line
 from ltxtrain_services.ingest.sources import Sources
 from ltxtrain_services.ingest.unpacking import Unpacking
 from ltxtrain_services.runtime.addresses import shown
+from ltxtrain_services.runtime.disk import told_when_full
 from ltxtrain_services.runtime.errors import ApiError, FailedPrecondition
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Edit
@@ -64,8 +64,8 @@ class IngestWorkflow:
 
     async def _take(self, dataset: Dataset, report: DatasetReport, tally: ClipTally) -> None:
         folder = self._folder(dataset.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        with retried_when_full(folder):
+        with told_when_full(folder):
+            folder.mkdir(parents=True, exist_ok=True)
             if dataset.WhichOneof("source") == "videos":
                 await self._take_videos(list(dataset.videos.urls), folder, report, tally)
             else:
@@ -140,9 +140,14 @@ class IngestWorkflow:
         if target.exists():
             return
         part = target.with_suffix(".part")
-        async with aclosing(self._sources.read(url, part)) as steps:
-            async for step in steps:
-                report.fetched(step.completed_bytes, step.total_bytes)
+        try:
+            async with aclosing(self._sources.read(url, part)) as steps:
+                async for step in steps:
+                    report.fetched(step.completed_bytes, step.total_bytes)
+        except OSError:
+            # A disk that is full: others may need the rest of it while this one waits.
+            part.unlink(missing_ok=True)
+            raise
         part.replace(target)
 
     async def _read_directory(self, url: str, archive: Path) -> list[Entry]:

@@ -1,7 +1,6 @@
 """Results of a finished training set: its samples, contact sheet and debug archive."""
 
 import json
-import tempfile
 import wave
 import zipfile
 from collections import Counter
@@ -21,6 +20,7 @@ from ltxtrain_services.preprocess.context import Context
 from ltxtrain_services.preprocess.outcome import SERVICE
 from ltxtrain_services.preprocess.results import Results
 from ltxtrain_services.preprocess.sample_files import load_sheet
+from ltxtrain_services.runtime.disk import scratch_folder
 from ltxtrain_services.runtime.objects import Objects, StoredBlob
 from ltxtrain_services.runtime.report import COLLECTION
 from ltxtrain_services.runtime.store import Edit
@@ -76,8 +76,8 @@ async def _archive(context: Context, samples: Sequence[Sample]) -> Blob:
     lines = await context.attempt.children(COLLECTION, ReportLine)
 
     def make() -> StoredBlob:
-        with tempfile.TemporaryDirectory(prefix="ltxtrain-archive-") as folder:
-            path = Path(folder) / "archive.zip"
+        with scratch_folder("ltxtrain-archive-") as folder:
+            path = folder / "archive.zip"
             write_archive(path, context.training_set, samples, lines, objects.objects)
             return objects.objects.put_content(SERVICE, path, CONTENT_TYPE)
 
