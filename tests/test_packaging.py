@@ -1,4 +1,4 @@
-"""What is installed: names that collide with nothing, a client that stands alone, commands that exist."""
+"""The installed packages: names that collide with nothing, a client that stands alone, commands that exist."""
 
 import ast
 import os
