@@ -74,14 +74,19 @@ class Archive:
         """Read a small entry whole. Raises EntryCorrupt."""
         return b"".join(self._pieces(entry))
 
+    def pieces(self, entry: Entry) -> Iterator[bytes]:
+        """Read an entry in pieces of at most a few MiB. Raises EntryCorrupt, also after the last piece, and Stopped."""
+        for piece in self._pieces(entry):
+            if self._stopped.is_set():
+                raise Stopped
+            yield piece
+
     def _copy(self, entry: Entry, file: IO[bytes] | None) -> tuple[int, str]:
         digest = hashlib.sha256()
         # A piece is hashed in another thread while the next ones are checked and written.
         hashing: deque[Future[None]] = deque()
         size = 0
-        for piece in self._pieces(entry):
-            if self._stopped.is_set():
-                raise Stopped
+        for piece in self.pieces(entry):
             if len(hashing) >= PIECES_AHEAD:
                 hashing.popleft().result()
             hashing.append(self._hasher.submit(digest.update, piece))

@@ -173,9 +173,13 @@ def render_job_part(page: JobPage, part: str) -> Markup:
 
 def _values(page: JobPage) -> dict[str, Any]:
     """Variables of the template."""
-    rows = sorted(page.report, key=lambda row: list(OUTCOMES).index(row.outcome))
+    # A line about the data as a whole has no path.
+    whole = [row for row in page.report if not row.path]
+    rows = sorted((row for row in page.report if row.path), key=lambda row: list(OUTCOMES).index(row.outcome))
     return {
         "page": page,
+        "warnings": [*page.warnings, *(row.description for row in whole if "NO_TEXT" in row.reasons)],
+        "whole": whole,
         "entries": [_entry(entry) for entry in page.entries],
         "loss_chart": _loss_chart(page.curves),
         "small_charts": [

@@ -18,6 +18,7 @@ from ltxtrain_services.pages.contact_sheet import SheetSample, render_contact_sh
 from ltxtrain_services.preprocess.cache import as_blob
 from ltxtrain_services.preprocess.context import Context
 from ltxtrain_services.preprocess.outcome import SERVICE
+from ltxtrain_services.preprocess.report import no_text_line
 from ltxtrain_services.preprocess.results import Results
 from ltxtrain_services.preprocess.sample_files import load_sheet
 from ltxtrain_services.runtime.disk import scratch_folder
@@ -37,7 +38,7 @@ async def publish(context: Context, results: Results) -> Ending[TrainingSet]:
     """Write all samples; the ending sets the rest."""
     samples = results.samples(context.name)
     await _put_samples(context, samples)
-    sheet = await _sheet(context, results, samples)
+    sheet = await store_sheet(context, results, samples)
     archive = await _archive(context, samples) if context.settings.export_archive else None
     negative = results.prompts.blob(context.settings.negative_prompt) if results.plan.validation else None
 
@@ -63,11 +64,15 @@ async def _put_samples(context: Context, samples: Sequence[Sample]) -> None:
                 edit.put_child(SAMPLES, name, sample)
 
 
-async def _sheet(context: Context, results: Results, samples: Sequence[Sample]) -> Blob:
+async def store_sheet(context: Context, results: Results, samples: Sequence[Sample]) -> Blob:
+    """The contact sheet of the samples, in the store as long as the training set."""
     objects = context.runtime.objects
     parts = list(results.sheets(samples))
     paths = {item.clip.name: item.clip.path for item in results.plan.training}
-    stored = await objects.run(lambda: store_sheet_page(context.name, context.settings, parts, paths, objects.objects))
+    warning = no_text_line().description if results.plan.has_no_text(context.settings) else ""
+    stored = await objects.run(
+        lambda: store_sheet_page(context.name, context.settings, parts, paths, objects.objects, warning)
+    )
     return await _held(context, stored)
 
 
@@ -101,6 +106,7 @@ def store_sheet_page(
     samples: Sequence[tuple[Sample, Blob]],
     paths: Mapping[str, str],
     objects: Objects,
+    warning: str = "",
 ) -> StoredBlob:
     """One page with the first 500 training samples, in the store. `paths`: of the clips, by their names."""
     scenes = Counter(sample.clip for sample, _ in samples)
@@ -123,7 +129,7 @@ def store_sheet_page(
             )
         )
     more = f" (the first {MAX_SAMPLES} of {len(samples)} samples)" if len(samples) > MAX_SAMPLES else ""
-    page = render_contact_sheet(name + more, settings.conditioning_frames, shown)
+    page = render_contact_sheet(name + more, settings.conditioning_frames, shown, warning)
     return objects.put_content(SERVICE, page.encode(), HTML)
 
 

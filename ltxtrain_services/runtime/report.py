@@ -20,6 +20,21 @@ INTERVAL_SECONDS = 1.0
 MAX_PENDING, MAX_PENDING_BYTES = 250, 2**19
 
 
+async def add_missing(
+    attempt: Attempt[M], stage: "Stage", lines: Sequence[tuple[str, ReportLine]]
+) -> Sequence[ReportLine]:
+    """Add, with their events, those lines whose keys have none; returns the whole report."""
+    known = await attempt.named_children(COLLECTION, ReportLine)
+    keys = {key for key, _ in known}
+    missing = [(key, line) for key, line in lines if key not in keys]
+    for start in range(0, len(missing), MAX_PENDING):
+        async with attempt.edit() as edit:
+            for key, line in missing[start : start + MAX_PENDING]:
+                edit.put_child(COLLECTION, key, line)
+                edit.add_event(Event(stage=stage, report_line=line))
+    return [line for _, line in (*known, *missing)]
+
+
 class ReportWriter(Generic[M]):
     """Lines and progress of one attempt, written together once a second inside `writing`.
 

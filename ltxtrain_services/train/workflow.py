@@ -56,8 +56,11 @@ class TrainWorkflow:
         return await self._publish(attempt, result)
 
     async def salvage(self, attempt: Attempt[Job]) -> Ending[Job]:
-        """Cancel upstream work; the job keeps its previews and the LoRA of its last checkpoint, if that is sound."""
-        await Preparation(attempt, self._upstream).cancel()
+        """Cancel upstream work; the job keeps its contact sheet, its previews and the LoRA of its last checkpoint, if
+        that is sound."""
+        training_set = await Preparation(attempt, self._upstream).salvage()
+        if training_set is not None:
+            await publish_training_set(self._runtime.objects, attempt, training_set)
         lora = latest_checkpoint(await artifacts(attempt)).get("LORA")
         audit: Mapping[str, Any] = {}
         fault: TrainerError | None = None

@@ -175,7 +175,7 @@ async def test_a_caller_has_so_many_calls_at_once_and_no_more(front: Front) -> N
 
 
 async def test_a_cancellation_by_nobody_who_calls_is_an_outage(front: Front) -> None:
-    """Of something that the call waited for: whoever asked is told so, and did not cancel."""
+    """Something that the call waited for was cancelled: whoever asked is told so, and did not cancel."""
 
     async def cancelled() -> None:
         waited_for = asyncio.get_running_loop().create_future()
