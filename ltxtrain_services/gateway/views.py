@@ -11,8 +11,8 @@ from ltxtrain.v1.work_pb2 import Outcome, Progress, ReportLine, ReportReason, St
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, title
-from ltxtrain_client.outputs import file_name, is_result
+from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, time_text, title
+from ltxtrain_client.outputs import LABELLED, file_name, is_result
 from ltxtrain_client.quantities import duration_text, money_text, price_text, size_text
 from ltxtrain_client.report_summary import training_summary
 from ltxtrain_client.watch import TERMINAL
@@ -33,8 +33,6 @@ from ltxtrain_services.pages.job_page import (
 )
 from ltxtrain_services.pages.render import render_part
 
-# The trainer's name for a preview that shows both models in one picture.
-LABELLED = "-beside-base.mp4"
 # Parts of a job's page, and the sections of job.html among them.
 JOB_PARTS = ("head", "actions", "previews", "training", "metrics", "audit", "dataset", "files", "log")
 SECTIONS = frozenset({"previews", "training", "metrics", "audit", "dataset"})
@@ -122,9 +120,8 @@ def job_row(job: Job) -> dict[str, Any]:
 
 def estimate_text(answer: EstimateJobResponse) -> str:
     """The estimate beside the button."""
-    time = f"{duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}"
     price = price_text(answer.billable_units, answer.price)
-    return f"{time}; {size_text(answer.peak_memory_bytes)} on each GPU; {price}"
+    return f"{time_text(answer)}; {size_text(answer.peak_memory_bytes)} on each GPU; {price}"
 
 
 def _head(name: str, story: Story) -> dict[str, Any]:

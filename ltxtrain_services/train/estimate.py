@@ -1,23 +1,23 @@
-"""Estimate of a job: tokens from its geometry, seconds from this cluster's measured seconds a token.
+"""Estimate of a job: tokens from its geometry, seconds from this cluster's measured seconds a token and GPU.
 
 A training step is a forward and a backward pass, about three times a forward pass; a preview is 30 steps of three
-forward passes, four with audio, for the base model and for the LoRA. Before anything was measured here, the range is
-that of one H100 and one card of 24 GB at 768x768x89. Memory is the trainer's plan's, of the format that is
-asked for and else of bfloat16, and beside it the way in which a card of each common size would hold the job.
+forward passes, four with audio, for the base model and for the LoRA. What counts is what was measured here with the
+same precision and optimizer, else with others, and before anything was measured, what is published of one H100 and one
+card of 24 GB at 768x768x89; the answer says which. Preparation is what it took the jobs before. Memory is the trainer's
+plan's, of the format that is asked for and else of bfloat16, and beside it the way in which a card of each common size
+would hold the job.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
-from ltxtrain.v1.train_pb2 import BasePrecision, CardPlan, EstimateJobResponse, JobOptions, Optimizer
+from ltxtrain.v1.train_pb2 import BasePrecision, CardPlan, EstimateBasis, EstimateJobResponse, JobOptions, Optimizer
 from ltxtrain.v1.work_pb2 import State
 from ltxtrain_client.enum_words import word
 
+from ltxtrain_services.runtime.cluster import Cluster
 from ltxtrain_services.runtime.extend_prefix import (
     billable_units,
     preprocess_settings,
@@ -27,14 +27,15 @@ from ltxtrain_services.runtime.extend_prefix import (
 )
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.upstream import errors_passed_on
+from ltxtrain_services.train.measured import NOTHING, Conditions, Measurements, Range
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_trainer.memory_plan import GIB, LADDER, Load, choose_plan, plan_for
 from ltxtrain_trainer.preview.recipe import STEPS, passes
-from ltxtrain_trainer.reports import Preflight, Step
+from ltxtrain_trainer.reports import Loaded, Step
 
 FILE = "estimates.json"
 # Seconds a token of a training step: 2.3 s and 7.5 s for 6912 tokens, 681 TFLOP at 300 and at 90 TFLOP a second.
-PUBLISHED = (2.3 / 6912, 7.5 / 6912)
+PUBLISHED = Range(2.3 / 6912, 7.5 / 6912)
 FORWARD_SHARE = 1 / 3
 # One step in so many is a sample of the speed; the first, which warm up, are none.
 SAMPLE_EVERY_STEPS = 20
@@ -45,12 +46,9 @@ CARD_RESERVE_BYTES = GIB
 HOST_BYTES = 64 * GIB
 
 
-@dataclass
-class Measured:
-    """Extremes of all measurements; zero before the first."""
-
-    seconds_per_token_low: float = 0.0
-    seconds_per_token_high: float = 0.0
+# Kinds of measurements: seconds a token and GPU of steps under some conditions, the base model's loading, and the whole
+# preparation of the data.
+STEP, LOADING, PREPARATION = "step", "loading", "preparation"
 
 
 class Estimator:
@@ -59,20 +57,18 @@ class Estimator:
     def __init__(self, runtime: Runtime, upstream: Upstream) -> None:
         self._runtime = runtime
         self._upstream = upstream
-        self._path = runtime.settings.state_dir / FILE
-        self._seen = _read(self._path)
+        self._measured = Measurements(runtime.settings.state_dir / FILE)
 
-    def observe(self, report: Preflight | Step) -> None:
-        """Learn from a report of any job."""
-        if isinstance(report, Preflight) or report.step % SAMPLE_EVERY_STEPS or not report.tokens_per_second:
-            return
-        seconds = 1 / report.tokens_per_second
-        self._seen.seconds_per_token_low = min(self._seen.seconds_per_token_low or seconds, seconds)
-        self._seen.seconds_per_token_high = max(self._seen.seconds_per_token_high, seconds)
-        self._keep()
+    def observe(self, report: Loaded | Step, conditions: Conditions, workers: int) -> None:
+        """Learn from a report of any job, held as `conditions` say on `workers` GPUs."""
+        if isinstance(report, Loaded):
+            self._measured.add(LOADING, report.seconds)
+        elif report.step % SAMPLE_EVERY_STEPS == 0 and report.tokens_per_second:
+            self._measured.add(f"{STEP}/{conditions.key}", workers / report.tokens_per_second)
 
-    def _keep(self) -> None:
-        self._path.write_text(json.dumps(asdict(self._seen)))
+    def observe_preparation(self, seconds: float) -> None:
+        """Learn how long the datasets and the training set of a job took, whatever of them was cached."""
+        self._measured.add(PREPARATION, seconds)
 
     async def estimate(self, spec: ExtendPrefixSpec, options: JobOptions, owner: str) -> EstimateJobResponse:
         """The estimate for a resolved spec."""
@@ -80,19 +76,21 @@ class Estimator:
         audio_tokens = training.audio_tokens if spec.with_audio else 0
         tokens = training.video_tokens + audio_tokens
         work = float(spec.number_of_steps * options.batch_size * tokens) + self._preview_tokens(spec, options)
-        low, high = (
-            (self._seen.seconds_per_token_low, self._seen.seconds_per_token_high)
-            if self._seen.seconds_per_token_low
-            else PUBLISHED
-        )
+        speed, basis = self._speed(options)
+        before = self._before()
+        training_seconds = speed.times(work / self._gpus(options))
+        whole = training_seconds.plus(before)
         units = billable_units(spec.number_of_steps)
         load = memory_load(spec, options)
         precisions = _precisions(options)
         response = EstimateJobResponse(
             tokens_per_clip=training.video_tokens,
             audio_tokens_per_clip=audio_tokens,
-            seconds_low=work * low,
-            seconds_high=work * high,
+            seconds_low=whole.low,
+            seconds_high=whole.high,
+            basis=basis,
+            preparation_seconds_low=before.low,
+            preparation_seconds_high=before.high,
             peak_memory_bytes=plan_for(load, precisions[0]).total_bytes,
             billable_units=units,
             price=price(units, self._runtime.settings.unit_price),
@@ -104,6 +102,36 @@ class Estimator:
                 response.total_samples = dataset.clip_count + len(spec.validation)
                 response.cached_samples = await self._cached(spec, owner)
         return response
+
+    def _speed(self, options: JobOptions) -> "tuple[Range, EstimateBasis]":
+        """Seconds a token and GPU of a training step, and what they are known from."""
+        asked = word(BasePrecision.DESCRIPTOR, options.base_precision)
+        optimizer = word(Optimizer.DESCRIPTOR, options.optimizer)
+
+        def same(kind: str) -> bool:
+            first, *conditions = kind.split("/")
+            return first == STEP and conditions[1] == optimizer and asked in ("auto", conditions[0])
+
+        for fits, basis in (
+            (same, EstimateBasis.ESTIMATE_BASIS_MEASURED),
+            (lambda kind: kind.startswith(f"{STEP}/"), EstimateBasis.ESTIMATE_BASIS_MEASURED_OTHERWISE),
+        ):
+            kind = self._measured.newest(fits)
+            if kind is not None and (found := self._measured.range_of(kind)) is not None:
+                return found, basis
+        return PUBLISHED, EstimateBasis.ESTIMATE_BASIS_PUBLISHED
+
+    def _before(self) -> Range:
+        """Seconds from the start of a job to its first step, as far as they were measured here."""
+        return (self._measured.range_of(PREPARATION) or NOTHING).plus(self._measured.range_of(LOADING) or NOTHING)
+
+    def _gpus(self, options: JobOptions) -> int:
+        """GPUs that the job would train on."""
+        if options.gpu_count:
+            return options.gpu_count
+        cluster: Cluster | None = self._runtime.cluster
+        available = max(1, cluster.gpu_count if cluster is not None else 1)
+        return max(count for count in range(1, available + 1) if options.batch_size % count == 0)
 
     async def _cached(self, spec: ExtendPrefixSpec, owner: str) -> int:
         """Samples of the newest training set that was made of this dataset with the same geometry and audio."""
@@ -167,11 +195,3 @@ def _card_plan(card_gib: int, load: Load, precisions: Sequence[str]) -> CardPlan
         host_bytes=plan.host_bytes,
         device_bytes=plan.total_bytes,
     )
-
-
-def _read(path: Path) -> Measured:
-    try:
-        kept = json.loads(path.read_text())
-        return Measured(**{field.name: float(kept[field.name]) for field in fields(Measured)})
-    except (OSError, ValueError, TypeError, KeyError):
-        return Measured()

@@ -25,7 +25,6 @@ from ltxtrain_trainer.reports import (
     Checkpointed,
     Finished,
     Loaded,
-    Preflight,
     Previewed,
     Previewing,
     RequestedPreviewsDone,
@@ -127,7 +126,7 @@ class Recorder:
         attempt: Attempt[Job],
         objects: ObjectStore,
         steps: int,
-        observe: Callable[[Preflight | Step], None],
+        observe: Callable[[Loaded | Step], None],
         begin: int = 0,
     ) -> None:
         self._attempt = attempt
@@ -158,9 +157,8 @@ class Recorder:
             files = [of_job.training_artifact(self._attempt.name, stored, requested) for stored in item.files]
             match item.report:
                 case Loaded() as loaded:
+                    self._observe(loaded)
                     await self._loaded(loaded)
-                case Preflight() as preflight:
-                    self._observe(preflight)
                 case Step() as step:
                     self._observe(step)
                     self._step = step.step

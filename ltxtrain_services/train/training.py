@@ -9,8 +9,9 @@ from typing import Any
 
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
-from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.train_pb2 import Job, Optimizer
 from ltxtrain.v1.work_pb2 import State
+from ltxtrain_client.enum_words import word
 
 from ltxtrain_services.runtime import errors
 from ltxtrain_services.runtime.cluster import ActorGroup, WorkerLost
@@ -20,9 +21,10 @@ from ltxtrain_services.runtime.work import Attempt
 from ltxtrain_services.train.actors import Stored, TrainActor, TrainTask
 from ltxtrain_services.train.artifacts import artifacts, latest_checkpoint
 from ltxtrain_services.train.job_plan import Prepared, train_task
+from ltxtrain_services.train.measured import Conditions
 from ltxtrain_services.train.recorder import REQUESTED, Recorder, TrainingResult
 from ltxtrain_trainer.errors import DeviceMemoryExhausted, PeerLost, TrainerError, TrainingDiverged
-from ltxtrain_trainer.reports import Preflight, Step
+from ltxtrain_trainer.reports import Loaded, Step
 from ltxtrain_trainer.training.requests import Request
 
 log = logging.getLogger(__name__)
@@ -41,10 +43,14 @@ class _Running:
     group: ActorGroup | None = None
 
 
+# Learns from a report of a training that is held so, on so many GPUs.
+Observe = Callable[[Loaded | Step, Conditions, int], None]
+
+
 class Training:
     """Trains jobs on the cluster; `observe` learns how fast each was."""
 
-    def __init__(self, runtime: Runtime, observe: Callable[[Preflight | Step], None]) -> None:
+    def __init__(self, runtime: Runtime, observe: Observe) -> None:
         self._runtime = runtime
         self._observe = observe
         self._running: dict[str, _Running] = {}
@@ -80,7 +86,8 @@ class Training:
             restarts = 0 if step > last_step else restarts
             last_step = step
             steps = job.effective_spec.extend_prefix.number_of_steps
-            recorder = Recorder(attempt, self._runtime.objects, steps, self._observe, step)
+            observe = self._observing(word(Optimizer.DESCRIPTOR, job.options.optimizer), workers)
+            recorder = Recorder(attempt, self._runtime.objects, steps, observe, step)
             try:
                 return await self._recorded(recorder, train_task(job, prepared, found, workers, streamed_blocks))
             except DeviceMemoryExhausted as error:
@@ -132,6 +139,17 @@ class Training:
         asking.cancel()
         # Who is lost meanwhile leaves the checkpoint before.
         await asyncio.gather(asking, return_exceptions=True)
+
+    def _observing(self, optimizer: str, workers: int) -> Callable[[Loaded | Step], None]:
+        conditions = Conditions("", optimizer)
+
+        def observe(report: Loaded | Step) -> None:
+            nonlocal conditions
+            if isinstance(report, Loaded):
+                conditions = Conditions(report.facts.precision, optimizer)
+            self._observe(report, conditions, workers)
+
+        return observe
 
     async def _reports(self, task: TrainTask) -> AsyncGenerator[Stored | PeerLost, None]:
         settings = self._runtime.settings

@@ -1,6 +1,7 @@
 """A job from its spec to its LoRA: prepare, queue, train, publish. Every step can run twice."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -46,6 +47,7 @@ class TrainWorkflow:
     def __init__(self, runtime: Runtime, upstream: Upstream, estimator: Estimator) -> None:
         self._runtime = runtime
         self._upstream = upstream
+        self._estimator = estimator
         self._training = Training(runtime, estimator.observe)
         self._queue = GpuQueue(runtime.cluster.gpu_count or runtime.settings.cpu_trainers)
 
@@ -62,7 +64,9 @@ class TrainWorkflow:
         await take_over(self._runtime.objects, attempt)
         job = await attempt.get()
         with self._queue.place(job.name, job.lifecycle.create_time.ToNanoseconds()) as place:
+            begun = time.monotonic()
             prepared = await self._prepare(attempt)
+            self._estimator.observe_preparation(time.monotonic() - begun)
             workers = _worker_count(job, self._queue.capacity)
             async with place.turn(workers) as positions:
                 await _wait(attempt, positions)

@@ -99,6 +99,11 @@ class ModelFolder:
     digests: dict[str, str]  # sha256 by component, and of "original" where there is one
     original: Path | None = None  # the single file with the transformer and the connectors
 
+    @property
+    def public_name(self) -> str:
+        """The reference without folders of this machine, for files that are shared; the revision tells the bytes."""
+        return public_name(self.reference, self.revision)
+
     def config(self, component: str) -> dict[str, Any]:
         return read_json(self.path / component / COMPONENTS[component].config)
 
@@ -110,6 +115,14 @@ class ModelFolder:
     @property
     def layer_count(self) -> int:
         return int(self.config("transformer")["num_layers"])
+
+
+def public_name(reference: str, revision: str) -> str:
+    """A reference without its folders: "ltx-2.3" for a folder, and "a/repository#ltx.safetensors" as it is."""
+    base, mark, file = reference.partition("#")
+    if revision.startswith("sha256:"):  # a folder's; a repository's is its commit
+        base = Path(base).expanduser().resolve().name
+    return base + mark + Path(file).name
 
 
 @readable()

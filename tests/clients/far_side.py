@@ -238,6 +238,10 @@ class FarSide(
         self, request: train_pb2.GetArtifactRequest, context: Context
     ) -> train_pb2.GetArtifactResponse:
         await self._enter("GetArtifact", request, context)
+        if request.name not in self.artifacts:
+            await context.abort_with_status(
+                rpc_status.to_status(status(grpc.StatusCode.NOT_FOUND, "no such artifact", "RESOURCE_NOT_FOUND"))
+            )
         artifact = self.artifacts[request.name]
         return train_pb2.GetArtifactResponse(artifact=artifact, download_url=f"{self.store}/{artifact.blob.key}?secret")
 

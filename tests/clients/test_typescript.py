@@ -170,6 +170,25 @@ async def test_what_is_no_sheet_is_never_sent(
 
 
 @needs_node
+async def test_all_faults_of_a_sheet_are_told_at_once(far: FarSide, program: Path, tmp_path: Path) -> None:
+    text = '{"rankk": 1, "rank": "a few", "aspect_ratio": "4:3", "number_of_steps": 100, "options": {"optimizer": "x"}}'
+    ended = await run(program, far, "submit", sheet(tmp_path, text))
+    assert (ended.code, far.calls) == (2, [])
+    told = ended.err.splitlines()
+    assert told[0] == "The sheet is invalid:" and len(told) == 5
+    for line, says in zip(told[1:], ("rankk", "rank", "aspect_ratio", "options.optimizer"), strict=True):
+        assert says in line
+
+
+@needs_node
+async def test_help_is_there(far: FarSide, program: Path) -> None:
+    for flag in ("--help", "-h"):
+        ended = await run(program, far, flag)
+        assert (ended.code, ended.err) == (0, "")
+        assert "--validation" in ended.out and "Exit codes" in ended.out
+
+
+@needs_node
 async def test_files_are_uploaded_and_results_downloaded(
     far: FarSide, store: ObjectHost, program: Path, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from ltxtrain_client.cli.check import check
 from ltxtrain_client.cli.continuing import checkpoint, preview, retry
 from ltxtrain_client.cli.dataset_commands import datasets, training_sets
 from ltxtrain_client.cli.doctor import doctor
-from ltxtrain_client.cli.fetch import fetch
+from ltxtrain_client.cli.fetch import fetch, push
 from ltxtrain_client.cli.follow import watch
 from ltxtrain_client.cli.help import Command, Group, print_version
 from ltxtrain_client.cli.jobs import cancel, delete, job, jobs
@@ -94,6 +94,7 @@ for command in (
     job,
     report,
     fetch,
+    push,
     estimate,
     delete,
     doctor,

@@ -21,8 +21,9 @@ from ltxtrain_client.cli.sheet_file import Settings, SheetFile, read_sheet
 from ltxtrain_client.cli.show import indented
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import CallError, InvalidArgument
+from ltxtrain_client.event_text import time_text
 from ltxtrain_client.progress import make_view, print_json
-from ltxtrain_client.quantities import duration_text, price_text, size_text
+from ltxtrain_client.quantities import price_text, size_text
 from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet, sheet_of_job
 from ltxtrain_client.sheet_files import SheetFiles, stand_in
 from ltxtrain_client.suite import open_suite
@@ -205,7 +206,7 @@ def _show_checked(job: Job, json_lines: bool) -> None:
 
 def estimate_lines(answer: EstimateJobResponse) -> list[str]:
     lines = [
-        f"time      {duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}",
+        f"time      {time_text(answer)}",
         f"memory    {size_text(answer.peak_memory_bytes)} on each GPU",
         f"price     {price_text(answer.billable_units, answer.price)}",
         f"clip      {answer.tokens_per_clip} video tokens"

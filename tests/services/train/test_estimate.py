@@ -6,18 +6,20 @@ from typing import Any, cast
 import pytest
 from google.type.money_pb2 import Money
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
-from ltxtrain.v1.train_pb2 import BasePrecision, EstimateJobResponse, JobOptions
+from ltxtrain.v1.train_pb2 import BasePrecision, EstimateBasis, EstimateJobResponse, JobOptions, Optimizer
 
 from ltxtrain_services.runtime.extend_prefix import resolve, resolve_options
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.settings import Settings, UnitPrice
-from ltxtrain_services.train.estimate import Estimator
+from ltxtrain_services.train.estimate import FILE, Estimator
+from ltxtrain_services.train.measured import WINDOW, Conditions
 from ltxtrain_services.train.upstream import Upstream
-from ltxtrain_trainer.reports import Preflight, Step
+from ltxtrain_trainer.reports import Step
 
 URL = "https://example.com/clips.zip"
 # Tokens of 768 x 768 x 89.
 TOKENS = 24 * 24 * 12
+BF16 = Conditions("bf16", "adamw")
 
 
 def estimator(state_dir: Path, **settings: Any) -> Estimator:
@@ -82,13 +84,73 @@ async def test_memory_grows_with_rank_and_tokens(tmp_path: Path) -> None:
 
 async def test_what_was_measured_here_counts_and_is_kept(tmp_path: Path) -> None:
     asked = estimator(tmp_path)
+    assert (await estimate(asked)).basis == EstimateBasis.ESTIMATE_BASIS_PUBLISHED
     for number, speed in ((1, 1.0), (20, 1000.0), (40, 500.0)):
-        asked.observe(step(number, speed))
+        asked.observe(step(number, speed), BF16, 1)
     for found in (asked, estimator(tmp_path)):
         answer = await estimate(found, number_of_steps=100)
-        # The first steps warm up and do not count.
-        assert answer.seconds_low == pytest.approx(100 * TOKENS / 1000)
-        assert answer.seconds_high == pytest.approx(100 * TOKENS / 500)
+        # The first steps warm up and do not count; a tenth of the way from the fastest to the slowest, and back.
+        assert answer.seconds_low == pytest.approx(100 * TOKENS * (0.001 + 0.1 * 0.001))
+        assert answer.seconds_high == pytest.approx(100 * TOKENS * (0.002 - 0.1 * 0.001))
+        assert answer.basis == EstimateBasis.ESTIMATE_BASIS_MEASURED
+
+
+async def test_an_old_extreme_leaves_the_window(tmp_path: Path) -> None:
+    asked = estimator(tmp_path)
+    asked.observe(step(20, 1.0), BF16, 1)
+    for _ in range(WINDOW):
+        asked.observe(step(20, 1000.0), BF16, 1)
+    answer = await estimate(asked, number_of_steps=100)
+    assert answer.seconds_low == answer.seconds_high == pytest.approx(100 * TOKENS / 1000)
+
+
+async def test_precision_and_optimizer_are_told_apart(tmp_path: Path) -> None:
+    asked = estimator(tmp_path)
+    asked.observe(step(20, 1000.0), BF16, 1)
+    asked.observe(step(20, 400.0), Conditions("nf4", "adamw"), 1)
+    seconds = {}
+    for precision in ("BF16", "NF4", "INT8", "AUTO"):
+        options = JobOptions(base_precision=getattr(BasePrecision, f"BASE_PRECISION_{precision}"))
+        answer = await estimate(asked, options, number_of_steps=100)
+        seconds[precision] = round(answer.seconds_low / TOKENS, 4), answer.basis
+    measured, otherwise = EstimateBasis.ESTIMATE_BASIS_MEASURED, EstimateBasis.ESTIMATE_BASIS_MEASURED_OTHERWISE
+    # What was never tried is told by the newest of all, and so is what the cluster would choose.
+    assert seconds == {
+        "BF16": (0.1, measured),
+        "NF4": (0.25, measured),
+        "INT8": (0.25, otherwise),
+        "AUTO": (0.25, measured),
+    }
+    eight_bit = JobOptions(optimizer=Optimizer.OPTIMIZER_ADAMW_8BIT)
+    assert (await estimate(asked, eight_bit)).basis == otherwise
+
+
+async def test_gpus_share_the_steps(tmp_path: Path) -> None:
+    asked = estimator(tmp_path)
+    # Two GPUs with 2000 tokens a second together.
+    asked.observe(step(20, 2000.0), BF16, 2)
+    one = await estimate(asked, JobOptions(batch_size=4, gpu_count=1), number_of_steps=100)
+    assert one.seconds_low == pytest.approx(4 * 100 * TOKENS / 1000)
+    four = await estimate(asked, JobOptions(batch_size=4, gpu_count=4), number_of_steps=100)
+    assert four.seconds_low == pytest.approx(one.seconds_low / 4)
+
+
+async def test_preparation_is_counted_in(tmp_path: Path) -> None:
+    asked = estimator(tmp_path)
+    asked.observe(step(20, 1000.0), BF16, 1)
+    before = await estimate(asked)
+    assert before.preparation_seconds_high == 0.0
+    for seconds in (100.0, 200.0):
+        asked.observe_preparation(seconds)
+    after = await estimate(asked)
+    assert (after.preparation_seconds_low, after.preparation_seconds_high) == (pytest.approx(110), pytest.approx(190))
+    assert after.seconds_high - before.seconds_high == pytest.approx(190)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"seconds_per_token_low": 0.1}', '{"step/bf16/adamw": ["x"]}'])
+async def test_a_file_that_cannot_be_read_is_begun_anew(tmp_path: Path, content: str) -> None:
+    (tmp_path / FILE).write_text(content)
+    assert (await estimate(estimator(tmp_path))).basis == EstimateBasis.ESTIMATE_BASIS_PUBLISHED
 
 
 async def test_memory_is_the_plans_for_format_rank_and_audio(tmp_path: Path) -> None:
@@ -98,9 +160,6 @@ async def test_memory_is_the_plans_for_format_rank_and_audio(tmp_path: Path) -> 
     small = await estimate(asked, JobOptions(base_precision=BasePrecision.BASE_PRECISION_INT8))
     assert small.peak_memory_bytes == pytest.approx(22.2 * 2**30, rel=0.01)
     assert (await estimate(asked, with_audio=True)).peak_memory_bytes == pytest.approx(48 * 2**30, rel=0.01)
-    # What an earlier job took says nothing of one with another rank, format or audio.
-    asked.observe(Preflight(seconds=1.0, tokens=TOKENS, peak_memory_bytes=50 * 10**9))
-    assert (await estimate(asked)).peak_memory_bytes == plain.peak_memory_bytes
 
 
 async def test_each_common_card_has_its_plan(tmp_path: Path) -> None:
