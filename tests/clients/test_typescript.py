@@ -232,7 +232,7 @@ async def test_a_large_file_goes_up_in_parts_and_each_part_once(
     ended = await run(program, far, "submit", sheet(tmp_path), "--data", clips)
     assert ended.code == 0, ended.err
     (created,) = [request for request in far.requests("CreateJob") if not request.validate_only]
-    name = created.spec.training_data_url.removeprefix("upload:")
+    name = created.spec.extend_prefix.training_data_url.removeprefix("upload:")
     assert store.objects[f"/{name}"] == clips.read_bytes()
     assert all(request.multipart for request in far.requests("CreateUpload"))
     sent = [path.rpartition("/")[2] for method, path, _ in store.requests if method == "PUT"]
