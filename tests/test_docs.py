@@ -1,5 +1,6 @@
 """README and docs/: links, commands, settings and files that they name exist."""
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -87,6 +88,13 @@ def test_files_exist(page: Path) -> None:
         r"`((?:ltxtrain_\w+|clients|tests|bench|docs|protos)/[\w./-]+\.\w+)(?:::\w+)?`", page.read_text()
     )
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+@pages
+def test_python_imports_what_exists(page: Path) -> None:
+    for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
+        nodes = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Import | ast.ImportFrom)]
+        exec(compile(ast.Module(body=nodes, type_ignores=[]), str(page), "exec"), {})
 
 
 @pages
