@@ -67,7 +67,8 @@ def train_transformer(work: Path) -> None:
         captions = [pictures.scene(index).caption for index in range(len(latents))]
         worlds.append(transformer.World(pictures, latents, captions))
     prompts = prompt_embeddings(work, [caption for world in worlds for caption in world.captions])
-    transformer.train_transformer(untrained_transformer(), worlds, prompts, work)
+    weights = transformer.channel_weights(vae.latents_std)
+    transformer.train_transformer(untrained_transformer(), worlds, weights, prompts, work)
 
 
 def untrained_transformer() -> Any:
