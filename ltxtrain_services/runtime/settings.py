@@ -66,6 +66,8 @@ class Settings:
     s3_region: str = "us-east-1"
     s3_bucket: str = "ltxtrain"
     s3_secure: bool = False
+    # Where a store on this machine keeps its data, for errors that say that there is no space left; None: elsewhere.
+    s3_folder: Path | None = None
 
     ray_address: str = ""
     ray_token: str = field(default="", repr=False)
