@@ -123,7 +123,9 @@ def estimate_text(answer: EstimateJobResponse) -> str:
     """The estimate beside the button."""
     time = f"{duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}"
     price = price_text(answer.billable_units, answer.price_usd)
-    return f"{time}; {size_text(answer.peak_memory_bytes)} on each GPU; {price}"
+    where = "on the CPU" if answer.on_cpu else "on each GPU"
+    missing = "There is no GPU, and the model needs one: " if answer.gpu_missing else ""
+    return f"{missing}{time}; {size_text(answer.peak_memory_bytes)} {where}; {price}"
 
 
 def _head(name: str, story: Story) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
@@ -29,7 +30,7 @@ MAX_RESTARTS = 5
 class Training:
     """Trains jobs on the cluster; `observe` learns how fast each was."""
 
-    def __init__(self, runtime: Runtime, observe: Callable[[Preflight | Step], None]) -> None:
+    def __init__(self, runtime: Runtime, observe: Callable[[Job, Preflight | Step], None]) -> None:
         self._runtime = runtime
         self._observe = observe
 
@@ -43,7 +44,8 @@ class Training:
             step = checkpoint["CHECKPOINT"].step if checkpoint else 0
             restarts = 0 if step > last_step else restarts
             last_step = step
-            recorder = Recorder(attempt, self._runtime.objects, job.effective_spec.number_of_steps, self._observe)
+            observe = partial(self._observe, job)
+            recorder = Recorder(attempt, self._runtime.objects, job.effective_spec.number_of_steps, observe)
             try:
                 async with aclosing(
                     self._reports(train_task(job, prepared, found, workers, streamed_blocks))
