@@ -16,7 +16,6 @@ from ltxtrain_client.sheet_files import NO_FILES, SheetFiles
 from ltxtrain_client.suite import Suite
 from ltxtrain_client.view import SilentView, View
 
-
 # A job on a CPU that may take longer gets a trial.
 PATIENCE_SECONDS = 1800.0
 # Made in this order until the trial is short: the fewest steps that a job may have, then the smallest pictures.
@@ -65,7 +64,7 @@ class DataCheck:
     """Time, memory and price of the job; None: the data cannot be trained on."""
 
     trial: Trial | None = None
-    """A shorter job on the same data; None: the job is short itself, there is a GPU, or the sheet asks for its length."""
+    """A shorter job on the same data; None: the job is short, there is a GPU, or the sheet gives its steps."""
 
     @property
     def error(self) -> CallError | None:
