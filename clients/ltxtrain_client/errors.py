@@ -3,6 +3,7 @@
 LtxtrainError
 ├── SettingsInvalid           an address, token or certificate of this client is unusable
 ├── SheetInvalid              a sheet's JSON does not have the sheet's form; raised before anything is sent
+├── LibraryMissing            an optional library of the client is not installed
 ├── TransferFailed            an upload or download failed for good
 ├── OutputMissing             an output that the job does not have was asked for
 └── CallError                 a service returned an error, or did not answer
@@ -33,7 +34,9 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 # ErrorInfo.domain of the services' errors.
-DOMAIN = "ltxtrain.v1"
+DOMAIN = "ltxtrain"
+# Where the parameter sheet is in a request.
+SHEET_PATH = "spec.extend_prefix."
 
 _M = TypeVar("_M", bound=Message)
 _ADDRESS = re.compile(r"ipv[46]:(\S{1,80}?): ")
@@ -45,6 +48,10 @@ class LtxtrainError(Exception):
 
 class SettingsInvalid(LtxtrainError):
     """An address, token or certificate cannot be used; the message names the setting and the remedy."""
+
+
+class LibraryMissing(LtxtrainError):
+    """An optional library is not installed; the message says how to install it."""
 
 
 class TransferFailed(LtxtrainError):
@@ -60,13 +67,18 @@ class Violation:
     """One invalid field of a request."""
 
     field: str
-    """Path in the request, as in "spec.validation[0].prompt"."""
+    """Path in the request, as in "spec.extend_prefix.validation[0].prompt"."""
 
     reason: str
     """ErrorReason name without its prefix."""
 
     description: str
     """Sentence for people."""
+
+    @property
+    def sheet_path(self) -> str:
+        """Path in the sheet's JSON, as in "validation[0].prompt" or "options.gpu_count"."""
+        return self.field.removeprefix(SHEET_PATH)
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,7 @@ class CallError(LtxtrainError):
 
     def particulars(self) -> list[str]:
         """A line for each invalid field, clip and file."""
-        fields = [f"  {item.field}: {item.description} ({item.reason})" for item in self.violations]
+        fields = [f"  {item.sheet_path}: {item.description} ({item.reason})" for item in self.violations]
         return fields + [f"  {item.subject}: {item.description}" for item in self.subjects]
 
     def __reduce__(self) -> tuple[type["CallError"], tuple[status_pb2.Status]]:

@@ -2,17 +2,23 @@
 
 from dataclasses import dataclass
 
+from ltxtrain.v1.train_pb2 import EstimateBasis, EstimateJobResponse
 from ltxtrain.v1.work_pb2 import Event, Outcome, PreviewMetrics, Progress, ReportLine, ReportReason, Stage, State
 
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import CallError, from_status
 from ltxtrain_client.outputs import file_name
-from ltxtrain_client.quantities import size_text
+from ltxtrain_client.quantities import duration_text, size_text
 from ltxtrain_client.report_summary import outcome_word
 
 
 def stage_word(stage: int) -> str:
     return word(Stage.DESCRIPTOR, stage)
+
+
+def title(name: str, display_name: str) -> str:
+    """A resource as people know it: by its display name, with its name."""
+    return f"{display_name} ({name})" if display_name else name
 
 
 def state_word(state: int) -> str:
@@ -73,12 +79,28 @@ def describe_preview(metrics: PreviewMetrics) -> str:
     which = "base model" if metrics.base_model else f"step {metrics.step}"
     prefix = f"{metrics.prefix_psnr_db:.1f} dB" + ("" if metrics.prefix_latents_equal else ", latents differ")
     text = (
-        f"preview {metrics.validation_index} of {which}: prefix {prefix}; at the join colour "
+        f"preview of clip {metrics.validation_index + 1}, {which}: prefix {prefix}; at the join colour "
         f"{metrics.join_colour_jump:.2f}x, luminance {metrics.join_luminance_jump:.2f}x, motion "
         f"{metrics.join_motion_break:.2f}x; drift {metrics.colour_drift:+.2f} levels/s"
     )
     first = metrics.base_model and metrics.validation_index == 0
     return f"{text}\n{PREVIEW_LEGEND}" if first else text
+
+
+_BASES = {
+    EstimateBasis.ESTIMATE_BASIS_PUBLISHED: "published figures; nothing was measured here yet",
+    EstimateBasis.ESTIMATE_BASIS_MEASURED: "as measured here",
+    EstimateBasis.ESTIMATE_BASIS_MEASURED_OTHERWISE: "as measured here with another precision or optimizer",
+}
+
+
+def time_text(answer: EstimateJobResponse) -> str:
+    """Estimated time, and what it is known from."""
+    time = f"{duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}"
+    before = answer.preparation_seconds_high
+    parts = [f"{duration_text(before)} of it before the first step"] if before else []
+    parts += [_BASES[answer.basis]] if answer.basis in _BASES else []
+    return f"{time} ({', '.join(parts)})" if parts else time
 
 
 @dataclass(frozen=True)

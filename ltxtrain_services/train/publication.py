@@ -1,4 +1,6 @@
-"""The papers of a job: config.json and job.html, made of its row, its artifacts and what its training reported.
+"""The papers of a job: config.json, job.html and a ComfyUI workflow.
+
+They are made of the job's row, its artifacts and what its training reported.
 
 They are written here and not where the GPUs are; a job that ends as SUCCEEDED, CANCELLED or FAILED gets them alike.
 """
@@ -18,6 +20,7 @@ from ltxtrain.v1.train_pb2 import Job, LoraAudit, TrainingSummary
 from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReason, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.event_text import title
 
 from ltxtrain_services.pages.job_page import (
     JobPage,
@@ -30,13 +33,15 @@ from ltxtrain_services.pages.job_page import (
     shown_spec,
     training_facts,
 )
+from ltxtrain_services.runtime.extend_prefix import billable_units, price, training_geometry
 from ltxtrain_services.runtime.objects import Objects
 from ltxtrain_services.runtime.service import Runtime
+from ltxtrain_services.runtime.settings import UnitPrice
 from ltxtrain_services.runtime.work import Attempt
 from ltxtrain_services.train.artifacts import artifact, artifacts, object_key
-from ltxtrain_services.train.config_file import config_content
+from ltxtrain_services.train.comfy_workflow import comfy_workflow
+from ltxtrain_services.train.config_file import config_content, prompt_form
 from ltxtrain_services.train.job_plan import train_settings
-from ltxtrain_services.train.spec import billable_units, training_geometry
 from ltxtrain_trainer.preview import metrics
 from ltxtrain_trainer.reports import LABELLED, TrainingFacts
 from ltxtrain_trainer.training.step_log import COLUMNS, StepLog
@@ -45,11 +50,13 @@ from ltxtrain_trainer.training.step_log import COLUMNS, StepLog
 FACTS, MEASURED, WARNINGS = "facts", "previewMetrics", "warnings"
 # ListDatasetReport and ListTrainingSetReport have all of them.
 MAX_REPORT_ROWS = 1000
+# The published single file, which ComfyUI loads whatever form this suite trained on.
+COMFY_CHECKPOINT = "ltx-2.3-22b-dev.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Papers:
-    """Everything that config.json and job.html are made of."""
+    """Everything that the papers are made of."""
 
     job: Job
     state: "State"
@@ -61,24 +68,30 @@ class Papers:
     preprocess_report: Mapping[str, Any]
     # Numbers of the LoRA's audit; empty without a LoRA that passed.
     audit: Mapping[str, Any]
-    unit_price_usd: float
+    unit_price: UnitPrice | None
 
     @property
     def units(self) -> int:
         succeeded = self.state == State.STATE_SUCCEEDED
-        return billable_units(self.job.effective_spec.number_of_steps) if succeeded else 0
+        if not succeeded:
+            return 0
+        steps = self.job.effective_spec.extend_prefix.number_of_steps
+        return billable_units(steps - self.job.continue_from.billed_steps)
 
     def write(self, objects: Objects) -> "Published":
-        """Both papers, in the object store; blocking."""
+        """All papers, in the object store; blocking."""
         with tempfile.TemporaryDirectory(prefix="ltxtrain-papers-") as folder:
             steps = self._steps(objects, Path(folder))
         summary = training_summary(self.facts, steps)
         page = self._page(objects, steps, summary)
-        config = json.dumps(self._config(), indent=2, ensure_ascii=False) + "\n"
         papers = [
-            self._put(objects, "config.json", Artifact.KIND_CONFIG, config, "application/json"),
+            self._put(objects, "config.json", Artifact.KIND_CONFIG, _document(self._config()), "application/json"),
             self._put(objects, "job.html", Artifact.KIND_JOB_PAGE, page, "text/html"),
         ]
+        if self.audit:  # there is a sound LoRA
+            flow = _document(self._workflow())
+            kind = Artifact.KIND_COMFYUI_WORKFLOW
+            papers.append(self._put(objects, "comfyui-workflow.json", kind, flow, "application/json"))
         return Published(artifacts=papers, summary=summary)
 
     def _put(self, objects: Objects, name: str, kind: "Artifact.Kind", text: str, content_type: str) -> Artifact:
@@ -86,42 +99,62 @@ class Papers:
         return artifact(self.job.name, name, kind, stored)
 
     def _config(self) -> dict[str, Any]:
-        job, price = self.job, self.unit_price_usd
+        job = self.job
         content = config_content(
             spec=shown_spec(job),
             settings=train_settings(job),
-            geometry=training_geometry(job.effective_spec),
+            geometry=training_geometry(job.effective_spec.extend_prefix),
             facts=self.facts,
             manifest={
                 "job": job.name,
+                "display_name": job.display_name,
+                "labels": dict(job.labels),
                 "dataset": job.dataset,
                 "validation_dataset": job.validation_dataset,
                 "training_set": job.training_set,
                 "preprocess_report": self.preprocess_report,
                 "options": as_json(job.options),
+                **({"continue_from": as_json(job.continue_from)} if job.HasField("continue_from") else {}),
             },
             audit=self.audit,
             schedule_tokens=job.options.preview_schedule_tokens,
         )
         content["state"] = word(State.DESCRIPTOR, self.state)
-        content["billing"] = {
-            "billable_units": self.units,
-            "unit_price_usd": price,
-            "price_usd": self.units * price,
-        }
+        content["billing"] = {"billable_units": self.units}
+        if (unit := self.unit_price) is not None:
+            content["billing"] |= {
+                "currency": unit.currency,
+                "unit_price": str(unit.amount),
+                "price": str(self.units * unit.amount),
+            }
         content["previews"] = {
             "formulas": metrics.formulas(),
             "measured": [asdict(_measured(item)) for item in self.measured],
         }
         return content
 
+    def _workflow(self) -> dict[str, Any]:
+        spec, options = self.job.effective_spec.extend_prefix, self.job.options
+        _, _, original = self.facts.model.partition("#")
+        return comfy_workflow(
+            checkpoint=Path(original).name or COMFY_CHECKPOINT,
+            lora="lora.safetensors",
+            prompt=prompt_form(spec.trigger_phrase),
+            negative_prompt=spec.validation_negative_prompt,
+            geometry=training_geometry(spec),
+            conditioning_frames=spec.conditioning_frames,
+            schedule_tokens=options.preview_schedule_tokens,
+            with_audio=spec.with_audio,
+            seed=options.seed,
+        )
+
     def _page(self, objects: Objects, steps: StepLog, summary: TrainingSummary) -> str:
-        spec = self.job.effective_spec
+        spec = self.job.effective_spec.extend_prefix
         return render_job_page(
             JobPage(
-                title=self.job.name,
+                title=title(self.job.name, self.job.display_name),
                 state=State.Name(self.state).removeprefix("STATE_"),
-                facts=training_facts(self.job, summary, self.units, self.units * self.unit_price_usd),
+                facts=training_facts(self.job, summary, self.units, price(self.units, self.unit_price)),
                 warnings=self.warnings,
                 entries=[self._entry(objects, index) for index in range(len(spec.validation))],
                 with_audio=spec.with_audio,
@@ -144,7 +177,7 @@ class Papers:
         return StepLog.read(path)
 
     def _entry(self, objects: Objects, index: int) -> ValidationEntry:
-        spec = self.job.effective_spec
+        spec = self.job.effective_spec.extend_prefix
         videos = [item for item in self.artifacts if item.HasField("validation_index")]
         own = [item for item in videos if item.validation_index == index and not item.name.endswith(LABELLED)]
         base = [item for item in own if item.kind == Artifact.KIND_BASE_VIDEO]
@@ -190,7 +223,7 @@ async def publish_papers(
         report=report_rows(report),
         preprocess_report=preprocess_report,
         audit=audit,
-        unit_price_usd=runtime.settings.unit_price_usd,
+        unit_price=runtime.settings.unit_price,
     )
     return await runtime.objects.run(lambda: papers.write(runtime.objects.objects))
 
@@ -258,6 +291,10 @@ def _measured(item: PreviewMetrics) -> MeasuredPreview:
         base_model=item.base_model,
         metrics=metrics.PreviewMetrics(**numbers),
     )
+
+
+def _document(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _bytes(objects: Objects, item: Artifact) -> bytes:
