@@ -121,7 +121,9 @@ def job_row(job: Job) -> dict[str, Any]:
 def estimate_text(answer: EstimateJobResponse) -> str:
     """The estimate beside the button."""
     price = price_text(answer.billable_units, answer.price)
-    return f"{time_text(answer)}; {size_text(answer.peak_memory_bytes)} on each GPU; {price}"
+    where = "on the CPU" if answer.on_cpu else "on each GPU"
+    missing = "There is no GPU, and the model needs one: " if answer.gpu_missing else ""
+    return f"{missing}{time_text(answer)}; {size_text(answer.peak_memory_bytes)} {where}; {price}"
 
 
 def _head(name: str, story: Story) -> dict[str, Any]:

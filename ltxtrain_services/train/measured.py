@@ -41,12 +41,16 @@ class Conditions:
 
 
 class Measurements:
-    """Windows of measurements by kind, kept in a file. One that cannot be read is begun anew."""
+    """Windows of measurements by kind, kept in a file; begun anew where it cannot be read, or is of something else.
 
-    def __init__(self, path: Path) -> None:
+    measured_of: the model and the device.
+    """
+
+    def __init__(self, path: Path, measured_of: str) -> None:
         self._path = path
+        self._measured_of = measured_of
         self._windows: dict[str, deque[float]] = {}
-        for kind, values in _read(path).items():
+        for kind, values in _read(path, measured_of).items():
             self._windows[kind] = deque(values, WINDOW)
 
     def add(self, kind: str, seconds: float) -> None:
@@ -55,7 +59,8 @@ class Measurements:
         window = self._windows.pop(kind, None) or deque(maxlen=WINDOW)
         window.append(seconds)
         self._windows[kind] = window
-        self._path.write_text(json.dumps({name: list(values) for name, values in self._windows.items()}))
+        windows = {name: list(values) for name, values in self._windows.items()}
+        self._path.write_text(json.dumps({"of": self._measured_of, "windows": windows}))
 
     def range_of(self, kind: str) -> Range | None:
         """Quantiles of a kind; None before its first measurement."""
@@ -76,9 +81,11 @@ def quantile(values: Iterable[float], share: float) -> float:
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
 
 
-def _read(path: Path) -> dict[str, list[float]]:
+def _read(path: Path, measured_of: str) -> dict[str, list[float]]:
     try:
         kept = json.loads(path.read_text())
-        return {str(kind): [float(value) for value in values] for kind, values in kept.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
+        if kept["of"] != measured_of:
+            return {}
+        return {str(kind): [float(value) for value in values] for kind, values in kept["windows"].items()}
+    except (OSError, ValueError, TypeError, AttributeError, LookupError):
         return {}

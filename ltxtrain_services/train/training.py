@@ -43,8 +43,8 @@ class _Running:
     group: ActorGroup | None = None
 
 
-# Learns from a report of a training that is held so, on so many GPUs.
-Observe = Callable[[Loaded | Step, Conditions, int], None]
+# Learns from a report of a job whose training is held so, on so many GPUs.
+Observe = Callable[[Job, Loaded | Step, Conditions, int], None]
 
 
 class Training:
@@ -86,7 +86,7 @@ class Training:
             restarts = 0 if step > last_step else restarts
             last_step = step
             steps = job.effective_spec.extend_prefix.number_of_steps
-            observe = self._observing(word(Optimizer.DESCRIPTOR, job.options.optimizer), workers)
+            observe = self._observing(job, workers)
             recorder = Recorder(attempt, self._runtime.objects, steps, observe, step)
             try:
                 return await self._recorded(recorder, train_task(job, prepared, found, workers, streamed_blocks))
@@ -140,14 +140,15 @@ class Training:
         # Who is lost meanwhile leaves the checkpoint before.
         await asyncio.gather(asking, return_exceptions=True)
 
-    def _observing(self, optimizer: str, workers: int) -> Callable[[Loaded | Step], None]:
+    def _observing(self, job: Job, workers: int) -> Callable[[Loaded | Step], None]:
+        optimizer = word(Optimizer.DESCRIPTOR, job.options.optimizer)
         conditions = Conditions("", optimizer)
 
         def observe(report: Loaded | Step) -> None:
             nonlocal conditions
             if isinstance(report, Loaded):
                 conditions = Conditions(report.facts.precision, optimizer)
-            self._observe(report, conditions, workers)
+            self._observe(job, report, conditions, workers)
 
         return observe
 

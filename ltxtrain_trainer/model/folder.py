@@ -160,6 +160,15 @@ def resolve_model(
     return ModelFolder(path=folder, reference=reference, revision=found, digests=digests, original=original)
 
 
+def transformer_config(reference: str) -> dict[str, Any]:
+    """The transformer's config.json of a folder on this machine; empty for a repository, and where there is none."""
+    folder = Path(reference.partition("#")[0]).expanduser() / "transformer"
+    try:
+        return read_json(folder / COMPONENTS["transformer"].config)
+    except (ModelUnavailable, OSError):
+        return {}
+
+
 def _snapshot(repo: str, revision: str | None, components: Collection[str], skip: Collection[str]) -> Path:
     cached = cached_snapshot(repo, revision)
     if cached is not None and _is_whole(cached, components, skip):

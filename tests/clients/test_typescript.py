@@ -222,14 +222,15 @@ async def test_a_large_file_goes_up_in_parts_and_each_part_once(
     far: FarSide, store: ObjectHost, program: Path, tmp_path: Path
 ) -> None:
     """Whatever was stored before a failure, in this run or an earlier one, is not sent again."""
-    far.part_bytes = 8 << 20
+    far.part_bytes = 64 << 10
+    above = {"LTXTRAIN_MULTIPART_ABOVE_BYTES": str(8 * far.part_bytes)}
     clips = tmp_path / "clips.zip"
     with clips.open("wb") as file:
         for number in range(9):
-            file.write(LORA[number:].ljust(8 << 20, bytes([number])))
+            file.write(bytes([number]) * far.part_bytes)
         file.write(b"the rest")
     store.faults.extend([Fault(), Fault(status=503), Fault(), Fault(status=403)])
-    ended = await run(program, far, "submit", sheet(tmp_path), "--data", clips)
+    ended = await run(program, far, "submit", sheet(tmp_path), "--data", clips, **above)
     assert ended.code == 0, ended.err
     (created,) = [request for request in far.requests("CreateJob") if not request.validate_only]
     name = created.spec.extend_prefix.training_data_url.removeprefix("upload:")
@@ -238,7 +239,7 @@ async def test_a_large_file_goes_up_in_parts_and_each_part_once(
     sent = [path.rpartition("/")[2] for method, path, _ in store.requests if method == "PUT"]
     assert len(sent) == 10 + 2 and len(set(sent)) == 10
     # The same file again is there already.
-    again = await run(program, far, "submit", sheet(tmp_path), "--data", clips)
+    again = await run(program, far, "submit", sheet(tmp_path), "--data", clips, **above)
     assert again.code == 0 and sum(method == "PUT" for method, _, _ in store.requests) == len(sent)
     assert "secret" not in ended.err + again.err
 
