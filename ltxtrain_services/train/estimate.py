@@ -31,7 +31,7 @@ FILE = "estimates.json"
 # FLOP a second of a training step, fast and slow: 2.2 s and 7.2 s for the published model and 6912 tokens; and those
 # of the pocket model on two threads that are its own, and on a busy machine.
 GPU_SPEEDS = (300e12, 90e12)
-CPU_SPEEDS = (60e9, 10e9)
+CPU_SPEEDS = (60e9, 5e9)
 # Forward passes that a training step takes as long as.
 STEP_PASSES = 3
 # One step in so many is a sample of the speed; the first, which warm up, are none.
