@@ -93,7 +93,9 @@ def test_files_exist(page: Path) -> None:
 @pages
 def test_python_imports_what_exists(page: Path) -> None:
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S):
-        nodes = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Import | ast.ImportFrom)]
+        nodes: list[ast.stmt] = [
+            node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Import | ast.ImportFrom)
+        ]
         exec(compile(ast.Module(body=nodes, type_ignores=[]), str(page), "exec"), {})
 
 
