@@ -44,7 +44,7 @@ FILE = "estimates.json"
 # Seconds a TFLOP of a step: 2.2 s and 7.2 s for the published model and 6912 tokens, 300 and 90 TFLOP a second;
 # and the pocket model's on two threads that are its own, and on a busy machine.
 PUBLISHED = Range(1 / 300, 1 / 90)
-PUBLISHED_CPU = Range(1 / 0.06, 1 / 0.01)
+PUBLISHED_CPU = Range(1 / 0.06, 1 / 0.005)
 TFLOP = 1e12
 # Forward passes that a training step takes as long as.
 STEP_PASSES = 3

@@ -114,7 +114,9 @@ def _print(found: DataCheck, page: Path | None, again: str, trial: str | None) -
     if found.error is None:
         _print_next(found, again, trial)
     else:
-        print(f"This data cannot be trained on: {describe_error(found.error)}", file=sys.stderr)
+        # The report above names the clips.
+        reason, *_ = describe_error(found.error).splitlines()
+        print(f"This data cannot be trained on: {reason}", file=sys.stderr)
 
 
 def _print_next(found: DataCheck, again: str, trial: str | None) -> None:
