@@ -106,10 +106,10 @@ def error_items(error: CallError) -> list[dict[str, Any]]:
 
 
 def violation_item(violation: Violation) -> dict[str, Any]:
-    """`spec.validation[0].prompt` as ["body", "validation", 0, "prompt"]."""
+    """`spec.extend_prefix.validation[0].prompt` as ["body", "validation", 0, "prompt"]."""
     if (place := PLACES.get(violation.field)) is not None:
         return fault_item(place, violation.description, violation.reason)
-    path = violation.field.removeprefix("spec.").replace("[", ".").replace("]", "")
+    path = violation.sheet_path.replace("[", ".").replace("]", "")
     steps = [int(step) if step.isdecimal() and step.isascii() else step for step in path.split(".") if step]
     return fault_item(["body", *steps], violation.description, violation.reason)
 
