@@ -27,6 +27,7 @@ from ltxtrain_trainer.model.folder import resolve_model
 from ltxtrain_trainer.model.loading import hush_imports
 
 STAGES = ("video-vae", "latents", "transformer", "weights")
+WORLDS = (transformer.SMALL, transformer.LARGE)
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     run: dict[str, Callable[[], object]] = {
         "video-vae": lambda: train_video_vae(arguments.work),
-        "latents": lambda: transformer.encode_world(started_video_vae(arguments.work), arguments.work),
+        "latents": lambda: encode_worlds(arguments.work),
         "transformer": lambda: train_transformer(arguments.work),
         "weights": lambda: write_weights(arguments.work),
     }
@@ -49,15 +50,25 @@ def main() -> None:
         run[stage]()
 
 
+def encode_worlds(work: Path) -> None:
+    vae = started_video_vae(work)
+    for pictures in WORLDS:
+        transformer.encode_world(vae, work, pictures)
+
+
 def train_transformer(work: Path) -> None:
     vae = started_video_vae(work)
-    raw = transformer.read_latents(work / "latents")
-    mean, deviation = (value.view(1, -1, 1, 1, 1) for value in (vae.latents_mean, vae.latents_std))
-    for clip in raw:  # in place, clip by clip: the whole in float32 would be twice as large
-        clip.copy_((clip.float() - mean[0]) / deviation[0])
-    scenes = [transformer.scene_of(index) for index in range(len(raw))]
-    prompts = prompt_embeddings(work, [scene.caption for scene in scenes])
-    transformer.train_transformer(untrained_transformer(), raw, prompts, scenes, work)
+    mean, deviation = (value.view(-1, 1, 1, 1) for value in (vae.latents_mean, vae.latents_std))
+    worlds = []
+    for pictures in WORLDS:
+        latents = transformer.read_latents(work, pictures)
+        for clip in latents:  # in place, clip by clip: the whole in float32 would be twice as large
+            clip.copy_((clip.float() - mean) / deviation)
+        captions = [pictures.scene(index).caption for index in range(len(latents))]
+        worlds.append(transformer.World(pictures, latents, captions))
+    prompts = prompt_embeddings(work, [caption for world in worlds for caption in world.captions])
+    weights = transformer.channel_weights(vae.latents_std)
+    transformer.train_transformer(untrained_transformer(), worlds, weights, prompts, work)
 
 
 def untrained_transformer() -> Any:

@@ -1,15 +1,16 @@
 """Train the pocket model's transformer to continue clips of the world; the objective is the product's own.
 
 Each clip of a batch has a prefix of its own, of none, 1 or 9 frames, and its caption is left out now and then, so
-that guidance by text has something to differ from. Most batches are windows about the shape: a part of the latents
-costs a fraction of the whole, and motion is the same everywhere. The others are whole pictures, where motion meets
-edges.
+that guidance by text has something to differ from. Most batches are of small pictures: they cost a fraction, and shape,
+motion and edges are the same in them. Parts of large pictures would not do: positions are relative, so that the model
+could not tell their ends from edges. Of a few hundred clips the model learns each by heart, so there are many.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.torch
@@ -21,25 +22,39 @@ from ltxtrain_pocket.least_squares import encode_by_components
 from ltxtrain_pocket.pretraining import Plan, pretrain
 from ltxtrain_pocket.world import Scene, draw_scene, render
 from ltxtrain_trainer.data.encoded import PromptEmbedding
-from ltxtrain_trainer.geometry import SPATIAL_COMPRESSION, latent_frames
+from ltxtrain_trainer.geometry import latent_frames
 from ltxtrain_trainer.model.transformer import VelocityModel
 from ltxtrain_trainer.seeds import generator
 from ltxtrain_trainer.training.losses import draw_levels
 from ltxtrain_trainer.training.objective import masked_loss, objective, pack_video
 
-SCENES_SEED = 1302
-CLIPS = 600
-SHARD = 50
-FRAMES = 25
-WIDTH, HEIGHT = 512, 288
+SHARD = 200  # clips a file of latents
 
-PLAN = Plan(name="transformer", steps=3000, learning_rate=1.5e-3)
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Clips of one size of the world. share: of the steps; width and height in pixels."""
+
+    name: str
+    seed: int
+    count: int
+    frame_count: int
+    width: int
+    height: int
+    share: float
+
+    def scene(self, index: int) -> Scene:
+        return draw_scene([self.seed, index], width=self.width, height=self.height, frame_count=self.frame_count)
+
+
+SMALL = Pictures(name="small", seed=1304, count=16_000, frame_count=17, width=256, height=160, share=0.7)
+LARGE = Pictures(name="large", seed=1302, count=2_400, frame_count=25, width=512, height=288, share=0.3)
+
+PLAN = Plan(name="transformer", steps=11_000, learning_rate=1.0e-3)
 SEED = 1303
-TOKENS_A_STEP = 800
-FRAME_COUNTS = ((17, 0.85), (25, 0.15))
+TOKENS_A_STEP = 900
+FRAME_COUNTS = ((17, 0.85), (25, 0.15))  # of clips that have as many
 PREFIXES = ((0, 0.04), (1, 0.06), (9, 0.9))
-WINDOW = (5, 8)  # latent rows and columns
-WHOLE = 0.25  # of the steps
 WITHOUT_CAPTION = 0.1
 # Seconds, rows and columns in pixels from a token to the one that a head looks at, by block and head. The first latent
 # is one frame and the others eight, so that the second is less far from the first than the third from the second.
@@ -52,25 +67,23 @@ OFFSETS: tuple[dict[int, tuple[float, float, float]], ...] = (
 )
 POINTED, SHARPNESS, OPEN = 3.0, 1.5, 0.7
 
-
-def scene_of(index: int) -> Scene:
-    return draw_scene([SCENES_SEED, index], width=WIDTH, height=HEIGHT, frame_count=FRAMES)
+Choice = TypeVar("Choice")
 
 
-def encode_world(vae: Any, folder: Path, clips: int = CLIPS) -> Path:
-    """Raw (not normalised) latents of the first clips of the world, bfloat16 [n, 128, F, h, w], in folder/latents."""
+def encode_world(vae: Any, folder: Path, pictures: Pictures) -> None:
+    """Raw (not normalised) latents of all clips, bfloat16 [n, 128, F, h, w], in folder/latents/<name>-<first>."""
     shards = folder / "latents"
     shards.mkdir(parents=True, exist_ok=True)
-    for first in range(0, clips, SHARD):
-        file = shards / f"{first:06}.safetensors"
+    for first in range(0, pictures.count, SHARD):
+        file = shards / f"{pictures.name}-{first:06}.safetensors"
         if file.exists():
             continue
-        latents = torch.stack([encode_clip(vae, render(scene_of(first + index), FRAMES)) for index in range(SHARD)])
+        scenes = [pictures.scene(first + index) for index in range(SHARD)]
+        latents = torch.stack([encode_clip(vae, render(scene, pictures.frame_count)) for scene in scenes])
         part = file.with_suffix(".part")
         safetensors.torch.save_file({"latents": latents}, part)
         part.replace(file)
-        print(f"latents {first + SHARD}/{clips}", flush=True)
-    return shards
+        print(f"latents of {pictures.name} pictures {first + SHARD}/{pictures.count}", flush=True)
 
 
 @torch.no_grad()
@@ -79,9 +92,30 @@ def encode_clip(vae: Any, frames: NDArray[np.uint8]) -> Tensor:
     return encode_by_components(vae.encoder, pixels)[0].bfloat16()
 
 
-def read_latents(shards: Path) -> Tensor:
+def read_latents(folder: Path, pictures: Pictures) -> Tensor:
     """All clips, bfloat16 [n, 128, F, h, w]."""
-    return torch.cat([safetensors.torch.load_file(file)["latents"] for file in sorted(shards.glob("*.safetensors"))])
+    files = sorted((folder / "latents").glob(f"{pictures.name}-*.safetensors"))
+    return torch.cat([safetensors.torch.load_file(file)["latents"] for file in files])
+
+
+@dataclass(frozen=True)
+class World:
+    """Clips of one size: normalised latents [n, 128, F, h, w], and each one's caption."""
+
+    pictures: Pictures
+    latents: Tensor
+    captions: Sequence[str]
+
+
+def channel_weights(deviation: Tensor) -> Tensor:
+    """Weights [128] of mean 1 for the deviations of raw latents: the root of what an error is in pixels.
+
+    The encoder brings its components half way to equal deviations, so that a normalised channel counts in pixels as its
+    raw deviation squared. Unweighted, four fifths of the loss would be details that nobody sees; weighted in full,
+    nothing but the first components would be learned.
+    """
+    counts = deviation.square()
+    return counts / counts.mean()
 
 
 class FastVelocityModel(VelocityModel):
@@ -93,27 +127,26 @@ class FastVelocityModel(VelocityModel):
 
 def train_transformer(
     transformer: nn.Module,
-    latents: Tensor,
+    worlds: Sequence[World],
+    weights: Tensor,
     prompts: dict[str, PromptEmbedding],
-    scenes: Sequence[Scene],
     folder: Path,
 ) -> None:
-    """latents [n, 128, F, h, w] of the scenes, normalised; prompts: of each caption, and of what stands for none."""
+    """weights [128]: of each channel's squares; prompts: of each caption, and of what stands for none."""
     transformer.requires_grad_(True)
     model = FastVelocityModel(transformer)
-    captions = [scene.caption for scene in scenes]
-    others = sorted(set(prompts) - set(captions))
+    scale = weights.sqrt()
+    others = sorted(set(prompts) - {caption for world in worlds for caption in world.captions})
 
     def losses(step: int) -> dict[str, Tensor]:
         draws = generator(SEED, "batch", step)
-        frames = latent_frames(_pick(FRAME_COUNTS, draws))
-        whole = _uniform(draws) < WHOLE
-        size = (latents.shape[3], latents.shape[4]) if whole else WINDOW
-        shape = (frames, *size)
-        count = max(TOKENS_A_STEP // (frames * size[0] * size[1]), 1)
+        world = _pick([(world, world.pictures.share) for world in worlds], draws)
+        latents, captions = world.latents, world.captions
+        frames = min(latent_frames(_pick(FRAME_COUNTS, draws)), latents.shape[2])
+        shape = (frames, latents.shape[3], latents.shape[4])
+        count = max(TOKENS_A_STEP // math.prod(shape), 1)
         chosen = torch.randint(len(latents), (count,), generator=draws).tolist()
-        clips = torch.stack([_window(latents[index, :, :frames], scenes[index], size, draws) for index in chosen])
-        clean = pack_video(clips)
+        clean = pack_video(latents[chosen, :, :frames].float())
         tokens = clean.shape[1]
         prefix = torch.tensor([_prefix_tokens(draws, shape) for _ in chosen])
         texts = [
@@ -128,7 +161,7 @@ def train_transformer(
             torch.stack([prompts[text].video.float() for text in texts]),
         )
         velocity, _ = model(asked.stream, None, frame_rate=24.0, latent_shape=shape)
-        each = masked_loss(velocity, asked.target, asked.counts)
+        each = masked_loss(velocity * scale, asked.target * scale, asked.counts)
         return {"loss": each.mean(), "continued": each.detach()[prefix > 0].sum() / (prefix > 0).sum().clamp(min=1)}
 
     pretrain(transformer, PLAN, losses, folder)
@@ -157,17 +190,7 @@ def point_heads(transformer: Any) -> None:
             attention.norm_q.weight[rows] = attention.norm_k.weight[rows] = SHARPNESS
 
 
-def _window(clip: Tensor, scene: Scene, size: tuple[int, int], draws: torch.Generator) -> Tensor:
-    """Part of a clip's latents, with the shape of its middle somewhere within; the whole where that is the size."""
-    state = scene.state(clip.shape[1] * 4)
-    starts = []
-    for place, length, part in zip((state.y, state.x), clip.shape[2:], size, strict=True):
-        cell = int(place / SPATIAL_COMPRESSION - _uniform(draws) * part)
-        starts.append(min(max(cell, 0), length - part))
-    return clip[:, :, starts[0] : starts[0] + size[0], starts[1] : starts[1] + size[1]]
-
-
-def _pick(choices: tuple[tuple[int, float], ...], draws: torch.Generator) -> int:
+def _pick(choices: Sequence[tuple[Choice, float]], draws: torch.Generator) -> Choice:
     weights = torch.tensor([share for _, share in choices])
     return choices[int(torch.multinomial(weights, 1, generator=draws))][0]
 

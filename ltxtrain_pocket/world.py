@@ -24,7 +24,7 @@ FRAME_RATE = 24.0
 LOW = {"16:9": (512, 288), "1:1": (512, 512), "9:16": (288, 512)}
 
 # Pixels over which an edge fades: a hard edge would cost the video VAE most of its capacity.
-EDGE = 3.0
+EDGE = 8.0
 GRAVITY = 0.35  # pixels a frame, a frame
 RESTITUTION = 0.8
 COLOUR_JITTER = 10.0
@@ -199,7 +199,7 @@ def _drawn(
         for base in (COLOURS[colour_name], GROUNDS[ground_name])
     )
     size = generator.uniform(30, 50)
-    direction, speed = generator.uniform(0, 2 * math.pi), generator.uniform(2.0, 6.0)
+    direction, speed = generator.uniform(0, 2 * math.pi), generator.uniform(2.0, 5.0)
     velocity = [speed * math.cos(direction), speed * math.sin(direction)]
     growth, spin, angle = 0.0, 0.0, 0.0
     if motion is Motion.FALL:

@@ -24,6 +24,10 @@ LADDER = ("bf16", "int8", "nf4")
 # Bytes of a weight of a linear layer, scales included; what is around the blocks stays in bfloat16.
 WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0005, "fp8": 1.001, "nf4": 0.5625}
 
+# Above this many weights a model is not taken to a CPU without being asked: 19 billion are 71 GiB in float32 there,
+# and minutes a step.
+MAX_CPU_WEIGHTS = 2 * 10**9
+
 BUFFERED_BLOCKS = 2  # ltxtrain_trainer.model.streaming
 ADAPTER_BYTES = {"adamw": 16, "adamw_8bit": 10.1}  # of a weight: itself, gradient, moments
 
@@ -116,6 +120,10 @@ class ModelSize:
     def weights(self, with_audio: bool) -> int:
         """All weights that a job with or without audio loads."""
         return self.layers * sum(self.block_weights(with_audio)) + self.outer_weights(with_audio)
+
+    def forward_flop(self, tokens: int) -> float:
+        """FLOP of one forward pass: two for each weight and token, and attention's, which grow with their square."""
+        return 2.0 * self.weights(False) * tokens + 4.0 * self.layers * self.width * tokens**2
 
     def adapter_weights(self, rank: int, with_audio: bool) -> int:
         """Weights of the adapter: two factors for each of its modules (ltxtrain_trainer.training.lora)."""

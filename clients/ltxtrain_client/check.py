@@ -11,10 +11,25 @@ from ltxtrain.v1.train_pb2 import EstimateJobResponse, JobOptions
 from ltxtrain.v1.work_pb2 import Event, ReportLine, State
 
 from ltxtrain_client.errors import CallError, from_status
-from ltxtrain_client.sheet import Sheet, name_datasets
+from ltxtrain_client.sheet import Sheet, format_sheet, name_datasets, parse_sheet
 from ltxtrain_client.sheet_files import NO_FILES, SheetFiles
 from ltxtrain_client.suite import Suite
 from ltxtrain_client.view import SilentView, View
+
+# A job on a CPU that may take longer gets a trial.
+PATIENCE_SECONDS = 1800.0
+# Made in this order until the trial is short: the fewest steps that a job may have, then the smallest pictures.
+TRIAL_CHANGES: dict[str, str | int] = {"number_of_steps": 100, "resolution": "low", "validation_resolution": "low"}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A job that a suite without a GPU does in reasonable time: what it has unlike the sheet, and its estimate."""
+
+    settings: tuple[str, ...]
+    """As `--set` takes them."""
+
+    estimate: EstimateJobResponse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +62,9 @@ class DataCheck:
 
     estimate: EstimateJobResponse | None = None
     """Time, memory and price of the job; None: the data cannot be trained on."""
+
+    trial: Trial | None = None
+    """A shorter job on the same data; None: the job is short, there is a GPU, or the sheet gives its steps."""
 
     @property
     def error(self) -> CallError | None:
@@ -95,7 +113,23 @@ async def check_data(suite: Suite, sheet: Sheet, files: SheetFiles = NO_FILES, v
     )
     if found.error is not None:
         return found
-    return replace(found, estimate=await suite.train.estimate(found.spec, found.options))
+    estimate = await suite.train.estimate(found.spec, found.options)
+    return replace(found, estimate=estimate, trial=await _trial(suite, found, estimate))
+
+
+async def _trial(suite: Suite, found: DataCheck, estimate: EstimateJobResponse) -> Trial | None:
+    """A job in which only fields that the sheet leaves open are unlike it."""
+    settings: list[str] = []
+    asked_for = {field.name for field, _ in found.spec.ListFields()}
+    for field, value in TRIAL_CHANGES.items() if estimate.on_cpu and "number_of_steps" not in asked_for else ():
+        if estimate.seconds_high <= PATIENCE_SECONDS or field in asked_for:
+            continue
+        if field.startswith("validation") and not found.spec.validation:
+            continue
+        settings.append(f"{field}={value}")
+        spec = parse_sheet(format_sheet(found.spec), settings).spec
+        estimate = await suite.train.estimate(spec, found.options)
+    return Trial(tuple(settings), estimate) if settings else None
 
 
 async def _ingested(suite: Suite, spec: ExtendPrefixSpec, options: JobOptions, view: View) -> DataCheck:

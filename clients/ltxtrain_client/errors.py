@@ -3,6 +3,7 @@
 LtxtrainError
 ├── SettingsInvalid           an address, token or certificate of this client is unusable
 ├── SheetInvalid              a sheet's JSON does not have the sheet's form; raised before anything is sent
+├── LibraryMissing            an optional library of the client is not installed
 ├── TransferFailed            an upload or download failed for good
 ├── OutputMissing             an output that the job does not have was asked for
 └── CallError                 a service returned an error, or did not answer
@@ -47,6 +48,10 @@ class LtxtrainError(Exception):
 
 class SettingsInvalid(LtxtrainError):
     """An address, token or certificate cannot be used; the message names the setting and the remedy."""
+
+
+class LibraryMissing(LtxtrainError):
+    """An optional library is not installed; the message says how to install it."""
 
 
 class TransferFailed(LtxtrainError):

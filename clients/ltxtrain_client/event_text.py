@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+from ltxtrain.v1.train_pb2 import EstimateBasis, EstimateJobResponse
 from ltxtrain.v1.work_pb2 import Event, Outcome, PreviewMetrics, Progress, ReportLine, ReportReason, Stage, State
 
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import CallError, from_status
 from ltxtrain_client.outputs import file_name
-from ltxtrain_client.quantities import size_text
+from ltxtrain_client.quantities import duration_text, size_text
 from ltxtrain_client.report_summary import outcome_word
 
 
@@ -84,6 +85,22 @@ def describe_preview(metrics: PreviewMetrics) -> str:
     )
     first = metrics.base_model and metrics.validation_index == 0
     return f"{text}\n{PREVIEW_LEGEND}" if first else text
+
+
+_BASES = {
+    EstimateBasis.ESTIMATE_BASIS_PUBLISHED: "published figures; nothing was measured here yet",
+    EstimateBasis.ESTIMATE_BASIS_MEASURED: "as measured here",
+    EstimateBasis.ESTIMATE_BASIS_MEASURED_OTHERWISE: "as measured here with another precision or optimizer",
+}
+
+
+def time_text(answer: EstimateJobResponse) -> str:
+    """Estimated time, and what it is known from."""
+    time = f"{duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}"
+    before = answer.preparation_seconds_high
+    parts = [f"{duration_text(before)} of it before the first step"] if before else []
+    parts += [_BASES[answer.basis]] if answer.basis in _BASES else []
+    return f"{time} ({', '.join(parts)})" if parts else time
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,15 @@ from ltxtrain.v1.train_pb2 import Job
 # Fields of JobOutput; each holds an artifact's name.
 RESULTS = ("lora_file", "config_file", "video", "debug_dataset", "lora_video_only_file")
 # Artifacts downloaded along with the results.
-PAGES = (Artifact.KIND_METRICS, Artifact.KIND_JOB_PAGE, Artifact.KIND_CONTACT_SHEET)
+PAGES = (
+    Artifact.KIND_METRICS,
+    Artifact.KIND_JOB_PAGE,
+    Artifact.KIND_CONTACT_SHEET,
+    Artifact.KIND_COMFYUI_WORKFLOW,
+)
+
+# Ends the names of previews that show the base model's side too.
+LABELLED = "-beside-base.mp4"
 
 
 def _is_final(artifact: Artifact) -> bool:

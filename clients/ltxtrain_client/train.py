@@ -9,6 +9,8 @@ from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import (
     CancelJobRequest,
+    CheckpointJobRequest,
+    ContinueFrom,
     CreateJobRequest,
     DeleteJobRequest,
     EstimateJobRequest,
@@ -21,6 +23,8 @@ from ltxtrain.v1.train_pb2 import (
     ListArtifactsRequest,
     ListJobsRequest,
     ListWebhookKeysRequest,
+    PreviewJobRequest,
+    RetryJobRequest,
     WatchJobRequest,
     WatchJobsRequest,
     WatchJobsResponse,
@@ -52,6 +56,7 @@ class TrainClient(Client):
         spec: ExtendPrefixSpec,
         options: JobOptions | None = None,
         *,
+        continue_from: ContinueFrom | None = None,
         display_name: str = "",
         labels: Mapping[str, str] | None = None,
         webhook_url: str = "",
@@ -59,8 +64,9 @@ class TrainClient(Client):
     ) -> Job:
         """Start a job, which runs whether or not it is watched. The same `request_id` returns the same job.
 
-        It is found by its display_name and its labels again; see list_jobs. A signed message is sent to `webhook_url`
-        when the job has ended; Job.webhook tells how that fares.
+        It is found by its display_name and its labels again; see list_jobs. `continue_from` names a job to go on from:
+        exactly, or from the weights of its LoRA. What spec and options leave out is that job's then. A signed message
+        is sent to `webhook_url` when the job has ended; Job.webhook tells how that fares.
         Raises InvalidArgument with every wrong field when the spec is invalid; nothing is started then.
         """
         request = CreateJobRequest(
@@ -70,6 +76,7 @@ class TrainClient(Client):
             display_name=display_name,
             labels=labels,
             webhook_url=webhook_url,
+            continue_from=continue_from,
         )
         return (await self._call(self._stub.CreateJob, request)).job
 
@@ -78,6 +85,7 @@ class TrainClient(Client):
         spec: ExtendPrefixSpec,
         options: JobOptions | None = None,
         *,
+        continue_from: ContinueFrom | None = None,
         display_name: str = "",
         labels: Mapping[str, str] | None = None,
         webhook_url: str = "",
@@ -91,6 +99,7 @@ class TrainClient(Client):
             display_name=display_name,
             labels=labels,
             webhook_url=webhook_url,
+            continue_from=continue_from,
         )
         return (await self._call(self._stub.CreateJob, request)).job
 
@@ -131,8 +140,26 @@ class TrainClient(Client):
         return self._pages(self._stub.ListJobs, request, lambda response: response.jobs)
 
     async def cancel_job(self, name: str) -> Job:
-        """Stop a job; the LoRA of its last checkpoint remains. A job that has ended is returned unchanged."""
+        """Stop a job after the step that it is at; the LoRA of that step remains. One that has ended stays as it is."""
         return (await self._call(self._stub.CancelJob, CancelJobRequest(name=name))).job
+
+    async def retry_job(self, name: str, *, request_id: str | None = None) -> Job:
+        """Go on with a failed or cancelled job from its last checkpoint; returns the new job that does.
+
+        Without a `request_id`, another call for the same job returns what the first one made.
+        """
+        return (await self._call(self._stub.RetryJob, RetryJobRequest(name=name, request_id=request_id or ""))).job
+
+    async def checkpoint_job(self, name: str) -> Job:
+        """Ask a training for a checkpoint after the step that it is at; its LoRA is an artifact soon after.
+
+        Raises FailedPrecondition before the training has begun and once it has ended.
+        """
+        return (await self._call(self._stub.CheckpointJob, CheckpointJobRequest(name=name))).job
+
+    async def preview_job(self, name: str) -> Job:
+        """Ask a training for previews after the step that it is at. Raises as `checkpoint_job`."""
+        return (await self._call(self._stub.PreviewJob, PreviewJobRequest(name=name))).job
 
     async def delete_job(self, name: str) -> None:
         """Delete a job with its artifacts. Raises FailedPrecondition when it has not ended yet."""

@@ -78,7 +78,7 @@ async def submit(request: web.Request) -> web.Response:
     try:
         sheet = await read_sheet(request)
     except SheetInvalid as error:
-        found = await sheet_violations(caller, error, webhook_url)
+        found = await sheet_violations(caller, error, webhook_url=webhook_url)
         return _refused(faults + [violation_item(item) for item in found])
     if faults:
         return _refused(faults)
@@ -182,9 +182,9 @@ async def read_sheet(request: web.Request) -> Sheet:
     return await asyncio.to_thread(parse_sheet, body)
 
 
-async def sheet_fault(caller: Caller, error: SheetInvalid) -> web.Response:
+async def sheet_fault(caller: Caller, error: SheetInvalid, **beside: Any) -> web.Response:
     """The answer to a sheet of the wrong form: every fault at once, the service's among them."""
-    return _refused([violation_item(item) for item in await sheet_violations(caller, error)])
+    return _refused([violation_item(item) for item in await sheet_violations(caller, error, **beside)])
 
 
 def _without_result(job: Job) -> web.Response:

@@ -6,7 +6,7 @@ Ranges, defaults and help are said there once. What is sent is checked by the se
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -14,8 +14,8 @@ from urllib.parse import quote, urlencode
 
 from google.protobuf.descriptor import FieldDescriptor
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
-from ltxtrain.v1.train_pb2 import JobOptions
-from ltxtrain_client.enum_words import words
+from ltxtrain.v1.train_pb2 import ContinueMode, CreateJobRequest, Job, JobOptions, Schedule
+from ltxtrain_client.enum_words import word, words
 from ltxtrain_client.sheet import OPTIONS, Sheet, SheetInvalid, format_sheet, parse_sheet
 
 MAX_VALIDATION = 2
@@ -34,6 +34,13 @@ TITLES = {
 # Not inputs of their own: one is set by a link, the other is a list.
 APART = frozenset({"dataset", "validation"})
 UPLOADED = frozenset({"training_data_url", "video_url"})
+# Beside the sheet, by their places in a CreateJobRequest.
+NAME, SOURCE, MODE = "display_name", "continue_from.source", "continue_from.mode"
+EXACT, WEIGHTS = ContinueMode.CONTINUE_MODE_EXACT, ContinueMode.CONTINUE_MODE_WEIGHTS
+MODE_HELP = (
+    "exact: more steps of the same training, for which its schedule has to be constant; the number of steps counts "
+    "from its first. weights: a new training that starts from its LoRA; every setting but rank and audio may change."
+)
 
 _FIELD = re.compile(r"\s+(?:optional |repeated )?[\w.]+ (\w+) = \d+;")
 _RANGE = re.compile(r"Range: (-?\d+(?:\.\d+)?)\.\.(-?\d+(?:\.\d+)?)")
@@ -76,8 +83,21 @@ def form(sheet: Mapping[str, Any]) -> list[Group]:
     return [_with_entries(group, entries) if group.title == TITLES["validation"] else group for group in filled]
 
 
-def sheet_query(sheet: Mapping[str, Any]) -> str:
-    """The rest of a form, for the address of the page of its data: that is where it comes back from.
+def beside(name: str, origin: Job | None = None) -> list[Field]:
+    """Inputs that are none of the sheet: the job's name and, where it goes on from another, how."""
+    named = next(item for item in _fields("train.proto", CreateJobRequest, "") if item.name == NAME)
+    inputs = [replace(named, name="name", value=name)]
+    if origin is not None:
+        exact = origin.options.schedule == Schedule.SCHEDULE_CONSTANT
+        modes = words(ContinueMode.DESCRIPTOR)
+        value = word(ContinueMode.DESCRIPTOR, EXACT if exact else WEIGHTS)
+        inputs.append(Field(MODE, "continue", "choice", MODE_HELP, word(ContinueMode.DESCRIPTOR, EXACT), value=value,
+                            choices=tuple(modes)))  # fmt: skip
+    return inputs
+
+
+def sheet_query(sheet: Mapping[str, Any], name: str = "") -> str:
+    """The rest of a form, and its job's name, for the address of the page of its data: there it comes back from.
 
     Texts that are too long for an address stay behind.
     """
@@ -85,7 +105,7 @@ def sheet_query(sheet: Mapping[str, Any]) -> str:
     text = json.dumps(kept)
     if len(quote(text)) > MAX_QUERY_CHARS:
         text = json.dumps({name: value for name, value in kept.items() if not isinstance(value, str | list)})
-    return urlencode({"sheet": text})
+    return urlencode({"sheet": text} | ({NAME: name} if name else {}))
 
 
 def plain_sheet(text: str) -> dict[str, Any]:

@@ -2,19 +2,21 @@
 
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from typing import Any
 
 from aiohttp import web
 from ltxtrain.v1.preprocess_pb2 import TrainingSet
+from ltxtrain.v1.train_pb2 import Job
 from ltxtrain_client.errors import CallError, NotFound
+from ltxtrain_client.event_text import title
 from ltxtrain_client.sheet import SheetInvalid, format_sheet
 from ltxtrain_client.watch import TERMINAL
 
 from ltxtrain_services.gateway import views
 from ltxtrain_services.gateway.endpoint import call_fault, read_sheet, sheet_fault
-from ltxtrain_services.gateway.form import sheet_query
+from ltxtrain_services.gateway.form import NAME, sheet_query
 from ltxtrain_services.gateway.http import STORIES, EventStream, json_text
 from ltxtrain_services.gateway.sign_in import caller_of, html_page, signed_in
 from ltxtrain_services.gateway.story import Story
@@ -26,16 +28,17 @@ FILE = re.compile(r"[\w.\-]{1,200}")
 CHECKS = uuid.UUID("3f0c6f0e-55b5-5d0c-8f0f-0a6d3a2f7b11")
 
 # Parts that change with others: an end brings them.
-CAUSES = dict.fromkeys(("actions", "audit", "suggestions", "contact-sheet"), "files")
+CAUSES = dict.fromkeys(("audit", "suggestions", "contact-sheet"), "files")
 
-Draw = Callable[[Collection[str], Story], Awaitable[Mapping[str, str]]]
+Read = Callable[[str], Awaitable[Any]]
+Draw = Callable[[str, Any, Story], str]
 
 
 def routes() -> list[web.RouteDef]:
     return [
         web.get(f"/jobs/{ID}", signed_in(job)),
         web.get(f"/jobs/{ID}/events", job_events),
-        web.post(f"/jobs/{ID}/cancel", signed_in(cancel_job)),
+        web.post(f"/jobs/{ID}/{{call:cancel|retry|checkpoint|preview}}", signed_in(call_job)),
         web.post(f"/jobs/{ID}/delete", signed_in(delete_job)),
         web.get(f"/jobs/{ID}/files/{{file}}", signed_in(job_file)),
         web.get(f"/datasets/{ID}", signed_in(dataset)),
@@ -51,24 +54,28 @@ async def job(request: web.Request) -> web.StreamResponse:
     found = await caller_of(request).train.get_job(f"jobs/{request.match_info['id']}")
     story = _known(request, found)
     parts = {part: views.job_part(part, found, story) for part in views.JOB_PARTS}
-    return html_page(request, "resource.html", name=found.name, parts=parts | {"spec": views.spec_part(found)})
+    parts |= {"spec": views.spec_part(found)}
+    page_title = title(found.name, found.display_name)
+    return html_page(request, "resource.html", title=page_title, name=found.name, parts=parts)
 
 
 async def job_events(request: web.Request) -> web.StreamResponse:
     caller = caller_of(request)
     found = await caller.train.get_job(f"jobs/{request.match_info['id']}")
-
-    async def draw(parts: Collection[str], story: Story) -> Mapping[str, str]:
-        nonlocal found
-        if story.lifecycle.state in TERMINAL and found.lifecycle.state not in TERMINAL:
-            found = await caller.train.get_job(found.name)  # with its output and its price
-        return {part: views.job_part(part, found, story) for part in parts}
-
-    return await _live(request, found, caller.train.watch_job, views.JOB_PARTS, draw)
+    train = caller.train
+    return await _live(request, found, train.get_job, train.watch_job, views.JOB_PARTS, views.job_part)
 
 
-async def cancel_job(request: web.Request) -> web.StreamResponse:
-    made = await caller_of(request).train.cancel_job(f"jobs/{request.match_info['id']}")
+async def call_job(request: web.Request) -> web.StreamResponse:
+    """Cancel, retry, checkpoint or preview a job; leads to the page of the job, for a retry the new one's."""
+    train = caller_of(request).train
+    calls = {
+        "cancel": train.cancel_job,
+        "retry": train.retry_job,
+        "checkpoint": train.checkpoint_job,
+        "preview": train.preview_job,
+    }
+    made = await calls[request.match_info["call"]](f"jobs/{request.match_info['id']}")
     raise web.HTTPSeeOther(f"/{made.name}")
 
 
@@ -89,18 +96,17 @@ async def job_file(request: web.Request) -> web.StreamResponse:
 async def dataset(request: web.Request) -> web.StreamResponse:
     found = await caller_of(request).ingest.get_dataset(f"datasets/{request.match_info['id']}")
     story = _known(request, found)
-    parts = {part: views.dataset_part(part, found.name, story) for part in views.DATASET_PARTS}
-    return html_page(request, "resource.html", name=found.name, parts=parts)
+    parts = {part: views.dataset_part(part, found, story) for part in views.DATASET_PARTS}
+    return html_page(request, "resource.html", title=found.name, name=found.name, parts=parts)
 
 
 async def dataset_events(request: web.Request) -> web.StreamResponse:
     caller = caller_of(request)
     found = await caller.ingest.get_dataset(f"datasets/{request.match_info['id']}")
-
-    async def draw(parts: Collection[str], story: Story) -> Mapping[str, str]:
-        return {part: views.dataset_part(part, found.name, story) for part in parts}
-
-    return await _live(request, found, caller.ingest.watch_dataset, views.DATASET_PARTS, draw)
+    ingest = caller.ingest
+    return await _live(
+        request, found, ingest.get_dataset, ingest.watch_dataset, views.DATASET_PARTS, views.dataset_part
+    )
 
 
 async def check_dataset(request: web.Request) -> web.StreamResponse:
@@ -108,7 +114,7 @@ async def check_dataset(request: web.Request) -> web.StreamResponse:
     caller, name = caller_of(request), f"datasets/{request.match_info['id']}"
     try:
         sheet = await read_sheet(request)
-        query = sheet_query(format_sheet(sheet.spec, sheet.options))
+        query = sheet_query(format_sheet(sheet.spec, sheet.options), request.query.get(NAME, ""))
         # Clips to preview on come with the job.
         del sheet.spec.validation[:]
         sheet.spec.dataset = name
@@ -130,7 +136,7 @@ async def training_set(request: web.Request) -> web.StreamResponse:
     found = await caller.preprocess.get_training_set(f"trainingSets/{request.match_info['id']}")
     story, earlier = _known(request, found), await _of_dataset(request, caller, found)
     parts = {part: views.training_set_part(part, found, story, earlier) for part in views.TRAINING_SET_PARTS}
-    return html_page(request, "resource.html", name=found.name, parts=parts)
+    return html_page(request, "resource.html", title=found.name, name=found.name, parts=parts)
 
 
 async def training_set_events(request: web.Request) -> web.StreamResponse:
@@ -138,13 +144,13 @@ async def training_set_events(request: web.Request) -> web.StreamResponse:
     found = await caller.preprocess.get_training_set(f"trainingSets/{request.match_info['id']}")
     earlier = await _of_dataset(request, caller, found)
 
-    async def draw(parts: Collection[str], story: Story) -> Mapping[str, str]:
-        nonlocal found
-        if story.lifecycle.state in TERMINAL and found.lifecycle.state not in TERMINAL:
-            found = await caller.preprocess.get_training_set(found.name)  # with its suggestions and its contact sheet
-        return {part: views.training_set_part(part, found, story, earlier) for part in parts}
+    def draw(part: str, found: TrainingSet, story: Story) -> str:
+        return views.training_set_part(part, found, story, earlier)
 
-    return await _live(request, found, caller.preprocess.watch_training_set, views.TRAINING_SET_PARTS, draw)
+    preprocess = caller.preprocess
+    return await _live(
+        request, found, preprocess.get_training_set, preprocess.watch_training_set, views.TRAINING_SET_PARTS, draw
+    )
 
 
 async def contact_sheet(request: web.Request) -> web.StreamResponse:
@@ -171,6 +177,7 @@ async def _of_dataset(request: web.Request, caller: Caller, found: TrainingSet) 
 async def _live(
     request: web.Request,
     found: Any,
+    read: Read,
     watch: Any,
     names: Collection[str],
     draw: Draw,
@@ -179,7 +186,7 @@ async def _live(
 
     A reader that comes back names its cursor: nothing is sent again when nothing has happened since.
     """
-    last, drawn = found.lifecycle.last_sequence, dict[str, int]()
+    last, drawn = found.lifecycle.last_sequence, dict[str, object]()
     async with EventStream(request) as events:
         follower = request.app[STORIES].follow(found.name, watch)
         async with aclosing(events.while_open(follower)) as stories:
@@ -187,23 +194,33 @@ async def _live(
                 # The past is drawn once.
                 if story.cursor < last:
                     continue
+                # Once with what only its end gives it, as its output; and no event tells that a request is met.
+                if _requested(found) or (story.lifecycle.state in TERMINAL and found.lifecycle.state not in TERMINAL):
+                    found = await read(found.name)
                 known = events.last_id == story.cursor and not drawn
-                changed = [part for part in names if story.changes.get(_cause(part), 0) != drawn.get(part, -1)]
-                drawn |= {part: story.changes.get(_cause(part), 0) for part in changed}
+                versions = {part: _version(part, found, story) for part in names}
+                changed = [part for part in names if versions[part] != drawn.get(part)]
+                drawn = versions
                 if changed and not known:
-                    await events.send_text(await _drawn(story, changed, draw), story.cursor)
+                    await events.send_text(_drawn(found, story, changed, draw), story.cursor)
         await events.send({}, event="end")
     return events.response
 
 
-async def _drawn(story: Story, parts: Sequence[str], draw: Draw) -> str:
+def _drawn(found: Any, story: Story, parts: Sequence[str], draw: Draw) -> str:
     """These parts as JSON, drawn once for all who look at the same story."""
-    shown = (story.cursor, tuple(parts))
+    shown = (story.cursor, tuple(parts), _requested(found))
     if story.drawn[0] != shown:
-        story.drawn = shown, json_text(await draw(parts, story))
+        story.drawn = shown, json_text({part: draw(part, found, story) for part in parts})
     return story.drawn[1]
 
 
-def _cause(part: str) -> str:
-    """The part of a story that decides whether a part of a page has changed."""
-    return CAUSES.get(part, part)
+def _version(part: str, found: Any, story: Story) -> object:
+    """Changes whenever a part of a page does."""
+    count = story.changes.get(CAUSES.get(part, part), 0)
+    return (count, _requested(found)) if part == "actions" else count
+
+
+def _requested(found: Any) -> frozenset[str]:
+    """What is asked of a job, and not done yet."""
+    return views.requested(found) if isinstance(found, Job) else frozenset()

@@ -4,19 +4,20 @@ import asyncio
 import json
 import re
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from aiohttp import web
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.train_pb2 import ContinueFrom, ContinueMode, Job
+from ltxtrain_client.enum_words import number
 from ltxtrain_client.errors import CallError
 from ltxtrain_client.sheet import Sheet, SheetInvalid, sheet_of_job
 
 from ltxtrain_services.gateway import views
 from ltxtrain_services.gateway.endpoint import call_fault, read_sheet, sheet_fault
-from ltxtrain_services.gateway.form import form, plain_sheet, sheet_query
+from ltxtrain_services.gateway.form import MODE, NAME, SOURCE, beside, form, plain_sheet, sheet_query
 from ltxtrain_services.gateway.http import (
     EventStream,
     body_of,
@@ -77,7 +78,10 @@ async def jobs(request: web.Request) -> web.StreamResponse:
 
 
 async def jobs_events(request: web.Request) -> web.StreamResponse:
-    """The list, whenever it changes. The contract has no watch over all jobs, so it is read again and again."""
+    """The list, whenever it changes. It is read again and again: one call, however much goes on in its jobs.
+
+    A WatchJobs would be one more open watch of the caller's, and tells of every step of every job.
+    """
     caller = caller_of(request)
     rows = await _rows(caller)
 
@@ -99,20 +103,25 @@ async def jobs_events(request: web.Request) -> web.StreamResponse:
 
 
 async def new(request: web.Request) -> web.StreamResponse:
-    """The form: empty, of an earlier job, of a sheet or for a dataset."""
+    """The form: empty, of an earlier job, going on from one, of a sheet or for a dataset."""
     sheet: dict[str, Any] = {}
-    if earlier := request.query.get("job"):
+    name, origin = request.query.get(NAME, ""), None
+    source = request.query.get("continue_from")
+    if earlier := source or request.query.get("job"):
         found = await caller_of(request).train.get_job(f"jobs/{earlier}")
-        sheet = sheet_of_job(found)
+        sheet, name = sheet_of_job(found), found.display_name
+        origin = found if source else None
     if given := request.query.get("sheet"):
         sheet = plain_sheet(given)
     # It becomes a part of addresses.
-    if (name := request.query.get("dataset")) and DATASET.fullmatch(name):
-        sheet = {**sheet, "dataset": name}
+    if (dataset := request.query.get("dataset")) and DATASET.fullmatch(dataset):
+        sheet = {**sheet, "dataset": dataset}
         sheet.pop("training_data_url", None)
     # Asks for nothing but the token.
     await check_token(caller_of(request))
-    return html_page(request, "new.html", groups=form(sheet), dataset=sheet.get("dataset", ""), key=str(uuid.uuid4()))
+    values = {"beside": beside(name, origin), "groups": form(sheet), "dataset": sheet.get("dataset", "")}
+    source = origin.name if origin is not None else ""
+    return html_page(request, "new.html", **values, source=source, key=str(uuid.uuid4()))
 
 
 async def create_job(request: web.Request) -> web.StreamResponse:
@@ -120,10 +129,23 @@ async def create_job(request: web.Request) -> web.StreamResponse:
 
     async def call(caller: Caller, sheet: Sheet) -> dict[str, Any]:
         key = request.headers.get("Idempotency-Key", "")
-        made = await caller.train.submit(sheet.spec, sheet.options, request_id=key or None)
+        made = await caller.train.submit(sheet.spec, sheet.options, request_id=key or None, **given)
         return {"location": f"/{made.name}"}
 
-    return await _with_sheet(request, call)
+    try:
+        given = _given(request.query)
+    except ValueError as error:
+        return problem_response(422, str(error), "bad_request", "INVALID_SPEC")
+    return await _with_sheet(request, call, **given)
+
+
+def _given(query: Mapping[str, str]) -> dict[str, Any]:
+    """What a form has beside the sheet: the name, and the job to go on from. Raises ValueError for no mode."""
+    found: dict[str, Any] = {NAME: query.get(NAME, "")}
+    if source := query.get(SOURCE):
+        mode: Any = number(ContinueMode.DESCRIPTOR, query.get(MODE) or 0)
+        found["continue_from"] = ContinueFrom(source=source, mode=mode)
+    return found
 
 
 async def estimate(request: web.Request) -> web.StreamResponse:
@@ -176,7 +198,7 @@ async def create_dataset(request: web.Request) -> web.StreamResponse:
         )
     except CallError as error:
         return call_fault(error)
-    return web.json_response({"location": f"/{made.name}?{sheet_query(given)}"})
+    return web.json_response({"location": f"/{made.name}?{sheet_query(given, request.query.get(NAME, ''))}"})
 
 
 async def static(request: web.Request) -> web.StreamResponse:
@@ -188,13 +210,13 @@ async def static(request: web.Request) -> web.StreamResponse:
 
 
 async def _with_sheet(
-    request: web.Request, call: Callable[[Caller, Sheet], Awaitable[dict[str, Any]]]
+    request: web.Request, call: Callable[[Caller, Sheet], Awaitable[dict[str, Any]]], **beside: Any
 ) -> web.StreamResponse:
     caller = caller_of(request)
     try:
         return web.json_response(await call(caller, await read_sheet(request)))
     except SheetInvalid as error:
-        return await sheet_fault(caller, error)
+        return await sheet_fault(caller, error, **beside)
     except CallError as error:
         return call_fault(error)
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from aiohttp import web
 from ltxtrain_client.errors import CallError, Unauthenticated
 
-from ltxtrain_services.gateway.http import SETTINGS, SUITE, Handler, body_of, is_https
+from ltxtrain_services.gateway.http import SAFE, SETTINGS, SUITE, Handler, body_of, is_https
 from ltxtrain_services.gateway.suite import Caller
 from ltxtrain_services.pages.render import render
 from ltxtrain_services.runtime.hosted_form import http_status
@@ -27,7 +27,9 @@ def signed_in(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except Unauthenticated:
-            raise web.HTTPSeeOther(f"/sign-in?next={quote(request.path_qs, safe='')}") from None
+            # An action is not repeated by an address: back to the page that offers it.
+            following = request.path_qs if request.method in SAFE else request.path.rpartition("/")[0]
+            raise web.HTTPSeeOther(f"/sign-in?next={quote(following, safe='')}") from None
         except CallError as error:
             return html_page(
                 request, "fault.html", status=http_status(error), message=error.message, reason=error.reason

@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain.v1.work_pb2 import Event, Lifecycle, Outcome, PreviewMetrics, Progress, ReportLine, Stage, TrainMetrics
+from ltxtrain.v1.work_pb2 import (
+    Event,
+    Lifecycle,
+    Outcome,
+    PreviewMetrics,
+    Progress,
+    ReportLine,
+    Stage,
+    State,
+    TrainMetrics,
+)
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import describe, describe_error, measure, stage_word
 from ltxtrain_client.quantities import duration_text
@@ -80,13 +90,23 @@ class Story:
     drawn: tuple[object, str] = (None, "")
     _told: dict[int, float] = field(default_factory=dict)
 
+    @property
+    def training(self) -> bool:
+        """Whether optimizer steps are being made, or previews in between."""
+        stages = (Stage.STAGE_TRAIN, Stage.STAGE_PREVIEW)
+        return bool(self.numbers.step) and self.stage in stages and self.lifecycle.state == State.STATE_RUNNING
+
     def take(self, sequence: int, event: Event) -> bool:
         """Fold the next event in; False for one that is known already."""
         if sequence != self.cursor + 1:
             return False
         self.cursor = sequence
+        trained = self.training
         self.stage = event.stage or self.stage
-        for part in self._fold(event):
+        changed = self._fold(event)
+        if self.training is not trained:
+            changed = (*changed, "actions")
+        for part in changed:
             self.changes[part] = self.changes.get(part, 0) + 1
         if (line := self._line(sequence, event)) is not None:
             self.lines.append(line)
@@ -99,7 +119,7 @@ class Story:
             case "lifecycle":
                 self.lifecycle.CopyFrom(event.lifecycle)
                 self.ended = is_terminal(event)
-                return ("head", "files")
+                return ("head", "actions", "files")
             case "progress":
                 self.ahead = None
                 self.stages[event.stage] = event.progress

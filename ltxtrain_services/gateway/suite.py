@@ -1,8 +1,9 @@
 """The services as one caller sees them: the caller's token goes along with every call, unchanged."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ltxtrain_client.channel import Channel, Credentials, connect
 from ltxtrain_client.errors import CallError, InvalidArgument, Violation, from_status
@@ -81,20 +82,20 @@ class Suite:
             await channel.close()
 
 
-async def sheet_violations(caller: Caller, error: SheetInvalid, webhook_url: str = "") -> list[Violation]:
+async def sheet_violations(caller: Caller, error: SheetInvalid, **beside: Any) -> list[Violation]:
     """Violations of a sheet of the wrong form, with those that the service finds in the rest of it.
 
-    Left out is what only follows from a part that could not be sent.
+    Left out is what only follows from a part that could not be sent. beside: what `submit` gets beside the sheet.
     """
     found = [Violation(problem.path, "INVALID_SPEC", problem.description) for problem in error.problems]
     if error.sheet is not None:
-        found += await _further(caller, error.sheet, [problem.path for problem in error.problems], webhook_url)
+        found += await _further(caller, error.sheet, [problem.path for problem in error.problems], beside)
     return found
 
 
-async def _further(caller: Caller, sheet: Sheet, broken: Sequence[str], webhook_url: str) -> list[Violation]:
+async def _further(caller: Caller, sheet: Sheet, broken: Sequence[str], beside: Mapping[str, Any]) -> list[Violation]:
     try:
-        await caller.train.validate(sheet.spec, sheet.options, webhook_url=webhook_url)
+        await caller.train.validate(sheet.spec, sheet.options, **beside)
     except InvalidArgument as more:
         return [
             Violation(path, violation.reason, violation.description)

@@ -5,14 +5,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.ingest_pb2 import Dataset
 from ltxtrain.v1.preprocess_pb2 import TrainingSet
 from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job, Webhook
 from ltxtrain.v1.work_pb2 import Outcome, Progress, ReportLine, ReportReason, Stage, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, title
-from ltxtrain_client.outputs import file_name, is_result
+from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, time_text, title
+from ltxtrain_client.outputs import LABELLED, file_name, is_result
 from ltxtrain_client.quantities import duration_text, money_text, price_text, size_text
 from ltxtrain_client.report_summary import training_summary
 from ltxtrain_client.watch import TERMINAL
@@ -33,8 +34,6 @@ from ltxtrain_services.pages.job_page import (
 )
 from ltxtrain_services.pages.render import render_part
 
-# The trainer's name for a preview that shows both models in one picture.
-LABELLED = "-beside-base.mp4"
 # Parts of a job's page, and the sections of job.html among them.
 JOB_PARTS = ("head", "actions", "previews", "training", "metrics", "audit", "dataset", "files", "log")
 SECTIONS = frozenset({"previews", "training", "metrics", "audit", "dataset"})
@@ -55,8 +54,9 @@ def spec_part(job: Job) -> Markup:
     return render_job_part(JobPage(title=job.name, state="", facts={}, spec=spec), "spec")
 
 
-def dataset_part(part: str, name: str, story: Story) -> Markup:
+def dataset_part(part: str, dataset: Dataset, story: Story) -> Markup:
     """One part of a dataset's page."""
+    name = dataset.name
     if part == "dataset":
         return render_job_part(JobPage(title=name, state="", facts={}, report=_report(story.report)), part)
     return render_part("live.html", part, **_head(name, story), kind="dataset", dataset=name, facts={})
@@ -81,6 +81,7 @@ def job_values(job: Job, story: Story) -> dict[str, Any]:
     return _head(job.name, story) | {
         "kind": "job",
         "title": job.display_name,
+        "asks": _asks(job, story),
         "facts": _facts(job, story),
         "files": [
             {
@@ -94,6 +95,21 @@ def job_values(job: Job, story: Story) -> dict[str, Any]:
             )
         ],
     }
+
+
+def requested(job: Job) -> frozenset[str]:
+    """What is asked of a training and not done yet, by the words of its calls; nothing of one that has ended."""
+    if job.lifecycle.state in TERMINAL:
+        return frozenset()
+    flags = {"checkpoint": job.checkpoint_requested, "preview": job.preview_requested}
+    return frozenset(word for word, asked in flags.items() if asked)
+
+
+def _asks(job: Job, story: Story) -> list[dict[str, Any]]:
+    """What can be asked of a training now, or is asked already."""
+    waiting = frozenset[str]() if story.lifecycle.state in TERMINAL else requested(job)
+    possible = ["checkpoint"] + ["preview"] * bool(job.effective_spec.extend_prefix.validation)
+    return [{"call": call, "waits": call in waiting} for call in possible if story.training or call in waiting]
 
 
 def job_row(job: Job) -> dict[str, Any]:
@@ -122,9 +138,10 @@ def job_row(job: Job) -> dict[str, Any]:
 
 def estimate_text(answer: EstimateJobResponse) -> str:
     """The estimate beside the button."""
-    time = f"{duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}"
     price = price_text(answer.billable_units, answer.price)
-    return f"{time}; {size_text(answer.peak_memory_bytes)} on each GPU; {price}"
+    where = "on the CPU" if answer.on_cpu else "on each GPU"
+    missing = "There is no GPU, and the model needs one: " if answer.gpu_missing else ""
+    return f"{missing}{time_text(answer)}; {size_text(answer.peak_memory_bytes)} {where}; {price}"
 
 
 def _head(name: str, story: Story) -> dict[str, Any]:
@@ -163,7 +180,8 @@ def _eta(progress: Progress) -> str:
 
 def _facts(job: Job, story: Story) -> dict[str, str]:
     spec, numbers = job.effective_spec.extend_prefix, story.numbers
-    facts = {
+    facts = {"Job": job.name} if job.display_name else {}
+    facts |= {
         "Trigger phrase": spec.trigger_phrase or "none",
         "Steps": f"{spec.number_of_steps:,}",
         "Rank": str(spec.rank),

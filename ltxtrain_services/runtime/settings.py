@@ -122,6 +122,9 @@ class Settings:
     max_watches: int = 1000
     # Calls of one caller that are answered at the same time.
     max_calls: int = 200
+    # Keep the last optimizer state of jobs that succeeded, from which they can be continued exactly, until they are
+    # deleted. Those that failed or were cancelled keep theirs.
+    keep_optimizer_state: bool = True
     # Of a billable unit, as in "0.0062 USD"; unset: no price is shown anywhere.
     unit_price: UnitPrice | None = None
 

@@ -12,7 +12,7 @@ from ltxtrain_client.enum_words import word
 
 from ltxtrain_services.runtime.telemetry import current_trace
 from ltxtrain_services.train.actors import Remote, TrainTask
-from ltxtrain_services.train.artifacts import latest_checkpoint
+from ltxtrain_services.train.artifacts import INITIAL_LORA, latest_checkpoint, short_name
 from ltxtrain_trainer.model.folder import ModelFolder
 from ltxtrain_trainer.plan import JobPlan, PreviewInput, PreviewSettings, SampleFiles
 from ltxtrain_trainer.training.settings import TrainSettings
@@ -48,6 +48,7 @@ def train_task(
     """The whole task; samples in the order of their names, so that a run does not depend on who finished first."""
     files = _Files()
     checkpoint = latest_checkpoint(found)
+    initial = next((item for item in found if short_name(item) == INITIAL_LORA), None)
     ordered = sorted(prepared.samples, key=lambda sample: sample.name)
     trained = [sample for sample in ordered if not sample.HasField("validation_index")]
     entries = [sample for sample in ordered if sample.HasField("validation_index")]
@@ -66,6 +67,7 @@ def train_task(
         work_dir=Path("made"),
         checkpoint=files.add(checkpoint["CHECKPOINT"].blob) if checkpoint else None,
         metrics=files.add(checkpoint["METRICS"].blob, ".parquet") if "METRICS" in checkpoint else None,
+        initial_lora=files.add(initial.blob) if initial is not None and not checkpoint else None,
         streamed_blocks=streamed_blocks,
     )
     return TrainTask(job=job.name, plan=plan, files=files.remote, worker_count=worker_count, trace=current_trace())

@@ -10,9 +10,11 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from typing import Any, TypeVar
 
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.preprocess_pb2 import TrainingSet
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, Progress, Stage, State
+from ltxtrain_client.sheet import name_datasets
 from ltxtrain_client.watch import TERMINAL, is_terminal
 
 from ltxtrain_services.runtime import errors
@@ -39,6 +41,8 @@ class Preparation:
 
     async def run(self, job: Job, model_revision: str) -> TrainingSet:
         """Return the finished training set. Raises errors.Upstream with the status that ended it or its dataset."""
+        if (kept := await self._kept(job, model_revision)) is not None:
+            return kept
         dataset, validation = await together(self._dataset(job), self._validation_dataset(job))
         training_set = await passing_errors_on(
             self._preprocess.create_training_set(
@@ -55,6 +59,29 @@ class Preparation:
         await self._relay(name, self._preprocess.watch_training_set(name, await self._attempt.cursor(name)))
         training_set = await passing_errors_on(self._preprocess.get_training_set(name))
         check_succeeded(training_set.name, training_set.lifecycle)
+        return training_set
+
+    async def _kept(self, job: Job, model_revision: str) -> TrainingSet | None:
+        """The training set of the job that this one goes on from, if it is there and would be made alike."""
+        if not (name := job.continue_from.training_set):
+            return None
+        try:
+            training_set = await passing_errors_on(self._preprocess.get_training_set(name))
+        except errors.Upstream as error:
+            if error.code is not errors.NotFound.code:
+                raise
+            return None
+        wanted, spec = job.effective_spec.extend_prefix, ExtendPrefixSpec()
+        spec.CopyFrom(wanted)
+        name_datasets(spec, training_set.dataset, training_set.validation_dataset)
+        settings = preprocess_settings(wanted, job.options.on_skipped_clip, model_revision)
+        alike = spec == wanted and training_set.settings == settings
+        if training_set.lifecycle.state != State.STATE_SUCCEEDED or not alike:
+            return None
+        async with self._attempt.edit() as edit:
+            edit.body.dataset, edit.body.training_set = training_set.dataset, name
+            edit.body.validation_dataset = training_set.validation_dataset
+            edit.body.ClearField("progress")
         return training_set
 
     async def salvage(self) -> TrainingSet | None:

@@ -1,4 +1,6 @@
-"""The papers of a job: config.json and job.html, made of its row, its artifacts and what its training reported.
+"""The papers of a job: config.json, job.html and a ComfyUI workflow.
+
+They are made of the job's row, its artifacts and what its training reported.
 
 They are written here and not where the GPUs are; a job that ends as SUCCEEDED, CANCELLED or FAILED gets them alike.
 """
@@ -37,7 +39,8 @@ from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.settings import UnitPrice
 from ltxtrain_services.runtime.work import Attempt
 from ltxtrain_services.train.artifacts import artifact, artifacts, object_key
-from ltxtrain_services.train.config_file import config_content
+from ltxtrain_services.train.comfy_workflow import comfy_workflow
+from ltxtrain_services.train.config_file import config_content, prompt_form
 from ltxtrain_services.train.job_plan import train_settings
 from ltxtrain_trainer.preview import metrics
 from ltxtrain_trainer.reports import LABELLED, TrainingFacts
@@ -47,11 +50,13 @@ from ltxtrain_trainer.training.step_log import COLUMNS, StepLog
 FACTS, MEASURED, WARNINGS = "facts", "previewMetrics", "warnings"
 # ListDatasetReport and ListTrainingSetReport have all of them.
 MAX_REPORT_ROWS = 1000
+# The published single file, which ComfyUI loads whatever form this suite trained on.
+COMFY_CHECKPOINT = "ltx-2.3-22b-dev.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Papers:
-    """Everything that config.json and job.html are made of."""
+    """Everything that the papers are made of."""
 
     job: Job
     state: "State"
@@ -68,19 +73,25 @@ class Papers:
     @property
     def units(self) -> int:
         succeeded = self.state == State.STATE_SUCCEEDED
-        return billable_units(self.job.effective_spec.extend_prefix.number_of_steps) if succeeded else 0
+        if not succeeded:
+            return 0
+        steps = self.job.effective_spec.extend_prefix.number_of_steps
+        return billable_units(steps - self.job.continue_from.billed_steps)
 
     def write(self, objects: Objects) -> "Published":
-        """Both papers, in the object store; blocking."""
+        """All papers, in the object store; blocking."""
         with tempfile.TemporaryDirectory(prefix="ltxtrain-papers-") as folder:
             steps = self._steps(objects, Path(folder))
         summary = training_summary(self.facts, steps)
         page = self._page(objects, steps, summary)
-        config = json.dumps(self._config(), indent=2, ensure_ascii=False) + "\n"
         papers = [
-            self._put(objects, "config.json", Artifact.KIND_CONFIG, config, "application/json"),
+            self._put(objects, "config.json", Artifact.KIND_CONFIG, _document(self._config()), "application/json"),
             self._put(objects, "job.html", Artifact.KIND_JOB_PAGE, page, "text/html"),
         ]
+        if self.audit:  # there is a sound LoRA
+            flow = _document(self._workflow())
+            kind = Artifact.KIND_COMFYUI_WORKFLOW
+            papers.append(self._put(objects, "comfyui-workflow.json", kind, flow, "application/json"))
         return Published(artifacts=papers, summary=summary)
 
     def _put(self, objects: Objects, name: str, kind: "Artifact.Kind", text: str, content_type: str) -> Artifact:
@@ -103,6 +114,7 @@ class Papers:
                 "training_set": job.training_set,
                 "preprocess_report": self.preprocess_report,
                 "options": as_json(job.options),
+                **({"continue_from": as_json(job.continue_from)} if job.HasField("continue_from") else {}),
             },
             audit=self.audit,
             schedule_tokens=job.options.preview_schedule_tokens,
@@ -120,6 +132,21 @@ class Papers:
             "measured": [asdict(_measured(item)) for item in self.measured],
         }
         return content
+
+    def _workflow(self) -> dict[str, Any]:
+        spec, options = self.job.effective_spec.extend_prefix, self.job.options
+        _, _, original = self.facts.model.partition("#")
+        return comfy_workflow(
+            checkpoint=Path(original).name or COMFY_CHECKPOINT,
+            lora="lora.safetensors",
+            prompt=prompt_form(spec.trigger_phrase),
+            negative_prompt=spec.validation_negative_prompt,
+            geometry=training_geometry(spec),
+            conditioning_frames=spec.conditioning_frames,
+            schedule_tokens=options.preview_schedule_tokens,
+            with_audio=spec.with_audio,
+            seed=options.seed,
+        )
 
     def _page(self, objects: Objects, steps: StepLog, summary: TrainingSummary) -> str:
         spec = self.job.effective_spec.extend_prefix
@@ -264,6 +291,10 @@ def _measured(item: PreviewMetrics) -> MeasuredPreview:
         base_model=item.base_model,
         metrics=metrics.PreviewMetrics(**numbers),
     )
+
+
+def _document(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _bytes(objects: Objects, item: Artifact) -> bytes:

@@ -1,19 +1,27 @@
 """TrainService: the RPCs. What a job does is in `workflow`."""
 
+import asyncio
+import logging
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import StringValue
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import CreateJobRequest, Job
+from ltxtrain.v1.work_pb2 import State
+from ltxtrain_client.sheet import name_datasets
 
 from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
-from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, QueueFull, Violation
+from ltxtrain_services.runtime.cluster import ClusterLost, WorkerLost
+from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, NotReady, QueueFull, Violation
 from ltxtrain_services.runtime.extend_prefix import check_offered, resolve, resolve_options
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import (
@@ -29,12 +37,20 @@ from ltxtrain_services.runtime.requests import (
     visible_owner,
 )
 from ltxtrain_services.runtime.service import Runtime
-from ltxtrain_services.runtime.store import Store
+from ltxtrain_services.runtime.store import StaleAttempt, Store
+from ltxtrain_services.runtime.tables import DatabaseUnavailable
 from ltxtrain_services.runtime.work import WorkRunner
+from ltxtrain_services.train.continuation import SOURCE_FIELD, Origin
 from ltxtrain_services.train.estimate import Estimator
+from ltxtrain_services.train.publication import FACTS
+from ltxtrain_services.train.recorder import REQUESTED
 from ltxtrain_services.train.upstream import Upstream
-from ltxtrain_services.train.webhooks import Webhooks, origin, webhook_refusal
+from ltxtrain_services.train.webhooks import Webhooks, webhook_refusal
+from ltxtrain_services.train.webhooks import origin as webhook_origin
 from ltxtrain_services.train.workflow import TrainWorkflow
+from ltxtrain_trainer.training.requests import Request
+
+log = logging.getLogger(__name__)
 
 
 class TrainService(train_pb2_grpc.TrainServiceServicer):
@@ -52,6 +68,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         self.webhooks = Webhooks(self._jobs, runtime.objects, runtime.settings)
         self._workflow = TrainWorkflow(runtime, upstream, self._estimator)
         self.work = WorkRunner(self._jobs, self._workflow, self.webhooks)
+        self._deliveries: set[asyncio.Task[None]] = set()
 
     def register(self, server: grpc.aio.Server) -> None:
         train_pb2_grpc.add_TrainServiceServicer_to_server(self, server)
@@ -61,25 +78,42 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
 
     async def CreateJob(self, request: train_pb2.CreateJobRequest, context: Any) -> train_pb2.CreateJobResponse:
         check_request_id(request.request_id)
-        job = await self._resolved(request)
-        if dataset := job.spec.extend_prefix.dataset:
+        origin = None
+        if request.HasField("continue_from"):
+            if not request.continue_from.source:
+                text = "Name a job that has ended, or a checkpoint or LoRA of one."
+                raise InvalidSpec([Violation(SOURCE_FIELD, ErrorReason.ERROR_REASON_FIELD_REQUIRED, text)])
+            origin = await Origin.read(self._jobs, request.continue_from.source, visible_owner())
+        job = await self._resolved(request, origin)
+        if (dataset := job.effective_spec.extend_prefix.dataset) and not await self._has_training_set(job):
             await self._upstream.dataset(dataset, caller.get())
-        if request.validate_only:
-            return train_pb2.CreateJobResponse(job=job)
-        job.name = new_name("jobs")
-        limit = self._runtime.settings.max_queued_jobs
-        made = await self._jobs.create(
-            job,
-            owner=caller.get(),
-            request_id=request.request_id,
-            digest=request_digest(request),
-            limit=limit,
-            outgoing=StringValue(value=request.webhook_url) if request.webhook_url else None,
-        )
-        if made is None:
-            raise QueueFull(f"{limit} jobs are unfinished already. Try again later.", metadata={"limit": limit})
-        self.work.start(made.name)
-        return train_pb2.CreateJobResponse(job=made)
+        if not request.validate_only:
+            job = await self._create(job, request.request_id, request, webhook_url=request.webhook_url)
+        return train_pb2.CreateJobResponse(job=job)
+
+    async def RetryJob(self, request: train_pb2.RetryJobRequest, context: Any) -> train_pb2.RetryJobResponse:
+        check_request_id(request.request_id)
+        origin = await Origin.read(self._jobs, request.name, visible_owner())
+        if origin.named is not None:
+            raise NotFound(request.name)
+        job, old = origin.retried(), origin.job
+        owner = await self._jobs.owner(old.name)
+        # What they were made of may be gone; where they were not made, it is tried again.
+        dataset, validation = [
+            name if name and await self._upstream.has_dataset(name, owner) else ""
+            for name in (old.dataset, old.validation_dataset)
+        ]
+        name_datasets(job.effective_spec.extend_prefix, dataset, validation)
+        again = request.request_id or str(uuid.uuid5(uuid.NAMESPACE_URL, f"{old.name}/retry"))
+        return train_pb2.RetryJobResponse(job=await self._create(job, again, request, owner=owner))
+
+    async def CheckpointJob(
+        self, request: train_pb2.CheckpointJobRequest, context: Any
+    ) -> train_pb2.CheckpointJobResponse:
+        return train_pb2.CheckpointJobResponse(job=await self._ask(request.name, Request.CHECKPOINT))
+
+    async def PreviewJob(self, request: train_pb2.PreviewJobRequest, context: Any) -> train_pb2.PreviewJobResponse:
+        return train_pb2.PreviewJobResponse(job=await self._ask(request.name, Request.PREVIEW))
 
     async def GetJob(self, request: train_pb2.GetJobRequest, context: Any) -> train_pb2.GetJobResponse:
         return train_pb2.GetJobResponse(job=await self._jobs.get(request.name, visible_owner()))
@@ -155,20 +189,73 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
     ) -> train_pb2.ListWebhookKeysResponse:
         return train_pb2.ListWebhookKeysResponse(keys=await self.webhooks.keys())
 
-    async def _resolved(self, request: CreateJobRequest) -> Job:
+    async def _create(
+        self, job: Job, request_id: str, request: Message, *, owner: str | None = None, webhook_url: str = ""
+    ) -> Job:
+        """Make a job durable and start it. Raises QueueFull and RequestIdReused."""
+        job.name = new_name("jobs")
+        limit = self._runtime.settings.max_queued_jobs
+        made = await self._jobs.create(
+            job,
+            owner=owner or caller.get(),
+            request_id=request_id,
+            digest=request_digest(request),
+            limit=limit,
+            outgoing=StringValue(value=webhook_url) if webhook_url else None,
+        )
+        if made is None:
+            raise QueueFull(f"{limit} jobs are unfinished already. Try again later.", metadata={"limit": limit})
+        self.work.start(made.name)
+        return made
+
+    async def _ask(self, name: str, request: Request) -> Job:
+        """Make a request to a training durable, then tell it. Raises NotReady."""
+        job = await self._jobs.get(name, visible_owner())
+        if request is Request.PREVIEW and not job.effective_spec.extend_prefix.validation:
+            raise NotReady(f"{name} has no validation inputs to preview.", metadata={"name": name})
+        begun = await self._jobs.all_children(name, FACTS, Struct)
+        try:
+            async with self._jobs.edit(name) as edit:
+                if edit.body.lifecycle.state == State.STATE_CANCELLING:
+                    raise StaleAttempt(name)
+                if not begun:
+                    raise NotReady(f"The training of {name} has not begun.", metadata={"name": name})
+                fresh = not getattr(edit.body, REQUESTED[request])
+                setattr(edit.body, REQUESTED[request], True)
+        except StaleAttempt:
+            raise NotReady(f"{name} has ended, or is being cancelled.", metadata={"name": name}) from None
+        if fresh:
+            # One that is told, or even under way, is the same request until it is done.
+            delivery = asyncio.create_task(self._deliver(name))
+            self._deliveries.add(delivery)
+            delivery.add_done_callback(self._deliveries.discard)
+        return await self._jobs.get(name)
+
+    async def _deliver(self, name: str) -> None:
+        try:
+            await self._workflow.deliver(name)
+        except (WorkerLost, ClusterLost, DatabaseUnavailable) as error:
+            # The next start of the training reads it from the job.
+            log.info("a request waits for the next start: %s", error, extra={"resource": name})
+
+    async def _has_training_set(self, job: Job) -> bool:
+        name = job.continue_from.training_set
+        return bool(name) and await self._upstream.has_training_set(name, caller.get())
+
+    async def _resolved(self, request: CreateJobRequest, origin: Origin | None = None) -> Job:
         """The job that a request would become, nameless. Raises InvalidSpec with every violation."""
 
         def resolved() -> Job:
             allow, buckets = self._runtime.settings.fetch_allow, self._runtime.settings.source_buckets
-            spec, violations = resolve(request.spec.extend_prefix, lambda url: check_url(url, allow, buckets))
-            options, wrong_options = resolve_options(request.options, spec.number_of_steps)
+            given = request.spec.extend_prefix, request.options
+            asked = origin.inherited(*given) if origin is not None else given
+            spec, violations = resolve(asked[0], lambda url: check_url(url, allow, buckets))
+            options, wrong_options = resolve_options(asked[1], spec.number_of_steps)
             if not wrong_options:
                 wrong_options = check_offered(options, gpu_count, has_gpus)
             violations += [*wrong_options, *check_names(request.display_name, request.labels)]
             if request.webhook_url and (refusal := webhook_refusal(request.webhook_url, allow)) is not None:
                 violations.append(Violation("webhook_url", ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal))
-            if violations:
-                raise InvalidSpec(violations)
             job = Job(
                 spec=request.spec,
                 effective_spec=TaskSpec(extend_prefix=spec),
@@ -177,7 +264,14 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
                 labels=request.labels,
             )
             if request.webhook_url:
-                job.webhook.origin = origin(request.webhook_url)
+                job.webhook.origin = webhook_origin(request.webhook_url)
+            if origin is not None:
+                continue_from, wrong = origin.continuation(request.continue_from, given[0], spec, options)
+                named = {violation.field for violation in violations}
+                violations += [violation for violation in wrong if violation.field not in named]
+                job.continue_from.CopyFrom(continue_from)
+            if violations:
+                raise InvalidSpec(violations)
             return job
 
         gpu_count, has_gpus = self._workflow.gpu_count, self._runtime.cluster.gpu_count > 0

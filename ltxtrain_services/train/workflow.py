@@ -1,6 +1,7 @@
 """A job from its spec to its LoRA: prepare, queue, train, publish. Every step can run twice."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
@@ -19,13 +20,21 @@ from ltxtrain_services.runtime.trainer_errors import api_error, translated
 from ltxtrain_services.runtime.upstream import errors_passed_on
 from ltxtrain_services.runtime.work import Attempt, Ending, Retryable
 from ltxtrain_services.train.actors import AuditActor, Remote
-from ltxtrain_services.train.artifacts import artifacts, latest_checkpoint, publish_training_set, record
+from ltxtrain_services.train.artifacts import (
+    artifacts,
+    drop_states,
+    latest_checkpoint,
+    publish_training_set,
+    record,
+    short_name,
+)
+from ltxtrain_services.train.continuation import take_over
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.job_plan import Prepared
 from ltxtrain_services.train.prepare import Preparation, enter_stage
 from ltxtrain_services.train.publication import Published, lora_audit, publish_papers
 from ltxtrain_services.train.queue import GpuQueue
-from ltxtrain_services.train.recorder import TrainingResult
+from ltxtrain_services.train.recorder import REQUESTED, TrainingResult
 from ltxtrain_services.train.training import Training
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_trainer.errors import TrainerError
@@ -38,6 +47,7 @@ class TrainWorkflow:
     def __init__(self, runtime: Runtime, upstream: Upstream, estimator: Estimator) -> None:
         self._runtime = runtime
         self._upstream = upstream
+        self._estimator = estimator
         self._training = Training(runtime, estimator.observe)
         self._queue = GpuQueue(runtime.cluster.gpu_count or runtime.settings.cpu_trainers)
 
@@ -46,10 +56,17 @@ class TrainWorkflow:
         """GPUs that a job can have at most; on a cluster without any, trainers on its CPUs."""
         return self._queue.capacity
 
+    async def deliver(self, name: str) -> None:
+        """Tell a training, if it runs now, what its job says is asked of it."""
+        await self._training.deliver(name)
+
     async def run(self, attempt: Attempt[Job]) -> Ending[Job]:
+        await take_over(self._runtime.objects, attempt)
         job = await attempt.get()
         with self._queue.place(job.name, job.lifecycle.create_time.ToNanoseconds()) as place:
+            begun = time.monotonic()
             prepared = await self._prepare(attempt)
+            self._estimator.observe_preparation(time.monotonic() - begun)
             workers = _worker_count(job, self._queue.capacity)
             async with place.turn(workers) as positions:
                 await _wait(attempt, positions)
@@ -73,10 +90,13 @@ class TrainWorkflow:
         cancelling = (await attempt.get()).lifecycle.state == State.STATE_CANCELLING
         state = State.STATE_CANCELLED if cancelling else State.STATE_FAILED
         papers = await self._papers(attempt, state, audit)
+        await drop_states(self._runtime.objects, attempt, keep_last=True)
+        stored = await artifacts(attempt)
 
         def ending(edit: Edit[Job]) -> None:
             edit.body.ClearField("queue_position")
             record(edit, papers.artifacts)
+            close(edit, [*stored, *papers.artifacts])
             if fault is not None:
                 edit.add_event(Event(stage=Stage.STAGE_PUBLISH, warning=api_error(fault).status()))
             if papers.artifacts or lora is not None:
@@ -100,12 +120,15 @@ class TrainWorkflow:
     async def _publish(self, attempt: Attempt[Job], result: TrainingResult) -> Ending[Job]:
         papers = await self._papers(attempt, State.STATE_SUCCEEDED, result.audit, result.artifacts)
         made = [*result.artifacts, *papers.artifacts]
-        shared = [item for item in await artifacts(attempt) if item.kind == Artifact.KIND_DEBUG_DATASET]
+        await drop_states(self._runtime.objects, attempt, keep_last=self._runtime.settings.keep_optimizer_state)
+        stored = await artifacts(attempt)
+        shared = [item for item in stored if item.kind == Artifact.KIND_DEBUG_DATASET]
         job = await attempt.get()
-        units = billable_units(job.effective_spec.extend_prefix.number_of_steps)
+        units = billable_units(job.effective_spec.extend_prefix.number_of_steps - job.continue_from.billed_steps)
 
         def ending(edit: Edit[Job]) -> None:
             record(edit, made)
+            close(edit, [*stored, *made])
             edit.body.output.CopyFrom(job_output([*made, *shared], result.audit))
             summarize(edit, papers)
             edit.body.billable_units = units
@@ -159,6 +182,13 @@ class TrainWorkflow:
             raise Retryable(str(error)) from error
         finally:
             kill(actor)
+
+
+def close(edit: Edit[Job], stored: Sequence[Artifact]) -> None:
+    """Nothing more can be asked of a job that ends; its bytes in the store are counted, a name once."""
+    for field in REQUESTED.values():
+        edit.body.ClearField(field)
+    edit.body.stored_bytes = sum({short_name(item): item.blob.size_bytes for item in stored}.values())
 
 
 def summarize(edit: Edit[Job], papers: Published) -> None:

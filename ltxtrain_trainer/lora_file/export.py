@@ -13,10 +13,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ltxtrain_trainer.errors import CheckpointMismatch
 from ltxtrain_trainer.training.lora import is_video_module
 from ltxtrain_trainer.training.settings import TRAINING_TYPE, TrainSettings
 
 PREFIX = "diffusion_model."
+# Of the model specification (https://github.com/Stability-AI/ModelSpec), by the name that SwarmUI gives LTX 2.3.
+ARCHITECTURE = "lightricks-ltx-video-2-3/lora"
 
 
 def lora_tensors(adapter: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -40,8 +43,21 @@ def module_of(key: str) -> str:
 def lora_metadata(
     *, base_model: str, revision: str, trigger_phrase: str, settings: TrainSettings, step: int
 ) -> dict[str, str]:
-    """Metadata of the file; step is the one after which it was taken."""
+    """Metadata of the file; step is the one after which it was taken, base_model names no folder of this machine.
+
+    The modelspec keys are those that other programs' model lists read; a date is left out, since equal trainings have
+    equal bytes.
+    """
+    trigger = {"modelspec.trigger_phrase": trigger_phrase} if trigger_phrase else {}
     return {
+        **trigger,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": ARCHITECTURE,
+        "modelspec.implementation": "https://github.com/Lightricks/LTX-2",
+        "modelspec.title": f"{trigger_phrase or 'Video continuation'} (LTX 2.3, step {step})",
+        "modelspec.description": f"Continues a clip from its first {settings.conditioning_frames} frames.",
+        "modelspec.usage_hint": f"Keep the first {settings.conditioning_frames} frames clean, at strength 1.",
+        "modelspec.tags": f"{TRAINING_TYPE}, {'video and audio' if settings.with_audio else 'video'}",
         "format": "pt",
         "base_model": base_model,
         "base_model_revision": revision,
@@ -50,6 +66,14 @@ def lora_metadata(
         "step": str(step),
         "settings": json.dumps(settings.computed_with(), sort_keys=True),
     }
+
+
+def read_lora(path: Path) -> dict[str, Tensor]:
+    """The adapter's tensors of a file, bfloat16 by their names in the model. Raises CheckpointMismatch."""
+    try:
+        return {key.removeprefix(PREFIX): tensor for key, tensor in safetensors.torch.load_file(path).items()}
+    except safetensors.SafetensorError as error:
+        raise CheckpointMismatch(f"{path.name} is not a LoRA: {error}") from error
 
 
 def write_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:

@@ -12,10 +12,6 @@ from ltxtrain_trainer.errors import DeviceMemoryExhausted, DeviceUnusable
 # Texts of errors that are not torch.OutOfMemoryError and mean the same: of the driver, and of libraries beneath.
 OUT_OF_MEMORY_MARKS = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "NVML_SUCCESS == r")
 
-# Above this many weights a model is not taken to a CPU without being asked: 19 billion are 71 GiB in float32 there,
-# and minutes a step.
-MAX_CPU_WEIGHTS = 2 * 10**9
-
 
 def device_of(gpu_expected: bool) -> torch.device:
     """The GPU when one is assigned to this process, else the CPU. Raises DeviceUnusable when torch cannot use it."""

@@ -99,6 +99,11 @@ class ModelFolder:
     digests: dict[str, str]  # sha256 by component, and of "original" where there is one
     original: Path | None = None  # the single file with the transformer and the connectors
 
+    @property
+    def public_name(self) -> str:
+        """The reference without folders of this machine, for files that are shared; the revision tells the bytes."""
+        return public_name(self.reference, self.revision)
+
     def config(self, component: str) -> dict[str, Any]:
         return read_json(self.path / component / COMPONENTS[component].config)
 
@@ -110,6 +115,14 @@ class ModelFolder:
     @property
     def layer_count(self) -> int:
         return int(self.config("transformer")["num_layers"])
+
+
+def public_name(reference: str, revision: str) -> str:
+    """A reference without its folders: "ltx-2.3" for a folder, and "a/repository#ltx.safetensors" as it is."""
+    base, mark, file = reference.partition("#")
+    if revision.startswith("sha256:"):  # a folder's; a repository's is its commit
+        base = Path(base).expanduser().resolve().name
+    return base + mark + Path(file).name
 
 
 @readable()
@@ -145,6 +158,15 @@ def resolve_model(
     if revision is not None and found != revision and (original is not None or not from_hub):
         raise ModelUnavailable(f"{reference} holds revision {found}, not the {revision} that was asked for.")
     return ModelFolder(path=folder, reference=reference, revision=found, digests=digests, original=original)
+
+
+def transformer_config(reference: str) -> dict[str, Any]:
+    """The transformer's config.json of a folder on this machine; empty for a repository, and where there is none."""
+    folder = Path(reference.partition("#")[0]).expanduser() / "transformer"
+    try:
+        return read_json(folder / COMPONENTS["transformer"].config)
+    except (ModelUnavailable, OSError):
+        return {}
 
 
 def _snapshot(repo: str, revision: str | None, components: Collection[str], skip: Collection[str]) -> Path:

@@ -11,6 +11,7 @@ from ltxtrain_trainer.errors import CheckpointMismatch, DeviceUnusable
 from ltxtrain_trainer.geometry import latent_frames
 from ltxtrain_trainer.memory_plan import (
     LADDER,
+    MAX_CPU_WEIGHTS,
     Load,
     MemoryPlan,
     ModelSize,
@@ -19,7 +20,7 @@ from ltxtrain_trainer.memory_plan import (
     plan_for,
     remedy,
 )
-from ltxtrain_trainer.model.device import MAX_CPU_WEIGHTS, free_bytes, host_free_bytes, memory_for
+from ltxtrain_trainer.model.device import free_bytes, host_free_bytes, memory_for
 from ltxtrain_trainer.model.folder import ModelFolder
 from ltxtrain_trainer.model.precision import Precision, is_available
 from ltxtrain_trainer.plan import JobPlan, PreviewSettings

@@ -53,9 +53,9 @@ class Fitted:
             assert self.ended[key].state == "SUCCEEDED", self.ended[key].training_set.lifecycle.error
             assert len(self.ended[key].samples) == len(alike)
         # Nothing is skipped and nothing is split: samples are in the order of the lines.
-        places = [line.path for line in self.ended[key].lines]
+        places = [line.path for line in self.ended[key].clip_lines]
         place = places.index(media(case).name)
-        return self.ended[key].samples[place], self.ended[key].lines[place]
+        return self.ended[key].samples[place], self.ended[key].clip_lines[place]
 
     @staticmethod
     def _key(case: dict[str, Any]) -> tuple[bool, bool]:
@@ -162,7 +162,7 @@ async def test_scenes(case: dict[str, Any], preprocess: Preprocess) -> None:
         clip = await preprocess.fetch_clip(sample.clip_preview)
         assert [cards.number(picture) for picture in clip.frames] == list(range(start, start + 25))
     if len(scenes) > 1:
-        parent, *lines = ended.lines
+        parent, *lines = ended.clip_lines
         assert ended.reasons(parent.path) == ["SPLIT"]
         assert [cut.frame for cut in parent.numbers.scene_cuts] == [start for start, _ in scenes[1:]]
         assert all(cut.score > 0 for cut in parent.numbers.scene_cuts)

@@ -156,6 +156,8 @@ class FarSide(
     async def CreateJob(self, request: train_pb2.CreateJobRequest, context: Context) -> train_pb2.CreateJobResponse:
         await self._enter("CreateJob", request, context)
         job = train_pb2.Job(spec=request.spec, effective_spec=request.spec, options=request.options)
+        if request.HasField("continue_from"):
+            job.continue_from.CopyFrom(request.continue_from)
         if not request.validate_only:
             job.name = f"jobs/{uuid.uuid4().hex}"
             job.lifecycle.state = State.STATE_PENDING
@@ -187,6 +189,25 @@ class FarSide(
         self.events.append(Event(lifecycle=Lifecycle(state=State.STATE_CANCELLED)))
         return train_pb2.CancelJobResponse(job=job)
 
+    async def RetryJob(self, request: train_pb2.RetryJobRequest, context: Context) -> train_pb2.RetryJobResponse:
+        await self._enter("RetryJob", request, context)
+        origin = train_pb2.ContinueFrom(source=request.name, step=self.jobs[request.name].checkpoint_step)
+        job = train_pb2.Job(name=f"{request.name}again", continue_from=origin)
+        job.lifecycle.state = State.STATE_PENDING
+        return train_pb2.RetryJobResponse(job=self.jobs.setdefault(job.name, job))
+
+    async def CheckpointJob(
+        self, request: train_pb2.CheckpointJobRequest, context: Context
+    ) -> train_pb2.CheckpointJobResponse:
+        await self._enter("CheckpointJob", request, context)
+        self.jobs[request.name].checkpoint_requested = True
+        return train_pb2.CheckpointJobResponse(job=self.jobs[request.name])
+
+    async def PreviewJob(self, request: train_pb2.PreviewJobRequest, context: Context) -> train_pb2.PreviewJobResponse:
+        await self._enter("PreviewJob", request, context)
+        self.jobs[request.name].preview_requested = True
+        return train_pb2.PreviewJobResponse(job=self.jobs[request.name])
+
     async def DeleteJob(self, request: train_pb2.DeleteJobRequest, context: Context) -> train_pb2.DeleteJobResponse:
         await self._enter("DeleteJob", request, context)
         del self.jobs[request.name]
@@ -217,6 +238,10 @@ class FarSide(
         self, request: train_pb2.GetArtifactRequest, context: Context
     ) -> train_pb2.GetArtifactResponse:
         await self._enter("GetArtifact", request, context)
+        if request.name not in self.artifacts:
+            await context.abort_with_status(
+                rpc_status.to_status(status(grpc.StatusCode.NOT_FOUND, "no such artifact", "RESOURCE_NOT_FOUND"))
+            )
         artifact = self.artifacts[request.name]
         return train_pb2.GetArtifactResponse(artifact=artifact, download_url=f"{self.store}/{artifact.blob.key}?secret")
 

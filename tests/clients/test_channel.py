@@ -163,7 +163,7 @@ def test_every_unary_call_has_ten_seconds_and_no_watch_has_any() -> None:
     config = json.loads(service_config())["methodConfig"]
     repeatable, once = ({name["method"] for name in entry["name"]} for entry in config)
     assert {entry["timeout"] for entry in config} == {"10.0s"}
-    assert once == {"DeleteDataset", "DeleteTrainingSet", "DeleteJob"}
+    assert once == {"DeleteDataset", "DeleteTrainingSet", "DeleteJob", "CheckpointJob", "PreviewJob"}
     assert {
         "CreateUpload",
         "CompleteUpload",

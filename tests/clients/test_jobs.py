@@ -6,7 +6,7 @@ import grpc
 import pytest
 from google.type.money_pb2 import Money
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.train_pb2 import ContinueFrom, ContinueMode, Job
 from ltxtrain.v1.work_pb2 import ClipNumbers, Lifecycle, Outcome, Progress, ReportLine, ReportReason, Stage, State
 from ltxtrain_client.cli.fetch import folder_of
 
@@ -98,6 +98,31 @@ async def test_a_job_is_shown_with_all_that_it_left(far: FarSide, store: ObjectH
     assert any("100 billable units (0.62 USD)" in row for row in rows)
     document = json.loads((await ltxtrain("job", JOB, "--json")).stdout)
     assert [item["blob"]["size_bytes"] for item in document["artifacts"]] == [1500, 7, 2, 3]
+
+
+async def test_a_job_is_continued_from_the_command_line(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    done = await ltxtrain("submit", "--continue-from", "1", "--set", "number_of_steps=400")
+    [request] = far.requests("CreateJob")
+    assert request.continue_from == ContinueFrom(source=JOB, mode=ContinueMode.CONTINUE_MODE_EXACT)
+    assert (request.spec.extend_prefix.number_of_steps, request.spec.extend_prefix.HasField("rank")) == (400, False)
+    assert "jobs/1 from its beginning" in (await ltxtrain("job", done.stdout.strip())).stdout
+    await ltxtrain("submit", "--continue-from", f"{JOB}/artifacts/lora.safetensors", "--weights")
+    origin = far.requests("CreateJob")[-1].continue_from
+    assert origin.source == f"{JOB}/artifacts/lora.safetensors"
+    assert origin.mode == ContinueMode.CONTINUE_MODE_WEIGHTS
+    for wrong in (("--weights", "--set", "rank=8"), ("--continue-from", "1", "--like", "1")):
+        assert "--continue-from" in (await ltxtrain("submit", *wrong, code=2)).stderr
+    assert "not a job" in (await ltxtrain("submit", "--continue-from", "datasets/1", code=2)).stderr
+
+
+async def test_retry_checkpoint_and_preview(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    add_job(far, State.STATE_CANCELLED).checkpoint_step = 22
+    assert (await ltxtrain("retry", "1")).stdout == "jobs/1again pending, from step 22\n"
+    document = json.loads((await ltxtrain("retry", "1", "--json")).stdout)
+    assert document["job"]["continue_from"]["source"] == JOB
+    assert (await ltxtrain("checkpoint", "1")).stdout == "jobs/1: a checkpoint after the present step\n"
+    assert (await ltxtrain("preview", JOB)).stdout == "jobs/1: previews after the present step\n"
+    assert "a checkpoint and previews" in (await ltxtrain("job", "1")).stdout
 
 
 async def test_cancel_and_delete(far: FarSide, ltxtrain: Ltxtrain) -> None:

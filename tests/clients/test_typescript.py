@@ -170,6 +170,25 @@ async def test_what_is_no_sheet_is_never_sent(
 
 
 @needs_node
+async def test_all_faults_of_a_sheet_are_told_at_once(far: FarSide, program: Path, tmp_path: Path) -> None:
+    text = '{"rankk": 1, "rank": "a few", "aspect_ratio": "4:3", "number_of_steps": 100, "options": {"optimizer": "x"}}'
+    ended = await run(program, far, "submit", sheet(tmp_path, text))
+    assert (ended.code, far.calls) == (2, [])
+    told = ended.err.splitlines()
+    assert told[0] == "The sheet is invalid:" and len(told) == 5
+    for line, says in zip(told[1:], ("rankk", "rank", "aspect_ratio", "options.optimizer"), strict=True):
+        assert says in line
+
+
+@needs_node
+async def test_help_is_there(far: FarSide, program: Path) -> None:
+    for flag in ("--help", "-h"):
+        ended = await run(program, far, flag)
+        assert (ended.code, ended.err) == (0, "")
+        assert "--validation" in ended.out and "Exit codes" in ended.out
+
+
+@needs_node
 async def test_files_are_uploaded_and_results_downloaded(
     far: FarSide, store: ObjectHost, program: Path, tmp_path: Path
 ) -> None:
@@ -203,14 +222,15 @@ async def test_a_large_file_goes_up_in_parts_and_each_part_once(
     far: FarSide, store: ObjectHost, program: Path, tmp_path: Path
 ) -> None:
     """Whatever was stored before a failure, in this run or an earlier one, is not sent again."""
-    far.part_bytes = 8 << 20
+    far.part_bytes = 64 << 10
+    above = {"LTXTRAIN_MULTIPART_ABOVE_BYTES": str(8 * far.part_bytes)}
     clips = tmp_path / "clips.zip"
     with clips.open("wb") as file:
         for number in range(9):
-            file.write(LORA[number:].ljust(8 << 20, bytes([number])))
+            file.write(bytes([number]) * far.part_bytes)
         file.write(b"the rest")
     store.faults.extend([Fault(), Fault(status=503), Fault(), Fault(status=403)])
-    ended = await run(program, far, "submit", sheet(tmp_path), "--data", clips)
+    ended = await run(program, far, "submit", sheet(tmp_path), "--data", clips, **above)
     assert ended.code == 0, ended.err
     (created,) = [request for request in far.requests("CreateJob") if not request.validate_only]
     name = created.spec.extend_prefix.training_data_url.removeprefix("upload:")
@@ -219,7 +239,7 @@ async def test_a_large_file_goes_up_in_parts_and_each_part_once(
     sent = [path.rpartition("/")[2] for method, path, _ in store.requests if method == "PUT"]
     assert len(sent) == 10 + 2 and len(set(sent)) == 10
     # The same file again is there already.
-    again = await run(program, far, "submit", sheet(tmp_path), "--data", clips)
+    again = await run(program, far, "submit", sheet(tmp_path), "--data", clips, **above)
     assert again.code == 0 and sum(method == "PUT" for method, _, _ in store.requests) == len(sent)
     assert "secret" not in ended.err + again.err
 

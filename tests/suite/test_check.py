@@ -218,10 +218,18 @@ async def test_a_job_that_fails_has_its_contact_sheet(clients: Clients, dataset:
 
 
 async def test_no_words_at_all_is_the_headline(ltxtrain: Ltxtrain, phone: Path, sheet: Path, tmp_path: Path) -> None:
-    done = await ltxtrain("check", phone / "b.mp4", sheet, "--out", tmp_path)
+    long = json.loads(sheet.read_text()) | {"resolution": "medium", "options": {"batch_size": 8}}
+    del long["number_of_steps"]
+    (tmp_path / "long.json").write_text(json.dumps(long))
+    done = await ltxtrain("check", phone / "b.mp4", tmp_path / "long.json", "--out", tmp_path)
     lines = [line for line in done.stdout.splitlines() if line]
-    assert lines[1].startswith("WARNING: No clip has a caption and there is no trigger phrase")
+    before, headline, report = done.stdout.partition("WARNING: No clip has a caption and there is no trigger phrase")
+    assert headline and "b.mp4" not in before and "b.mp4" in report
     assert done.stdout.count("no words would call the LoRA") == 1
+    # 2000 steps take long on a CPU, which is told, and the last command is one that does not.
+    assert any("on the CPU: this suite has no GPU" in line for line in lines)
+    assert "To start the job on this data (" in lines[-2]
+    assert "To try it out without a GPU (" in lines[-1] and "--set number_of_steps=100 --watch" in lines[-1]
 
 
 async def test_a_job_like_another(ltxtrain: Ltxtrain, dataset: str, sheet: Path) -> None:

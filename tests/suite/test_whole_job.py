@@ -230,4 +230,5 @@ async def test_artifacts_are_listed_with_their_kinds(clients: Clients, job: Job)
         Artifact.KIND_METRICS,
         Artifact.KIND_JOB_PAGE,
         Artifact.KIND_CONTACT_SHEET,
+        Artifact.KIND_COMFYUI_WORKFLOW,
     }

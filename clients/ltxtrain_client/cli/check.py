@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from ltxtrain.v1.train_pb2 import EstimateJobResponse
 
 from ltxtrain_client.as_json import as_json, error_as_json
 from ltxtrain_client.channel import ClientSettings
@@ -19,6 +20,7 @@ from ltxtrain_client.cli.sheet_file import STDIN, Settings
 from ltxtrain_client.cli.submit import estimate_lines, read_filled
 from ltxtrain_client.event_text import describe_error
 from ltxtrain_client.progress import make_view, print_json
+from ltxtrain_client.quantities import duration_text
 from ltxtrain_client.sheet import Sheet
 from ltxtrain_client.suite import Suite, open_suite
 from ltxtrain_client.view import View
@@ -54,10 +56,14 @@ def check(
     filled = run(read_filled(client, sheet, settings or [], given.announce))
     found, page = run(_check(client, filled, given, out, view))
     again = _submit_command(client, sheet, settings or [], found)
-    if json_lines:
-        print_json(_as_json(found, page, again))
+    if found.trial is not None:
+        trial = _submit_command(client, sheet, [*(settings or []), *found.trial.settings], found)
     else:
-        _print(found, page, again)
+        trial = None
+    if json_lines:
+        print_json(_as_json(found, page, again, trial))
+    else:
+        _print(found, page, again, trial)
     if show and page is not None:
         webbrowser.open(page.resolve().as_uri())
     if found.error is not None:
@@ -91,7 +97,7 @@ def _submit_command(client: ClientSettings, sheet: Path | None, settings: Sequen
     return command_line(client, "submit", *sheets, "--data", found.dataset.name, *changes, "--watch")
 
 
-def _print(found: DataCheck, page: Path | None, again: str) -> None:
+def _print(found: DataCheck, page: Path | None, again: str, trial: str | None) -> None:
     print()
     lines = {found.dataset.name: [*found.dataset_report]}
     if found.validation_dataset is not None:
@@ -106,12 +112,29 @@ def _print(found: DataCheck, page: Path | None, again: str) -> None:
     if page is not None:
         print(f"Contact sheet: {page}")
     if found.error is None:
-        print(f"To start the job on this data: {again}", flush=True)
+        _print_next(found, again, trial)
     else:
-        print(f"This data cannot be trained on: {describe_error(found.error)}", file=sys.stderr)
+        # The report above names the clips.
+        reason, *_ = describe_error(found.error).splitlines()
+        print(f"This data cannot be trained on: {reason}", file=sys.stderr)
 
 
-def _as_json(found: DataCheck, page: Path | None, again: str) -> dict[str, object]:
+def _print_next(found: DataCheck, again: str, trial: str | None) -> None:
+    """The commands to go on with; on a CPU each with its time, and last the one that ends soon."""
+    slow = found.estimate is not None and found.estimate.on_cpu
+    print(f"To start the job on this data{_time(found.estimate) if slow else ''}: {again}")
+    if found.trial is not None:
+        print(f"To try it out without a GPU{_time(found.trial.estimate)}: {trial}")
+    sys.stdout.flush()
+
+
+def _time(estimate: EstimateJobResponse | None) -> str:
+    if estimate is None:
+        return ""
+    return f" ({duration_text(estimate.seconds_low)} to {duration_text(estimate.seconds_high)})"
+
+
+def _as_json(found: DataCheck, page: Path | None, again: str, trial: str | None) -> dict[str, object]:
     parts = {
         "dataset": found.dataset,
         "validation_dataset": found.validation_dataset,
@@ -129,4 +152,5 @@ def _as_json(found: DataCheck, page: Path | None, again: str) -> dict[str, objec
         "error": None if found.error is None else error_as_json(found.error),
         "contact_sheet": None if page is None else str(page),
         "submit": again if found.error is None else None,
+        "submit_trial": trial,
     }

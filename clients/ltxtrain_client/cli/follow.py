@@ -1,7 +1,9 @@
 """`ltxtrain watch`: show progress until the work ends; Ctrl-C asks whether to cancel it."""
 
+import asyncio
 import sys
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,17 +19,36 @@ from ltxtrain_client.cli.fetch import fetch_files, left_behind, what_cancelling_
 from ltxtrain_client.cli.resources import Resource, cancel_resource, get_resource, resource_name, watch_resource
 from ltxtrain_client.cli.session import Exit, Json, command_line, note, run, run_interruptible, settings_of
 from ltxtrain_client.event_text import state_word, title
+from ltxtrain_client.export import Exporter, run_info
 from ltxtrain_client.progress import make_view, print_json
 from ltxtrain_client.quantities import duration_text, price_text
-from ltxtrain_client.suite import open_suite
+from ltxtrain_client.suite import Suite, open_suite
+from ltxtrain_client.trackers import TrackerName, open_tracker
 from ltxtrain_client.view import View
 from ltxtrain_client.watch import Pace
 
+RUNS = Path("runs")
 PATIENCE_SECONDS = 300.0
 Patience = Annotated[
     float, typer.Option(help="Stop watching after this many seconds without a message; the work goes on.")
 ]
 _EXITS = {State.STATE_SUCCEEDED: Exit.SUCCEEDED, State.STATE_CANCELLED: Exit.CANCELLED}
+
+
+@dataclass(frozen=True)
+class Export:
+    """Trackers that a job is also written to."""
+
+    trackers: Sequence[TrackerName]
+    folder: Path
+
+    def words(self) -> list[object]:
+        """Options that ask for it."""
+        words: list[object] = [word for name in self.trackers for word in ("--to", name.value)]
+        return words + (["--runs", self.folder] if words and self.folder != RUNS else [])
+
+
+NO_EXPORT = Export((), RUNS)
 
 
 @dataclass
@@ -45,11 +66,19 @@ def watch(
     ],
     after: Annotated[int, typer.Option(help="Show events after this sequence; 0 shows all.", min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="Then download a job's results here.", file_okay=False)] = None,
+    to: Annotated[
+        list[TrackerName] | None,
+        typer.Option(help="Also write a job's losses, measurements and previews to this experiment tracker."),
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of what trackers write on this machine.", file_okay=False)] = RUNS,
     patience: Patience = PATIENCE_SECONDS,
     json_lines: Json = False,
 ) -> None:
     """Show progress until the work ends. Leaving cancels nothing."""
     view = make_view(json_lines=json_lines)
+    export = Export(list(dict.fromkeys(to or ())), runs)
+    if export.trackers and not resource_name(name).startswith("jobs/"):
+        raise typer.BadParameter("--to is for jobs: datasets and training sets have no losses and previews")
     raise typer.Exit(
         follow_to_end(
             settings_of(context),
@@ -57,6 +86,7 @@ def watch(
             view,
             after_sequence=after,
             out=out,
+            export=export,
             json_lines=json_lines,
             patience_seconds=patience,
         )
@@ -70,6 +100,7 @@ def follow_to_end(
     *,
     after_sequence: int = 0,
     out: Path | None,
+    export: Export = NO_EXPORT,
     json_lines: bool,
     patience_seconds: float,
 ) -> Exit:
@@ -77,6 +108,7 @@ def follow_to_end(
     cursor = Cursor(after_sequence)
     pace = Pace(patience_seconds=patience_seconds)
     kept = [] if out is None else ["--out", out]
+    kept += export.words()
     kept += [] if patience_seconds == PATIENCE_SECONDS else ["--patience", f"{patience_seconds:g}"]
     kept += ["--json"] if json_lines else []
 
@@ -88,7 +120,7 @@ def follow_to_end(
 
     while True:
         try:
-            ended = run_interruptible(_follow(settings, name, view, cursor, pace))
+            ended = run_interruptible(_follow(settings, name, view, cursor, pace, export))
         except KeyboardInterrupt:
             choice = _asked(name)
             if choice == "leave":
@@ -109,14 +141,34 @@ def follow_to_end(
             return _EXITS.get(ended.lifecycle.state, Exit.FAILED)
 
 
-async def _follow(settings: ClientSettings, name: str, view: View, cursor: Cursor, pace: Pace) -> Resource:
-    async with open_suite(settings) as suite:
+async def _follow(
+    settings: ClientSettings, name: str, view: View, cursor: Cursor, pace: Pace, export: Export
+) -> Resource:
+    async with open_suite(settings) as suite, AsyncExitStack() as stack:
+        exporters = [
+            await stack.enter_async_context(_exporter(suite, name, tracker, export.folder, fresh=not cursor.sequence))
+            for tracker in export.trackers
+        ]
         with view:
             async with aclosing(watch_resource(suite, name, cursor.sequence, pace)) as events:
                 async for sequence, event in events:
                     view.show(sequence, event)
+                    for exporter in exporters:
+                        await exporter.show(sequence, event)
                     cursor.sequence = sequence
         return await get_resource(suite, name)
+
+
+@asynccontextmanager
+async def _exporter(
+    suite: Suite, name: str, tracker: TrackerName, folder: Path, *, fresh: bool
+) -> AsyncIterator[Exporter]:
+    run = run_info(await suite.train.get_job(name))
+    exporter = Exporter(suite.train, await asyncio.to_thread(open_tracker, tracker, run, folder, fresh=fresh))
+    try:
+        yield exporter
+    finally:
+        await exporter.close()
 
 
 async def _fetch(settings: ClientSettings, job: Job, out: Path, view: View) -> None:

@@ -1,5 +1,6 @@
 """Help pages and the version."""
 
+from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
@@ -7,6 +8,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 DISTRIBUTION = "ltxtrain"
+# The same client without the server's files.
+CLIENT_ALONE = "ltxtrain-client"
 # Typer bundles click in newer versions and imports it in older ones: no common type.
 _Parameter = Any
 
@@ -33,10 +36,10 @@ def _shown(parameter: _Parameter) -> _Parameter:
 
 def own_version() -> str:
     """Version of the installed distribution."""
-    try:
-        return metadata.version(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return "run from a folder"
+    for name in (DISTRIBUTION, CLIENT_ALONE):
+        with suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return "run from a folder"
 
 
 def print_version(wanted: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.train_pb2 import ContinueMode, Job
 from ltxtrain.v1.work_pb2 import Stage, State
 
 from ltxtrain_client.as_json import as_json
@@ -122,6 +122,9 @@ def job(
             ("started", time_text(lifecycle.start_time)),
             ("ended", time_text(lifecycle.end_time)),
             ("checkpoint", f"step {item.checkpoint_step}" if item.checkpoint_step else ""),
+            ("continues", _origin(item)),
+            ("asked for", " and ".join(_asked(item))),
+            ("stored", size_text(item.stored_bytes) if item.stored_bytes else ""),
             ("dataset", item.dataset),
             ("validation", item.validation_dataset),
             ("samples", item.training_set),
@@ -156,7 +159,7 @@ async def _get(settings: ClientSettings, name: str) -> tuple[Job, list[Artifact]
 
 
 def cancel(context: typer.Context, name: Name, json_lines: Json = False) -> None:
-    """Cancel a job, dataset or training set. A job keeps the LoRA of its last checkpoint."""
+    """Cancel a job, dataset or training set. A job keeps the LoRA of the step that it was at."""
 
     async def work() -> None:
         async with open_suite(settings_of(context)) as suite:
@@ -192,6 +195,18 @@ def delete(
         print_json({"deleted": full_name})
     else:
         print(f"{full_name} deleted")
+
+
+def _origin(item: Job) -> str:
+    origin = item.continue_from
+    if origin.mode == ContinueMode.CONTINUE_MODE_WEIGHTS:
+        return f"the weights of {origin.source}"
+    return f"{origin.source} from {f'step {origin.step}' if origin.step else 'its beginning'}" if origin.source else ""
+
+
+def _asked(item: Job) -> list[str]:
+    flags = {"a checkpoint": item.checkpoint_requested, "previews": item.preview_requested}
+    return [what for what, asked in flags.items() if asked]
 
 
 def _where(item: Job) -> str:

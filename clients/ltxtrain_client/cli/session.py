@@ -17,6 +17,7 @@ from ltxtrain_client.errors import (
     CallError,
     DeadlineExceeded,
     InvalidArgument,
+    LibraryMissing,
     SettingsInvalid,
     TransferFailed,
     Unavailable,
@@ -76,7 +77,7 @@ def run_interruptible(work: Coroutine[Any, Any, T]) -> T:
     except SheetInvalid as error:
         problems = [f"  {problem}" for problem in error.problems]
         raise fail(Exit.INVALID, "The sheet is invalid:", *problems, details=_sheet_details(error)) from None
-    except (SettingsInvalid, DataInvalid) as error:
+    except (SettingsInvalid, DataInvalid, LibraryMissing) as error:
         raise fail(Exit.INVALID, str(error)) from None
     except TransferFailed as error:
         raise fail(Exit.UNREACHABLE, str(error)) from None

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import typer
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.train_pb2 import BasePrecision, EstimateJobResponse, Job
+from ltxtrain.v1.train_pb2 import BasePrecision, ContinueFrom, EstimateJobResponse, Job
 
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.completion import job_names
+from ltxtrain_client.cli.continuing import Source, Weights, continuation
 from ltxtrain_client.cli.data import Data, Validation, read_data
 from ltxtrain_client.cli.faults import joined, with_hints, without_faults_of
 from ltxtrain_client.cli.follow import PATIENCE_SECONDS, Patience, follow_to_end
@@ -20,8 +21,9 @@ from ltxtrain_client.cli.sheet_file import Settings, SheetFile, read_sheet
 from ltxtrain_client.cli.show import indented
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import CallError, InvalidArgument
+from ltxtrain_client.event_text import time_text
 from ltxtrain_client.progress import make_view, print_json
-from ltxtrain_client.quantities import duration_text, price_text, size_text
+from ltxtrain_client.quantities import price_text, size_text
 from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet, sheet_of_job
 from ltxtrain_client.sheet_files import SheetFiles, stand_in
 from ltxtrain_client.suite import open_suite
@@ -41,6 +43,8 @@ def submit(
             autocompletion=job_names,
         ),
     ] = None,
+    continue_from: Source = None,
+    weights: Weights = False,
     settings: Settings = None,
     name: Annotated[str, typer.Option(help="Name for people; files are downloaded to a folder of it.")] = "",
     label: Annotated[
@@ -60,17 +64,21 @@ def submit(
     json_lines: Json = False,
 ) -> None:
     """Start a job from a parameter sheet."""
-    if sheet is None and not data and not settings and like is None:
+    origin = continuation(continue_from, weights)
+    if origin is not None and like is not None:
+        raise fail(Exit.INVALID, "Give --continue-from or --like, not both.")
+    if sheet is None and not data and not settings and like is None and origin is None:
         raise fail(Exit.INVALID, "Give a sheet, training data, or both: ltxtrain submit job.json --data clips.zip")
     client = settings_of(context)
     view = make_view(json_lines=json_lines)
     given = read_data(data or [], validation or [])
-    filled = run(read_filled(client, _base(client, sheet, like, data), settings or [], given.announce))
+    base = _base(client, sheet, like, data)
+    filled = run(read_filled(client, base, settings or [], given.announce, origin))
     if validate_only:
-        _show_checked(run(_validate(client, filled)), json_lines)
+        _show_checked(run(_validate(client, filled, origin)), json_lines)
         return
     labels = dict(_label(text) for text in label or [])
-    job = run(_submit(client, filled, given.files, request_id, view, name, labels))
+    job = run(_submit(client, filled, given.files, request_id, view, name, labels, origin))
     if json_lines:
         print_json({"job": as_json(job)})
     else:
@@ -118,6 +126,7 @@ async def read_filled(
     path: Path | dict[str, Any] | None,
     settings: Sequence[str],
     stand_for_files: Callable[[ExtendPrefixSpec], None],
+    origin: ContinueFrom | None = None,
 ) -> Sheet:
     """Read the sheet (a file, or the JSON itself) and put placeholders for files into it.
 
@@ -132,7 +141,7 @@ async def read_filled(
             raise
         try:
             stand_for_files(error.sheet.spec)
-            await _validate(client, error.sheet)
+            await _validate(client, error.sheet, origin)
         except InvalidArgument as more:
             raise joined(error, more) from None
         except (CallError, SheetInvalid):
@@ -140,9 +149,9 @@ async def read_filled(
         raise
 
 
-async def _validate(client: ClientSettings, sheet: Sheet) -> Job:
+async def _validate(client: ClientSettings, sheet: Sheet, origin: ContinueFrom | None) -> Job:
     async with open_suite(client) as suite:
-        return await with_hints(suite.train.validate(sheet.spec, sheet.options))
+        return await with_hints(suite.train.validate(sheet.spec, sheet.options, continue_from=origin))
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -158,17 +167,27 @@ async def _submit(
     view: View,
     name: str,
     labels: dict[str, str],
+    origin: ContinueFrom | None,
 ) -> Job:
     async with open_suite(client) as suite:
         if files.fields:
             # Before gigabytes are sent for nothing.
-            checked = suite.train.validate(sheet.spec, sheet.options, display_name=name, labels=labels)
+            checked = suite.train.validate(
+                sheet.spec, sheet.options, continue_from=origin, display_name=name, labels=labels
+            )
             await without_faults_of(files.fields, checked)
             if files.data is not None:
                 note(files.data.summary())
             with view:
                 await files.upload(suite.ingest, sheet.spec, view)
-        made = suite.train.submit(sheet.spec, sheet.options, display_name=name, labels=labels, request_id=request_id)
+        made = suite.train.submit(
+            sheet.spec,
+            sheet.options,
+            continue_from=origin,
+            display_name=name,
+            labels=labels,
+            request_id=request_id,
+        )
         return await with_hints(made)
 
 
@@ -187,8 +206,12 @@ def _show_checked(job: Job, json_lines: bool) -> None:
 
 def estimate_lines(answer: EstimateJobResponse) -> list[str]:
     lines = [
-        f"time      {duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}",
-        f"memory    {size_text(answer.peak_memory_bytes)} on each GPU",
+        "gpu       this suite has none, and its model needs one: what follows is said of a GPU"
+    ] * answer.gpu_missing
+    lines += [
+        f"time      {time_text(answer)}" + (" on the CPU: this suite has no GPU" if answer.on_cpu else ""),
+        f"memory    {size_text(answer.peak_memory_bytes)} "
+        + ("of the machine's memory" if answer.on_cpu else "on each GPU"),
         f"price     {price_text(answer.billable_units, answer.price)}",
         f"clip      {answer.tokens_per_clip} video tokens"
         + (f", {answer.audio_tokens_per_clip} audio tokens" if answer.audio_tokens_per_clip else ""),

@@ -14,7 +14,16 @@ import { watch } from "./watch.js";
 
 const USAGE = `usage:
   node dist/main.js submit SHEET.json [--data CLIPS.zip] [--validation CLIP]... [--watch] [--out DIR]
-  node dist/main.js watch JOB [--after SEQUENCE] [--out DIR]`;
+  node dist/main.js watch JOB [--after SEQUENCE] [--out DIR]
+
+  --data CLIPS.zip     training data to upload in place of the sheet's URL
+  --validation CLIP    opening clip to upload, once for each validation entry
+  --watch              follow the job until it ends
+  --after SEQUENCE     show events after this one
+  --out DIR            then download the results here
+
+LTXTRAIN_TRAIN, LTXTRAIN_INGEST, LTXTRAIN_TOKEN and LTXTRAIN_TLS_ROOT say where the services are; see README.md.
+Exit codes: 0 succeeded, 1 the job failed, 2 wrong usage or sheet, 3 cancelled, 4 unreachable, 5 refused.`;
 
 /** How the command ends, as the Python command line does. */
 const Exit = { SUCCEEDED: 0, FAILED: 1, INVALID: 2, CANCELLED: 3, UNREACHABLE: 4, REFUSED: 5 } as const;
@@ -26,6 +35,10 @@ class Usage extends Error {}
 
 async function main(suite: Suite): Promise<number> {
   const { positionals, values } = parseCommand();
+  if (values.help) {
+    console.log(USAGE);
+    return Exit.SUCCEEDED;
+  }
   const [command, subject] = positionals;
   if (subject === undefined || positionals.length > 2) throw new Usage("one sheet, or one job");
   if (command === "watch") {
@@ -52,6 +65,7 @@ function parseCommand() {
         watch: { type: "boolean", default: false },
         after: { type: "string", default: "0" },
         out: { type: "string" },
+        help: { type: "boolean", short: "h", default: false },
       },
     });
   } catch (error) {
@@ -92,7 +106,7 @@ function tell(error: unknown): number {
   if (!(error instanceof Error)) throw error;
   const foreseen = error instanceof SettingsInvalid || error instanceof SheetInvalid || "errno" in error;
   if (!foreseen && !(error instanceof TransferFailed)) throw error;
-  console.error(error instanceof SheetInvalid ? `The sheet is invalid: ${error.message}` : error.message);
+  console.error(error instanceof SheetInvalid ? `The sheet is invalid:\n${error.message}` : error.message);
   return error instanceof TransferFailed ? Exit.UNREACHABLE : Exit.INVALID;
 }
 

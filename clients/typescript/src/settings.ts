@@ -13,11 +13,15 @@ export interface Settings {
   readonly tlsRoot?: Buffer;
   readonly tlsCert?: Buffer;
   readonly tlsKey?: Buffer;
+  /** Larger files are sent in parts: in parallel, and after an interruption only what is missing. */
+  readonly multipartAboveBytes: number;
 }
+
+const MULTIPART_ABOVE_BYTES = 64 * 2 ** 20;
 
 /**
  * Settings from the variables that the Python client reads too: LTXTRAIN_TRAIN, _INGEST, _TOKEN (or _TOKEN_FILE),
- * _TLS_ROOT, _TLS_CERT, _TLS_KEY.
+ * _TLS_ROOT, _TLS_CERT, _TLS_KEY; and LTXTRAIN_MULTIPART_ABOVE_BYTES.
  */
 export function readSettings(environment: NodeJS.ProcessEnv): Settings {
   const read = (name: string): Buffer | undefined => {
@@ -30,6 +34,10 @@ export function readSettings(environment: NodeJS.ProcessEnv): Settings {
   if ((tlsCert === undefined) !== (tlsKey === undefined)) {
     throw new SettingsInvalid("LTXTRAIN_TLS_CERT and LTXTRAIN_TLS_KEY belong together: set both, or none.");
   }
+  const multipartAbove = environment["LTXTRAIN_MULTIPART_ABOVE_BYTES"] || String(MULTIPART_ABOVE_BYTES);
+  if (!/^\d+$/.test(multipartAbove)) {
+    throw new SettingsInvalid(`LTXTRAIN_MULTIPART_ABOVE_BYTES=${multipartAbove}: a whole number is needed.`);
+  }
   const token = read("LTXTRAIN_TOKEN_FILE")?.toString().trim() || environment["LTXTRAIN_TOKEN"];
   const secure = tlsRoot !== undefined || tlsCert !== undefined;
   const url = (name: string, usual: string): string => serviceUrl(environment[name] || usual, secure, token, name);
@@ -40,6 +48,7 @@ export function readSettings(environment: NodeJS.ProcessEnv): Settings {
     ...(tlsRoot && { tlsRoot }),
     ...(tlsCert && { tlsCert }),
     ...(tlsKey && { tlsKey }),
+    multipartAboveBytes: Number(multipartAbove),
   };
 }
 

@@ -1,10 +1,17 @@
-import { create, fromJson, type DescMessage, type JsonObject, type JsonValue } from "@bufbuild/protobuf";
+import { create, fromJson, type DescMessage, type JsonObject, type JsonValue, type MessageShape } from "@bufbuild/protobuf";
 import { ExtendPrefixSpecSchema, type ExtendPrefixSpec } from "./generated/ltxtrain/v1/extend_prefix_pb.js";
 import { JobOptionsSchema, type JobOptions } from "./generated/ltxtrain/v1/train_pb.js";
 import { words } from "./words.js";
 
-/** The text is not a sheet: not JSON, an unknown key, a value of the wrong type. Ranges are the server's to check. */
-export class SheetInvalid extends Error {}
+/** The text is not a sheet: not JSON, unknown keys, values of the wrong type; a line each. Ranges are the server's. */
+export class SheetInvalid extends Error {
+  readonly problems: readonly string[];
+
+  constructor(...problems: string[]) {
+    super(problems.map((problem) => `  ${problem}`).join("\n"));
+    this.problems = problems;
+  }
+}
 
 /** What is asked, and how it is to be run. */
 export interface Sheet {
@@ -15,16 +22,34 @@ export interface Sheet {
 /** The parameter sheet's JSON, word for word; what the sheet does not have is in an object "options". */
 export function parseSheet(text: string): Sheet {
   const { options, ...spec } = parseObject(text);
-  try {
-    return {
-      spec: fromJson(ExtendPrefixSpecSchema, withEnumNames(ExtendPrefixSpecSchema, spec)),
-      options: isObject(options)
-        ? fromJson(JobOptionsSchema, withEnumNames(JobOptionsSchema, options))
-        : create(JobOptionsSchema),
-    };
-  } catch (error) {
-    throw new SheetInvalid((error as Error).message);
+  const problems: string[] = [];
+  const sheet = {
+    spec: parse(ExtendPrefixSpecSchema, spec, "", problems),
+    options: isObject(options) ? parse(JobOptionsSchema, options, "options.", problems) : create(JobOptionsSchema),
+  };
+  if (problems.length > 0) throw new SheetInvalid(...problems);
+  return sheet;
+}
+
+/** The message of an object; each key that cannot be read is left out and told. */
+function parse<Desc extends DescMessage>(
+  type: Desc,
+  object: JsonObject,
+  place: string,
+  problems: string[],
+): MessageShape<Desc> {
+  const readable: JsonObject = {};
+  for (const [key, value] of Object.entries(object)) {
+    try {
+      const entry = withEnumNames(type, { [key]: value });
+      fromJson(type, entry);
+      Object.assign(readable, entry);
+    } catch (error) {
+      const message = (error as Error).message;
+      problems.push(message.includes(key) ? `${place}${message}` : `${place}${key}: ${message}`);
+    }
   }
+  return fromJson(type, readable);
 }
 
 function parseObject(text: string): JsonObject {
@@ -48,7 +73,7 @@ function withEnumNames(type: DescMessage, object: JsonObject): JsonObject {
     const known = words(field.enum);
     const name = typeof given === "string" ? (known.get(given) ?? given) : undefined;
     if (name === undefined || ![...known.values()].includes(name)) {
-      throw new SheetInvalid(`${field.name}: must be one of ${[...known.keys()].join(", ")}`);
+      throw new Error(`${field.name}: must be one of ${[...known.keys()].join(", ")}`);
     }
     renamed[field.name] = name;
   }

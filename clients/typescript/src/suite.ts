@@ -13,6 +13,7 @@ const FIRST_BACKOFF_MS = 100;
 export interface Suite {
   readonly train: Client<typeof TrainService>;
   readonly ingest: Client<typeof IngestService>;
+  readonly settings: Settings;
   /** Ends every call and connection. */
   close(): void;
 }
@@ -31,6 +32,7 @@ export function connect(settings: Settings): Suite {
   const transport = (baseUrl: string, sessionManager: Http2SessionManager) =>
     createGrpcTransport({ baseUrl, sessionManager, interceptors, defaultTimeoutMs: UNARY_DEADLINE_MS });
   return {
+    settings,
     train: createClient(TrainService, transport(settings.train, sessions.train)),
     ingest: createClient(IngestService, transport(settings.ingest, sessions.ingest)),
     close: () => {

@@ -13,8 +13,6 @@ import type { Suite } from "./suite.js";
 const ATTEMPTS = 5;
 const FIRST_BACKOFF_MS = 200;
 const IDLE_MS = 60_000;
-/** Larger files are sent in parts: in parallel, and after an interruption only what is missing. */
-const MULTIPART_ABOVE_BYTES = 64 * 2 ** 20;
 const PARALLEL_PARTS = 4;
 const MAX_PARTS_A_PAGE = 100;
 /** The store joins gigabytes. */
@@ -33,7 +31,7 @@ export async function upload(suite: Suite, path: string): Promise<string> {
   const modifiedMs = (await stat(path)).mtimeMs;
   const { size, sha256 } = await digest(path);
   const whole: Span = { path, offset: 0, size, modifiedMs };
-  const multipart = size > MULTIPART_ABOVE_BYTES;
+  const multipart = size > suite.settings.multipartAboveBytes;
   const announced = { sizeBytes: BigInt(size), sha256, fileName: basename(path), multipart };
   const created = await suite.ingest.createUpload(announced);
   if (!created.complete && multipart) {

@@ -6,11 +6,15 @@ const key = form.getAttribute("data-key");
 const fault = document.getElementById("fault");
 const estimate = document.getElementById("estimate");
 const inputs = [...form.querySelectorAll("[name]")];
+// The name and the job to go on from are no parts of the sheet.
+const beside = inputs.filter((input) => input.closest("[data-beside]"));
+const mode = inputs.find((input) => input.name === "continue_from.mode");
 let uploads = 0;
 
 const valueOf = (input) => {
   if (input.type === "checkbox") {
-    return String(input.checked) === input.dataset.default ? undefined : input.checked;
+    // What is left out is the earlier job's, where there is one.
+    return String(input.checked) === input.dataset.default && !mode ? undefined : input.checked;
   }
   const text = input.value.trim();
   if (text === "") { return undefined; }
@@ -21,7 +25,7 @@ const sheet = () => {
   const document = {};
   for (const input of inputs) {
     const value = valueOf(input);
-    if (value === undefined) { continue; }
+    if (value === undefined || beside.includes(input)) { continue; }
     const entry = /^validation\[(\d)\]\.(\w+)$/.exec(input.name);
     if (entry) {
       const entries = (document.validation ??= []);
@@ -35,6 +39,8 @@ const sheet = () => {
   if (document.validation) { document.validation = [...document.validation].map((entry) => entry ?? {}); }
   return document;
 };
+
+const query = () => new URLSearchParams(beside.map((input) => [input.name, input.value.trim()]).filter(([, value]) => value));
 
 const nameOf = (loc) => loc.slice(1).reduce((path, step) => typeof step === "number" ? `${path}[${step}]` : path ? `${path}.${step}` : step, "");
 
@@ -52,7 +58,9 @@ const show = (answer, alone) => {
     const input = inputs.find((input) => input.name === nameOf(item.loc));
     if (!input) { rest.push(item.msg); continue; }
     if (alone && !alone(input)) { continue; }
-    document.getElementById(`${input.id}-wrong`).textContent = item.msg;
+    const wrong = document.getElementById(`${input.id}-wrong`);
+    if (!wrong) { rest.push(item.msg); continue; }
+    wrong.textContent = item.msg;
     input.setAttribute("aria-invalid", "true");
     first ??= input;
   }
@@ -78,10 +86,10 @@ const send = async (path, body) => {
   } catch { show({ message: "The gateway does not answer. Nothing is lost: try again." }); }
 };
 
-form.addEventListener("submit", (event) => { event.preventDefault(); send("/jobs", sheet()); });
+form.addEventListener("submit", (event) => { event.preventDefault(); send(`/jobs?${query()}`, sheet()); });
 document.getElementById("check").addEventListener("click", () => {
   const { dataset, ...rest } = sheet();
-  send(dataset ? `/${dataset}/check` : "/datasets", rest);
+  send(`${dataset ? `/${dataset}/check` : "/datasets"}?${query()}`, rest);
 });
 
 // The estimate follows what is typed, and so do the faults of the fields that were touched.
@@ -91,7 +99,8 @@ const guess = async () => {
   try {
     const { ok, answer } = await post("/estimate", sheet());
     clear();
-    if (ok) { estimate.textContent = answer.estimate; } else { show(answer, (input) => touched.has(input)); }
+    // More steps of the same training cost less than all of them.
+    if (ok) { estimate.textContent = mode && mode.value !== "weights" ? "" : answer.estimate; } else { show(answer, (input) => touched.has(input)); }
   } catch { estimate.textContent = ""; }
 };
 form.addEventListener("input", (event) => {

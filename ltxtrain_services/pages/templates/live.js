@@ -20,16 +20,18 @@ const put = (id, html) => {
 
 // The rest of a form that was left for this page; its address has it.
 const sheet = new URLSearchParams(location.search).get("sheet");
+const jobName = new URLSearchParams(location.search).get("display_name");
+const named = jobName ? `&${new URLSearchParams({ display_name: jobName })}` : "";
 const keepSheet = (part) => {
   if (!sheet) { return; }
-  for (const link of part.querySelectorAll("a[data-sheet]")) { link.search += `&${new URLSearchParams({ sheet })}`; }
+  for (const link of part.querySelectorAll("a[data-sheet]")) { link.search += `&${new URLSearchParams({ sheet })}${named}`; }
 };
 keepSheet(document);
 
 const check = async (button) => {
   button.disabled = true;
   try {
-    const response = await fetch(button.dataset.check, { method: "POST", body: sheet ?? "{}" });
+    const response = await fetch(`${button.dataset.check}?${named}`, { method: "POST", body: sheet ?? "{}" });
     if (response.status === 401) { location.assign(`/sign-in?next=${encodeURIComponent(location.pathname + location.search)}`); }
     const answer = await response.json();
     if (response.ok) { location.replace(answer.location); return; }

@@ -20,6 +20,8 @@ from tests.services.gateway.conftest import TOKENS
 from tests.services.gateway.running import MARKUP, Suite, running
 
 SUBMIT = "/fal-ai/ltx23-trainer-v2/extend-prefix"
+# Actions of a job's page.
+CALLS = ("cancel", "delete", "retry", "checkpoint", "preview")
 SHEET = b'{"training_data_url": "https://example.com/clips.zip"}'
 
 
@@ -35,7 +37,7 @@ async def post(suite: Suite, path: str, headers: Mapping[str, str], body: bytes 
     "path",
     [
         SUBMIT, "/jobs", "/estimate", "/sign-in", "/sign-out", "/uploads", "/datasets",
-        f"/datasets/{'0' * 32}/check", f"/jobs/{'0' * 32}/cancel", f"/jobs/{'0' * 32}/delete",
+        f"/datasets/{'0' * 32}/check", *(f"/jobs/{'0' * 32}/{call}" for call in CALLS),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(
@@ -141,8 +143,8 @@ async def test_nobody_reaches_what_is_anothers(secure: Suite, authority: trustme
         cookies[name] = {"ltxtrain-token": base64.urlsafe_b64encode(token.encode()).decode()}
     requests = f"/fal-ai/ltx23-trainer-v2/requests/{job}"
     reads = [f"/jobs/{job}", f"/jobs/{job}/events", f"/jobs/{job}/files/lora.safetensors", f"/new?job={job}"]
-    reads += [requests, f"{requests}/status", f"{requests}/status/stream"]
-    writes = [("POST", f"/jobs/{job}/cancel"), ("POST", f"/jobs/{job}/delete"), ("PUT", f"{requests}/cancel")]
+    reads += [f"/new?continue_from={job}", requests, f"{requests}/status", f"{requests}/status/stream"]
+    writes = [*(("POST", f"/jobs/{job}/{call}") for call in CALLS), ("PUT", f"{requests}/cancel")]
     for name, found in (("ann", {200, 202}), ("bob", {404})):
         headers = {"Authorization": f"Key {TOKENS[name]}"}
         async with aiohttp.ClientSession(

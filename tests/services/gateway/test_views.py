@@ -9,6 +9,7 @@ from ltxtrain.v1.preprocess_pb2 import PreprocessReport, TrainingSet
 from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import Job, JobOutput, LoraAudit, TrainingSummary, Webhook
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, Outcome, ReportLine, Stage, State, TrainMetrics
+from ltxtrain_client import outputs
 
 from ltxtrain_services.gateway import views
 from ltxtrain_services.gateway.story import MOST_POINTS, MOST_REPORT_LINES, Curve, Stories, Story
@@ -40,7 +41,7 @@ def test_an_event_counts_once_and_in_its_place() -> None:
 
 def test_each_step_has_one_preview_beside_the_base() -> None:
     """The picture of both models in one is a file, and no third preview."""
-    assert views.LABELLED == LABELLED
+    assert outputs.LABELLED == LABELLED
     names = {"base-0.mp4": Artifact.KIND_BASE_VIDEO, "preview-40-0.mp4": Artifact.KIND_VALIDATION_VIDEO}
     names[f"preview-40-0{LABELLED}"] = Artifact.KIND_VALIDATION_VIDEO
     files = [file_of(JOB.name, name, kind, step=40, validation_index=0) for name, kind in names.items()]

@@ -68,6 +68,11 @@ class Ended:
         found = [failure for detail in self.training_set.lifecycle.error.details if detail.Unpack(failure)]
         return {item.subject: item.type for one in found for item in one.violations}
 
+    @property
+    def clip_lines(self) -> list[ReportLine]:
+        """Lines of clips, without those of the whole training set."""
+        return [line for line in self.lines if line.path]
+
     def reasons(self, path: str) -> list[str]:
         """Reasons of the first line of a path."""
         found = next(line for line in self.lines if line.path == path)

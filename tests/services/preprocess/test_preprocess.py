@@ -158,7 +158,7 @@ async def test_one_clip_more_costs_one_clip(preprocess: Preprocess, whole: Ended
 async def test_sound_is_kept_shown_and_told(preprocess: Preprocess, made: dict[str, Path]) -> None:
     name = await preprocess.dataset({"heard.mp4": made["heard"]})
     ended = await preprocess.run(name, fit_only(audio={"normalize": True}, exportArchive=True))
-    (sample,), (line,) = ended.samples, ended.lines
+    (sample,), (line,) = ended.samples, ended.clip_lines
     kept = (await preprocess.fetch_clip(sample.clip_preview)).audio
     assert kept is not None and kept.shape == (2, round(17 / 24 * 16_000))
     assert burst_seconds(kept) == pytest.approx(0.5, abs=0.002)
@@ -184,7 +184,10 @@ async def test_every_fault_comes_back_together(preprocess: Preprocess, made: dic
     # The first opening has no sound either; the length of a clip without sound is not looked at.
     assert ended.reason == "AUDIO_TRACK_MISSING"
     assert set(ended.subjects.values()) == {"AUDIO"} and len(ended.subjects) == 2
-    assert [line.outcome for line in ended.lines] == [Outcome.OUTCOME_REJECTED] * 2
+    rejected = [line.path for line in ended.lines if line.outcome == Outcome.OUTCOME_REJECTED]
+    assert sorted(rejected) == sorted(ended.subjects)
+    # What was not looked at for these faults is told too, and the headline that no words would call the LoRA.
+    assert ended.reasons("b.mp4") == ["NOT_EXAMINED"] and ended.reasons("") == ["NO_TEXT"]
     assert not ended.samples
 
 
@@ -197,14 +200,15 @@ async def test_a_short_opening_and_missing_sound_are_told_at_once(
     ended = await preprocess.run(silent, fit_only(audio={}, validationPrompts=["a"]), opening)
     assert sorted(ended.subjects.values()) == ["AUDIO", "VALIDATION"]
     assert "5 frames at 24 fps, 9 needed" in ended.message and "a.mp4" in ended.message
-    assert {tuple(line.reasons) for line in ended.lines} == {(6,), (21,)}
+    assert {tuple(line.reasons) for line in ended.clip_lines} == {(6,), (21,)}
 
 
 async def test_a_short_opening_alone_has_its_reason(preprocess: Preprocess, made: dict[str, Path]) -> None:
     name, opening = await preprocess.dataset({"a.mp4": made["plain"]}), await preprocess.videos(made["tiny"])
     ended = await preprocess.run(name, fit_only(validationPrompts=["a"]), opening)
     assert ended.reason == "VALIDATION_CLIP_TOO_SHORT"
-    assert ended.lines[0].frame_count == 3 and ended.lines[0].needed_frames == 9
+    line = next(line for line in ended.clip_lines if line.outcome == Outcome.OUTCOME_REJECTED)
+    assert line.frame_count == 3 and line.needed_frames == 9
 
 
 async def test_all_too_short_fails_word_for_word(preprocess: Preprocess, made: dict[str, Path]) -> None:
@@ -213,7 +217,7 @@ async def test_all_too_short_fails_word_for_word(preprocess: Preprocess, made: d
     assert (ended.state, ended.reason) == ("FAILED", "ALL_CLIPS_TOO_SHORT")
     assert ended.message == "All training videos are too short to be trainable"
     assert set(ended.subjects) == {"short.mp4", "tiny.mp4"}
-    assert [line.outcome for line in ended.lines] == [Outcome.OUTCOME_SKIPPED] * 2
+    assert [line.outcome for line in ended.clip_lines] == [Outcome.OUTCOME_SKIPPED] * 2
     assert ended.training_set.report.skipped == 2
     assert not any(event.stage == Stage.STAGE_ENCODE and event.progress.completed for event in ended.events)
 

@@ -124,7 +124,7 @@ async def test_three_kills_skip_the_clip(fresh: Serving, four: str, preprocess: 
         ended = await running
     assert ended.reason == "NO_USABLE_CLIPS"
     assert ended.reasons("a.mp4") == ["ACTOR_KILLED"]
-    assert "three times" in ended.lines[0].description
+    assert "three times" in ended.clip_lines[0].description
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ async def test_a_clip_that_takes_too_much_is_skipped(
         ended = await other.run(four, settings(fitOnly=True, **NINE))
     assert ended.reason == "NO_USABLE_CLIPS"
     assert [ended.reasons(f"{index}.mp4") for index in range(4)] == [["ACTOR_KILLED"]] * 4
-    assert all(text in line.description for line in ended.lines)
+    assert all(text in line.description for line in ended.clip_lines)
 
 
 async def test_what_a_clip_did_to_a_worker_is_not_remembered(fresh: Serving, four: str) -> None:
@@ -153,7 +153,7 @@ async def test_an_interrupted_set_goes_on_where_it_was(fresh: Serving, four: str
     async with fresh() as second:
         ended = await second.end(made.name)
     assert ended.state == "SUCCEEDED"
-    assert len(ended.samples) == len(ended.lines) == 4
+    assert len(ended.samples) == len(ended.clip_lines) == 4
     told = [event.report_line for event in ended.events if event.WhichOneof("detail") == "report_line"]
     assert told == ended.lines
 

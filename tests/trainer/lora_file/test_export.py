@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ltxtrain_trainer.lora_file.export import PREFIX, lora_metadata, lora_tensors, module_of, video_only, write_lora
+from ltxtrain_trainer.model.folder import public_name
 from ltxtrain_trainer.model.transformer import Stream, VelocityModel
 from ltxtrain_trainer.training.lora import adapter, add_lora, is_video_module
 from tests.trainer.golden import LATENT_SHAPE, PROMPT_TOKENS, settings
@@ -145,3 +146,28 @@ def test_equal_contents_have_equal_bytes(tiny_model: Path, tmp_path: Path) -> No
     write_lora(tensors, METADATA, tmp_path / "one")
     write_lora(dict(reversed(tensors.items())), dict(reversed(METADATA.items())), tmp_path / "two")
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_the_header_says_what_the_model_is() -> None:
+    """By the keys that programs' model lists read, and with nothing in it that differs between equal trainings."""
+    assert METADATA["modelspec.architecture"] == "lightricks-ltx-video-2-3/lora"
+    assert METADATA["modelspec.trigger_phrase"] == "über $kite"
+    assert METADATA["modelspec.title"].startswith("über $kite")
+    bare = lora_metadata(base_model="m", revision="r", trigger_phrase="", settings=settings(), step=1)
+    assert "modelspec.trigger_phrase" not in bare and bare["modelspec.title"]
+    assert all(isinstance(value, str) for value in METADATA.values())
+    assert not [key for key in METADATA if "date" in key]
+
+
+@pytest.mark.parametrize(
+    ("reference", "revision", "name"),
+    [
+        ("diffusers/LTX-2.3-Diffusers", "abc123", "diffusers/LTX-2.3-Diffusers"),
+        ("/home/kim/models/ltx-2.3", "sha256:12", "ltx-2.3"),
+        ("~/models/ltx-2.3/", "sha256:12", "ltx-2.3"),
+        ("a/repository#/home/kim/ltx.safetensors", "abc123+12", "a/repository#ltx.safetensors"),
+        ("/srv/base#~/ltx.safetensors", "sha256:12+34", "base#ltx.safetensors"),
+    ],
+)
+def test_a_shared_name_has_no_folders(reference: str, revision: str, name: str) -> None:
+    assert public_name(reference, revision) == name
