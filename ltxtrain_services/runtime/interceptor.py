@@ -94,7 +94,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _answer_open(self, method: str, handler: Handler) -> Call:
         """A call that needs no token: its one message comes soon, and one address has few of them at once."""
 
-        async def answer(_requests: Any, context: Any) -> None:
+        async def arrived(context: Any) -> Any:
             telemetry.bind(method=method, peer=peer_of(context))
             try:
                 self._open.take(peer_of(context))
@@ -106,12 +106,17 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 request = grpc.aio.EOF
             if request is grpc.aio.EOF:
                 await _abort(errors.MessageMalformed(), context)
-            if handler.unary_stream:
-                await handler.unary_stream(request, context)
-            else:
-                await context.write(await _unless_unavailable(handler.unary_unary(request, context), context))
+            return request
 
-        return answer
+        async def stream(_requests: Any, context: Any) -> None:
+            await handler.unary_stream(await arrived(context), context)
+
+        # A generator: the tracing interceptor iterates over it.
+        async def answer(_requests: Any, context: Any) -> AsyncIterator[Any]:
+            request = await arrived(context)
+            yield await _unless_unavailable(handler.unary_unary(request, context), context)
+
+        return stream if handler.unary_stream else answer
 
 
 class Places:

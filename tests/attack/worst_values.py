@@ -64,7 +64,9 @@ class Case:
                 setattr(part, field.name, self.value)
             return
         items = getattr(part, field.name)
-        if field.message_type is not None:
+        if _is_map(field):
+            items.update({str(number): "x" for number in range(MANY)} | dict.fromkeys(TEXTS, "x"))
+        elif field.message_type is not None:
             for _ in range(MANY):
                 items.add()
         else:
@@ -85,8 +87,12 @@ def cases() -> list[Case]:
 def _fields(message: Any, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     for field in message.fields:
         yield (*above, field.name), field
-        if field.message_type is not None and len(above) < 4:
+        if field.message_type is not None and not _is_map(field) and len(above) < 4:
             yield from _fields(field.message_type, (*above, field.name))
+
+
+def _is_map(field: Any) -> bool:
+    return field.message_type is not None and bool(field.message_type.GetOptions().map_entry)
 
 
 class WorstValues(RandomRequests):

@@ -106,7 +106,9 @@ class Fuzz:
         stream = open_stream(request, metadata=self._metadata)
         try:
             for _ in range(MESSAGES):
-                if await stream.read() is grpc.aio.EOF:
+                response = await stream.read()
+                # One without an event is a heartbeat, or says that a job is gone: the feed of all jobs never ends.
+                if response is grpc.aio.EOF or not response.HasField("event"):
                     return
         finally:
             stream.cancel()
