@@ -52,12 +52,14 @@ def _resolve(request: CreateTrainingSetRequest, made: TrainingSet) -> list[Viola
     for entry in spec.validation:
         entry.video_url = entry.video_url or request.validation_dataset
     resolved, violations = resolve(spec, lambda url: None)
-    made.settings.CopyFrom(preprocess_settings(resolved, request.on_skipped_clip))
-    made.settings.fit_only = request.fit_only
+    # The dataset is told as the request's own field.
+    violations = [violation for violation in violations if not violation.field.endswith(".training_data_url")]
     if (wrong := _check_on_skipped_clip("on_skipped_clip", request.on_skipped_clip)) is not None:
         violations.append(wrong)
-    # Told as the request's own field.
-    return [violation for violation in violations if not violation.field.endswith(".training_data_url")]
+    if not violations:
+        made.settings.CopyFrom(preprocess_settings(resolved, request.on_skipped_clip))
+        made.settings.fit_only = request.fit_only
+    return violations
 
 
 def _check_settings(request: TrainingSet) -> list[Violation]:

@@ -126,6 +126,9 @@ class RandomRequests:
         for field in message.DESCRIPTOR.fields:
             if field.name in exclusive - chosen or self._chance(0.02 + 0.3 * wildness):
                 continue
+            # A job that goes on from another is one of many, and few jobs can be gone on from.
+            if field.name == "continue_from" and self._chance(0.8):
+                continue
             if field.is_repeated:
                 self._fill_list(getattr(message, field.name), field, wildness)
             elif field.message_type is not None:
@@ -221,6 +224,7 @@ TEXTS_OF: dict[str, Callable[[RandomRequests, bool], str]] = {
     "urls": RandomRequests._url,
     "sha256": RandomRequests._sha256,
     "model_revision": lambda self, wild: self._random.choice(TEXTS) if wild else "",
+    "webhook_url": lambda self, wild: self._random.choice(ODD_URLS) if wild else "",
 }
 
 
