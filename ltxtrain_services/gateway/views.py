@@ -10,7 +10,7 @@ from ltxtrain.v1.work_pb2 import Outcome, Progress, ReportReason, Stage, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word
+from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, waiting_text
 from ltxtrain_client.outputs import file_name, is_result
 from ltxtrain_client.quantities import duration_text, price_text, size_text
 from ltxtrain_client.sheet import format_sheet
@@ -90,6 +90,8 @@ def job_row(job: Job) -> dict[str, Any]:
     if job.HasField("queue_position") and not ended:
         ahead = job.queue_position
         where = "next in line" if ahead == 0 else f"{ahead} job{'' if ahead == 1 else 's'} ahead"
+        if job.waiting.needed_gpus > job.waiting.cluster_gpus:
+            where = waiting_text(job.waiting)
     return {
         "id": job.name.removeprefix("jobs/"),
         "state": state_word(lifecycle.state),
@@ -119,10 +121,14 @@ def _head(name: str, story: Story) -> dict[str, Any]:
         "id": name.partition("/")[2],
         "state": state_word(story.lifecycle.state) if story.lifecycle.state else "pending",
         "stages": _stages(story),
-        "ahead": story.ahead,
+        "waits": _sentence(waiting_text(story.waiting)) if story.waiting else "",
         "warnings": story.warnings,
         "error": describe_error(error) if error is not None else "",
     }
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _stages(story: Story) -> list[dict[str, Any]]:

@@ -69,6 +69,10 @@ class Settings:
 
     ray_address: str = ""
     ray_token: str = field(default="", repr=False)
+    # Whether models wait for a GPU where the cluster has none, and are never taken to a CPU.
+    require_gpus: bool = False
+    # GPUs that a cluster with an autoscaler may come to have, so that jobs ask for them; 0: those that it has now.
+    max_gpus: int = 0
     # Encoder and trainer actors where the cluster has no GPU.
     cpu_encoders: int = 1
     cpu_trainers: int = 1
@@ -98,6 +102,10 @@ class Settings:
 
     # Jobs of all callers that are not finished yet.
     max_queued_jobs: int = 100
+    # Of these, jobs of one caller; 0: no limit of its own.
+    max_owner_jobs: int = 0
+    # GPUs that the jobs of one caller may have at the same time; 0: no limit.
+    max_owner_gpus: int = 0
     # Open watches of one caller.
     max_watches: int = 1000
     # Calls of one caller that are answered at the same time.

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ltxtrain_services.runtime import blobs, tables
-from ltxtrain_services.runtime.errors import NotFound, NotReady, RequestIdReused
+from ltxtrain_services.runtime.errors import NotFound, NotReady, QueueFull, RequestIdReused
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.paging import MAX_PAGE_BYTES, make_token, page_size, read_token
 
@@ -90,20 +90,32 @@ class Store(Generic[M]):
         self._message = cast(type[Message], message)
 
     async def create(
-        self, body: M, *, owner: str, request_id: str, digest: bytes, limit: int | None = None
-    ) -> M | None:
+        self,
+        body: M,
+        *,
+        owner: str,
+        request_id: str,
+        digest: bytes,
+        limit: int | None = None,
+        owner_limit: int = 0,
+    ) -> M:
         """Make a resource and its first event durable, or return what an equal earlier request made.
 
-        Raises RequestIdReused. Returns None, and makes nothing, when `limit` unfinished resources exist already.
+        Raises RequestIdReused, and QueueFull when `limit` unfinished resources exist already, or `owner_limit` of the
+        owner's (0: no limit).
         """
         events: list[tuple[int, Event]] = []
         async with self._database.write(lambda: self.log.publish(body.name, events)) as connection:
             if request_id and (earlier := await self._earlier(connection, owner, request_id, digest)) is not None:
                 return earlier
-            if limit is not None:
-                unfinished = select(func.count()).where(*self._of_kind(), tables.resource.c.state.not_in(TERMINAL))
-                if (await connection.scalar(unfinished) or 0) >= limit:
-                    return None
+            unfinished = select(func.count()).where(*self._of_kind(), tables.resource.c.state.not_in(TERMINAL))
+            if limit is not None and (await connection.scalar(unfinished) or 0) >= limit:
+                text = f"{limit} {self.kind} are unfinished already. Try again later."
+                raise QueueFull(text, metadata={"limit": limit})
+            own = unfinished.where(tables.resource.c.owner == owner)
+            if owner_limit and (await connection.scalar(own) or 0) >= owner_limit:
+                text = f"{owner_limit} {self.kind} of yours are unfinished already, as many as one caller may have."
+                raise QueueFull(text, metadata={"limit": owner_limit})
             body.lifecycle.state = State.STATE_PENDING
             body.lifecycle.create_time.GetCurrentTime()
             body.lifecycle.last_sequence = 1

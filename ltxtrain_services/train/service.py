@@ -6,11 +6,12 @@ from typing import Any
 import grpc.aio
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job
 
 from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
-from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, QueueFull
+from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, Violation
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
 from ltxtrain_services.runtime.service import Runtime
@@ -45,22 +46,21 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
 
     async def CreateJob(self, request: train_pb2.CreateJobRequest, context: Any) -> train_pb2.CreateJobResponse:
         job = self._resolved(request)
+        await self._check_gpu_count(job)
         if job.spec.dataset:
             await self._upstream.dataset(job.spec.dataset, caller.get())
         settings = preprocess_settings(job, "")
         if request.validate_only:
             return train_pb2.CreateJobResponse(job=job, settings=settings)
         job.name = new_name("jobs")
-        limit = self._runtime.settings.max_queued_jobs
         made = await self._jobs.create(
             job,
             owner=caller.get(),
             request_id=request.request_id,
             digest=request_digest(request),
-            limit=limit,
+            limit=self._runtime.settings.max_queued_jobs,
+            owner_limit=self._runtime.settings.max_owner_jobs,
         )
-        if made is None:
-            raise QueueFull(f"{limit} jobs are unfinished already. Try again later.", metadata={"limit": limit})
         self.work.start(made.name)
         return train_pb2.CreateJobResponse(job=made, settings=settings)
 
@@ -111,6 +111,22 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
             raise NotFound(request.name)
         url, expires = await sign_download(self._runtime.objects, artifact.blob)
         return train_pb2.GetArtifactResponse(artifact=artifact, download_url=url, expire_time=expires)
+
+    async def _check_gpu_count(self, job: Job) -> None:
+        """Raises InvalidSpec for more GPUs than the cluster has, or may come to have, or one caller may have."""
+        cluster, settings, wanted = self._runtime.cluster, self._runtime.settings, job.options.gpu_count
+        if wanted > cluster.gpu_count:
+            await cluster.refresh()
+        present = cluster.gpu_count if cluster.uses_gpus else settings.cpu_trainers
+        if wanted > max(present, settings.max_gpus):
+            text = f"{wanted} GPUs are more than this cluster can have: it has {cluster.gpu_count}"
+            text += f", and {settings.max_gpus} at most." if settings.max_gpus else "."
+        elif settings.max_owner_gpus and wanted > settings.max_owner_gpus:
+            most = settings.max_owner_gpus
+            text = f"{wanted} GPUs are more than the {most} that the jobs of one caller may have together."
+        else:
+            return
+        raise InvalidSpec([Violation("options.gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text)])
 
     def _resolved(self, request: train_pb2.CreateJobRequest) -> Job:
         """The job that a request would become, nameless. Raises InvalidSpec with every violation."""

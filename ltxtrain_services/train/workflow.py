@@ -1,13 +1,12 @@
 """A job from its spec to its LoRA: prepare, queue, train, publish. Every step can run twice."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job, JobOutput
-from ltxtrain.v1.work_pb2 import Event, Progress, QueuePosition, ReportLine, Stage, State
+from ltxtrain.v1.work_pb2 import Event, Progress, ReportLine, Stage, State
 from ltxtrain_client.as_json import as_json
 
 from ltxtrain_services.runtime import errors
@@ -23,7 +22,7 @@ from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.job_plan import Prepared
 from ltxtrain_services.train.prepare import Preparation
 from ltxtrain_services.train.publication import publish_papers
-from ltxtrain_services.train.queue import GpuQueue
+from ltxtrain_services.train.queue import GpuQueue, Room
 from ltxtrain_services.train.recorder import TrainingResult
 from ltxtrain_services.train.spec import billable_units
 from ltxtrain_services.train.training import Training
@@ -39,16 +38,21 @@ class TrainWorkflow:
         self._runtime = runtime
         self._upstream = upstream
         self._training = Training(runtime, estimator.observe)
-        self._queue = GpuQueue(runtime.cluster.gpu_count or runtime.settings.cpu_trainers)
+        self._queue = GpuQueue(self._room, most_of_an_owner=runtime.settings.max_owner_gpus)
+        runtime.cluster.on_change(self._queue.settle)
+
+    def _room(self) -> Room:
+        cluster, settings = self._runtime.cluster, self._runtime.settings
+        if not cluster.uses_gpus:
+            return Room(settings.cpu_trainers, on_gpus=False)
+        return Room(cluster.gpu_count, settings.max_gpus)
 
     async def run(self, attempt: Attempt[Job]) -> Ending[Job]:
         job = await attempt.get()
-        with self._queue.place(job.name, job.lifecycle.create_time.ToNanoseconds()) as place:
+        created, resumed = job.lifecycle.create_time.ToNanoseconds(), job.checkpoint_step > 0
+        with self._queue.place(job.name, attempt.owner, created, resumed=resumed) as place:
             prepared = await self._prepare(attempt)
-            workers = _worker_count(job, self._queue.capacity)
-            async with place.turn(workers) as positions:
-                await _wait(attempt, positions)
-                result = await self._training.run(attempt, prepared, workers)
+            result = await self._training.run(attempt, prepared, place)
         return await self._publish(attempt, result)
 
     async def salvage(self, attempt: Attempt[Job]) -> Ending[Job]:
@@ -68,6 +72,7 @@ class TrainWorkflow:
 
         def ending(edit: Edit[Job]) -> None:
             edit.body.ClearField("queue_position")
+            edit.body.ClearField("waiting")
             record(edit, papers)
             if fault is not None:
                 edit.add_event(Event(stage=Stage.STAGE_PUBLISH, warning=api_error(fault).status()))
@@ -160,26 +165,3 @@ def job_output(files: Sequence[Artifact]) -> JobOutput:
         debug_dataset=names.get(Artifact.KIND_DEBUG_DATASET, ""),
         lora_video_only_file=names.get(Artifact.KIND_LORA_VIDEO_ONLY, ""),
     )
-
-
-async def _wait(attempt: Attempt[Job], positions: AsyncIterator[int]) -> None:
-    """Tell the number of jobs ahead each time it changes, until it is this job's turn."""
-    async for ahead in positions:
-        async with attempt.edit() as edit:
-            edit.body.stage = Stage.STAGE_QUEUE
-            edit.body.queue_position = ahead
-            edit.add_event(Event(stage=Stage.STAGE_QUEUE, queue_position=QueuePosition(ahead=ahead)))
-    async with attempt.edit() as edit:
-        edit.body.stage = Stage.STAGE_TRAIN
-        edit.body.ClearField("queue_position")
-
-
-def _worker_count(job: Job, available: int) -> int:
-    wanted, batch = job.options.gpu_count, job.options.batch_size
-    if wanted > available:
-        raise errors.FailedPrecondition(
-            ErrorReason.ERROR_REASON_RESOURCE_NOT_READY,
-            f"The job asks for {wanted} GPUs and the cluster has {available}.",
-            metadata={"gpuCount": wanted, "available": available},
-        )
-    return wanted or max(count for count in range(1, available + 1) if batch % count == 0)
