@@ -219,7 +219,7 @@ class _Job:
     ) -> Path:
         tensors = lora_tensors(weights)
         metadata = lora_metadata(
-            base_model=self._folder.reference,
+            base_model=self._folder.name,
             revision=self._folder.revision,
             trigger_phrase=self._plan.trigger_phrase,
             settings=self._plan.settings,

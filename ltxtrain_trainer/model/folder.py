@@ -99,6 +99,12 @@ class ModelFolder:
     digests: dict[str, str]  # sha256 by component, and of "original" where there is one
     original: Path | None = None  # the single file with the transformer and the connectors
 
+    @property
+    def name(self) -> str:
+        """The model as it is called elsewhere: the repository, or a folder of this machine without the way to it."""
+        base, mark, file = self.reference.partition("#")
+        return f"{Path(base).name}{mark}{Path(file).name}" if self.revision.startswith("sha256:") else self.reference
+
     def config(self, component: str) -> dict[str, Any]:
         return read_json(self.path / component / COMPONENTS[component].config)
 
