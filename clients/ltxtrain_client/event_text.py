@@ -52,7 +52,7 @@ def describe(event: Event) -> str | None:
 
 
 def waiting_text(position: QueuePosition) -> str:
-    """What a job waits for: others that are ahead of it, or GPUs that the cluster does not have."""
+    """The cause of a job's waiting: others that are ahead of it, or GPUs that the cluster does not have."""
     ahead = f"{position.ahead} job{'' if position.ahead == 1 else 's'} ahead"
     if position.needed_gpus <= position.cluster_gpus:
         return f"waiting for a GPU, {ahead}"

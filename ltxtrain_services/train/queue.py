@@ -220,7 +220,7 @@ class Turn:
         self._entry = entry
 
     async def waiting(self) -> AsyncIterator[Waiting]:
-        """What the job waits for, each time it changes, until its turn has come."""
+        """Each cause of the waiting as it comes, until the turn has come."""
         told: Waiting | None = None
         while self._entry.room is None:
             self._entry.news.clear()
