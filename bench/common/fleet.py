@@ -5,9 +5,10 @@ import logging
 import os
 import random
 import secrets
+import selectors
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,23 +78,47 @@ def tasks(count: int, mean_seconds: float) -> list[Task]:
     ]
 
 
-async def run_jobs(cluster: Cluster, work: Sequence[Task]) -> list[Ran]:
+class _Jump(selectors.DefaultSelector):
+    """Waits for nothing: the clock jumps to when the next timer is due."""
+
+    now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        self.now += timeout or 0.0
+        return super().select(0)
+
+
+def simulate_jobs(work: Sequence[Task]) -> list[Ran]:
+    """Every task in its turn, in simulated time: what the queue's order alone costs, whatever the machine."""
+    jump = _Jump()
+    loop = asyncio.SelectorEventLoop(jump)
+    loop.time = lambda: jump.now  # type: ignore[method-assign]
+    try:
+        return loop.run_until_complete(run_jobs(None, work))
+    finally:
+        loop.close()
+
+
+async def run_jobs(cluster: Cluster | None, work: Sequence[Task]) -> list[Ran]:
     """Every task in its turn, in a placement group of its own, as Train does; the work itself is to wait."""
-    queue = GpuQueue(lambda: Room(cluster.gpu_count))
-    cluster.on_change(queue.settle)
-    origin = time.monotonic()
+    queue = GpuQueue(lambda: Room(cluster.gpu_count if cluster else GPUS))
+    if cluster:
+        cluster.on_change(queue.settle)
+    clock = asyncio.get_running_loop().time
+    origin = clock()
 
     async def run(number: int, task: Task) -> Ran:
         with queue.place(str(number), task.owner, number) as place:
             turn = place.turn(lambda available: task.units)
             async for _ in turn.waiting():
                 pass
-            async with Placement.request(cluster, turn.workers) as placement:
-                async for _ in placement.waiting():
-                    pass
-                began = time.monotonic() - origin
+            async with Placement.request(cluster, turn.workers) if cluster else nullcontext() as placement:
+                if placement:
+                    async for _ in placement.waiting():
+                        pass
+                began = clock() - origin
                 await asyncio.sleep(task.seconds)
-            return Ran(task, began, time.monotonic() - origin)
+            return Ran(task, began, clock() - origin)
 
     return list(await asyncio.gather(*(run(number, task) for number, task in enumerate(work))))
 

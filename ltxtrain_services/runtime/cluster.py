@@ -269,12 +269,23 @@ class Placement:
     @contextlib.asynccontextmanager
     async def request(cls, cluster: Cluster, gpu_count: int) -> AsyncIterator["Placement"]:
         """Ask for so many GPUs, on as few nodes as can be; they are given back when the context is left."""
-        with _translated():
-            group = await cluster.or_lost(in_thread(lambda: placement_group([{"GPU": 1}] * gpu_count, "PACK")))
+        made: list[Any] = []
+        left = threading.Event()
+
+        def create() -> None:
+            made.append(placement_group([{"GPU": 1}] * gpu_count, "PACK"))
+            # Nobody may have waited for it.
+            if left.is_set():
+                remove_placement_group(made[0])
+
         try:
-            yield cls(cluster, group)
+            with _translated():
+                await cluster.or_lost(in_thread(create))
+            yield cls(cluster, made[0])
         finally:
-            remove_placement_group(group)
+            left.set()
+            for group in made:
+                remove_placement_group(group)
 
     async def waiting(self) -> AsyncIterator[None]:
         """Iterate until the GPUs are set aside: an item about each second. Raises WorkerLost and ClusterLost."""

@@ -83,13 +83,14 @@ class GpuQueue:
         # By owner: the number of its last turn.
         self._last_turn: dict[str, int] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._soon: asyncio.Handle | None = None
 
     @contextmanager
     def place(self, job: str, owner: str, created: int, *, resumed: bool = False) -> Iterator["Place"]:
         """A place in line, from before a job is prepared until it has ended; before all others for one that has run."""
         entry = _Entry(job, owner, created, resumed=resumed)
         self._line.append(entry)
-        self.settle()
+        self._settle_soon()
         try:
             yield Place(self, entry)
         finally:
@@ -97,9 +98,10 @@ class GpuQueue:
 
     def settle(self) -> None:
         """Give turns to those whose they are, and tell the others what they wait for. Call it when the room changes."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        for handle in (self._timer, self._soon):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._soon = None
         room, now, blocked = self._room(), asyncio.get_running_loop().time(), False
         unprepared = ahead = 0
         for entry in self._order(room):
@@ -123,6 +125,11 @@ class GpuQueue:
                 entry.waiting = told
                 entry.news.set()
             ahead += 1
+
+    def _settle_soon(self) -> None:
+        """Once for all that happens now: a service that starts has every unfinished job come at the same moment."""
+        if self._soon is None:
+            self._soon = asyncio.get_running_loop().call_soon(self.settle)
 
     def _order(self, room: Room) -> list[_Entry]:
         """Those in line in the order of their turns, as if each got what it needs."""
@@ -186,7 +193,7 @@ class GpuQueue:
             self._line.append(entry)
             entry.room, entry.resumed = None, True
         entry.choose, entry.ready_at = choose, asyncio.get_running_loop().time()
-        self.settle()
+        self._settle_soon()
         return Turn(entry)
 
     def _leave(self, entry: _Entry) -> None:
@@ -195,7 +202,7 @@ class GpuQueue:
                 entries.remove(entry)
         if not any(other.owner == entry.owner for other in (*self._line, *self._holders)):
             self._last_turn.pop(entry.owner, None)
-        self.settle()
+        self._settle_soon()
 
 
 class Place:
