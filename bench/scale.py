@@ -9,7 +9,7 @@ queue_share       as the next, in simulated time: what the queue's order alone c
 jobs_share        the time in which no GPU is ever free, over the time that all jobs took
 clips_share       the time in which no node is ever free, over the time that all clips took once every node had an actor
 fair_share        least of all owners, simulated: GPU seconds until its last job began, over its part of all GPUs
-list_p99_ms       one page of ListJobs, from any place of ten thousand jobs, while events are written
+list_p99_ms       one page of a caller's jobs, a sixth of the ten thousand, from any place, while events are written
 watch_p99_ms      from an event's own timestamp to each of its watchers, meanwhile
 job_kb, event_bytes   that a job with its first events, and each further event, add to the database
 """
@@ -33,7 +33,7 @@ from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import Job, JobOptions
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, Progress, Stage, State, TrainMetrics
-from sqlalchemy import insert
+from sqlalchemy import insert, text
 
 from bench.common import fleet
 from ltxtrain_services.runtime import tables
@@ -55,7 +55,7 @@ EVENTS_A_JOB = 3
 PAGE = 50
 WATCHERS = 50
 WRITES_A_SECOND = 20.0
-LISTS = 300
+LISTS, LISTS_A_SECOND = 300, 40.0
 
 
 def template() -> tuple[bytes, list[bytes]]:
@@ -71,7 +71,8 @@ def template() -> tuple[bytes, list[bytes]]:
 
 
 async def fill(database: Database, count: int) -> None:
-    """So many jobs that have ended, of as many owners as the fleet has."""
+    """So many jobs that have ended, of as many owners as the fleet has; the first is whoever calls."""
+    owners = ["local", *(f"owner {number}" for number in range(1, fleet.OWNERS))]
     body, events = template()
     job = Job.FromString(body)
     rows, said = [], []
@@ -79,11 +80,11 @@ async def fill(database: Database, count: int) -> None:
         job.name = f"jobs/{number:032x}"
         rows.append(
             {
-                "name": job.name, "owner": f"owner {number % fleet.OWNERS}", "state": State.STATE_SUCCEEDED,
+                "name": job.name, "owner": owners[number % fleet.OWNERS], "state": State.STATE_SUCCEEDED,
                 "created": number, "attempt": 1, "last_sequence": EVENTS_A_JOB, "body": job.SerializeToString(),
             }
         )  # fmt: skip
-        said += [{"resource": job.name, "sequence": index + 1, "body": text} for index, text in enumerate(events)]
+        said += [{"resource": job.name, "sequence": index + 1, "body": event} for index, event in enumerate(events)]
     async with database.write() as connection:
         await connection.execute(insert(tables.resource), rows)
         await connection.execute(insert(tables.events), said)
@@ -102,20 +103,25 @@ async def lists_and_watches(cluster: Cluster, folder: Path, lists: int) -> dict[
     await server.start()
     try:
         await fill(database, JOBS)
-        size = database_bytes(folder)
+        size = await database_bytes(database, folder)
         watched = Job(name=f"jobs/{'f' * 32}")
         jobs: Store[Job] = Store(database, log, "jobs", Job)
         await jobs.create(watched, owner="local", request_id="", digest=b"")
         async with grpc.aio.insecure_channel(server.address) as channel:
             stub: Any = train_pb2_grpc.TrainServiceStub(channel)
-            watchers = [asyncio.create_task(watch(stub, watched.name)) for _ in range(WATCHERS)]
+            # In a process of their own, as callers are.
+            command = [sys.executable, __file__, "--watch", server.address, "--job", watched.name]
+            watchers = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, limit=2**26)
+            assert watchers.stdout is not None
+            await watchers.stdout.readline()
             stop = asyncio.Event()
             writer = asyncio.create_task(write(jobs, watched.name, stop))
             seconds = await list_pages(stub, lists)
             stop.set()
             written = await writer
-            delays = [delay for watcher in watchers for delay in await watcher]
-        growth = (database_bytes(folder) - size) / written
+            delays = json.loads(await watchers.stdout.readline())
+            await watchers.wait()
+        growth = (await database_bytes(database, folder) - size) / written
     finally:
         await server.grpc.stop(5.0)
         await database.close()
@@ -134,11 +140,13 @@ async def list_pages(stub: Any, count: int) -> list[float]:
     tokens, taken = [""], []
     for _ in range(count):
         token = choose.choice(tokens)
+        await asyncio.sleep(1 / LISTS_A_SECOND)
         began = time.perf_counter()
         page = await stub.ListJobs(train_pb2.ListJobsRequest(page_size=PAGE, page_token=token))
         taken.append(time.perf_counter() - began)
-        assert len(page.jobs) == PAGE
-        tokens.append(page.next_page_token)
+        assert len(page.jobs) == PAGE or not page.next_page_token
+        if page.next_page_token:
+            tokens.append(page.next_page_token)
     return taken
 
 
@@ -157,16 +165,31 @@ async def write(jobs: Store[Job], name: str, stop: asyncio.Event) -> int:
     return count
 
 
-async def watch(stub: Any, name: str) -> list[float]:
-    """Seconds from each event's timestamp to its arrival, until the job ends."""
-    delays = []
-    async for response in stub.WatchJob(train_pb2.WatchJobRequest(name=name, after_sequence=1)):
-        if response.HasField("event"):
-            delays.append(time.time() - response.event.time.ToNanoseconds() / 1e9)
-    return delays
+async def watch(address: str, name: str) -> None:
+    """Watch until the job ends; print a line when all do, then the seconds from each timestamp to its arrival."""
+    delays: list[float] = []
+    came = 0
+
+    async def follow(stub: Any) -> None:
+        nonlocal came
+        async for response in stub.WatchJob(train_pb2.WatchJobRequest(name=name)):
+            if response.sequence == 1:
+                came += 1
+                if came == WATCHERS:
+                    print("all watch", flush=True)
+            elif response.HasField("event"):
+                delays.append(time.time() - response.event.time.ToNanoseconds() / 1e9)
+
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub = train_pb2_grpc.TrainServiceStub(channel)
+        await asyncio.gather(*(follow(stub) for _ in range(WATCHERS)))
+    print(json.dumps(delays), flush=True)
 
 
-def database_bytes(folder: Path) -> int:
+async def database_bytes(database: Database, folder: Path) -> int:
+    """Size of the database once its journal is written back."""
+    async with database.read() as connection:
+        await connection.execute(text("PRAGMA wal_checkpoint(TRUNCATE)"))
     return sum(path.stat().st_size for path in folder.glob("state.db*"))
 
 
@@ -207,7 +230,13 @@ async def measure(folder: Path, *, quick: bool) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="shorter work, and three nodes in place of eight")
-    quick = parser.parse_args().quick
+    parser.add_argument("--watch", help=argparse.SUPPRESS)
+    parser.add_argument("--job", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.watch:
+        asyncio.run(watch(arguments.watch, arguments.job))
+        return
+    quick = arguments.quick
     with tempfile.TemporaryDirectory(prefix="ltxtrain-scale-") as folder:
         figures = asyncio.run(measure(Path(folder), quick=quick))
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
