@@ -1,5 +1,6 @@
 """The manifest of tests/data/cases, and what its words mean here."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -27,3 +28,8 @@ def cases(*kinds: str) -> list[dict[str, Any]]:
 
 def media(case: dict[str, Any]) -> Path:
     return FOLDER / str(case["file"])
+
+
+def bounded(expect: dict[str, Any]) -> asyncio.Timeout:
+    """Where a case names seconds, ten times as many: for ever is what it must not take, and machines are slow."""
+    return asyncio.timeout(10 * expect["max_seconds"] if "max_seconds" in expect else None)

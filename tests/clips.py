@@ -58,6 +58,8 @@ class Sound:
     sample_format: str = "fltp"
     layout: str = "stereo"
     start_seconds: float = 0
+    # Samples that are handed to the encoder at once; PCM makes a packet of them.
+    piece: int = 1024
 
 
 def card(number: int, width: int = 256, height: int = 144) -> Picture:
@@ -201,8 +203,8 @@ def _encode_sound(track: Any, sound: Sound) -> list[Any]:
         waves = np.rint(np.clip(waves, -1, 1) * (2.0 ** (8 * int(kind[1]) - 1) - 1))
     waves = waves.astype(kind)
     packets: list[Any] = []
-    for start in range(0, waves.shape[1], 1024):
-        piece = waves[:, start : start + 1024]
+    for start in range(0, waves.shape[1], sound.piece):
+        piece = waves[:, start : start + sound.piece]
         samples = piece if planar else piece.T.reshape(1, -1)
         frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples), format=sound.sample_format, layout=sound.layout)
         frame.sample_rate = sound.rate

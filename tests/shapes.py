@@ -1,27 +1,14 @@
 """A small dataset and an opening clip for tests of the suite: the same bytes on every machine, made when absent."""
 
-import io
-import zipfile
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
-WIDTH, HEIGHT, FRAME_RATE = 512, 288, 24
-# Zip has no time zones and begins in 1980.
-TIMESTAMP = (2026, 1, 1, 0, 0, 0)
-SETTINGS = {
-    "preset": "veryfast",
-    "crf": "20",
-    # One thread and no choice by the kind of CPU, for equal bytes everywhere.
-    "x264-params": "threads=1:lookahead-threads=1:sliced-threads=0:cpu-independent=1",
-}
+from ltxtrain_services.local.demo_data import HEIGHT, WIDTH, Frame, write_archive, write_opening
 
 Mask = NDArray[np.bool_]
-Frame = NDArray[np.uint8]
 
 Y, X = np.mgrid[0:HEIGHT, 0:WIDTH]
 
@@ -58,14 +45,13 @@ def make_clips(folder: Path) -> Path:
     """clips.zip: four clips to train on, one that is too short, and what a Mac leaves in archives."""
     path = folder / "clips.zip"
     if not path.exists():
-        part = path.with_suffix(".part")
-        with zipfile.ZipFile(part, "w") as archive:
-            for name, shape, colour, ground, frame_count, caption in CLIPS:
-                clip = _encoded(_frames(shape, colour, ground, frame_count, seed=len(name) + frame_count))
-                _add(archive, name, clip)
-                _add(archive, str(Path(name).with_suffix(".txt")), f"{caption}\n".encode())
-            _add(archive, "__MACOSX/day/._drift.mp4", bytes.fromhex("00051607000200004d6163204f532058"))
-        part.replace(path)
+        write_archive(
+            path,
+            (
+                (name, _frames(shape, colour, ground, frame_count, seed=len(name) + frame_count), caption)
+                for name, shape, colour, ground, frame_count, caption in CLIPS
+            ),
+        )
     return path
 
 
@@ -73,10 +59,7 @@ def make_validation_clip(folder: Path) -> Path:
     """opening.mp4: a second of a green disc, to be continued by previews."""
     path = folder / "opening.mp4"
     if not path.exists():
-        part = path.with_suffix(".part")
-        shape, colour, ground, frame_count = OPENING
-        part.write_bytes(_encoded(_frames(shape, colour, ground, frame_count, seed=7)))
-        part.replace(path)
+        write_opening(path, _frames(*OPENING, seed=7))
     return path
 
 
@@ -97,23 +80,3 @@ def _frames(
         x, y = start + number * step
         frame[shape(x, y)] = colour
         yield frame
-
-
-def _encoded(frames: Iterator[Frame]) -> bytes:
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="mp4", container_options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=FRAME_RATE, options=SETTINGS)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.codec_context.thread_count = 1
-        stream.time_base = Fraction(1, FRAME_RATE)
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
-
-
-def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
-    entry = zipfile.ZipInfo(name, TIMESTAMP)
-    entry.external_attr = 0o644 << 16
-    entry.create_system = 3
-    archive.writestr(entry, data)

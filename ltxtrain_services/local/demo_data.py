@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -34,33 +34,47 @@ def make_demo_clips(folder: Path) -> Path:
     """clips.zip: clips over whose ground night falls, one that is too short, and what a Mac leaves in archives."""
     path = folder / "clips.zip"
     if not path.exists():
-        part = path.with_suffix(".part")
-        with zipfile.ZipFile(part, "w") as archive:
-            for index in range(STYLE_CLIPS):
-                scene = style_scene(index)
-                name = f"{scene.ground_name.replace(' ', '-')}/{index:02}-{scene.colour_name}-{scene.shape}.mp4"
-                _add(archive, name, _encoded(render(scene, FRAMES)))
-                _add(archive, str(Path(name).with_suffix(".txt")), f"{scene.caption}\n".encode())
-            short = style_scene(STYLE_CLIPS)
-            _add(archive, "too-short.mp4", _encoded(render(short, SHORT_FRAMES)))
-            _add(archive, "too-short.txt", f"{short.caption}\n".encode())
-            _add(archive, "__MACOSX/grey/._clip.mp4", bytes.fromhex("00051607000200004d6163204f532058"))
-        part.replace(path)
+        write_archive(path, _demo_clips())
     return path
+
+
+def _demo_clips() -> Iterator[tuple[str, Iterable[Frame], str]]:
+    for index in range(STYLE_CLIPS):
+        scene = style_scene(index)
+        name = f"{scene.ground_name.replace(' ', '-')}/{index:02}-{scene.colour_name}-{scene.shape}.mp4"
+        yield name, render(scene, FRAMES), scene.caption
+    short = style_scene(STYLE_CLIPS)
+    yield "too-short.mp4", render(short, SHORT_FRAMES), short.caption
 
 
 def make_validation_clip(folder: Path) -> Path:
     """opening.mp4: most of a second of a scene without the style, to be continued by previews."""
     path = folder / "opening.mp4"
     if not path.exists():
-        part = path.with_suffix(".part")
-        part.write_bytes(_encoded(render(opening(OPENING), FRAMES)))
-        part.replace(path)
+        write_opening(path, render(opening(OPENING), FRAMES))
     return path
 
 
 def opening_caption() -> str:
     return opening(OPENING).caption
+
+
+def write_archive(path: Path, clips: Iterable[tuple[str, Iterable[Frame], str]]) -> None:
+    """Write a zip of clips with captions, and of what a Mac leaves in archives; clips: name, frames, caption."""
+    part = path.with_suffix(".part")
+    with zipfile.ZipFile(part, "w") as archive:
+        for name, frames, caption in clips:
+            _add(archive, name, _encoded(frames))
+            _add(archive, str(Path(name).with_suffix(".txt")), f"{caption}\n".encode())
+        _add(archive, "__MACOSX/._clip.mp4", bytes.fromhex("00051607000200004d6163204f532058"))
+    part.replace(path)
+
+
+def write_opening(path: Path, frames: Iterable[Frame]) -> None:
+    """Write one clip."""
+    part = path.with_suffix(".part")
+    part.write_bytes(_encoded(frames))
+    part.replace(path)
 
 
 def _encoded(frames: Iterable[Frame]) -> bytes:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.audio.fifo import AudioFifo
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
@@ -19,7 +20,7 @@ from av.container import InputContainer
 from ltxtrain_trainer.errors import AudioTrackMissing, AudioUndecodable
 from ltxtrain_trainer.media.container import Rescue, find_audio, open_clip
 from ltxtrain_trainer.media.decode import RESTART_SECONDS, Clock
-from ltxtrain_trainer.media.downmix import Sound, stereo
+from ltxtrain_trainer.media.downmix import Sound, can_be_joined, stereo
 
 SAMPLE_RATE = 16_000
 # Peak after normalisation: as loud as lossy coding leaves unclipped.
@@ -30,7 +31,8 @@ LEAST_PEAK = 1e-4
 JUMP_SECONDS = 0.015
 # Around a window, so that the resampler does not hear silence at its ends; a whole number of samples.
 MARGIN_SECONDS = 0.05
-SILENCE_BLOCK_SECONDS = 0.01
+# Of sound that is measured, or mixed, at once.
+BLOCK_SECONDS = 0.01
 SILENCE_RMS = 1e-3
 
 
@@ -118,7 +120,7 @@ def probe_audio(path: Path, origin: float, clock: Clock | None = None) -> AudioN
         start, total, silent, rate, channels, end = 0.0, 0, 0, 0, 0, 0.0
         for block in decode_blocks(container, stream, clock):
             start = start if total else block.seconds
-            length = max(round(block.rate * SILENCE_BLOCK_SECONDS), 1)
+            length = max(round(block.rate * BLOCK_SECONDS), 1)
             power = np.mean(np.square(block.samples, dtype=np.float64), axis=0)
             edges = np.arange(0, len(power), length)
             sizes = np.diff(np.append(edges, len(power)))
@@ -143,8 +145,8 @@ def decode_blocks(container: InputContainer, stream: AudioStream, clock: Clock |
         raise AudioUndecodable("No decoder knows the codec of the audio track.")
     expected: float | None = None
     shift = 0.0
+    joined = _Joined()
     for frame, place in _decode(container, stream):
-        samples = stereo(frame)
         seconds = frame.time + shift if frame.time is not None else expected or 0.0
         if expected is not None and expected - seconds > RESTART_SECONDS and frame.time is not None:
             # Sound gets the shift of the pictures beside it; where they do not begin anew it goes on without a gap.
@@ -153,13 +155,76 @@ def decode_blocks(container: InputContainer, stream: AudioStream, clock: Clock |
             seconds = frame.time + shift
         if expected is not None and abs(seconds - expected) < JUMP_SECONDS:
             seconds = expected
+        surplus = 0
         if expected is not None and seconds < expected:
-            surplus = round((expected - seconds) * frame.sample_rate)
-            samples, seconds = samples[:, surplus:], expected
-        if samples.shape[1]:
-            block = Block(seconds, frame.sample_rate, samples, frame.layout.nb_channels)
-            expected = block.end_seconds
-            yield block
+            surplus, seconds = round((expected - seconds) * frame.sample_rate), expected
+        if surplus < frame.samples:
+            if seconds != expected or surplus or not joined.takes(frame):
+                yield from joined.blocks()
+            joined.add(frame, seconds, surplus)
+            if joined.is_full:
+                yield from joined.blocks()
+            expected = seconds + float(frame.samples - surplus) / frame.sample_rate
+    yield from joined.blocks()
+
+
+class _Joined:
+    """Short frames, one after another without a gap, that become one block; longer ones stay as they are.
+
+    AVI cuts some sound into packets of one sample, and to mix one costs as much as to mix a hundredth of a second.
+    """
+
+    def __init__(self) -> None:
+        self._first: AudioFrame | None = None
+        # Joins samples of any format as they are; from the second frame on.
+        self._queue: AudioFifo | None = None
+        self._seconds = 0.0
+        self._samples = self._surplus = 0
+
+    @property
+    def is_full(self) -> bool:
+        return self._first is not None and not _is_short(self._first, self._samples)
+
+    def takes(self, frame: AudioFrame) -> bool:
+        """Whether the frame can follow those that are here."""
+        first = self._first
+        return first is None or (
+            _is_short(frame, frame.samples) and _kind(frame) == _kind(first) and can_be_joined(frame)
+        )
+
+    def add(self, frame: AudioFrame, seconds: float, surplus: int) -> None:
+        """seconds: where the frame begins after its surplus, the samples that were there already."""
+        self._samples += frame.samples
+        if self._first is None:
+            self._first, self._seconds, self._surplus = frame, seconds, surplus
+            return
+        if self._queue is None:
+            self._queue = AudioFifo()
+            self._queue.write(_untimed(self._first))
+        self._queue.write(_untimed(frame))
+
+    def blocks(self) -> Iterator[Block]:
+        """Give out what is here as one block, if there is anything."""
+        frame = self._queue.read() if self._queue else self._first
+        if frame is not None:
+            samples = stereo(frame)[:, self._surplus :]
+            yield Block(self._seconds, frame.sample_rate, samples, frame.layout.nb_channels)
+        self._first = self._queue = None
+        self._samples = self._surplus = 0
+
+
+def _is_short(frame: AudioFrame, samples: int) -> bool:
+    return samples < frame.sample_rate * BLOCK_SECONDS
+
+
+def _kind(frame: AudioFrame) -> tuple[int, str, str]:
+    return frame.sample_rate, frame.format.name, frame.layout.name
+
+
+def _untimed(frame: AudioFrame) -> AudioFrame:
+    """The queue would refuse times that are rounded."""
+    frame.pts = None
+    return frame
 
 
 def _decode(container: InputContainer, stream: AudioStream) -> Iterator[tuple[AudioFrame, int | None]]:

@@ -16,7 +16,7 @@ from ltxtrain_trainer.errors import ClipDamaged, Undecodable
 from ltxtrain_trainer.media.color import colors_of
 from ltxtrain_trainer.media.container import MAX_PIXELS, Rescue, find_audio, find_video, open_clip, path_of
 from ltxtrain_trainer.media.picture import Deinterlacer
-from ltxtrain_trainer.media.pieces import jpeg_has_hole
+from ltxtrain_trainer.media.pieces import ffv1_is_intact, jpeg_has_hole
 from ltxtrain_trainer.media.presentation import (
     Orientation,
     declared_by,
@@ -26,6 +26,7 @@ from ltxtrain_trainer.media.presentation import (
     side_data_of,
 )
 from ltxtrain_trainer.media.rate import Rate, measure_rate
+from ltxtrain_trainer.media.skipped import Skipped
 from ltxtrain_trainer.media.truncation import has_fragments, missing_bytes
 
 # Two frames closer than this have one time stamp and a rounding error between them.
@@ -35,6 +36,7 @@ USUAL_RATE = 25.0
 RESTART_SECONDS = 0.25
 # Frames that are shown before others that are decoded before them lie no further back.
 REORDER_SECONDS = 1.0
+PASSED_OVER = "The video is damaged (the file cannot be read there, and frames are missing)"
 # Decoders that fill in what is damaged and report it only when told to; all others mark such frames, or cannot tell.
 STRICT = {"mjpeg": "explode", "mjpegb": "explode", "amv": "explode", "hevc": "explode", "png": "crccheck+explode"}
 
@@ -105,6 +107,9 @@ class VideoReader:
         self._latest_pts: int | None = None
         # An edit list begins between key frames: what comes before is decoded and not shown.
         self._has_preroll = False
+        # FFV1 may carry checksums, and the first frame shows that it does.
+        self._has_checksums = False
+        self._skipped = Skipped(container, self.stream)
         self._fault: str | None = None
         # FFmpeg's words about packets before the first frame.
         self._refusal = ""
@@ -252,7 +257,7 @@ class VideoReader:
                     if picture.pts is not None and picture.pts < begin:
                         self.leading_frames += 1
                         continue
-                if packet is None and self.cut_off and self._skips(picture):
+                if self._skips(picture) and self._lacks(packet, picture):
                     return
                 if not begun and not self.cut_off:
                     self._fault = None
@@ -313,6 +318,18 @@ class VideoReader:
             return False
         return float((picture.pts - self._last_pts) * base) > 1.5 / (self.nominal_rate or USUAL_RATE)
 
+    def _lacks(self, packet: "Packet[VideoStream] | None", picture: VideoFrame) -> bool:
+        """Whether the frames before one that skips some are in the file no more, or were there and are not read."""
+        if packet is None and self.cut_off:
+            return True
+        if self._counts_frames or self._last_pts is None or picture.pts is None:
+            return False
+        if self._skipped.between(self._last_pts, picture.pts):
+            # What the file lacks, it lacks here and not at its end.
+            self._fault, self.cut_off = PASSED_OVER, False
+            return True
+        return False
+
     def _packets(self) -> "Iterator[Packet[VideoStream] | None]":
         """Yield every whole packet, then the None that makes the decoder give up its last frames."""
         rescue = Rescue(self.container)
@@ -321,17 +338,36 @@ class VideoReader:
                 if packet.is_corrupt:
                     self._cut_off("a frame is not there as a whole")
                     break
-                if self.stream.codec_context.name == "mjpeg" and jpeg_has_hole(bytes(packet)):
-                    self._fault = "The video is damaged (a part of a frame is zeros)"
+                harm = self._harm(packet)
+                if harm:
+                    self._fault = f"The video is damaged ({harm})"
                     if self._first_place is not None:
                         break
                 # An empty packet repeats a frame in AVI, and would end the decoding here.
                 elif packet.size:
+                    if self._skipped.note(packet):
+                        self._fault = PASSED_OVER
+                        break
                     self._note(packet)
                     yield rescue.packet(packet)
+            else:
+                if self._skipped.at_end():
+                    self._fault = self._fault or PASSED_OVER
         except av.FFmpegError as error:
             self._cut_off(str(error.strerror))
         yield None
+
+    def _harm(self, packet: "Packet[VideoStream]") -> str | None:
+        """Return what is wrong with the bytes of a frame, of the kinds that its decoder fills in without a word."""
+        codec = self.stream.codec_context.name
+        if codec == "mjpeg" and jpeg_has_hole(bytes(packet)):
+            return "a part of a frame is zeros"
+        if codec == "ffv1" and packet.size:
+            intact = ffv1_is_intact(bytes(packet))
+            if self._has_checksums and not intact:
+                return "the checksum of a frame is wrong"
+            self._has_checksums = self._has_checksums or intact
+        return None
 
     def _note(self, packet: "Packet[VideoStream]") -> None:
         if self._first_place is None:

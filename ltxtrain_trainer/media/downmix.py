@@ -75,10 +75,19 @@ def _keep_map(layout: AudioLayout) -> bool:
     libav holds such an order in memory of its own. PyAV's layout shares it with the frame, and both free it, which ends
     the process: so the layout must never go.
     """
-    if "+" not in layout.name:
+    if not _has_own_order(layout):
         return False
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
     return True
+
+
+def _has_own_order(layout: AudioLayout) -> bool:
+    return "+" in layout.name
+
+
+def can_be_joined(frame: AudioFrame) -> bool:
+    """Whether libav may copy the frame's layout, which is not kept in memory of its own."""
+    return not _has_own_order(frame.layout)
 
 
 @cache

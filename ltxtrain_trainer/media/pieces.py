@@ -7,6 +7,7 @@ of empty ones cost no more than a large recording does.
 
 import mmap
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ MAX_PIECES = 200_000
 HOLE = bytes(64)
 START_OF_SCAN, END_OF_IMAGE, LOSSLESS, HUFFMAN_TABLES = b"\xff\xda", b"\xff\xd9", 0xC3, 0xC4
 END_OF_BLOCK = 0x00
+# At the end of a slice: its length (3 bytes), its state (1), its checksum (4).
+SLICE_END_BYTES = 8
+MIRRORED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 EBML, SEGMENT, CLUSTER, TRACKS, CUES = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1654AE6B, 0x1C53BB6B
 
 
@@ -187,3 +191,22 @@ def _empty_block_is_zeros(tables: bytes) -> bool:
             return True
         place += 17 + count
     return False
+
+
+def ffv1_is_intact(frame: bytes) -> bool:
+    """Whether a frame of FFV1 is made of slices that end with their length and a checksum (RFC 9043), which is right.
+
+    Decoders show a slice whose checksum is wrong as they showed it before, or as they read it.
+    """
+    end = len(frame)
+    while end >= SLICE_END_BYTES:
+        start = end - SLICE_END_BYTES - int.from_bytes(frame[end - SLICE_END_BYTES : end - SLICE_END_BYTES + 3], "big")
+        if start < 0 or _msb_first_crc(frame[start:end]):
+            return False
+        end = start
+    return end == 0 and bool(frame)
+
+
+def _msb_first_crc(data: bytes) -> int:
+    """Return the CRC-32 of zlib's polynomial, 0 at the beginning, whose bits and whose result are mirrored."""
+    return zlib.crc32(data.translate(MIRRORED), 0xFFFFFFFF) ^ 0xFFFFFFFF

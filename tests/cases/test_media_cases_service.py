@@ -130,7 +130,9 @@ async def test_not_accepted(case: dict[str, Any], preprocess: Preprocess) -> Non
         assert ended.reason in PREPROCESS_ERRORS[reason] and set(ended.subjects) == {file.name}
 
 
-@pytest.mark.parametrize("case", OURS, ids=lambda case: case["id"])
+@pytest.mark.parametrize(
+    "case", [case for case in OURS if case["expect"]["action"] == "skip"], ids=lambda case: case["id"]
+)
 async def test_alone(case: dict[str, Any], preprocess: Preprocess) -> None:
     dataset = await preprocess.dataset({media(case).name: media(case)})
     ended = await preprocess.run(dataset, fit_only(with_audio=with_audio(case)))
@@ -171,26 +173,18 @@ async def test_scenes(case: dict[str, Any], preprocess: Preprocess) -> None:
         assert ended.training_set.report.scenes == len(scenes)
 
 
-@pytest.mark.parametrize(
-    ("names", "audio"), [(("rot90.mp4", "sdr10.mp4", "bframes.avi"), False), (("ctl_av.mp4",), True)]
-)
-async def test_encoded(names: tuple[str, ...], audio: bool, preprocess: Preprocess, tiny_model: Path) -> None:
+async def test_encoded(preprocess: Preprocess, tiny_model: Path) -> None:
     """The stored sample is the encoding of the frames and the sound that were kept."""
     from ltxtrain_trainer.data.encode import ClipEncoder
     from ltxtrain_trainer.model.folder import resolve_model
 
-    dataset = await preprocess.dataset({name: FOLDER / "media" / name for name in names})
-    changes: dict[str, Any] = {"audio": {"normalize": True}} if audio else {}
-    ended = await preprocess.run(dataset, settings(exportArchive=True, **changes))
-    assert len(ended.samples) == len(names)
-    for sample in ended.samples:
-        encoded = load_clip(await preprocess.fetch(sample.latents))
-        assert tuple(encoded.video.shape) == (128, 3, 9, 16) and bool(encoded.video.isfinite().all())
-        assert (encoded.audio is not None) == audio
-    if not audio:
-        return
-    clip = await preprocess.fetch_clip(ended.samples[-1].clip_preview)
-    encoder = ClipEncoder(resolve_model(str(tiny_model)), "cpu", with_audio=audio)
+    dataset = await preprocess.dataset({CONTROLS[True].name: CONTROLS[True]})
+    ended = await preprocess.run(dataset, settings(exportArchive=True, audio={"normalize": True}))
+    (sample,) = ended.samples
+    encoded = load_clip(await preprocess.fetch(sample.latents))
+    assert tuple(encoded.video.shape) == (128, 3, 9, 16)
+    clip = await preprocess.fetch_clip(sample.clip_preview)
+    encoder = ClipEncoder(resolve_model(str(tiny_model)), "cpu", with_audio=True)
     expected = encoder.encode(clip.frames, clip.frame_rate, clip.audio)
     assert encoded.video.equal(expected.video)
     assert encoded.audio is not None and expected.audio is not None

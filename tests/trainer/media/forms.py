@@ -193,6 +193,18 @@ def lose_track(path: Path, number: int, begin: float, end: float) -> Path:
     return _edit_blocks(path, change)
 
 
+def move_track(path: Path, number: int, begin: float, seconds: float) -> Path:
+    """Move the blocks of a Matroska's track from a moment on in time, not in the file."""
+
+    def change(data: bytearray, place: int, start: int, time: int) -> None:
+        if data[start] & 0x7F == number and time / 1000 >= begin:
+            struct.pack_into(
+                ">h", data, start + 1, struct.unpack_from(">h", data, start + 1)[0] + round(seconds * 1000)
+            )
+
+    return _edit_blocks(path, change)
+
+
 def _edit_blocks(path: Path, change: Callable[[bytearray, int, int, int], None]) -> Path:
     """change: the file, where a simple block begins, where its contents begin (the track's number), and its time."""
     data = bytearray(path.read_bytes())

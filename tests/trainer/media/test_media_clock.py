@@ -123,14 +123,16 @@ def without_offsets(stream: Any, number: int, pts: int, dts: int) -> tuple[int, 
     return tick, tick
 
 
-@pytest.mark.parametrize("container", ["mp4", "mov"])
+H264_DEEP = {"bf": "3", "b-adapt": "0", "g": "250", "x264-params": "b-pyramid=normal"}
+
+
 @pytest.mark.parametrize(
-    ("codec", "options"),
+    ("container", "codec", "options"),
     [
-        ("libx264", {"bf": "1", "g": "12"}),
-        ("libx264", {"bf": "3", "b-adapt": "0", "g": "250", "x264-params": "b-pyramid=normal"}),
-        ("libx265", {"x265-params": "log-level=none:bframes=3:keyint=24"}),
-        ("mpeg4", {"bf": "2", "g": "12"}),
+        ("mov", "libx264", {"bf": "1", "g": "12"}),
+        ("mp4", "libx264", H264_DEEP),
+        ("mp4", "libx265", {"x265-params": "log-level=none:bframes=3:keyint=24"}),
+        ("mp4", "mpeg4", {"bf": "2", "g": "12"}),
     ],
     ids=["h264-1", "h264-3", "hevc", "mpeg4"],
 )

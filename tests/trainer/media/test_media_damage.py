@@ -78,6 +78,7 @@ KINDS = [
     Kind("avi", "mjpeg", "yuvj420p"),
     Kind("mkv", "mjpeg", "yuvj422p"),
     Kind("mov", "png", "rgb24"),
+    Kind("avi", "ffv1", "yuv422p10le", options={"level": "3", "slicecrc": "1", "slices": "4", "g": "12"}),
 ]
 HARMS: dict[str, Callable[[int], Edit]] = {"zeros": zeros_in, "half": half_of}
 
@@ -158,13 +159,22 @@ CUT = [
 ]
 
 
-@pytest.mark.parametrize("kind", CUT, ids=str)
-@pytest.mark.parametrize("first", [1, 7, 23])
-def test_a_clip_begins_with_its_first_key_frame(tmp_path: Path, kind: Kind, first: int) -> None:
-    at = 36 / 24
-    sound = Sound(waves=add_burst(tones(3, level=0.1), at), codec="pcm_s16le", sample_format="s16")
+BURST_SECONDS = 36 / 24
+
+
+@pytest.fixture(scope="module", params=CUT, ids=str)
+def grouped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Kind, Path]:
+    """Three groups of pictures."""
+    kind: Kind = request.param
+    sound = Sound(waves=add_burst(tones(3, level=0.1), BURST_SECONDS), codec="pcm_s16le", sample_format="s16")
     video = Video(codec=kind.codec, options=kind.options)
-    whole = write_clip(tmp_path / f"whole.{kind.container}", noisy(72), video, sound)
+    path = tmp_path_factory.mktemp("grouped") / f"whole.{kind.container}"
+    return kind, write_clip(path, noisy(72), video, sound)
+
+
+@pytest.mark.parametrize("first", [1, 7, 23])
+def test_a_clip_begins_with_its_first_key_frame(grouped: tuple[Kind, Path], first: int, tmp_path: Path) -> None:
+    kind, whole = grouped
     path = remux(whole, tmp_path / f"cut.{kind.container}", edit=from_packet(first))
     found = probe(path)
     assert (found.frame_count, found.damage) == (48, None)
@@ -174,7 +184,7 @@ def test_a_clip_begins_with_its_first_key_frame(tmp_path: Path, kind: Kind, firs
     if kind.container == "mkv":
         # AVI has no times: there sound and picture both count from the first packet that is left.
         assert fitted.audio is not None
-        assert burst_seconds(fitted.audio) == pytest.approx(at - 1, abs=0.01)
+        assert burst_seconds(fitted.audio) == pytest.approx(BURST_SECONDS - 1, abs=0.01)
 
 
 def test_frames_before_the_first_key_frame_are_counted(tmp_path: Path) -> None:

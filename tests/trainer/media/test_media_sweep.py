@@ -10,7 +10,8 @@ import pytest
 
 # Reasons that are true of what FFmpeg writes and does not read.
 TRUE = re.compile(
-    r"refused: Undecodable: The (file cannot be opened|video cannot be decoded): "
+    r"refused: (Undecodable: The (file cannot be opened|video cannot be decoded)|"
+    r"AudioUndecodable: The audio track cannot be decoded): "
     r"(Invalid data found when processing input|Not yet implemented in FFmpeg, patches welcome)\.$"
 )
 
