@@ -71,7 +71,8 @@ def describe_error(error: CallError) -> str:
 
 
 def describe_report_line(line: ReportLine) -> str | None:
-    if line.outcome == Outcome.OUTCOME_KEPT and not line.reasons:
+    # A caption from a table is as good as one from a file.
+    if line.outcome == Outcome.OUTCOME_KEPT and set(line.reasons) <= {ReportReason.REPORT_REASON_CAPTION_FROM_TABLE}:
         return None
     reasons = ", ".join(word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons)
     text = line.description + (f" ({reasons})" if reasons else "")

@@ -18,7 +18,8 @@ def _suffixes(words: str) -> frozenset[str]:
 
 VIDEO_SUFFIXES = _suffixes("mp4 mov avi mkv")
 # The kinds of files are those of Ingest.
-CAPTION_SUFFIXES = _suffixes("txt")
+CAPTION_SUFFIXES = _suffixes("txt caption json")
+CAPTION_TABLES = frozenset({"metadata.jsonl", "metadata.csv"})
 # Ingest refuses data with images, so they are found before the upload.
 IMAGE_SUFFIXES = _suffixes(
     "jpg jpeg jpe jfif png apng gif bmp dib webp tif tiff heic heif avif jxl jp2 j2k jpx svg ico psd tga exr hdr "
@@ -40,6 +41,7 @@ class Kind(Enum):
 
     VIDEO = "video"
     CAPTION = "caption"
+    TABLE = "table of captions"
     IMAGE = "image"
     JUNK = "left by an operating system"
     OTHER = "other"
@@ -58,6 +60,9 @@ class LocalData:
     captions: tuple[str, ...]
     """Paths of caption files inside the zip."""
 
+    tables: tuple[str, ...] = ()
+    """Paths of tables of captions inside the zip: metadata.jsonl and metadata.csv."""
+
     left_out: tuple[str, ...] = ()
     """Files of the folders that are not sent: neither videos nor captions."""
 
@@ -66,7 +71,11 @@ class LocalData:
 
     def summary(self) -> str:
         """One line for people: "clips: 12 videos, 11 caption files, 184.2 MB"."""
-        parts = [count_text(len(self.videos), "video"), count_text(len(self.captions), "caption file")]
+        parts = [count_text(len(self.videos), "video")]
+        if self.captions or not self.tables:
+            parts.append(count_text(len(self.captions), "caption file"))
+        if self.tables:
+            parts.append(f"captions in {_named(self.tables)}")
         text = f"{self.source.name}: {', '.join(parts)}, {size_text(self.size_bytes)}"
         if not self.left_out:
             return text
@@ -77,7 +86,7 @@ def open_local_data(paths: Sequence[Path]) -> LocalData:
     """Look into a zip, or into folders and videos, which become one zip while they are sent.
 
     Files lie in that zip by their path below the folder that all have in common; a single video brings the caption
-    files of its name along.
+    files of its name and the tables of its folder along.
     Raises DataInvalid when the services would refuse the data, OSError when a file cannot be read.
     """
     for path in paths:
@@ -103,6 +112,8 @@ def kind_of(path: str) -> Kind:
     hidden = any(part.startswith(".") and part not in (".", "..") for part in (*folders, name))
     if hidden or name in JUNK_FILES or JUNK_FOLDERS.intersection(folders):
         return Kind.JUNK
+    if name in CAPTION_TABLES:
+        return Kind.TABLE
     suffix = PurePosixPath(name).suffix
     if suffix in VIDEO_SUFFIXES:
         return Kind.VIDEO
@@ -174,6 +185,7 @@ def _open_zip(path: Path) -> LocalData:
         source=source,
         videos=tuple(names[Kind.VIDEO]),
         captions=tuple(names[Kind.CAPTION]),
+        tables=tuple(names[Kind.TABLE]),
         size_bytes=source.size_bytes,
     )
 
@@ -203,12 +215,13 @@ def _open_files(paths: Sequence[Path]) -> LocalData:
     if _PERHAPS_VIDEO.isdisjoint(videos.values()):
         listed = ", ".join(f"{name} is {found}" for name, found in list(videos.items())[:MAX_NAMED])
         raise DataInvalid(f"{given}: no file with a video's name is a video ({listed}).")
-    sent = {name: files[name] for kind in (Kind.VIDEO, Kind.CAPTION) for name in names[kind]}
+    sent = {name: files[name] for kind in (Kind.VIDEO, Kind.CAPTION, Kind.TABLE) for name in names[kind]}
     source = StoredZip(f"{paths[0].resolve().stem or 'data'}.zip", sent)
     return LocalData(
         source=source,
         videos=tuple(names[Kind.VIDEO]),
         captions=tuple(names[Kind.CAPTION]),
+        tables=tuple(names[Kind.TABLE]),
         left_out=tuple(names[Kind.OTHER]),
         size_bytes=source.size_bytes,
     )
@@ -222,7 +235,8 @@ def _collect(paths: Sequence[Path]) -> dict[str, Path]:
             for folder, _, names in os.walk(path, onerror=_raise):
                 found.update(Path(folder, name) for name in names if Path(folder, name).is_file())
         else:
-            beside = (path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
+            beside = [path.with_suffix(suffix) for suffix in CAPTION_SUFFIXES]
+            beside += [path.with_name(name) for name in CAPTION_TABLES]
             found.update((path, *(caption for caption in beside if caption.is_file())))
     roots = [path if path.is_dir() else path.parent for path in (path.absolute() for path in paths)]
     root = Path(os.path.commonpath(roots))
@@ -241,7 +255,7 @@ def _refuse(given: str, names: Mapping[Kind, Sequence[str]]) -> None:
             "Take them out, or give the videos alone."
         )
     if not names[Kind.VIDEO]:
-        others = [*names[Kind.OTHER], *names[Kind.CAPTION]]
+        others = [*names[Kind.OTHER], *names[Kind.CAPTION], *names[Kind.TABLE]]
         raise DataInvalid(f"{given} has no video{f', only {_named(others)}' if others else ''}. {_HINT}.")
 
 

@@ -18,12 +18,23 @@ _ORDER = (
     Outcome.OUTCOME_IGNORED,
     Outcome.OUTCOME_KEPT,
 )
+NOT_EXAMINED = "not looked at"
 _USED = (Outcome.OUTCOME_KEPT_CHANGED, Outcome.OUTCOME_KEPT)
 
 
 def outcome_word(outcome: int) -> str:
     """Word of an outcome: kept, changed, ignored, skipped or rejected."""
     return "changed" if outcome == Outcome.OUTCOME_KEPT_CHANGED else word(Outcome.DESCRIPTOR, outcome)
+
+
+def line_word(line: ReportLine) -> str:
+    """Word of a line's outcome; a file that nobody looked at was not ignored."""
+    return NOT_EXAMINED if _is_unseen(line) else outcome_word(line.outcome)
+
+
+def headlines(lines: Iterable[ReportLine]) -> list[str]:
+    """Sentences that a reader of the report has to see first."""
+    return [line.description for line in lines if ReportReason.REPORT_REASON_NO_TEXT in line.reasons]
 
 
 def worst_first(lines: Iterable[ReportLine]) -> list[ReportLine]:
@@ -33,17 +44,21 @@ def worst_first(lines: Iterable[ReportLine]) -> list[ReportLine]:
 
 def video_outcomes(lines: Iterable[ReportLine]) -> dict[str, int]:
     """Best outcome of each video by its path; a video has several lines when it was split or occurs twice."""
-    found: dict[str, int] = {}
+    return {path: line.outcome for path, line in _videos(lines).items()}
+
+
+def _videos(lines: Iterable[ReportLine]) -> dict[str, ReportLine]:
+    found: dict[str, ReportLine] = {}
     for line in lines:
-        if _is_video(line) and (line.path not in found or found[line.path] not in _USED):
-            found[line.path] = line.outcome
+        if _is_video(line) and (line.path not in found or found[line.path].outcome not in _USED):
+            found[line.path] = line
     return found
 
 
 def outcome_summary(lines: Sequence[ReportLine]) -> str:
     """Outcome counts: "5 videos: 4 changed, 1 skipped; 2 other files: 2 kept"."""
-    videos = video_outcomes(lines)
-    others = [line.outcome for line in lines if line.path and line.path not in videos]
+    videos = _videos(lines)
+    others = [line for line in lines if line.path and line.path not in videos]
     parts = [_counted("video", list(videos.values())), _counted("other file", others)]
     return "; ".join(filter(None, parts)) or "no lines yet"
 
@@ -73,11 +88,16 @@ def _is_video(line: ReportLine) -> bool:
     return bool(line.path) and (line.HasField("numbers") or skipped or (named and looked_for))
 
 
-def _counted(noun: str, outcomes: Sequence[int]) -> str:
-    if not outcomes:
+def _is_unseen(line: ReportLine) -> bool:
+    return line.outcome == Outcome.OUTCOME_IGNORED and ReportReason.REPORT_REASON_NOT_EXAMINED in line.reasons
+
+
+def _counted(noun: str, lines: Sequence[ReportLine]) -> str:
+    if not lines:
         return ""
-    counts = sorted(Counter(outcomes).items(), key=lambda item: -_rank(item[0]))
-    return f"{count_text(len(outcomes), noun)}: " + ", ".join(f"{count} {outcome_word(key)}" for key, count in counts)
+    counts = Counter((-_rank(line.outcome), line_word(line)) for line in lines)
+    listed = ", ".join(f"{count} {word}" for (_, word), count in sorted(counts.items()))
+    return f"{count_text(len(lines), noun)}: {listed}"
 
 
 def _rank(outcome: int) -> int:

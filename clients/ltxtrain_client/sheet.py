@@ -9,6 +9,7 @@ import difflib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ from ltxtrain_client.enum_words import words
 from ltxtrain_client.errors import LtxtrainError
 
 OPTIONS = "options"
+# Beyond these a document is no sheet with faults any more: the first are told, and what is known is not compared.
+MAX_PROBLEMS, MAX_SUGGESTIONS = 200, 20
+MAX_ENTRIES = 1_000
+MAX_KEY_CHARS = 100
 UPLOAD = "upload:"
 
 _INTEGER_BITS = {FieldDescriptor.CPPTYPE_INT32: 31, FieldDescriptor.CPPTYPE_INT64: 63}
@@ -118,9 +123,11 @@ def name_datasets(spec: ExtendPrefixSpec, dataset: str, validation_dataset: str,
 
 def _load(source: str | bytes, problems: list[Problem]) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        problems.extend(Problem(key, "is given twice") for key in sorted(set(keys)) if keys.count(key) > 1)
-        return dict(pairs)
+        document = dict(pairs)
+        if len(document) < len(pairs):
+            twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            problems.extend(Problem(_shown(key), "is given twice") for key in twice[:MAX_PROBLEMS])
+        return document
 
     try:
         text = source if isinstance(source, str) else source.decode(json.detect_encoding(source)).lstrip("\ufeff")
@@ -205,23 +212,32 @@ def _fill(message: Message, document: Any, path: str, problems: list[Problem]) -
         return
     fields: Mapping[str, Any] = message.DESCRIPTOR.fields_by_name
     for key, value in document.items():
-        place = f"{path}.{key}" if path else str(key) or '""'
+        if len(problems) > MAX_PROBLEMS:
+            return
+        place = f"{path}.{_shown(str(key))}" if path else _shown(str(key)) or '""'
         field = fields.get(key)
         if field is None:
-            problems.append(Problem(place, _unknown(str(key), fields, message)))
+            near = _unknown(str(key), fields, message) if len(problems) < MAX_SUGGESTIONS else "is not known"
+            problems.append(Problem(place, near))
         elif value is None:
             continue
         elif field.containing_oneof is not None and message.WhichOneof(field.containing_oneof.name):
             other = message.WhichOneof(field.containing_oneof.name)
             problems.append(Problem(place, f"cannot be given together with {other}"))
         elif field.is_repeated:
-            if isinstance(value, list):
+            if isinstance(value, list) and len(value) > MAX_ENTRIES:
+                problems.append(Problem(place, f"has {len(value)} entries, far more than are ever allowed"))
+            elif isinstance(value, list):
                 for index, item in enumerate(value):
                     _fill(getattr(message, key).add(), item, f"{place}[{index}]", problems)
             else:
                 problems.append(Problem(place, f"must be a list, not {_kind(value)}"))
         elif (converted := _value(field, value, place, problems)) is not _WRONG:
             setattr(message, key, converted)
+
+
+def _shown(key: str) -> str:
+    return key if len(key) <= MAX_KEY_CHARS else f"{key[: MAX_KEY_CHARS - 1]}…"
 
 
 def _value(field: FieldDescriptor, value: Any, path: str, problems: list[Problem]) -> Any:
@@ -284,6 +300,8 @@ def _unknown(key: str, fields: Mapping[str, Any], message: Message) -> str:
 def _nearest(key: str, names: Sequence[str]) -> str | None:
     """Shortest name that starts with the key, else the most similar one; a path is compared by its last part."""
     by_part = {name.rpartition(".")[2]: name for name in names}
+    if len(key) > MAX_KEY_CHARS:
+        return None
     begun = sorted((part for part in by_part if len(key) > 2 and part.startswith(key)), key=len)
     near = begun or difflib.get_close_matches(key, by_part, n=1)
     return by_part[near[0]] if near else None

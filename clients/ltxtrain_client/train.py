@@ -19,7 +19,9 @@ from ltxtrain.v1.train_pb2 import (
     JobOptions,
     ListArtifactsRequest,
     ListJobsRequest,
+    ListWebhookKeysRequest,
     WatchJobRequest,
+    WebhookKey,
 )
 from ltxtrain.v1.train_pb2_grpc import TrainServiceStub
 from ltxtrain.v1.work_pb2 import Event, State
@@ -42,22 +44,34 @@ class TrainClient(Client):
         self._stub = TrainServiceStub(channel.aio)
 
     async def submit(
-        self, spec: ExtendPrefixSpec, options: JobOptions | None = None, *, request_id: str | None = None
+        self,
+        spec: ExtendPrefixSpec,
+        options: JobOptions | None = None,
+        *,
+        request_id: str | None = None,
+        webhook_url: str = "",
     ) -> Job:
         """Start a job, which runs whether or not it is watched. The same `request_id` returns the same job.
 
-        Raises InvalidArgument with every wrong field when the spec is invalid; nothing is started then.
+        A signed message is sent to `webhook_url` when the job has ended; Job.webhook tells how that fares.
+        Raises InvalidArgument with every wrong field when the request is invalid; nothing is started then.
         """
-        request = CreateJobRequest(request_id=request_id or new_request_id(), spec=spec, options=options)
+        request = CreateJobRequest(
+            request_id=request_id or new_request_id(), spec=spec, options=options, webhook_url=webhook_url
+        )
         return (await self._call(self._stub.CreateJob, request)).job
 
-    async def resolve(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> CreateJobResponse:
+    async def resolve(
+        self, spec: ExtendPrefixSpec, options: JobOptions | None = None, *, webhook_url: str = ""
+    ) -> CreateJobResponse:
         """The job that `submit` would start, without a name and with every default, and the settings of its data.
 
         With `fit_only` set, the settings make create_training_set a check of the data without a GPU; see check_data.
         Raises like `submit`.
         """
-        request = CreateJobRequest(request_id=new_request_id(), spec=spec, options=options, validate_only=True)
+        request = CreateJobRequest(
+            request_id=new_request_id(), spec=spec, options=options, webhook_url=webhook_url, validate_only=True
+        )
         return await self._call(self._stub.CreateJob, request)
 
     async def validate(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> Job:
@@ -67,6 +81,10 @@ class TrainClient(Client):
     async def estimate(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> EstimateJobResponse:
         """Estimate the time, memory and price of a job."""
         return await self._call(self._stub.EstimateJob, EstimateJobRequest(spec=spec, options=options))
+
+    async def webhook_keys(self) -> list[WebhookKey]:
+        """Public keys of the signatures of webhooks."""
+        return list((await self._call(self._stub.ListWebhookKeys, ListWebhookKeysRequest())).keys)
 
     async def get_job(self, name: str) -> Job:
         return (await self._call(self._stub.GetJob, GetJobRequest(name=name))).job

@@ -4,6 +4,7 @@ A request id is the id of its job; everything is read from the job, from its eve
 """
 
 import asyncio
+import base64
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -12,15 +13,35 @@ from typing import Any
 from aiohttp import web
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Lifecycle, State
-from ltxtrain_client.errors import CallError, Violation, from_status
-from ltxtrain_client.outputs import RESULTS
-from ltxtrain_client.sheet import SheetInvalid, parse_sheet
+from ltxtrain_client.errors import CallError, from_status
+from ltxtrain_client.sheet import Sheet, SheetInvalid, parse_sheet
 from ltxtrain_client.train import TrainClient
 from ltxtrain_client.watch import TERMINAL
 
-from ltxtrain_services.gateway.http import STORIES, SUITE, EventStream, fault_response, own_url, problem_response
+from ltxtrain_services.gateway.http import (
+    STORIES,
+    SUITE,
+    EventStream,
+    body_of,
+    fault_response,
+    own_url,
+    problem_response,
+)
 from ltxtrain_services.gateway.story import LogLine
-from ltxtrain_services.gateway.suite import Caller, http_status, sheet_violations
+from ltxtrain_services.gateway.suite import Caller, sheet_violations
+from ltxtrain_services.runtime.hosted_form import (
+    CANCELLED_TEXT,
+    ended_problem,
+    error_items,
+    fault_item,
+    file_document,
+    http_status,
+    is_about_data,
+    output_document,
+    output_names,
+    request_id,
+    violation_item,
+)
 
 APP = "/fal-ai/ltx23-trainer-v2"
 ENDPOINT = f"{APP}/extend-prefix"
@@ -29,17 +50,15 @@ REQUEST = "/requests/{request:[0-9a-f]{32}}"
 # Names for keys that are no UUIDs themselves.
 KEYS = uuid.UUID("6d5a0b5e-6a2f-5bd1-9c52-6d7d6f0b2d61")
 MAX_KEY_CHARS = 255
-
-DOWNLOAD_REASONS = frozenset({"DOWNLOAD_FAILED", "DOWNLOAD_REFUSED", "DOWNLOAD_TRUNCATED"})
-# The words of the hosted endpoint for what its own checks find; ours is beside it as `reason`.
-TYPES = {"FIELD_REQUIRED": "missing", **dict.fromkeys(DOWNLOAD_REASONS, "file_download_error")}
-VALIDATION_REASONS = frozenset({"VALIDATION_CLIP_TOO_SHORT"})
-CANCELLED = 499
+# As much as a service takes in one request.
+MAX_REQUEST_BYTES = 2**20
+# For which receivers may keep the keys of webhooks.
+KEYS_SECONDS = 3600
 
 
 def routes() -> list[web.RouteDef]:
     """The protocol's routes. Its own clients leave the endpoint's last part out of all but the first."""
-    defined = [web.post(ENDPOINT, submit)]
+    defined = [web.post(ENDPOINT, submit), web.get("/.well-known/jwks.json", webhook_keys)]
     for base in (f"{APP}{REQUEST}", f"{ENDPOINT}{REQUEST}"):
         defined += [
             web.get(base, result),
@@ -54,15 +73,17 @@ async def submit(request: web.Request) -> web.Response:
     """Start a job; a repeated Idempotency-Key returns the job of the first call."""
     caller = _caller(request)
     key = request.headers.get("Idempotency-Key", "")
-    faults = _header_faults(request, key)
+    faults = _header_faults(key)
+    webhook_url = request.query.get("fal_webhook", "")
     try:
-        sheet = parse_sheet(await request.read())
+        sheet = await read_sheet(request)
     except SheetInvalid as error:
-        return _refused(faults + [_violation_item(item) for item in await sheet_violations(caller, error)])
+        found = await sheet_violations(caller, error, webhook_url)
+        return _refused(faults + [violation_item(item) for item in found])
     if faults:
         return _refused(faults)
     try:
-        job = await caller.train.submit(sheet.spec, sheet.options, request_id=_request_id(key))
+        job = await caller.train.submit(sheet.spec, sheet.options, request_id=_uuid(key), webhook_url=webhook_url)
     except CallError as error:
         return call_fault(error)
     urls = _urls(request, job.name)
@@ -135,38 +156,52 @@ async def cancel(request: web.Request) -> web.Response:
     return web.json_response({"status": "CANCELLATION_REQUESTED"}, status=202, headers=_ids(job))
 
 
+async def webhook_keys(request: web.Request) -> web.Response:
+    """The public keys of webhooks as a JSON Web Key Set (RFC 7517, 8037), for anybody."""
+    kind = {"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig"}
+    try:
+        found = await request.app[SUITE].anybody.train.webhook_keys()
+    except CallError as error:
+        return fault_response(error)
+    keys = [
+        kind | {"kid": key.key_id, "x": base64.urlsafe_b64encode(key.public_key).decode().rstrip("=")} for key in found
+    ]
+    return web.json_response({"keys": keys}, headers={"Cache-Control": f"public, max-age={KEYS_SECONDS}"})
+
+
 def call_fault(error: CallError) -> web.Response:
     """The answer to a call that a service refused, or did not answer."""
     code = http_status(error)
-    return _refused(_items(error), error) if code == 422 else fault_response(error)
+    return _refused(error_items(error), error) if code == 422 else fault_response(error)
+
+
+async def read_sheet(request: web.Request) -> Sheet:
+    """The sheet that is the request's body. Raises SheetInvalid."""
+    body = await body_of(request, MAX_REQUEST_BYTES)
+    # A megabyte of JSON takes tens of milliseconds.
+    return await asyncio.to_thread(parse_sheet, body)
 
 
 async def sheet_fault(caller: Caller, error: SheetInvalid) -> web.Response:
     """The answer to a sheet of the wrong form: every fault at once, the service's among them."""
-    return _refused([_violation_item(item) for item in await sheet_violations(caller, error)])
+    return _refused([violation_item(item) for item in await sheet_violations(caller, error)])
 
 
 def _without_result(job: Job) -> web.Response:
-    lifecycle, headers = job.lifecycle, _ids(job)
-    if lifecycle.state == State.STATE_CANCELLED:
-        return problem_response(CANCELLED, "The request was cancelled.", "client_cancelled", headers=headers)
-    if not lifecycle.HasField("error"):
-        return problem_response(400, "Request is still in progress", "bad_request", headers=headers)
-    error = from_status(lifecycle.error)
-    if _is_about_data(error):
-        return _refused(_items(error), error, headers)
-    # The job has ended for good: no code that a client would repeat its call for.
-    return problem_response(500, error.message, "internal_error", error.reason, headers=headers)
+    if not _ended(job.lifecycle):
+        return problem_response(400, "Request is still in progress", "bad_request", headers=_ids(job))
+    code, document = ended_problem(job)
+    return web.json_response(document, status=code, headers=_ids(job) | {"X-Fal-Error-Type": document["error_type"]})
 
 
 def _status(lifecycle: Lifecycle, ahead: int | None) -> dict[str, Any]:
     if _ended(lifecycle):
         document: dict[str, Any] = {"status": "COMPLETED", "metrics": {"inference_time": _seconds(lifecycle)}}
         if lifecycle.state == State.STATE_CANCELLED:
-            document |= {"error": "The request was cancelled.", "error_type": "client_cancelled"}
+            document |= {"error": CANCELLED_TEXT, "error_type": "client_cancelled"}
         elif lifecycle.HasField("error"):
             error = from_status(lifecycle.error)
-            kind = "bad_request" if _is_about_data(error) else "internal_error"
+            kind = "bad_request" if is_about_data(error) else "internal_error"
             document |= {"error": error.message, "error_type": kind, "reason": error.reason}
         return document
     if ahead is not None or lifecycle.state in (State.STATE_UNSPECIFIED, State.STATE_PENDING):
@@ -185,10 +220,6 @@ def _ended(lifecycle: Lifecycle) -> bool:
     return lifecycle.state in TERMINAL
 
 
-def _is_about_data(error: CallError) -> bool:
-    return http_status(error) == 422 or error.reason in DOWNLOAD_REASONS
-
-
 def _logs(lines: Iterable[LogLine] | None) -> list[dict[str, str]] | None:
     if lines is None:
         return None
@@ -198,50 +229,13 @@ def _logs(lines: Iterable[LogLine] | None) -> list[dict[str, str]] | None:
 
 
 async def _output(train: TrainClient, job: Job) -> dict[str, Any]:
-    """Every field of the sheet's output; null for what the job was not asked for."""
-    names = {field: getattr(job.output, field) for field in RESULTS}
-    made = {field: name for field, name in names.items() if name}
-    files = await asyncio.gather(*(_file(train, name) for name in made.values()))
-    found = dict(zip(made, files, strict=True))
-    always = ("lora_file", "config_file", "video", "debug_dataset")
-    return {field: found.get(field) for field in names if field in always or field in found}
+    async def file(name: str) -> dict[str, Any]:
+        answer = await train.get_artifact(name)
+        return file_document(answer.artifact, answer.download_url)
 
-
-async def _file(train: TrainClient, name: str) -> dict[str, Any]:
-    answer = await train.get_artifact(name)
-    blob = answer.artifact.blob
-    return {
-        "url": answer.download_url,
-        "content_type": blob.content_type or "application/octet-stream",
-        "file_name": name.rpartition("/")[2],
-        "file_size": blob.size_bytes,
-    }
-
-
-def _items(error: CallError) -> list[dict[str, Any]]:
-    """An error as items of `detail`: each wrong field, or the fault itself and each clip that shows it."""
-    if error.violations:
-        return [_violation_item(violation) for violation in error.violations]
-    place = ["body", "validation" if error.reason in VALIDATION_REASONS else "training_data_url"]
-    if error.reason == "REQUEST_ID_REUSED":
-        place = ["header", "Idempotency-Key"]
-    first = _item(place, error.message, error.reason, ctx=dict(error.metadata))
-    return [first] + [
-        _item(place, f"{item.subject}: {item.description}", item.type or error.reason, ctx={"subject": item.subject})
-        for item in error.subjects
-    ]
-
-
-def _violation_item(violation: Violation) -> dict[str, Any]:
-    """`spec.validation[0].prompt` as ["body", "validation", 0, "prompt"]."""
-    path = violation.field.removeprefix("spec.").replace("[", ".").replace("]", "")
-    steps = [int(step) if step.isdecimal() and step.isascii() else step for step in path.split(".") if step]
-    return _item(["body", *steps], violation.description, violation.reason)
-
-
-def _item(loc: Sequence[str | int], text: str, reason: str, ctx: Mapping[str, str] | None = None) -> dict[str, Any]:
-    item = {"loc": list(loc), "msg": text, "type": TYPES.get(reason, "value_error"), "reason": reason}
-    return item | ({"ctx": dict(ctx)} if ctx else {})
+    names = output_names(job)
+    files = await asyncio.gather(*map(file, names.values()))
+    return output_document(dict(zip(names, files, strict=True)))
 
 
 def _refused(
@@ -252,18 +246,15 @@ def _refused(
     return problem_response(422, message, "bad_request", reason, detail=list(items), headers=headers)
 
 
-def _header_faults(request: web.Request, key: str) -> list[dict[str, Any]]:
+def _header_faults(key: str) -> list[dict[str, Any]]:
     faults = []
     if len(key) > MAX_KEY_CHARS:
         text = f"At most {MAX_KEY_CHARS} characters."
-        faults.append(_item(["header", "Idempotency-Key"], text, "FIELD_OUT_OF_RANGE"))
-    if "fal_webhook" in request.query:
-        text = "No webhook is called. Read the status, or its stream, instead."
-        faults.append(_item(["query", "fal_webhook"], text, "FIELD_UNIMPLEMENTED"))
+        faults.append(fault_item(["header", "Idempotency-Key"], text, "FIELD_OUT_OF_RANGE"))
     return faults
 
 
-def _request_id(key: str) -> str | None:
+def _uuid(key: str) -> str | None:
     """A UUID for an idempotency key: the key itself where it is one."""
     if not key:
         return None
@@ -294,9 +285,10 @@ def _wants_logs(request: web.Request) -> bool:
 
 
 def _urls(request: web.Request, job: str) -> dict[str, str]:
-    base = f"{own_url(request)}{APP}/requests/{job.removeprefix('jobs/')}"
+    base = f"{own_url(request)}{APP}/requests/{request_id(job)}"
     return {
-        "request_id": job.removeprefix("jobs/"),
+        "request_id": request_id(job),
+        "gateway_request_id": request_id(job),
         "response_url": base,
         "status_url": f"{base}/status",
         "cancel_url": f"{base}/cancel",
@@ -304,4 +296,4 @@ def _urls(request: web.Request, job: str) -> dict[str, str]:
 
 
 def _ids(job: Job) -> dict[str, str]:
-    return {"x-fal-request-id": job.name.removeprefix("jobs/")}
+    return {"x-fal-request-id": request_id(job.name)}

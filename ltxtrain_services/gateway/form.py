@@ -3,20 +3,24 @@
 Ranges, defaults and help are said there once. What is sent is checked by the service, whatever a form allows.
 """
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
+from urllib.parse import quote, urlencode
 
 from google.protobuf.descriptor import FieldDescriptor
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
 from ltxtrain.v1.train_pb2 import JobOptions
 from ltxtrain_client.enum_words import words
-from ltxtrain_client.sheet import OPTIONS
+from ltxtrain_client.sheet import OPTIONS, Sheet, SheetInvalid, format_sheet, parse_sheet
 
 MAX_VALIDATION = 2
+# In an address, whose length servers bound.
+MAX_QUERY_CHARS = 4_000
 # The title of each group by the field that it begins with; the contract sets groups apart by blank lines.
 TITLES = {
     "training_data_url": "Data",
@@ -72,6 +76,27 @@ def form(sheet: Mapping[str, Any]) -> list[Group]:
     return [_with_entries(group, entries) if group.title == TITLES["validation"] else group for group in filled]
 
 
+def sheet_query(sheet: Mapping[str, Any]) -> str:
+    """The rest of a form, for the address of the page of its data: that is where it comes back from.
+
+    Texts that are too long for an address stay behind.
+    """
+    kept = {name: value for name, value in sheet.items() if name not in ("training_data_url", "dataset")}
+    text = json.dumps(kept)
+    if len(quote(text)) > MAX_QUERY_CHARS:
+        text = json.dumps({name: value for name, value in kept.items() if not isinstance(value, str | list)})
+    return urlencode({"sheet": text})
+
+
+def plain_sheet(text: str) -> dict[str, Any]:
+    """The JSON of a sheet as far as it is one."""
+    try:
+        sheet: Sheet | None = parse_sheet(text)
+    except SheetInvalid as error:
+        sheet = error.sheet
+    return {} if sheet is None else format_sheet(sheet.spec, sheet.options)
+
+
 def _with_entries(group: Group, entries: Sequence[Mapping[str, Any]]) -> Group:
     inputs = [
         _filled(item, entries[index] if index < len(entries) else {})
@@ -113,7 +138,7 @@ def _field(item: FieldDescriptor, comment: str, prefix: str) -> Field:
         path=f"{prefix}{item.name}",
         name=item.name,
         kind=_kind(item, bool(numbers)),
-        help=comment,
+        help=comment.replace("`", "").removesuffix(' Default: "".'),
         default=default[1].strip('"') if default else "",
         minimum=limits[1] if limits else "",
         maximum=limits[2] if limits else "",

@@ -3,17 +3,22 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+import math
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from ltxtrain_client.channel import is_loopback
 from ltxtrain_client.errors import CallError
 
 from ltxtrain_services.gateway.story import Stories
-from ltxtrain_services.gateway.suite import Suite, http_status
+from ltxtrain_services.gateway.suite import Suite
+from ltxtrain_services.runtime import telemetry
+from ltxtrain_services.runtime.hosted_form import http_status, problem_document
 from ltxtrain_services.runtime.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -27,9 +32,14 @@ STORIES = web.AppKey("stories", Stories)
 # Tasks of open streams, which end when the process drains.
 STREAMS = web.AppKey("streams", set[asyncio.Task[Any]])
 
+# Places for requests, of all callers; those of one caller are counted by the services.
+PLACES = web.AppKey("places", asyncio.Semaphore)
+
 PING_SECONDS = 15.0
-# Requests under way, of all callers; watches of one caller are counted by the services.
-MAX_REQUESTS = 4_000
+# A body has to come within, and a request after a connection's beginning or the request before.
+BODY_SECONDS = 60.0
+IDLE_SECONDS, LOOK_SECONDS = 90.0, 10.0
+BUSY_SECONDS = 5
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -46,18 +56,41 @@ def own_url(request: web.Request) -> str:
     return request.app[SETTINGS].gateway_url.rstrip("/") or str(request.url.origin())
 
 
+async def body_of(request: web.Request, size: int) -> bytes:
+    """The request's body. It is refused from so many bytes on (413), and when it is slow (408)."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.clone(client_max_size=size).read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text=f"The request did not come within {BODY_SECONDS:.0f} s.") from None
+    except web.RequestPayloadError:
+        raise web.HTTPBadRequest(text="The request's body is not what its headers say.") from None
+
+
 def is_https(request: web.Request) -> bool:
     return own_url(request).startswith("https://")
 
 
 @web.middleware
 async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuses what another site sends, answers faults in the caller's form, adds headers of safety to all."""
+    """Refuse what another site sends, answer faults in the caller's form, add headers of safety to all."""
+    with request.app[CONNECTIONS].at_work(request), telemetry.bound(peer=request.remote or "", resource=request.path):
+        return await _guarded(request, handler)
+
+
+async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        if (refusal := _refusal(request)) is not None:
-            response: web.StreamResponse = problem_response(403, refusal, "bad_request", "PERMISSION_DENIED")
+        places = request.app[PLACES]
+        if (wrong := _malformed(request)) is not None:
+            response: web.StreamResponse = problem_response(400, wrong, "bad_request")
+        elif (refusal := _refusal(request)) is not None:
+            response = problem_response(403, refusal, "bad_request", "PERMISSION_DENIED")
+        elif places.locked():
+            text, wait = "Too many requests are open here. Try again.", {"Retry-After": str(BUSY_SECONDS)}
+            response = problem_response(503, text, "internal_error", "QUEUE_FULL", headers=wait)
         else:
-            response = await handler(request)
+            async with places:
+                response = await handler(request)
     except CallError as error:
         response = fault_response(error)
     except web.HTTPException as error:
@@ -78,6 +111,33 @@ def _allowed(error: web.HTTPException) -> dict[str, str]:
     return {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
 
 
+def _malformed(request: web.Request) -> str | None:
+    """A fault of the headers that would be one of whatever reads them, or None."""
+    if not all(is_text(value) for value in request.headers.values()):
+        return "A header is not text in UTF-8."
+    try:
+        request.url.origin()
+    except ValueError:
+        return "The Host header names no host and port."
+    return None
+
+
+def is_text(text: str) -> bool:
+    """Whether a text can be sent on: bytes in no encoding, and JSON's escapes, may be halves of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _netloc(url: str) -> str:
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return ""
+
+
 def _refusal(request: web.Request) -> str | None:
     """Why a request may come from a page of another site, or None.
 
@@ -93,7 +153,7 @@ def _refusal(request: web.Request) -> str | None:
         return None
     origin = request.headers.get("Origin")
     if origin is not None:
-        given = urlsplit(origin).netloc.lower()
+        given = _netloc(origin)
         return None if given in own | {request.host.lower()} and given else "Another site's page may not do this."
     site = request.headers.get("Sec-Fetch-Site", "none")
     return None if site in ("none", "same-origin") else "Another site's page may not do this."
@@ -126,14 +186,47 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
 ) -> web.Response:
     """An error as clients of the hosted endpoint read it, with our reason beside it."""
-    document = {"detail": message if detail is None else detail, "message": message, "error_type": error_type}
-    if reason:
-        document["reason"] = reason
+    document = problem_document(message, error_type, reason, detail)
     return web.json_response(document, status=code, headers={**(headers or {}), "X-Fal-Error-Type": error_type})
 
 
 def json_text(document: Mapping[str, Any]) -> str:
     return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+
+
+class Connections:
+    """The open connections, of which those that bring no request are closed: a stranger may open any number."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # Since when each brings nothing; inf: a request is under way.
+        self._idle: dict[Any, float] = {}
+
+    @contextmanager
+    def at_work(self, request: web.Request) -> Iterator[None]:
+        """The request is under way during the block."""
+        self._idle[request.protocol] = math.inf
+        try:
+            yield
+        finally:
+            self._idle[request.protocol] = self._clock()
+
+    def close_idle(self, connections: Iterable[Any]) -> None:
+        """Close those of all open ones that have been idle for IDLE_SECONDS."""
+        now = self._clock()
+        self._idle = {connection: self._idle.get(connection, now) for connection in connections}
+        for connection, since in self._idle.items():
+            if now - since > IDLE_SECONDS:
+                connection.force_close()
+
+    async def watch(self, server: web.Server) -> None:
+        """Look for them now and then, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self.close_idle(server.connections)
+
+
+CONNECTIONS = web.AppKey("connections", Connections)
 
 
 class EventStream:
@@ -199,3 +292,12 @@ async def end_streams(app: web.Application) -> None:
     streams = app[STREAMS]
     for task in tuple(streams):
         task.cancel()
+
+
+def without_traces(record: logging.LogRecord) -> bool:
+    """A filter of aiohttp's log: a request that is no HTTP is a line, not the trace of a parser."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError | web.RequestPayloadError):
+        record.exc_info, record.levelno, record.levelname = None, logging.INFO, "INFO"
+        record.msg, record.args = "refused: no HTTP: %s", (type(error).__name__,)
+    return True

@@ -1,9 +1,10 @@
-"""The pages: jobs, a new job, a job, a dataset. Each is made of what the services tell the reader's own token."""
+"""The pages: all jobs and a new one; see live.py for those of one resource. Each shows what its reader may see."""
 
 import asyncio
+import json
 import re
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -11,16 +12,15 @@ from aiohttp import web
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain_client.errors import CallError
-from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet, parse_sheet
-from ltxtrain_client.watch import TERMINAL
+from ltxtrain_client.sheet import Sheet, SheetInvalid, sheet_of_job
 
 from ltxtrain_services.gateway import views
-from ltxtrain_services.gateway.endpoint import call_fault, sheet_fault
-from ltxtrain_services.gateway.form import form
+from ltxtrain_services.gateway.endpoint import call_fault, read_sheet, sheet_fault
+from ltxtrain_services.gateway.form import form, plain_sheet, sheet_query
 from ltxtrain_services.gateway.http import (
-    STORIES,
     EventStream,
-    json_text,
+    body_of,
+    is_text,
     problem_response,
 )
 from ltxtrain_services.gateway.sign_in import (
@@ -32,13 +32,9 @@ from ltxtrain_services.gateway.sign_in import (
     sign_out,
     signed_in,
 )
-from ltxtrain_services.gateway.story import Story
 from ltxtrain_services.gateway.suite import Caller
-from ltxtrain_services.pages.job_page import JobPage, render_job_part
 from ltxtrain_services.pages.render import render_part, static_file
 
-ID = "{id:[0-9a-f]{32}}"
-FILE = re.compile(r"[\w.\-]{1,200}")
 STATIC = {
     "icon.svg": "image/svg+xml",
     "style.css": "text/css",
@@ -47,6 +43,9 @@ STATIC = {
     "live.js": "text/javascript",
     "form.js": "text/javascript",
 }
+# Of an object with a URL or a file's name in it.
+MAX_JSON_BYTES = 32 * 2**10
+DATASET = re.compile(r"datasets/[0-9a-f]{32}")
 LIST_SECONDS = 2.0
 LISTED = 100
 UNSENT = "upload:uploads/" + "0" * 32
@@ -62,13 +61,6 @@ def routes() -> list[web.RouteDef]:
         web.post("/estimate", estimate),
         web.post("/uploads", create_upload),
         web.post("/datasets", create_dataset),
-        web.get(f"/jobs/{ID}", signed_in(job)),
-        web.get(f"/jobs/{ID}/events", job_events),
-        web.post(f"/jobs/{ID}/cancel", signed_in(cancel_job)),
-        web.post(f"/jobs/{ID}/delete", signed_in(delete_job)),
-        web.get(f"/jobs/{ID}/files/{{file}}", signed_in(job_file)),
-        web.get(f"/datasets/{ID}", signed_in(dataset)),
-        web.get(f"/datasets/{ID}/events", dataset_events),
         web.get("/sign-in", sign_in_page),
         web.post("/sign-in", sign_in),
         web.post("/sign-out", sign_out),
@@ -107,17 +99,19 @@ async def jobs_events(request: web.Request) -> web.StreamResponse:
 
 
 async def new(request: web.Request) -> web.StreamResponse:
-    """The form: empty, of an earlier job, or for a dataset."""
+    """The form: empty, of an earlier job, of a sheet or for a dataset."""
     sheet: dict[str, Any] = {}
     if earlier := request.query.get("job"):
         found = await caller_of(request).train.get_job(f"jobs/{earlier}")
-        sheet = format_sheet(found.spec, found.options)
-    if name := request.query.get("dataset"):
+        sheet = sheet_of_job(found)
+    if given := request.query.get("sheet"):
+        sheet = plain_sheet(given)
+    # It becomes a part of addresses.
+    if (name := request.query.get("dataset")) and DATASET.fullmatch(name):
         sheet = {**sheet, "dataset": name}
         sheet.pop("training_data_url", None)
-    else:
-        # Asks for nothing but the token.
-        await check_token(caller_of(request))
+    # Asks for nothing but the token.
+    await check_token(caller_of(request))
     return html_page(request, "new.html", groups=form(sheet), dataset=sheet.get("dataset", ""), key=str(uuid.uuid4()))
 
 
@@ -156,7 +150,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
     """Announce a file; the browser sends it to the object store itself."""
     given = await _json(request)
     size, sha256, name = given.get("size"), given.get("sha256"), given.get("name", "")
-    if not isinstance(size, int) or not isinstance(sha256, str) or not isinstance(name, str) or not 0 <= size < 2**63:
+    if type(size) is not int or not isinstance(sha256, str) or not isinstance(name, str) or not 0 <= size < 2**63:
         return problem_response(422, "An upload has a size, a sha256 and a name.", "bad_request", "INVALID_SPEC")
     try:
         made = await caller_of(request).ingest.create_upload(size, sha256, name)
@@ -182,110 +176,7 @@ async def create_dataset(request: web.Request) -> web.StreamResponse:
         )
     except CallError as error:
         return call_fault(error)
-    return web.json_response({"location": f"/{made.name}"})
-
-
-async def job(request: web.Request) -> web.StreamResponse:
-    found = await caller_of(request).train.get_job(f"jobs/{request.match_info['id']}")
-    story = request.app[STORIES].of(found.name)
-    # What was read before is in the page at once; the stream brings the rest.
-    first = story if story.cursor else Story(lifecycle=found.lifecycle)
-    parts = {part: views.job_part(part, found, first) for part in views.JOB_PARTS}
-    spec = render_job_part(JobPage(title="", state="", facts={}, spec=format_sheet(
-        found.effective_spec, found.options)), "spec")  # fmt: skip
-    return html_page(request, "job_live.html", name=found.name, parts=parts, spec=spec)
-
-
-async def job_events(request: web.Request) -> web.StreamResponse:
-    caller = caller_of(request)
-    found = await caller.train.get_job(f"jobs/{request.match_info['id']}")
-
-    async def draw(parts: Collection[str], story: Story) -> Mapping[str, str]:
-        nonlocal found
-        if story.lifecycle.state in TERMINAL and found.lifecycle.state not in TERMINAL:
-            found = await caller.train.get_job(found.name)  # with its output and its price
-        return {part: views.job_part(part, found, story) for part in parts}
-
-    return await _live(request, found, caller.train.watch_job, views.JOB_PARTS, draw)
-
-
-async def dataset(request: web.Request) -> web.StreamResponse:
-    found = await caller_of(request).ingest.get_dataset(f"datasets/{request.match_info['id']}")
-    story = request.app[STORIES].of(found.name)
-    first = story if story.cursor else Story(lifecycle=found.lifecycle)
-    parts = {part: views.dataset_part(part, found.name, first) for part in views.DATASET_PARTS}
-    return html_page(request, "dataset_live.html", name=found.name, parts=parts)
-
-
-async def dataset_events(request: web.Request) -> web.StreamResponse:
-    caller = caller_of(request)
-    found = await caller.ingest.get_dataset(f"datasets/{request.match_info['id']}")
-
-    async def draw(parts: Collection[str], story: Story) -> Mapping[str, str]:
-        return {part: views.dataset_part(part, found.name, story) for part in parts}
-
-    return await _live(request, found, caller.ingest.watch_dataset, views.DATASET_PARTS, draw)
-
-
-async def _live(
-    request: web.Request,
-    found: Any,
-    watch: Any,
-    names: Collection[str],
-    draw: Callable[[Collection[str], Story], Awaitable[Mapping[str, str]]],
-) -> web.StreamResponse:
-    """Parts of a page as they change, until the work has ended. The id of each message is the cursor.
-
-    A reader that comes back names its cursor: nothing is sent again when nothing has happened since.
-    """
-    last, drawn = found.lifecycle.last_sequence, dict[str, int]()
-    async with EventStream(request) as events:
-        follower = request.app[STORIES].follow(found.name, watch)
-        async with aclosing(events.while_open(follower)) as stories:
-            async for story in stories:
-                # The past is drawn once.
-                if story.cursor < last:
-                    continue
-                known = events.last_id == story.cursor and not drawn
-                changed = [part for part in names if story.changes.get(_cause(part), 0) != drawn.get(part, -1)]
-                drawn |= {part: story.changes.get(_cause(part), 0) for part in changed}
-                if changed and not known:
-                    await events.send_text(await _drawn(story, changed, draw), story.cursor)
-        await events.send({}, event="end")
-    return events.response
-
-
-async def _drawn(
-    story: Story, parts: Sequence[str], draw: Callable[[Collection[str], Story], Awaitable[Mapping[str, str]]]
-) -> str:
-    """These parts as JSON, drawn once for all who look at the same story."""
-    shown = (story.cursor, tuple(parts))
-    if story.drawn[0] != shown:
-        story.drawn = shown, json_text(await draw(parts, story))
-    return story.drawn[1]
-
-
-def _cause(part: str) -> str:
-    return "files" if part == "actions" else part
-
-
-async def cancel_job(request: web.Request) -> web.StreamResponse:
-    made = await caller_of(request).train.cancel_job(f"jobs/{request.match_info['id']}")
-    raise web.HTTPSeeOther(f"/{made.name}")
-
-
-async def delete_job(request: web.Request) -> web.StreamResponse:
-    await caller_of(request).train.delete_job(f"jobs/{request.match_info['id']}")
-    raise web.HTTPSeeOther("/jobs")
-
-
-async def job_file(request: web.Request) -> web.StreamResponse:
-    """A file of a job, from the object store."""
-    file = request.match_info["file"]
-    if not FILE.fullmatch(file):
-        raise web.HTTPNotFound(text="There is no such file.")
-    found = await caller_of(request).train.get_artifact(f"jobs/{request.match_info['id']}/artifacts/{file}")
-    raise web.HTTPFound(found.download_url)
+    return web.json_response({"location": f"/{made.name}?{sheet_query(given)}"})
 
 
 async def static(request: web.Request) -> web.StreamResponse:
@@ -301,7 +192,7 @@ async def _with_sheet(
 ) -> web.StreamResponse:
     caller = caller_of(request)
     try:
-        return web.json_response(await call(caller, parse_sheet(await request.read())))
+        return web.json_response(await call(caller, await read_sheet(request)))
     except SheetInvalid as error:
         return await sheet_fault(caller, error)
     except CallError as error:
@@ -309,11 +200,14 @@ async def _with_sheet(
 
 
 async def _json(request: web.Request) -> dict[str, Any]:
+    # Its bytes, and not its text by whatever encoding a header names.
+    body = await body_of(request, MAX_JSON_BYTES)
     try:
-        given = await request.json()
-    except ValueError:
-        given = None
-    if not isinstance(given, dict):
+        given = json.loads(body)
+        is_sendable = is_text(json.dumps(given, ensure_ascii=False))
+    except (ValueError, RecursionError):
+        given, is_sendable = None, False
+    if not isinstance(given, dict) or not is_sendable:
         raise web.HTTPUnprocessableEntity(text="A JSON object is expected.")
     return given
 

@@ -1,4 +1,4 @@
-"""The process of the gateway: an HTTP server that is a client of Train and Ingest, and keeps nothing."""
+"""The process of the gateway: an HTTP server that is a client of the services, and keeps nothing."""
 
 import asyncio
 import logging
@@ -12,8 +12,19 @@ from aiohttp import web
 from ltxtrain_client.channel import is_loopback
 from ltxtrain_client.errors import SettingsInvalid
 
-from ltxtrain_services.gateway import endpoint, pages
-from ltxtrain_services.gateway.http import SETTINGS, STORIES, STREAMS, SUITE, end_streams, guarded
+from ltxtrain_services.gateway import endpoint, live, pages
+from ltxtrain_services.gateway.http import (
+    CONNECTIONS,
+    PLACES,
+    SETTINGS,
+    STORIES,
+    STREAMS,
+    SUITE,
+    Connections,
+    end_streams,
+    guarded,
+    without_traces,
+)
 from ltxtrain_services.gateway.story import Stories
 from ltxtrain_services.gateway.suite import Suite
 from ltxtrain_services.runtime import tracing
@@ -24,15 +35,16 @@ from ltxtrain_services.runtime.telemetry import log_to_stderr
 log = logging.getLogger(__name__)
 
 EXIT_SETTINGS = 2
-# As much as a service takes in one request.
-MAX_REQUEST_BYTES = 2**20
+# Requests under way, streams among them.
+MAX_REQUESTS = 4_000
 
 
 def make_app(settings: Settings, suite: Suite) -> web.Application:
     """The gateway's routes on connections to the services."""
-    app = web.Application(middlewares=[guarded], client_max_size=MAX_REQUEST_BYTES)
+    app = web.Application(middlewares=[guarded], client_max_size=endpoint.MAX_REQUEST_BYTES)
     app[SETTINGS], app[SUITE], app[STORIES], app[STREAMS] = settings, suite, Stories(), set()
-    app.add_routes([*endpoint.routes(), *pages.routes()])
+    app[CONNECTIONS], app[PLACES] = Connections(), asyncio.Semaphore(MAX_REQUESTS)
+    app.add_routes([*endpoint.routes(), *pages.routes(), *live.routes()])
     app.router.add_get("/healthz", healthy)
     app.on_shutdown.append(end_streams)
     return app
@@ -66,10 +78,12 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
     except SettingsInvalid as error:
         raise SettingsError(str(error)) from None
     # A reader who leaves ends its handler, and with it the watch that it has open.
-    runner = web.AppRunner(
-        make_app(settings, suite), handler_cancellation=True, shutdown_timeout=settings.grace_seconds, access_log=None
-    )
+    app = make_app(settings, suite)
+    logging.getLogger("aiohttp.server").addFilter(without_traces)
+    runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=settings.grace_seconds, access_log=None)
     await runner.setup()
+    assert runner.server is not None
+    watching = asyncio.create_task(app[CONNECTIONS].watch(runner.server), name="idle connections")
     try:
         try:
             await web.TCPSite(runner, host.strip("[]"), int(port), ssl_context=context).start()
@@ -80,6 +94,7 @@ async def serving(settings: Settings) -> AsyncIterator[str]:
             log.warning("listening without TLS on %s: put a proxy with TLS in front of it", address)
         yield f"{'https' if context else 'http'}://{address}"
     finally:
+        watching.cancel()
         await runner.cleanup()
         await suite.close()
 

@@ -4,16 +4,19 @@ import base64
 import binascii
 from contextlib import aclosing
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from aiohttp import web
 from ltxtrain_client.errors import CallError, Unauthenticated
 
-from ltxtrain_services.gateway.http import SETTINGS, SUITE, Handler, is_https
-from ltxtrain_services.gateway.suite import Caller, http_status
+from ltxtrain_services.gateway.http import SETTINGS, SUITE, Handler, body_of, is_https
+from ltxtrain_services.gateway.suite import Caller
 from ltxtrain_services.pages.render import render
+from ltxtrain_services.runtime.hosted_form import http_status
 
 COOKIE = "ltxtrain-token"
+# A token has 512 characters at most.
+MAX_FORM_BYTES, MAX_FORM_FIELDS = 16 * 2**10, 10
 COOKIE_SECONDS = 30 * 24 * 3600
 
 
@@ -39,8 +42,8 @@ async def sign_in_page(request: web.Request) -> web.StreamResponse:
 
 async def sign_in(request: web.Request) -> web.StreamResponse:
     """Keep a token that the services know in the browser, out of reach of scripts."""
-    given = await request.post()
-    token, following = str(given.get("token", "")).strip(), local_path(str(given.get("next", "")))
+    given = _fields(await body_of(request, MAX_FORM_BYTES))
+    token, following = given.get("token", "").strip(), local_path(given.get("next", ""))
     try:
         await check_token(request.app[SUITE].of(token))
     except (ValueError, Unauthenticated):
@@ -51,6 +54,14 @@ async def sign_in(request: web.Request) -> web.StreamResponse:
         COOKIE, kept, max_age=COOKIE_SECONDS, httponly=True, samesite="Lax", secure=is_https(request), path="/"
     )
     raise answer
+
+
+def _fields(body: bytes) -> dict[str, str]:
+    """The fields of a form as our page sends it; none of one that another has made."""
+    try:
+        return dict(parse_qsl(body.decode(errors="replace"), max_num_fields=MAX_FORM_FIELDS))
+    except ValueError:
+        return {}
 
 
 async def sign_out(request: web.Request) -> web.StreamResponse:
@@ -70,7 +81,10 @@ def caller_of(request: web.Request) -> Caller:
 
 def local_path(text: str) -> str:
     """A path of this gateway; /jobs for whatever leads elsewhere."""
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return "/jobs"
     plain = text.isascii() and text.isprintable() and "\\" not in text
     here = plain and not parts.scheme and not parts.netloc and text.startswith("/") and not text.startswith("//")
     return text if here else "/jobs"
@@ -82,8 +96,8 @@ def html_page(request: web.Request, template: str, *, status: int = 200, **value
     store = public if "://" in public else f"{'https' if settings.s3_secure else 'http'}://{public}"
     policy = (
         "default-src 'none'; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; img-src 'self'; "
-        f"media-src 'self' {store}; connect-src 'self' {store}; form-action 'self'; base-uri 'none'; "
-        "frame-ancestors 'none'"
+        f"media-src 'self' {store}; frame-src 'self' {store}; connect-src 'self' {store}; form-action 'self'; "
+        "base-uri 'none'; frame-ancestors 'none'"
     )
     text = render(template, has_token=COOKIE in request.cookies, **values)
     headers = {"Content-Security-Policy": policy}

@@ -84,7 +84,6 @@ class Story:
     measured: list[PreviewMetrics] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     report: list[ReportLine] = field(default_factory=list)
-    outcomes: dict[int, int] = field(default_factory=dict)
     # How often a part has changed: what a page has to draw again.
     changes: dict[str, int] = field(default_factory=dict)
     # The latest drawing, for all who look at it: what it shows, and its text.
@@ -123,10 +122,9 @@ class Story:
                 self._add_numbers(event.train_metrics)
                 return ("head", "training")
             case "report_line":
-                outcome = event.report_line.outcome
-                self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
                 # Clips that are kept as they are say the least: they are the first to be left out.
-                most = MOST_REPORT_LINES if outcome == Outcome.OUTCOME_KEPT else 2 * MOST_REPORT_LINES
+                kept = event.report_line.outcome == Outcome.OUTCOME_KEPT
+                most = MOST_REPORT_LINES if kept else 2 * MOST_REPORT_LINES
                 if len(self.report) < most:
                     self.report.append(event.report_line)
                 return ("dataset",)

@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import grpc
 from ltxtrain_client.channel import Channel, Credentials, connect
 from ltxtrain_client.errors import CallError, InvalidArgument, Violation, from_status
 from ltxtrain_client.ingest import IngestClient
+from ltxtrain_client.preprocess import PreprocessClient
 from ltxtrain_client.sheet import Sheet, SheetInvalid
 from ltxtrain_client.train import TrainClient
 
@@ -19,32 +19,18 @@ from ltxtrain_services.runtime.settings import Settings
 # Visible ASCII, which is all that gRPC metadata can hold.
 TOKEN = re.compile(r"[\x21-\x7e]{1,512}")
 
-HTTP_STATUS = {
-    grpc.StatusCode.INVALID_ARGUMENT: 422,
-    grpc.StatusCode.FAILED_PRECONDITION: 422,
-    # The client libraries of the hosted endpoint repeat a call that is answered with 409.
-    grpc.StatusCode.ALREADY_EXISTS: 422,
-    grpc.StatusCode.OUT_OF_RANGE: 400,
-    grpc.StatusCode.UNAUTHENTICATED: 401,
-    grpc.StatusCode.PERMISSION_DENIED: 403,
-    grpc.StatusCode.NOT_FOUND: 404,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-    grpc.StatusCode.UNIMPLEMENTED: 501,
-    grpc.StatusCode.UNAVAILABLE: 503,
-    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
-}
-
 
 @dataclass(frozen=True)
 class Caller:
-    """Clients of Train and Ingest that show one caller's token."""
+    """Clients of the services that show one caller's token."""
 
     train: TrainClient
     ingest: IngestClient
+    preprocess: PreprocessClient
 
 
 class Suite:
-    """Connections to Train and Ingest, shared by all callers."""
+    """Connections to the services, shared by all callers."""
 
     def __init__(self, settings: Settings) -> None:
         """Raises SettingsError and SettingsInvalid for tokens, certificates and addresses that cannot be used."""
@@ -54,15 +40,15 @@ class Suite:
             tls_cert=settings.tls_cert if settings.tls_root else None,
             tls_key=settings.tls_key if settings.tls_root else None,
         )
-        self._train, self._ingest = (
+        self._channels = [
             connect(
                 # Without TLS between services their network is a trusted one, as for the services themselves.
                 address if "://" in address or settings.tls_root else f"http://{address}",
                 credentials,
                 interceptors=tracing.client_interceptors(),
             )
-            for address in (settings.train, settings.ingest)
-        )
+            for address in (settings.train, settings.ingest, settings.preprocess)
+        ]
 
     def of(self, token: str) -> Caller:
         """Clients that show this token; empty: none.
@@ -78,32 +64,37 @@ class Suite:
                 self._tokens.owner(metadata)
             except ApiError as error:
                 raise from_status(error.status()) from None
-        train, ingest = (Channel(channel.aio, channel.address, metadata) for channel in (self._train, self._ingest))
-        return Caller(TrainClient(train), IngestClient(ingest))
+        return self._caller(metadata)
+
+    @property
+    def anybody(self) -> Caller:
+        """Clients for calls that need no token."""
+        return self._caller(())
+
+    def _caller(self, metadata: tuple[tuple[str, str], ...]) -> Caller:
+        channels = (Channel(channel.aio, channel.address, metadata) for channel in self._channels)
+        train, ingest, preprocess = channels
+        return Caller(TrainClient(train), IngestClient(ingest), PreprocessClient(preprocess))
 
     async def close(self) -> None:
-        for channel in (self._train, self._ingest):
+        for channel in self._channels:
             await channel.close()
 
 
-def http_status(error: CallError) -> int:
-    return HTTP_STATUS.get(error.code, 500)
-
-
-async def sheet_violations(caller: Caller, error: SheetInvalid) -> list[Violation]:
+async def sheet_violations(caller: Caller, error: SheetInvalid, webhook_url: str = "") -> list[Violation]:
     """Violations of a sheet of the wrong form, with those that the service finds in the rest of it.
 
     Left out is what only follows from a part that could not be sent.
     """
     found = [Violation(problem.path, "INVALID_SPEC", problem.description) for problem in error.problems]
     if error.sheet is not None:
-        found += await _further(caller, error.sheet, [problem.path for problem in error.problems])
+        found += await _further(caller, error.sheet, [problem.path for problem in error.problems], webhook_url)
     return found
 
 
-async def _further(caller: Caller, sheet: Sheet, broken: Sequence[str]) -> list[Violation]:
+async def _further(caller: Caller, sheet: Sheet, broken: Sequence[str], webhook_url: str) -> list[Violation]:
     try:
-        await caller.train.validate(sheet.spec, sheet.options)
+        await caller.train.resolve(sheet.spec, sheet.options, webhook_url=webhook_url)
     except InvalidArgument as more:
         return [
             Violation(path, violation.reason, violation.description)

@@ -1,19 +1,20 @@
 """Jobs and datasets as parts of pages: HTML by the id of its place."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job
-from ltxtrain.v1.work_pb2 import Outcome, Progress, ReportReason, Stage, State
+from ltxtrain.v1.preprocess_pb2 import TrainingSet
+from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job, Webhook
+from ltxtrain.v1.work_pb2 import Outcome, Progress, ReportLine, ReportReason, Stage, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, waiting_text
 from ltxtrain_client.outputs import file_name, is_result
 from ltxtrain_client.quantities import duration_text, price_text, size_text
-from ltxtrain_client.sheet import format_sheet
+from ltxtrain_client.report_summary import training_summary
 from ltxtrain_client.watch import TERMINAL
 from markupsafe import Markup
 
@@ -25,16 +26,20 @@ from ltxtrain_services.pages.job_page import (
     ReportRow,
     StepPreview,
     ValidationEntry,
+    audit_rows,
     render_job_part,
+    shown_spec,
+    training_facts,
 )
 from ltxtrain_services.pages.render import render_part
 
 # The trainer's name for a preview that shows both models in one picture.
 LABELLED = "-beside-base.mp4"
 # Parts of a job's page, and the sections of job.html among them.
-JOB_PARTS = ("head", "actions", "previews", "training", "metrics", "dataset", "files", "log")
-SECTIONS = frozenset({"previews", "training", "metrics", "dataset"})
+JOB_PARTS = ("head", "actions", "previews", "training", "metrics", "audit", "dataset", "files", "log")
+SECTIONS = frozenset({"previews", "training", "metrics", "audit", "dataset"})
 DATASET_PARTS = ("head", "actions", "dataset", "log")
+TRAINING_SET_PARTS = ("head", "actions", "suggestions", "contact-sheet", "dataset", "log")
 
 
 def job_part(part: str, job: Job, story: Story) -> Markup:
@@ -44,29 +49,38 @@ def job_part(part: str, job: Job, story: Story) -> Markup:
     return render_part("live.html", part, **job_values(job, story))
 
 
+def spec_part(job: Job) -> Markup:
+    """The section of job.html about the spec, with the options of the run."""
+    spec = shown_spec(job) | {"options": as_json(job.options)}
+    return render_job_part(JobPage(title=job.name, state="", facts={}, spec=spec), "spec")
+
+
 def dataset_part(part: str, name: str, story: Story) -> Markup:
     """One part of a dataset's page."""
     if part == "dataset":
-        return render_job_part(JobPage(title=name, state="", facts={}, report=_report(story)), part)
-    ended = story.lifecycle.state in TERMINAL
+        return render_job_part(JobPage(title=name, state="", facts={}, report=_report(story.report)), part)
+    return render_part("live.html", part, **_head(name, story), kind="dataset", dataset=name, facts={})
+
+
+def training_set_part(part: str, found: TrainingSet, story: Story, earlier: Story) -> Markup:
+    """One part of the page of a training set; `earlier` is the story of its dataset."""
+    name = found.name
+    if part == "dataset":
+        return render_job_part(JobPage(title=name, state="", facts={}, report=_joined(earlier, story)), part)
     values = _head(name, story) | {
-        "kind": "dataset",
-        "ended": ended,
-        "usable": story.lifecycle.state == State.STATE_SUCCEEDED,
-        "facts": {OUTCOMES.get(_name(Outcome, number, "OUTCOME_"), "other"): n for number, n in story.outcomes.items()},
-        "lines": list(story.lines)[-200:],
+        "kind": "training set",
+        "dataset": found.dataset,
+        "facts": {"Used": training_summary(earlier.report, story.report)} if story.report else {},
+        "suggestions": list(found.report.suggestions),
+        "has_sheet": found.HasField("contact_sheet"),
     }
-    return render_part("live.html", part, **values)
+    return render_part("live.html", part.replace("-", "_"), **values)
 
 
 def job_values(job: Job, story: Story) -> dict[str, Any]:
-    ended = story.lifecycle.state in TERMINAL
     return _head(job.name, story) | {
         "kind": "job",
-        "ended": ended,
-        "usable": False,
         "facts": _facts(job, story),
-        "lines": list(story.lines)[-200:],
         "files": [
             {
                 "name": file_name(item),
@@ -124,6 +138,9 @@ def _head(name: str, story: Story) -> dict[str, Any]:
         "waits": _sentence(waiting_text(story.waiting)) if story.waiting else "",
         "warnings": story.warnings,
         "error": describe_error(error) if error is not None else "",
+        "ended": story.lifecycle.state in TERMINAL,
+        "usable": story.lifecycle.state == State.STATE_SUCCEEDED,
+        "lines": list(story.lines)[-200:],
     }
 
 
@@ -161,9 +178,19 @@ def _facts(job: Job, story: Story) -> dict[str, str]:
             "Loss": f"{numbers.loss:.4f}",
             "Seconds a step": f"{numbers.seconds_per_step:.2f}",
         }
-    if job.billable_units:
-        facts["Price"] = price_text(job.billable_units, job.price_usd)
+    if job.HasField("training_summary"):
+        # As job.html has them.
+        facts |= training_facts(job, job.training_summary, job.billable_units, job.price_usd)
+    if job.HasField("webhook") and story.ended:
+        facts["Webhook"] = _webhook_text(job.webhook)
     return facts
+
+
+def _webhook_text(webhook: Webhook) -> str:
+    if webhook.HasField("delivery_time"):
+        return f"taken by {webhook.origin}"
+    again = "it is tried again" if webhook.HasField("next_try_time") or not webhook.tries else "it was given up"
+    return f"not taken by {webhook.origin}: {webhook.failure or 'it is being sent'} {again}"
 
 
 def _page(job: Job, story: Story) -> JobPage:
@@ -202,8 +229,8 @@ def _page(job: Job, story: Story) -> JobPage:
             )
             for item in story.measured
         ],
-        report=_report(story),
-        spec=format_sheet(spec, job.options),
+        audit=audit_rows(job.output.audit) if job.output.HasField("audit") else (),
+        report=_report(story.report),
     )
 
 
@@ -216,7 +243,13 @@ def _videos(story: Story, job: Job, index: int, kind: "Artifact.Kind") -> Sequen
     )
 
 
-def _report(story: Story) -> list[ReportRow]:
+def _joined(dataset: Story, training_set: Story) -> list[ReportRow]:
+    """Report of every file: as it was fitted, or else as it was found."""
+    fitted = {line.path for line in training_set.report}
+    return _report([*training_set.report, *(line for line in dataset.report if line.path not in fitted)])
+
+
+def _report(lines: Iterable[ReportLine]) -> list[ReportRow]:
     return [
         ReportRow(
             path=line.path,
@@ -224,7 +257,7 @@ def _report(story: Story) -> list[ReportRow]:
             reasons=[word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons],
             description=line.description,
         )
-        for line in story.report
+        for line in lines
         for name in [_name(Outcome, line.outcome, "OUTCOME_")]
         if name in OUTCOMES
     ]

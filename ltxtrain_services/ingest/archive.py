@@ -57,7 +57,7 @@ class Archive:
     def unpack(self, entry: Entry, target: Path) -> Unpacked:
         """Check and hash the entry, and write it to `target` unless it is stored uncompressed.
 
-        Raises EntryCorrupt and Stopped; `target` is then absent.
+        Raises EntryCorrupt, Stopped, and OSError for a full disk; `target` is then absent.
         """
         if entry.method == STORED:
             size, sha256 = self._copy(entry, None)
@@ -65,8 +65,8 @@ class Archive:
         try:
             with target.open("wb") as file:
                 size, sha256 = self._copy(entry, file)
-        except (EntryCorrupt, Stopped):
-            target.unlink()
+        except (EntryCorrupt, Stopped, OSError):
+            target.unlink(missing_ok=True)
             raise
         return Unpacked(target, size, sha256)
 
@@ -74,14 +74,19 @@ class Archive:
         """Read a small entry whole. Raises EntryCorrupt."""
         return b"".join(self._pieces(entry))
 
+    def pieces(self, entry: Entry) -> Iterator[bytes]:
+        """Read an entry in pieces of at most a few MiB. Raises EntryCorrupt, also after the last piece, and Stopped."""
+        for piece in self._pieces(entry):
+            if self._stopped.is_set():
+                raise Stopped
+            yield piece
+
     def _copy(self, entry: Entry, file: IO[bytes] | None) -> tuple[int, str]:
         digest = hashlib.sha256()
         # A piece is hashed in another thread while the next ones are checked and written.
         hashing: deque[Future[None]] = deque()
         size = 0
-        for piece in self._pieces(entry):
-            if self._stopped.is_set():
-                raise Stopped
+        for piece in self.pieces(entry):
             if len(hashing) >= PIECES_AHEAD:
                 hashing.popleft().result()
             hashing.append(self._hasher.submit(digest.update, piece))

@@ -33,6 +33,8 @@ class ClipStore:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Keys of objects that were found damaged or missing, and are stored again before they are used.
         self._damaged: set[str] = set()
+        # Known from here on: the first look reads that code, in some tens of milliseconds.
+        probe_version()
 
     async def keep(self, file: Unpacked, path: str, dataset: str) -> tuple[Blob, Clip | None]:
         """Store a file unless it is stored, and have the dataset refer to it; with the probe of an earlier dataset."""

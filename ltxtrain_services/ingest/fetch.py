@@ -1,10 +1,8 @@
 """Fetch a caller's URL to a file: limits, retries, and resumption where the server's bytes are still the same."""
 
 import asyncio
-import contextlib
-import errno
 import random
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,12 @@ from typing import IO
 import aiohttp
 from ltxtrain.v1.error_pb2 import ErrorReason
 
-from ltxtrain_services.ingest.dial import Dialler, Lookup, Refused, system_lookup
 from ltxtrain_services.ingest.headers import Damaged, Decoder, Unsupported, content_range, retry_after, validator
 from ltxtrain_services.runtime.addresses import shown
+from ltxtrain_services.runtime.dial import Dialler, Lookup, Refused, system_lookup
+from ltxtrain_services.runtime.disk import is_full
 from ltxtrain_services.runtime.errors import ApiError, FailedPrecondition, Unavailable
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.work import Retryable
 
 CHUNK_BYTES = 1 << 20
 # Tries that bring no byte beyond those of earlier ones before the fetch fails.
@@ -26,7 +24,6 @@ TRIES = 4
 MAX_RETRY_AFTER_SECONDS = 30.0
 RETRIED_STATUSES = frozenset({408, 425, 429})
 REQUEST_HEADERS = {"Accept-Encoding": "identity", "Accept": "*/*", "User-Agent": "ltxtrain"}
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ class Fetcher:
                 except aiohttp.InvalidURL:
                     raise self._refused(url, "this is not a URL that can be dialled.") from None
                 except (_Broken, aiohttp.ClientError, TimeoutError, OSError) as error:
-                    if _is_full(error):
+                    if is_full(error):
                         raise
                     if isinstance(error, TimeoutError) and asyncio.get_running_loop().time() > deadline - 0.1:
                         raise _too_slow(url, self._seconds) from None
@@ -197,21 +194,6 @@ class Fetcher:
         if asyncio.get_running_loop().time() + seconds > deadline:
             raise _too_slow(url, self._seconds)
         await asyncio.sleep(seconds)
-
-
-@contextlib.contextmanager
-def retried_when_full(folder: Path) -> Iterator[None]:
-    """Raises Retryable in place of an error that says that there is no space left: a full disk is transient."""
-    try:
-        yield
-    except OSError as error:
-        if _is_full(error):
-            raise Retryable(f"There is no space left in {folder}.") from error
-        raise
-
-
-def _is_full(error: BaseException) -> bool:
-    return isinstance(error, OSError) and error.errno in _NO_SPACE
 
 
 def _is_same(response: aiohttp.ClientResponse, part: _Part) -> bool:

@@ -34,6 +34,8 @@ class Candidate:
     path: str
     file: Unpacked
     caption: str = ""
+    # Where the caption is from and which others there are, for the report; empty: from the one file that there is.
+    caption_note: str = ""
     # Warnings that its name and its caption gave rise to.
     reasons: Sequence["ReportReason"] = ()
 
@@ -74,6 +76,8 @@ class ClipTally:
         self.caption_count += bool(clip.caption)
         reasons = [*candidate.reasons, *_warnings(clip)]
         text = _summary(clip)
+        if candidate.caption_note:
+            text += f"; {candidate.caption_note}"
         if stored.duplicate_of:
             reasons.append(ReportReason.REPORT_REASON_DUPLICATE_CONTENT)
             text += f"; the same bytes as {stored.duplicate_of}"

@@ -16,7 +16,6 @@ MAX_VALUE_CHARS = 256
 _SECONDS = re.compile(r"[0-9]{1,9}")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18}|\*)")
 _STRONG_TAG = re.compile(r'"[\x21\x23-\x7e]{1,200}"')
-_RAW_BYTE = re.compile("[\udc80-\udcff]")
 _GZIP = b"\x1f\x8b"
 
 
@@ -61,12 +60,6 @@ def validator(headers: Mapping[str, str]) -> str:
     if _STRONG_TAG.fullmatch(tag):
         return tag
     return modified if modified.isascii() and modified.isprintable() and _date(modified) is not None else ""
-
-
-def location(headers: Mapping[str, str]) -> str | None:
-    """The target of a redirect; bytes that are not UTF-8 are percent-encoded, as browsers do."""
-    text = headers.get("Location")
-    return None if text is None else _RAW_BYTE.sub(lambda found: f"%{ord(found[0]) - 0xDC00:02X}", text)
 
 
 class Decoder:

@@ -34,10 +34,11 @@ class _Legacy:
     is_plausible: Callable[[str], bool]
 
 
-def decode_legacy(data: bytes) -> tuple[str, str] | None:
-    """The text and the name of its encoding; None when no encoding explains the bytes, or more than one does."""
+def decode_legacy(data: bytes) -> tuple[str, str, str] | None:
+    """The text, and the name and the codec of its encoding; None when no encoding explains the bytes, or more than
+    one does."""
     readings = [
-        (text, legacy.name)
+        (text, legacy.name, legacy.codec)
         for legacy in _LEGACY
         if (text := _decoded(data, legacy.codec)) is not None and legacy.is_plausible(text)
     ]

@@ -18,7 +18,11 @@ def _suffixes(words: str) -> frozenset[str]:
 
 
 VIDEOS = _suffixes("mp4 mov avi mkv")
-CAPTIONS = _suffixes("txt")
+# In this order one counts before another of the same clip.
+CAPTION_ORDER = (".txt", ".caption", ".json")
+CAPTIONS = frozenset(CAPTION_ORDER)
+# Captions of many clips, by whole name.
+TABLES = frozenset({"metadata.jsonl", "metadata.csv"})
 IMAGES = _suffixes(
     "jpg jpeg jpe jfif png apng gif bmp dib webp tif tiff heic heif avif jxl jp2 j2k jpx svg ico psd tga exr hdr "
     "ppm pgm pbm pnm dng cr2 cr3 nef arw raf orf rw2"
@@ -57,6 +61,9 @@ class Kind(enum.Enum):
 
     VIDEO = "video"
     CAPTION = "caption"
+    # The caption of a clip when a clip has its name, and any other file when none has.
+    JSON = "caption in JSON"
+    TABLE = "table of captions"
     IMAGE = "image"
     ARCHIVE = "archive"
     OTHER_VIDEO = "video of another container"
@@ -74,6 +81,8 @@ def kind_of(path: str) -> Kind:
         return Kind.JUNK
     if any(part.startswith(".") for part in folders):
         return Kind.JUNK
+    if name in TABLES:
+        return Kind.TABLE
     suffix = suffix_of(name)
     for kind, suffixes in _BY_KIND.items():
         if suffix in suffixes:
@@ -100,7 +109,7 @@ def decoded_name(raw: bytes, flags: int, unicode_path: bytes) -> str:
             name = raw.decode("utf-8")
         except UnicodeDecodeError:
             name = raw.decode("utf-8", "replace") if flags & UTF8_FLAG else raw.decode("cp437")
-    return _composed(name)
+    return composed(name)
 
 
 def safe_path(name: str) -> str:
@@ -136,7 +145,7 @@ def _unicode_path(field: bytes, raw: bytes) -> str | None:
         return None
 
 
-def _composed(name: str) -> str:
+def composed(name: str) -> str:
     """The name in NFC; as it is where more marks follow each other than any script stacks."""
     if name.isascii():
         return name
@@ -150,7 +159,8 @@ def _composed(name: str) -> str:
 
 _BY_KIND = {
     Kind.VIDEO: VIDEOS,
-    Kind.CAPTION: CAPTIONS,
+    Kind.CAPTION: CAPTIONS - {".json"},
+    Kind.JSON: frozenset({".json"}),
     Kind.IMAGE: IMAGES,
     Kind.ARCHIVE: ARCHIVES,
     Kind.OTHER_VIDEO: OTHER_VIDEOS,

@@ -8,26 +8,28 @@ from pathlib import Path
 
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import Dataset
-from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
+from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason, Stage, State
 
 from ltxtrain_services.ingest import sniff
 from ltxtrain_services.ingest.archive import Archive, hash_file
 from ltxtrain_services.ingest.clip_store import ClipStore
 from ltxtrain_services.ingest.directory import ArchiveRefused, Entry, check_directory, read_directory, unreadable
-from ltxtrain_services.ingest.fetch import retried_when_full
 from ltxtrain_services.ingest.gather import Candidate, ClipTally, Intake
 from ltxtrain_services.ingest.plan import Plan, make_plan, no_videos, not_examined, refusal_lines
 from ltxtrain_services.ingest.probing import Probing
-from ltxtrain_services.ingest.report import DatasetReport, line
+from ltxtrain_services.ingest.report import DatasetReport, count_lines, line
 from ltxtrain_services.ingest.sources import Sources
 from ltxtrain_services.ingest.unpacking import Unpacking
 from ltxtrain_services.runtime.addresses import shown
-from ltxtrain_services.runtime.errors import ApiError, FailedPrecondition
+from ltxtrain_services.runtime.disk import told_when_full
+from ltxtrain_services.runtime.errors import ApiError, FailedPrecondition, NotFound
+from ltxtrain_services.runtime.report import add_missing
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Edit
 from ltxtrain_services.runtime.work import Attempt, Ending
 
 CLIPS = "clips"
+ARCHIVE = "archive.zip"
 # Report lines that are added in one go.
 LINES_AT_ONCE = 50
 
@@ -59,18 +61,40 @@ class IngestWorkflow:
         return ending
 
     async def salvage(self, attempt: Attempt[Dataset]) -> Ending[Dataset]:
+        """The report of what was looked at, and a line for every file that was not."""
+        dataset = await attempt.get()
+        cancelled = dataset.lifecycle.state == State.STATE_CANCELLING
+        unseen = [(path, not_examined(path, cancelled=cancelled)) for path in await self._files(dataset)]
+        lines = await add_missing(attempt, Stage.STAGE_INGEST, unseen)
         await self._clear(attempt.name)
-        return lambda edit: None
+        return lambda edit: count_lines(edit.body, lines)
+
+    async def _files(self, dataset: Dataset) -> Sequence[str]:
+        """Every path of a dataset as far as it is known; the archive itself before it is here."""
+        if dataset.WhichOneof("source") == "videos":
+            return [await self._shown(url) for url in dataset.videos.urls]
+        archive = self._folder(dataset.name) / ARCHIVE
+        if not archive.exists():
+            return [await self._shown(_archive_url(dataset))]
+        try:
+            return [entry.path for entry in await asyncio.to_thread(read_directory, archive, self._settings)]
+        except ArchiveRefused:
+            return []
+
+    async def _shown(self, url: str) -> str:
+        try:
+            return await self._sources.shown(url)
+        except NotFound:
+            return shown(url)
 
     async def _take(self, dataset: Dataset, report: DatasetReport, tally: ClipTally) -> None:
         folder = self._folder(dataset.name)
-        folder.mkdir(parents=True, exist_ok=True)
-        with retried_when_full(folder):
+        with told_when_full(folder):
+            folder.mkdir(parents=True, exist_ok=True)
             if dataset.WhichOneof("source") == "videos":
                 await self._take_videos(list(dataset.videos.urls), folder, report, tally)
             else:
-                url = f"upload:{dataset.upload}" if dataset.upload else dataset.archive_url
-                await self._take_archive(url, folder, report, tally)
+                await self._take_archive(_archive_url(dataset), folder, report, tally)
 
     async def sweep(self, unfinished: Callable[[], Awaitable[Sequence[Dataset]]]) -> None:
         """Remove the folders of datasets that nobody works on, which a killed process left."""
@@ -82,7 +106,7 @@ class IngestWorkflow:
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _take_archive(self, url: str, folder: Path, report: DatasetReport, tally: ClipTally) -> None:
-        archive = folder / "archive.zip"
+        archive = folder / ARCHIVE
         await self._fetch(url, archive, report)
         entries = await self._read_directory(url, archive)
         try:
@@ -140,9 +164,14 @@ class IngestWorkflow:
         if target.exists():
             return
         part = target.with_suffix(".part")
-        async with aclosing(self._sources.read(url, part)) as steps:
-            async for step in steps:
-                report.fetched(step.completed_bytes, step.total_bytes)
+        try:
+            async with aclosing(self._sources.read(url, part)) as steps:
+                async for step in steps:
+                    report.fetched(step.completed_bytes, step.total_bytes)
+        except OSError:
+            # A disk that is full: others may need the rest of it while this one waits.
+            part.unlink(missing_ok=True)
+            raise
         part.replace(target)
 
     async def _read_directory(self, url: str, archive: Path) -> list[Entry]:
@@ -158,6 +187,10 @@ class IngestWorkflow:
 
     async def _clear(self, name: str) -> None:
         await asyncio.to_thread(shutil.rmtree, self._folder(name), ignore_errors=True)
+
+
+def _archive_url(dataset: Dataset) -> str:
+    return f"upload:{dataset.upload}" if dataset.upload else dataset.archive_url
 
 
 async def _candidates(paths: Sequence[str], files: Sequence[Path]) -> AsyncGenerator[Candidate, None]:

@@ -9,9 +9,10 @@ from ltxtrain.v1.work_pb2 import Outcome, ReportLine, ReportReason
 
 from ltxtrain_services.ingest.captions import Pairing, pair
 from ltxtrain_services.ingest.directory import ArchiveRefused, Entry
-from ltxtrain_services.ingest.names import Kind
+from ltxtrain_services.ingest.names import Kind, suffix_of
 from ltxtrain_services.ingest.report import line
 
+_TABLES = "captions of many clips are read from metadata.jsonl and metadata.csv"
 _IGNORED = {
     Kind.JUNK: (ReportReason.REPORT_REASON_IGNORED_FILE, "hidden, or left by an operating system"),
     Kind.OTHER: (ReportReason.REPORT_REASON_IGNORED_FILE, "neither a video nor a caption"),
@@ -20,7 +21,10 @@ _IGNORED = {
         "an archive inside the archive is not unpacked; put its files into this one",
     ),
     Kind.CAPTION: (ReportReason.REPORT_REASON_CAPTION_ORPHAN, "no clip of this name is in its folder"),
+    Kind.JSON: (ReportReason.REPORT_REASON_IGNORED_FILE, f"not named like a clip; {_TABLES}"),
 }
+# Other files that may hold captions.
+_DATA = frozenset({".jsonl", ".csv", ".tsv", ".parquet"})
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,8 @@ class PlannedClip:
 
     index: int
     entry: Entry
-    caption: Entry | None
-    # Another clip has the same caption file.
-    shares_caption: bool
+    # Its caption files; the first that has a caption counts.
+    captions: Sequence[Entry]
     # Earlier entries have this path.
     duplicated: bool
 
@@ -43,6 +46,10 @@ class Plan:
     clips: Sequence[PlannedClip]
     lines: Sequence[ReportLine]
     pairing: Pairing
+    # Caption files that several clips have.
+    shared: frozenset[str]
+    # Tables of captions; of two that name a clip, the first counts.
+    tables: Sequence[Entry]
 
 
 def make_plan(entries: Sequence[Entry]) -> Plan:
@@ -52,19 +59,29 @@ def make_plan(entries: Sequence[Entry]) -> Plan:
     _refuse_images(kept)
     pairing = pair(kept)
     videos = [entry for entry in kept if entry.kind is Kind.VIDEO]
-    files = Counter(entry.path for entry in pairing.captions.values())
+    files = Counter(entry.path for captions in pairing.captions.values() for entry in captions)
     superseded = {entry.path for entry in entries if last[entry.path] is not entry}
     clips = [
         PlannedClip(
             index=index,
             entry=entry,
-            caption=(caption := pairing.captions.get(entry.path)),
-            shares_caption=caption is not None and files[caption.path] > 1,
+            captions=pairing.captions.get(entry.path, ()),
             duplicated=entry.path in superseded,
         )
         for index, entry in enumerate(videos)
     ]
-    return Plan(clips, [*_other_lines(kept, set(files)), *_duplicate_lines(entries, last)], pairing)
+    return Plan(
+        clips,
+        [*_other_lines(kept, set(files)), *_duplicate_lines(entries, last)],
+        pairing,
+        shared=frozenset(path for path, count in files.items() if count > 1),
+        tables=sorted((entry for entry in kept if entry.kind is Kind.TABLE), key=_precedence),
+    )
+
+
+def _precedence(table: Entry) -> tuple[int, bool, str]:
+    """The table that is nearest to a clip counts; of two in one folder, metadata.jsonl."""
+    return -table.path.count("/"), suffix_of(table.path) != ".jsonl", table.path
 
 
 def refusal_lines(entries: Sequence[Entry], error: ArchiveRefused) -> Iterator[ReportLine]:
@@ -79,9 +96,10 @@ def refusal_lines(entries: Sequence[Entry], error: ArchiveRefused) -> Iterator[R
             yield not_examined(entry.path)
 
 
-def not_examined(path: str) -> ReportLine:
+def not_examined(path: str, *, cancelled: bool = False) -> ReportLine:
     reasons = [ReportReason.REPORT_REASON_NOT_EXAMINED]
-    return line(path, Outcome.OUTCOME_IGNORED, reasons, "the request failed before this file was looked at")
+    text = f"the request {'was cancelled' if cancelled else 'failed'} before this file was looked at"
+    return line(path, Outcome.OUTCOME_IGNORED, reasons, text)
 
 
 def _refuse_images(entries: Sequence[Entry]) -> None:
@@ -137,4 +155,6 @@ def _other_video(entry: Entry) -> ReportLine:
 
 def _ignored(entry: Entry) -> ReportLine:
     reason, text = _IGNORED[entry.kind]
+    if entry.kind is Kind.OTHER and suffix_of(entry.path) in _DATA:
+        text = f"{text}; {_TABLES}"
     return line(entry.path, Outcome.OUTCOME_IGNORED, [reason], text)

@@ -14,6 +14,7 @@ import ray
 from ltxtrain.v1.ingest_pb2 import Clip, ClipProbe
 from ltxtrain.v1.work_pb2 import AudioNumbers
 
+from ltxtrain_services.runtime.disk import temporary_folder, told_when_full
 from ltxtrain_services.runtime.objects import Objects, StoreAddress
 from ltxtrain_services.runtime.process_limits import limits
 from ltxtrain_services.runtime.telemetry import resumed_trace
@@ -71,8 +72,9 @@ class Prober:
         self._seconds = seconds
         self._memory_bytes = memory_bytes
         self._trace = trace
-        self._folder = tempfile.TemporaryDirectory(prefix="ltxtrain-probe-")
-        self._path = Path(self._folder.name) / "clip"
+        # Made with the first clip: whoever asks for that is told when the disk is full.
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._path = Path()
         # Before the first limit is set, and not above: the service imports this module for its types, without FFmpeg.
         importlib.import_module("ltxtrain_trainer.media.probe")
         numpy = importlib.import_module("numpy")
@@ -80,10 +82,14 @@ class Prober:
         numpy.ones((64, 64)) @ numpy.ones((64, 64))
 
     def load(self, task: ProbeTask) -> None:
-        """Fetch the clip. Raises ObjectStoreUnavailable, ObjectMissing and ObjectCorrupt."""
-        self._path.unlink(missing_ok=True)
-        self._path = Path(self._folder.name) / f"clip{task.suffix}"
-        self._objects.get_file(task.key, self._path, sha256=task.sha256)
+        """Fetch the clip. Raises ObjectStoreUnavailable, ObjectMissing, ObjectCorrupt and DiskFull."""
+        with told_when_full(temporary_folder()):
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="ltxtrain-probe-")
+            else:
+                self._path.unlink(missing_ok=True)
+            self._path = Path(self._folder.name) / f"clip{task.suffix}"
+            self._objects.get_file(task.key, self._path, sha256=task.sha256)
 
     def probe(self) -> ProbeResult:
         """Decode the clip that was loaded."""

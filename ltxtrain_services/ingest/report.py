@@ -41,6 +41,7 @@ class DatasetReport:
         self._writer: ReportWriter[Dataset]
         self._keys: Counter[str] = Counter()
         self._outcomes: Counter[int] = Counter()
+        self._not_examined = 0
         self.clip_count = 0
         self.caption_count = 0
         self.reused_count = 0
@@ -60,6 +61,7 @@ class DatasetReport:
         key = f"{item.path}//{self._keys[item.path]}" if item.path in self._keys else item.path
         self._keys[item.path] += 1
         self._outcomes[item.outcome] += 1
+        self._not_examined += is_not_examined(item)
         await self._writer.add(key, item)
 
     def has(self, path: str) -> bool:
@@ -80,3 +82,16 @@ class DatasetReport:
         dataset.reused_count = self.reused_count
         dataset.skipped_count = self._outcomes[Outcome.OUTCOME_SKIPPED]
         dataset.ignored_count = self._outcomes[Outcome.OUTCOME_IGNORED]
+        dataset.not_examined_count = self._not_examined
+
+
+def count_lines(dataset: Dataset, lines: Sequence[ReportLine]) -> None:
+    """Set the counts of a dataset that ended early to those of its report."""
+    outcomes = Counter(item.outcome for item in lines)
+    dataset.skipped_count = outcomes[Outcome.OUTCOME_SKIPPED]
+    dataset.ignored_count = outcomes[Outcome.OUTCOME_IGNORED]
+    dataset.not_examined_count = sum(map(is_not_examined, lines))
+
+
+def is_not_examined(item: ReportLine) -> bool:
+    return ReportReason.REPORT_REASON_NOT_EXAMINED in item.reasons

@@ -19,7 +19,8 @@ from ltxtrain_client.train import TrainClient
 from ltxtrain_pocket.scenes import FRAMES, PREFIX_FRAMES, TRIGGER
 from ltxtrain_services.local.demo_data import make_demo_clips, make_validation_clip, opening_caption
 from ltxtrain_services.local.model import POCKET, WAY_TO_TRY
-from ltxtrain_services.local.up import SERVICES, Suite, run_to_end
+from ltxtrain_services.local.ports import HOST
+from ltxtrain_services.local.up import GATEWAY, GATEWAY_PORT, SERVICES, Suite, run_to_end
 
 SHEET: dict[str, Any] = {
     "trigger_phrase": TRIGGER,
@@ -55,9 +56,10 @@ async def _run(out: Path, state_dir: Path) -> int:
     sheet = made / "job.json"
     sheet.write_text(json.dumps(SHEET, indent=2) + "\n")
     _say("The suite with the pocket model: object store, Ray, Ingest, Preprocess, Train …")
-    async with Suite(state_dir, model=POCKET, ports=dict.fromkeys(SERVICES, 0)) as suite:
+    async with Suite(state_dir, model=POCKET, ports=dict.fromkeys((*SERVICES, GATEWAY), 0)) as suite:
+        _say(f"Jobs in a browser, for as long as the suite is up: {suite.gateway_url}/jobs")
         try:
-            status = await _one_job(suite, sheet, clips, opening, out)
+            status, job = await _one_job(suite, sheet, clips, opening, out)
         finally:
             _say("The suite goes down …")
     missing = [name for name in RESULTS if not (out / name).exists()]
@@ -66,17 +68,17 @@ async def _run(out: Path, state_dir: Path) -> int:
         return 1
     if status == 0:
         _say(f"Your own jobs on the pocket model: {WAY_TO_TRY}")
+        _say(f"The page of this job, as it was live, is then at\n  http://{HOST}:{GATEWAY_PORT}/{job}")
     return status
 
 
-async def _one_job(suite: Suite, sheet: Path, clips: Path, opening: Path, out: Path) -> int:
+async def _one_job(suite: Suite, sheet: Path, clips: Path, opening: Path, out: Path) -> tuple[int, str]:
+    """The exit status of the command, and the name of the job that has succeeded."""
     command = [str(Path(sysconfig.get_path("scripts")) / "ltxtrain"), "submit", str(sheet)]
     command += ["--data", str(clips), "--validation", str(opening), "--watch", "--out", str(out)]
     _say(f"One job, as a person starts it:\n  ltxtrain {' '.join(command[1:])}")
     status = await _command(command, suite)
-    if status == 0:
-        await _summarize(suite, out)
-    return status
+    return (status, await _summarize(suite, out)) if status == 0 else (status, "")
 
 
 async def _command(command: list[str], suite: Suite) -> int:
@@ -93,8 +95,8 @@ async def _command(command: list[str], suite: Suite) -> int:
             process.kill()
 
 
-async def _summarize(suite: Suite, out: Path) -> None:
-    """Print the outcome of the files, the cached share of the work, and the results."""
+async def _summarize(suite: Suite, out: Path) -> str:
+    """Print the outcome of the files, the cached share of the work, and the results; the name of the job."""
     async with (
         connect(suite.train_address) as train_channel,
         connect(suite.ingest_address) as ingest_channel,
@@ -122,6 +124,7 @@ async def _summarize(suite: Suite, out: Path) -> None:
     _say(f"Made, in {out}:")
     for path in sorted(out.iterdir()):
         print(f"  {path.name}  {size_text(path.stat().st_size)}")
+    return job.name
 
 
 def _say(text: str) -> None:

@@ -114,6 +114,7 @@ class EmbeddedStore:
                 region="us-east-1",
                 bucket=self._bucket,
                 secure=False,
+                folder=self._folder / "data",
             )
             self._child = self._spawn(program, address)
             try:

@@ -101,6 +101,11 @@ class Suite:
         """The front door."""
         return self.address("train")
 
+    @property
+    def gateway_url(self) -> str:
+        scheme = "https" if "LTXTRAIN_TLS_CERT" in self._environ else "http"
+        return f"{scheme}://{self.address(GATEWAY)}"
+
     def address(self, service: str) -> str:
         return f"{HOST}:{self._ports[service]}"
 
@@ -223,6 +228,7 @@ class Suite:
                 "LTXTRAIN_S3_SECRET_KEY": address.secret_key,
                 "LTXTRAIN_S3_REGION": address.region,
                 "LTXTRAIN_S3_BUCKET": address.bucket,
+                "LTXTRAIN_S3_FOLDER": str(address.folder),
             }
         if self._has_ray:
             settings |= self.ray.environ()
@@ -284,8 +290,7 @@ async def up(state_dir: Path, *, model: str | None = None) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         async with suite:
             for name in reversed(suite.services):
-                scheme = ("https://" if "LTXTRAIN_TLS_CERT" in os.environ else "http://") if name == GATEWAY else ""
-                print(f"{name:<11}{scheme}{suite.address(name)}")
+                print(f"{name:<11}{suite.gateway_url if name == GATEWAY else suite.address(name)}")
             for line in await _in_thread(lambda: _model_lines(suite)):
                 print(line)
             print(f"State and logs are in {suite.state_dir}. Ctrl-C stops the suite.", flush=True)

@@ -63,11 +63,14 @@ def peaks(audio: npt.NDArray[np.float32]) -> tuple[float, ...]:
     return tuple(round(min(float(part.max()), 1.0), 3) for part in parts)
 
 
-def render_contact_sheet(title: str, conditioning_frames: int, samples: Sequence[SheetSample]) -> str:
+def render_contact_sheet(
+    title: str, conditioning_frames: int, samples: Sequence[SheetSample], warning: str = ""
+) -> str:
     """The HTML of the page, about 50 kB a sample."""
     return render(
         "contact_sheet.html",
         title=title,
+        warning=warning,
         conditioning_frames=conditioning_frames,
         samples=[_values(sample, conditioning_frames) for sample in samples],
     )

@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.train_pb2 import Job, LoraAudit, TrainingSummary
+from ltxtrain_client.as_json import as_json
+from ltxtrain_client.sheet import name_datasets
 from markupsafe import Markup
 
 from ltxtrain_services.pages.charts import Line, Points, legend, line_chart, number, smoothed
 from ltxtrain_services.pages.render import data_uri, render, render_part
+from ltxtrain_services.runtime.addresses import shown
 from ltxtrain_trainer.preview.metrics import PreviewMetrics, formulas
 
 
@@ -97,6 +102,46 @@ METRIC_CHARTS: dict[str, tuple[str, tuple[float, str] | None]] = {
     "prefix_psnr_db": ("Decoded prefix against source, PSNR in dB", None),
 }
 
+
+def shown_spec(job: Job) -> dict[str, Any]:
+    """The resolved spec in the sheet's own words: datasets in place of uploads, URLs without possible secrets."""
+    resolved = ExtendPrefixSpec()
+    resolved.CopyFrom(job.effective_spec)
+    name_datasets(resolved, job.dataset, job.validation_dataset, uploads_only=True)
+    spec = as_json(resolved)
+    if "training_data_url" in spec:
+        spec["training_data_url"] = shown(spec["training_data_url"])
+    for entry in spec["validation"]:
+        entry["video_url"] = shown(entry["video_url"])
+    return spec
+
+
+def training_facts(job: Job, summary: TrainingSummary, units: int, price_usd: float) -> dict[str, str]:
+    """Facts about a training that has ended, with its price."""
+    wanted = job.effective_spec.number_of_steps
+    steps = f"{wanted}" if summary.steps == wanted else f"{summary.steps} of {wanted}"
+    streamed = f", {summary.streamed_blocks} blocks in host memory" if summary.streamed_blocks else ""
+    return {
+        "Base model": f"{summary.model} at {summary.model_revision[:19]}, {summary.precision}",
+        "Device": f"{summary.device}, {summary.planned_memory_bytes / 2**30:.1f} GiB planned{streamed}",
+        "Clips": f"{summary.clip_count}",
+        "Steps": f"{steps} in {summary.step_seconds:.0f} s",
+        "Units": f"{units} ({price_usd:.2f} USD)",
+    }
+
+
+def audit_rows(audit: LoraAudit) -> list[AuditRow]:
+    """Rows about a LoRA that has passed its audit."""
+    return [
+        AuditRow(name="Modules", value=f"{audit.modules}", passed=True),
+        AuditRow(name="Weights, all finite", value=f"{audit.weights:,}", passed=True),
+        *(
+            AuditRow(name=f"‖BA‖ / ‖W‖ of {family}", value=f"{size:.3g}", passed=True)
+            for family, size in sorted(audit.update_ratios.items())
+        ),
+    ]
+
+
 # In the order of what a reader has to know.
 OUTCOMES = {
     "REJECTED": "rejected",
@@ -113,17 +158,28 @@ def render_job_page(page: JobPage) -> str:
 
 
 def render_job_part(page: JobPage, part: str) -> Markup:
-    """One section of the page: previews, training, metrics, dataset or spec. Empty where there is nothing to show."""
+    """One section of the page, by the name of its block in job.html. Empty where there is nothing to show."""
     values = _values(page)
-    shown = {"metrics": values["metric_charts"], "dataset": page.report, "spec": page.spec, "previews": page.entries}
+    shown = {
+        "training": page.curves,
+        "metrics": values["metric_charts"],
+        "audit": page.audit,
+        "dataset": page.report,
+        "spec": page.spec,
+        "previews": page.entries,
+    }
     return render_part("job.html", part, **values) if shown.get(part, True) else Markup("")
 
 
 def _values(page: JobPage) -> dict[str, Any]:
     """Variables of the template."""
-    rows = sorted(page.report, key=lambda row: list(OUTCOMES).index(row.outcome))
+    # A line about the data as a whole has no path.
+    whole = [row for row in page.report if not row.path]
+    rows = sorted((row for row in page.report if row.path), key=lambda row: list(OUTCOMES).index(row.outcome))
     return {
         "page": page,
+        "warnings": [*page.warnings, *(row.description for row in whole if "NO_TEXT" in row.reasons)],
+        "whole": whole,
         "entries": [_entry(entry) for entry in page.entries],
         "loss_chart": _loss_chart(page.curves),
         "small_charts": [

@@ -4,11 +4,9 @@ What goes from a fitter to an encoder stays in Ray's object store and never pass
 """
 
 import gc
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +15,7 @@ from numpy.typing import NDArray
 
 from ltxtrain_services.preprocess.outcome import SAFETENSORS, SERVICE, FitTask, SampleFile, SceneOutcome
 from ltxtrain_services.runtime.cluster import gpu_assigned
+from ltxtrain_services.runtime.disk import scratch_folder
 from ltxtrain_services.runtime.objects import Objects, StoreAddress, StoredBlob
 from ltxtrain_services.runtime.process_limits import limits
 from ltxtrain_services.runtime.telemetry import resumed_trace
@@ -106,8 +105,7 @@ class ClipFitter:
 
     def fit(self, order: FitOrder) -> Iterator[FittedScene | Fitted | None]:
         """Yield for each scene its frames, or None where they are not to be encoded, and then its outcome."""
-        with resumed_trace(self._trace, "fit"), tempfile.TemporaryDirectory(prefix="ltxtrain-fit-") as scratch:
-            folder = Path(scratch)
+        with resumed_trace(self._trace, "fit"), scratch_folder("ltxtrain-fit-") as folder:
             path = folder / "clip"
             self._objects.get_file(order.task.key, path, sha256=order.task.sha256)
             scenes = self._fit(path, order.task)

@@ -70,9 +70,11 @@ class Cache:
             await self._add(blob, resource)
 
     async def _add(self, blob: Blob, resource: str) -> None:
-        await self._blobs.add(blob.key, blob.size_bytes, blob, resource)
+        # Whoever stored it may have found it there and sent nothing, just before a sweep. Before the row, which others
+        # would find; no sweep is under way, so that it stays.
         if not await self._objects.exists(blob.key):
             raise Retryable(f"{blob.key} has to be made again")
+        await self._blobs.add(blob.key, blob.size_bytes, blob, resource)
 
     async def sweep(self, keep_seconds: float = KEEP_UNUSED_SECONDS) -> None:
         """Delete what no training set has referred to for so long, and what was stored and never recorded."""

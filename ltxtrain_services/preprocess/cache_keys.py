@@ -17,6 +17,12 @@ ENCODER = ("ltxtrain_trainer.data.encode", ("torch", "diffusers", "transformers"
 SHEET = ("ltxtrain_services.pages.contact_sheet", ("numpy", "pillow"))
 
 
+def read_versions() -> None:
+    """Read the code that keys depend on: before a service serves, for that takes some hundred milliseconds."""
+    for made in (FITTER, ENCODER, SHEET):
+        code_version(*made)
+
+
 def fit_key(clip_sha256: str, settings: PreprocessSettings, *, split: bool) -> str:
     """A training clip fitted: its scenes and what became of each."""
     training = settings.training

@@ -85,5 +85,9 @@ class ClipReport:
         """Add the named lines of the clip at a position; every position from 0 on comes once."""
         self._writer.add_in_turn(position, lines)
 
+    async def add_whole(self, key: str, line: ReportLine) -> None:
+        """Add a line about the training set as a whole, under a name that no clip has."""
+        await self._writer.add(key, line)
+
     def _advance(self, stage: "Stage") -> None:
         self._writer.progress(stage, Progress(completed=len(self._reached[stage]), total=self._clip_count))

@@ -62,6 +62,11 @@ class Plan:
     def items(self) -> list[Item]:
         return [*self.training, *self.validation]
 
+    def has_no_text(self, settings: PreprocessSettings) -> bool:
+        """Whether no clip has a caption and there is no trigger phrase."""
+        bare = all(not item.clip.caption.strip() for item in self.training)
+        return bool(self.training) and bare and not settings.trigger_phrase.strip()
+
 
 def make_plan(source: Source, settings: PreprocessSettings) -> Plan:
     """Raises InvalidSpec when there is not one prompt for each validation clip."""

@@ -1,7 +1,6 @@
 """Results of a finished training set: its samples, contact sheet and debug archive."""
 
 import json
-import tempfile
 import wave
 import zipfile
 from collections import Counter
@@ -19,8 +18,10 @@ from ltxtrain_services.pages.contact_sheet import SheetSample, render_contact_sh
 from ltxtrain_services.preprocess.cache import as_blob
 from ltxtrain_services.preprocess.context import Context
 from ltxtrain_services.preprocess.outcome import SERVICE
+from ltxtrain_services.preprocess.report import no_text_line
 from ltxtrain_services.preprocess.results import Results
 from ltxtrain_services.preprocess.sample_files import load_sheet
+from ltxtrain_services.runtime.disk import scratch_folder
 from ltxtrain_services.runtime.objects import Objects, StoredBlob
 from ltxtrain_services.runtime.report import COLLECTION
 from ltxtrain_services.runtime.store import Edit
@@ -37,7 +38,7 @@ async def publish(context: Context, results: Results) -> Ending[TrainingSet]:
     """Write all samples; the ending sets the rest."""
     samples = results.samples(context.name)
     await _put_samples(context, samples)
-    sheet = await _sheet(context, results, samples)
+    sheet = await store_sheet(context, results, samples)
     archive = await _archive(context, samples) if context.settings.export_archive else None
     negative = results.prompts.blob(context.settings.negative_prompt) if results.plan.validation else None
 
@@ -63,11 +64,15 @@ async def _put_samples(context: Context, samples: Sequence[Sample]) -> None:
                 edit.put_child(SAMPLES, name, sample)
 
 
-async def _sheet(context: Context, results: Results, samples: Sequence[Sample]) -> Blob:
+async def store_sheet(context: Context, results: Results, samples: Sequence[Sample]) -> Blob:
+    """The contact sheet of the samples, in the store as long as the training set."""
     objects = context.runtime.objects
     parts = list(results.sheets(samples))
     paths = {item.clip.name: item.clip.path for item in results.plan.training}
-    stored = await objects.run(lambda: store_sheet_page(context.name, context.settings, parts, paths, objects.objects))
+    warning = no_text_line().description if results.plan.has_no_text(context.settings) else ""
+    stored = await objects.run(
+        lambda: store_sheet_page(context.name, context.settings, parts, paths, objects.objects, warning)
+    )
     return await _held(context, stored)
 
 
@@ -76,8 +81,8 @@ async def _archive(context: Context, samples: Sequence[Sample]) -> Blob:
     lines = await context.attempt.children(COLLECTION, ReportLine)
 
     def make() -> StoredBlob:
-        with tempfile.TemporaryDirectory(prefix="ltxtrain-archive-") as folder:
-            path = Path(folder) / "archive.zip"
+        with scratch_folder("ltxtrain-archive-") as folder:
+            path = folder / "archive.zip"
             write_archive(path, context.training_set, samples, lines, objects.objects)
             return objects.objects.put_content(SERVICE, path, CONTENT_TYPE)
 
@@ -101,6 +106,7 @@ def store_sheet_page(
     samples: Sequence[tuple[Sample, Blob]],
     paths: Mapping[str, str],
     objects: Objects,
+    warning: str = "",
 ) -> StoredBlob:
     """One page with the first 500 training samples, in the store. `paths`: of the clips, by their names."""
     scenes = Counter(sample.clip for sample, _ in samples)
@@ -123,7 +129,7 @@ def store_sheet_page(
             )
         )
     more = f" (the first {MAX_SAMPLES} of {len(samples)} samples)" if len(samples) > MAX_SAMPLES else ""
-    page = render_contact_sheet(name + more, settings.conditioning_frames, shown)
+    page = render_contact_sheet(name + more, settings.conditioning_frames, shown, warning)
     return objects.put_content(SERVICE, page.encode(), HTML)
 
 

@@ -80,6 +80,22 @@ def validation_line(clip: Clip, scene: SceneOutcome, caption: Caption, settings:
     return line
 
 
+def no_text_line() -> ReportLine:
+    """The line of a whole training set without a caption and a trigger phrase."""
+    return ReportLine(
+        outcome=Outcome.OUTCOME_KEPT,
+        reasons=[ReportReason.REPORT_REASON_NO_TEXT],
+        description="No clip has a caption and there is no trigger phrase: no words would call the LoRA. "
+        "Add captions, or set trigger_phrase.",
+    )
+
+
+def not_examined_line(clip: Clip, *, cancelled: bool) -> ReportLine:
+    text = f"the training set {'was cancelled' if cancelled else 'failed'} before this clip was looked at"
+    reasons = [ReportReason.REPORT_REASON_NOT_EXAMINED]
+    return ReportLine(path=clip.path, outcome=Outcome.OUTCOME_IGNORED, reasons=reasons, description=text)
+
+
 def rejected_line(clip: Clip, reason: "ReportReason", description: str) -> ReportLine:
     """A clip because of which the whole training set fails."""
     return ReportLine(path=clip.path, outcome=Outcome.OUTCOME_REJECTED, reasons=[reason], description=description)

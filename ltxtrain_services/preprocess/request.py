@@ -10,12 +10,17 @@ from ltxtrain_trainer.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 MAX_SIDE = 4096
 MAX_FRAMES = 1025
 MAX_FRAME_RATE = 240
+MAX_VALIDATION_PROMPTS = 10_000
 
 
 def check_request(request: CreateTrainingSetRequest) -> list[Violation]:
     """Violations of the request, one a field; an empty list when it can be worked on."""
     settings = request.settings
     violations = []
+    prompts = settings.validation_prompts[:MAX_VALIDATION_PROMPTS]
+    if (count := len(settings.validation_prompts)) > MAX_VALIDATION_PROMPTS:
+        text = f"{count} prompts, at most {MAX_VALIDATION_PROMPTS} are taken: one for each validation clip."
+        violations.append(_out_of_range("settings.validation_prompts", text))
     if not request.dataset.startswith("datasets/"):
         violations.append(_required("dataset", "Name a dataset, as in datasets/{dataset}."))
     if request.validation_dataset and not request.validation_dataset.startswith("datasets/"):
@@ -25,7 +30,7 @@ def check_request(request: CreateTrainingSetRequest) -> list[Violation]:
         violations += _check_geometry("settings.validation", settings.validation)
     violations += _check_prefix(request)
     texts = {"trigger_phrase": settings.trigger_phrase, "negative_prompt": settings.negative_prompt}
-    texts |= {f"validation_prompts[{index}]": prompt for index, prompt in enumerate(settings.validation_prompts)}
+    texts |= {f"validation_prompts[{index}]": prompt for index, prompt in enumerate(prompts)}
     violations += [_out_of_range(f"settings.{name}", found) for name, text in texts.items() if (found := excess(text))]
     if settings.HasField("split_above_seconds") and not settings.split_above_seconds > 0:
         violations.append(_out_of_range("settings.split_above_seconds", "It must be above 0."))

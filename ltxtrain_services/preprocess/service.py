@@ -10,12 +10,20 @@ from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
 from ltxtrain.v1.work_pb2 import ReportLine
 
 from ltxtrain_services.preprocess.cache import Cache
+from ltxtrain_services.preprocess.cache_keys import read_versions
 from ltxtrain_services.preprocess.request import check_request
 from ltxtrain_services.preprocess.workflow import PreprocessWorkflow
 from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.errors import InvalidSpec, NotFound
 from ltxtrain_services.runtime.paging import request_digest
-from ltxtrain_services.runtime.requests import Watches, check_request_id, new_name, sign_download, visible_owner
+from ltxtrain_services.runtime.requests import (
+    Watches,
+    beside,
+    check_request_id,
+    new_name,
+    sign_download,
+    visible_owner,
+)
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.store import Store
 from ltxtrain_services.runtime.work import WorkRunner
@@ -31,6 +39,7 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
         self._objects = runtime.objects
         self._watches = Watches(runtime.log)
         self._cache = Cache(runtime.blobs, runtime.objects)
+        read_versions()
         self.work = WorkRunner(self._sets, PreprocessWorkflow(runtime, self._cache))
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -44,7 +53,7 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
         self, request: preprocess_pb2.CreateTrainingSetRequest, context: Any
     ) -> preprocess_pb2.CreateTrainingSetResponse:
         check_request_id(request.request_id)
-        if violations := check_request(request):
+        if violations := await beside(request.ByteSize(), lambda: check_request(request)):
             raise InvalidSpec(violations)
         training_set = TrainingSet(
             name=new_name("trainingSets"),

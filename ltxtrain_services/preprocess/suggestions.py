@@ -52,12 +52,8 @@ def _kept_percent(clip: Clip, bucket: tuple[int, int]) -> float:
 def _captions(clips: Sequence[Clip], settings: PreprocessSettings) -> list[str]:
     found = []
     bare = sum(not clip.caption.strip() for clip in clips)
-    if clips and bare == len(clips) and not settings.trigger_phrase.strip():
-        found.append(
-            "No clip has a caption and there is no trigger phrase: no words would call the LoRA. "
-            "Add captions, or set trigger_phrase."
-        )
-    elif bare:
+    # None at all is a line of the report for itself.
+    if bare and (bare < len(clips) or settings.trigger_phrase.strip()):
         prompt = "the trigger phrase alone" if settings.trigger_phrase.strip() else "an empty prompt"
         verb = "has" if bare == 1 else "have"
         found.append(f"{bare} of {_count(len(clips))} {verb} no caption and would be trained with {prompt}.")

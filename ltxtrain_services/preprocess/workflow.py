@@ -20,14 +20,15 @@ from ltxtrain_services.preprocess.failures import Faults, all_too_short, clip_sk
 from ltxtrain_services.preprocess.outcome import SampleFile
 from ltxtrain_services.preprocess.plan import Item, Plan, make_plan
 from ltxtrain_services.preprocess.prompts import Prompts, count_tokens, embed
-from ltxtrain_services.preprocess.report import rejected_line
+from ltxtrain_services.preprocess.report import no_text_line, rejected_line
 from ltxtrain_services.preprocess.results import ClipResult, Results, find_cached
+from ltxtrain_services.preprocess.salvage import salvage
 from ltxtrain_services.preprocess.source import Source, check_alive, keep_alive, read_source, skipped_at_ingest
 from ltxtrain_services.runtime.errors import ApiError, FailedPrecondition, NotFound
 from ltxtrain_services.runtime.report import ReportWriter
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.upstream import connect_service
-from ltxtrain_services.runtime.work import Attempt, Ending
+from ltxtrain_services.runtime.work import Attempt, Ending, Retryable
 from ltxtrain_trainer.errors import ModelUnavailable, ModelUnsupported
 from ltxtrain_trainer.model.folder import resolve_model
 
@@ -46,19 +47,11 @@ class PreprocessWorkflow:
 
     async def run(self, attempt: Attempt[TrainingSet]) -> Ending[TrainingSet]:
         training_set = await attempt.get()
-        settings = training_set.settings
         ingest = self._client(attempt.owner)
         source = await read_source(ingest, training_set)
-        plan = make_plan(source, settings)
-        writer = await ReportWriter.open(attempt, Stage.STAGE_PREPROCESS)
-        context = Context(
-            attempt=attempt,
-            runtime=self._runtime,
-            cache=self._cache,
-            report=ClipReport(writer, len(plan.items), fit_only=settings.fit_only),
-            training_set=training_set,
-            model_revision=await self._model_revision(settings),
-        )
+        plan = make_plan(source, training_set.settings)
+        revision = await self._model_revision(training_set.settings)
+        context = await self._context(attempt, training_set, plan, revision)
         try:
             return await _unless(TrainingSetRun(context, plan, source, ingest).run(), keep_alive(ingest, training_set))
         except ClipGone as gone:
@@ -67,8 +60,28 @@ class PreprocessWorkflow:
             raise NotFound(gone.clip) from gone
 
     async def salvage(self, attempt: Attempt[TrainingSet]) -> Ending[TrainingSet]:
-        """Actors ended with the run; what was made stays in the cache."""
-        return lambda edit: None
+        """Actors ended with the run, what was made is in the cache: the report and the contact sheet say so."""
+        training_set = await attempt.get()
+        try:
+            source = await read_source(self._client(attempt.owner), training_set)
+            plan = make_plan(source, training_set.settings)
+        except (ApiError, Retryable):
+            # Without its dataset nothing is known of it.
+            return lambda edit: None
+        return await salvage(await self._context(attempt, training_set, plan, ""), plan, source)
+
+    async def _context(
+        self, attempt: Attempt[TrainingSet], training_set: TrainingSet, plan: Plan, model_revision: str
+    ) -> Context:
+        writer = await ReportWriter.open(attempt, Stage.STAGE_PREPROCESS)
+        return Context(
+            attempt=attempt,
+            runtime=self._runtime,
+            cache=self._cache,
+            report=ClipReport(writer, len(plan.items), fit_only=training_set.settings.fit_only),
+            training_set=training_set,
+            model_revision=model_revision,
+        )
 
     def _client(self, owner: str) -> IngestClient:
         if self._ingest is None:
@@ -135,6 +148,8 @@ class TrainingSetRun:
         context = self._context
         try:
             async with context.report.writing():
+                if self._plan.has_no_text(context.settings):
+                    await context.report.add_whole("no-text", no_text_line())
                 prefixes = await self._check_faults()
                 await self._settle_known()
                 async with Encoders(context.runtime.cluster, context.make_encoder) as encoders:

@@ -18,6 +18,7 @@ LOCAL_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopb
 # What a URL holds between // and the next slash: a name of 253 characters and a port, and room for what is refused by
 # its own reason. urlsplit brings it into a normal form, which for long runs of combining marks takes quadratic time.
 MAX_AUTHORITY_CHARS = 512
+REMEDY = "Upload the file, or have the operator admit the host."
 FORBIDDEN = re.compile(r"[\x00-\x20\x7f\\]")
 
 # Where hosts of the public internet are, and what in there is set aside for another purpose: the blocks of IANA's
@@ -47,11 +48,11 @@ ISATAP = (b"\0\0\x5e\xfe", b"\2\0\x5e\xfe")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def check_url(url: str, allow: Collection[str], buckets: Collection[str] = ()) -> str | None:
-    """Why this URL may not be fetched, or None. No connection is made and no name is resolved.
+def check_url(url: str, allow: Collection[str], buckets: Collection[str] = (), remedy: str = REMEDY) -> str | None:
+    """Why this URL may not be dialled, or None. No connection is made and no name is resolved.
 
     `allow` holds "host:port" of addresses that are open although private or on another port; `buckets` the buckets
-    that s3:// may name.
+    that s3:// may name. `remedy` is what to do about a private address.
     """
     if len(url) > MAX_URL_CHARS:
         return f"The URL is longer than {MAX_URL_CHARS} characters. Use a shorter one."
@@ -72,10 +73,10 @@ def check_url(url: str, allow: Collection[str], buckets: Collection[str] = ()) -
         return "A user name or password in a URL is not allowed. Use a signed URL or an upload."
     if not host:
         return "The URL names no host."
-    return check_host(host, port, parts.scheme, allow)
+    return check_host(host, port, parts.scheme, allow, remedy)
 
 
-def check_host(host: str, port: int, scheme: str, allow: Collection[str]) -> str | None:
+def check_host(host: str, port: int, scheme: str, allow: Collection[str], remedy: str = REMEDY) -> str | None:
     """Why this host and port may not be dialled, as far as their text shows, or None."""
     if is_allowed(host, port, allow):
         return None
@@ -84,10 +85,10 @@ def check_host(host: str, port: int, scheme: str, allow: Collection[str]) -> str
     # Digits of other scripts and the ideographic dot are plain ones to whoever dials.
     name = unicodedata.normalize("NFKC", host.replace("\u3002", ".")).lower().rstrip(".")
     if name in LOCAL_NAMES or name.endswith(".localhost"):
-        return f"{host} is this machine. Upload the file instead."
+        return f"{host} is this machine. {remedy}"
     address = literal_address(name)
     if address is not None and not is_public(address):
-        return f"{host} is not a public address. Upload the file, or have the operator admit the host."
+        return f"{host} is not a public address. {remedy}"
     return None
 
 

@@ -1,6 +1,7 @@
 """One bucket of the object store: its client, uploads in parts, and the store's errors as ours."""
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
@@ -8,11 +9,16 @@ import urllib3
 from minio import Minio
 from minio.commonconfig import ENABLED, Filter
 from minio.datatypes import Part
-from minio.error import MinioException, S3Error
+from minio.error import InvalidResponseError, MinioException, S3Error
 from minio.lifecycleconfig import AbortIncompleteMultipartUpload, LifecycleConfig, Rule
 
 from ltxtrain_services.runtime.object_keys import checked_key
-from ltxtrain_services.runtime.object_types import ObjectMissing, ObjectStoreUnavailable, StoreAddress
+from ltxtrain_services.runtime.object_types import (
+    ObjectMissing,
+    ObjectStoreFull,
+    ObjectStoreUnavailable,
+    StoreAddress,
+)
 from ltxtrain_services.runtime.telemetry import without_secrets
 
 THREADS = 8
@@ -31,6 +37,11 @@ MAX_WORDS_CHARS = 500
 STALE_UPLOAD_DAYS = 7
 STALE_RULE = "ltxtrain-abort-stale-uploads"
 MISSING = {"NoSuchKey", "NoSuchObject", "NoSuchUpload"}
+# MinIO's word, those of quotas, and HTTP's own.
+FULL = {"XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "QuotaExceeded", "InsufficientStorage"}
+INSUFFICIENT_STORAGE = 507
+# A store that fails with as little is taken to fail for that: about what one upload has under way.
+SHORT_BYTES = 64 * 2**20
 REFUSALS = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 
 
@@ -145,13 +156,27 @@ class Bucket:
                 raise ObjectMissing(f"There is no object {key} in the bucket {self._bucket}.") from error
             hint = " Check LTXTRAIN_S3_ACCESS_KEY and LTXTRAIN_S3_SECRET_KEY." if error.code in REFUSALS else ""
             told = f"{error.code}: {self._words(error.message)}"
+            if error.code in FULL or error.response.status == INSUFFICIENT_STORAGE:
+                raise ObjectStoreFull(f"{where} has no space left: {told}.") from error
+            if error.response.status >= 500 and self._is_short_of_space():
+                raise ObjectStoreFull(f"{where} has no space left in {self.address.folder}: {told}.") from error
             raise ObjectStoreUnavailable(f"{where} refused: {told}.{hint}") from error
+        except InvalidResponseError as error:
+            if error._code == INSUFFICIENT_STORAGE:
+                raise ObjectStoreFull(f"{where} has no space left: {self._words(error)}.") from error
+            raise ObjectStoreUnavailable(f"{where} gave an answer that is not S3: {self._words(error)}.") from error
         except MinioException as error:
             raise ObjectStoreUnavailable(f"{where} gave an answer that is not S3: {self._words(error)}.") from error
         except urllib3.exceptions.HTTPError as error:
             cause = getattr(error, "reason", None) or error
             name = type(cause).__name__
             raise ObjectStoreUnavailable(f"{where} does not answer: {name}: {self._words(cause)}.") from error
+
+    def _is_short_of_space(self) -> bool:
+        try:
+            return self.address.folder is not None and shutil.disk_usage(self.address.folder).free < SHORT_BYTES
+        except OSError:
+            return False
 
     def _words(self, error: object) -> str:
         """An error's own text for people: bounded, in one line, without secrets."""

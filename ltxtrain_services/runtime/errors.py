@@ -37,6 +37,8 @@ MAX_VIOLATIONS = 200
 # Key of ErrorInfo.metadata: how many items of the lists were left out.
 OMITTED = "omitted"
 MAX_TEXT = 300
+# Of a whole message: the names of five files may be of 64 KiB each.
+MAX_MESSAGE = 2_000
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class ApiError(Exception):
         reason: "ErrorReason | None" = None,
         details: Iterable[Message] = (),
     ) -> None:
-        super().__init__(text)
+        super().__init__(text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…")
         self.metadata = {key: str(value)[:MAX_TEXT] for key, value in (metadata or {}).items()}
         if reason is not None:
             self.reason = reason

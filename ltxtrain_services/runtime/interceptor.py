@@ -20,16 +20,18 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain_services.runtime import errors, metrics, telemetry, tracing
 from ltxtrain_services.runtime.auth import LOCAL_OWNER, Tokens, caller
 from ltxtrain_services.runtime.cluster import ClusterLost
+from ltxtrain_services.runtime.disk import DiskFull
 from ltxtrain_services.runtime.errors import OMITTED
-from ltxtrain_services.runtime.object_types import ObjectStoreUnavailable
+from ltxtrain_services.runtime.object_types import ObjectStoreFull, ObjectStoreUnavailable
+from ltxtrain_services.runtime.requests import beside
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.tables import DatabaseUnavailable
+from ltxtrain_services.runtime.tables import DatabaseFull, DatabaseUnavailable
 from ltxtrain_services.runtime.work import Retryable
 
 log = logging.getLogger(__name__)
 
 # What needs no token.
-OPEN_SERVICES = ("/grpc.health.v1.Health/",)
+OPEN_CALLS = ("/grpc.health.v1.Health/", "/ltxtrain.v1.TrainService/ListWebhookKeys")
 # Of one address, and how long each has to send its message.
 MAX_OPEN_CALLS = 32
 ARRIVAL_SECONDS = 10.0
@@ -48,14 +50,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     """The interceptor of a service.
 
     A caller is known, counted or refused by the headers alone: a call costs next to nothing until then, and a message
-    that never arrives holds a place of its caller. Health needs no token; its calls are counted for each peer.
+    that never arrives holds a place of its caller. OPEN_CALLS need no token; they are counted for each peer.
     """
 
     def __init__(self, tokens: Tokens | None, settings: Settings) -> None:
         self._tokens = tokens
         self._calls = Places(settings.max_calls, "{} of your calls are being answered already. Send fewer at once.")
         self._streams = Places(settings.max_watches, "{} of your watches are open already. Close some.")
-        self._open = Places(MAX_OPEN_CALLS, "{} health checks of your address are open already. Close some.")
+        self._open = Places(MAX_OPEN_CALLS, "{} calls without a token are open from your address already. Close some.")
 
     async def intercept_service(
         self, continuation: Callable[[Details], Awaitable[Handler | None]], handler_call_details: Details
@@ -64,7 +66,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         if handler is None:
             return None
         method = str(handler_call_details.method)
-        if method.startswith(OPEN_SERVICES):
+        if method.startswith(OPEN_CALLS):
             return grpc.stream_stream_rpc_method_handler(
                 self._answer_open(method, handler), handler.request_deserializer, handler.response_serializer
             )
@@ -107,7 +109,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             if handler.unary_stream:
                 await handler.unary_stream(request, context)
             else:
-                await context.write(await handler.unary_unary(request, context))
+                await context.write(await _unless_unavailable(handler.unary_unary(request, context), context))
 
         return answer
 
@@ -153,11 +155,13 @@ def _answer(method: str, call: Call, parse: Callable[[bytes], Any]) -> Callable[
     async def answer(message: bytes, context: Any) -> Any:
         started, code = time.monotonic(), grpc.StatusCode.CANCELLED
         try:
-            response = await call(_parsed(message, parse, context), context)
+            response = await call(await _parsed(message, parse, context), context)
             code = grpc.StatusCode.OK
             log.debug("served", extra={"seconds": round(time.monotonic() - started, 4)})
             return response
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_stopped(error):
+                raise
             refusal = _refusal(error)
             code = refusal.code
         finally:
@@ -174,13 +178,15 @@ def _stream(method: str, call: Call, parse: Callable[[bytes], Any] | None) -> Ca
     async def stream(arrived: Any, context: Any) -> AsyncIterator[Any]:
         code = grpc.StatusCode.CANCELLED
         try:
-            request = _parsed(arrived, parse, context) if parse else arrived
+            request = await _parsed(arrived, parse, context) if parse else arrived
             async with contextlib.aclosing(call(request, context)) as responses:
                 async for response in responses:
                     yield response
             code = grpc.StatusCode.OK
             return
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            if _is_stopped(error):
+                raise
             refusal = _refusal(error)
             code = refusal.code
         finally:
@@ -188,6 +194,14 @@ def _stream(method: str, call: Call, parse: Callable[[bytes], Any] | None) -> Ca
         await _abort(refusal, context)
 
     return stream
+
+
+async def _unless_unavailable(answer: Awaitable[Any], context: Any) -> Any:
+    try:
+        return await answer
+    except DatabaseUnavailable as error:
+        refusal = _refusal(error)
+    await _abort(refusal, context)
 
 
 def _refuse(method: str, error: errors.ApiError, started: float) -> Callable[[Any, Any], AsyncIterator[Any]]:
@@ -202,10 +216,10 @@ def _refuse(method: str, error: errors.ApiError, started: float) -> Callable[[An
     return refuse
 
 
-def _parsed(message: bytes, parse: Callable[[bytes], Any], context: Any) -> Any:
+async def _parsed(message: bytes, parse: Callable[[bytes], Any], context: Any) -> Any:
     """The request that the bytes are, by whose name the log calls what follows. Raises MessageMalformed."""
     try:
-        request = parse(message)
+        request = await beside(len(message), lambda: parse(message))
     except DecodeError:
         telemetry.bind(peer=peer_of(context))
         raise errors.MessageMalformed from None
@@ -214,17 +228,24 @@ def _parsed(message: bytes, parse: Callable[[bytes], Any], context: Any) -> Any:
     return request
 
 
-def _refusal(error: Exception) -> errors.ApiError:
+def _is_stopped(error: BaseException) -> bool:
+    """Whether the caller has left, or the server ends; and not only something that the call waited for."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and (task is None or task.cancelling() > 0)
+
+
+def _refusal(error: BaseException) -> errors.ApiError:
     """The answer to a caller. An unexpected error is in the log alone, under the trace that the caller gets."""
     match error:
         case errors.ApiError():
             return error
+        case DatabaseFull() | ObjectStoreFull() | DiskFull():
+            full = ErrorReason.ERROR_REASON_DISK_FULL
+            return _unavailable("A disk of the server has no space left; its log says which.", error, full)
         case DatabaseUnavailable() | ObjectStoreUnavailable():
-            log.warning("unavailable: %s", error)
-            return _unavailable("The database or the object store does not answer now. Try again.")
-        case Retryable():
-            log.warning("unavailable: %s", error)
-            return _unavailable("Another service of the suite does not answer now. Try again.")
+            return _unavailable("The database or the object store does not answer now. Try again.", error)
+        case Retryable() | asyncio.CancelledError():
+            return _unavailable("Another service of the suite does not answer now. Try again.", error)
         case ClusterLost():
             return errors.Draining()
         case _:
@@ -232,14 +253,27 @@ def _refusal(error: Exception) -> errors.ApiError:
             return errors.internal(telemetry.trace_id())
 
 
-def _unavailable(text: str) -> errors.ApiError:
-    error = errors.Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
+class _Unavailable(errors.Unavailable):
+    """Another party is at fault; `cause` is for the log alone."""
+
+    cause = ""
+
+
+def _unavailable(
+    text: str, cause: BaseException, reason: "ErrorReason" = ErrorReason.ERROR_REASON_STORE_UNAVAILABLE
+) -> errors.ApiError:
+    error = _Unavailable(reason, text)
     error.details.append(errors.retry_info())
+    error.cause = str(cause) or type(cause).__name__
     return error
 
 
 async def _abort(error: errors.ApiError, context: Any) -> NoReturn:
-    log.info("refused: %s", errors.reason_name(error.reason))
+    # One line a call.
+    if isinstance(error, _Unavailable):
+        log.warning("refused: %s: %s", errors.reason_name(error.reason), error.cause)
+    else:
+        log.info("refused: %s", errors.reason_name(error.reason))
     tracing.mark_failed(error.code)
     await context.abort_with_status(rpc_status.to_status(fit_status(error.status())))
     raise AssertionError("abort_with_status raises")

@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 
 class ObjectStoreUnavailable(Exception):
     """The store does not answer, or refuses us; the text says which and what to do."""
+
+
+class ObjectStoreFull(ObjectStoreUnavailable):
+    """The store has no space left; it can still be read."""
 
 
 class ObjectMissing(Exception):
@@ -27,6 +32,8 @@ class StoreAddress:
     region: str
     bucket: str
     secure: bool
+    # Of its data, where it is on this machine: an embedded store does not say itself that its disk is full.
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)

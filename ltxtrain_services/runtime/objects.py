@@ -84,7 +84,10 @@ class Objects(Bucket):
             return self._put(key, file, span[1], content_type, sha256)
 
     def put_content(self, service: str, source: bytes | Path, content_type: str) -> StoredBlob:
-        """Put a blob under the key of its bytes; nothing is sent when it is there already."""
+        """Put a blob under the key of its bytes; nothing is sent when it is there already.
+
+        A sweep may be about to take what was there: whoever records it looks again, with sweeps held off.
+        """
         with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.seek(0, os.SEEK_END)  # file_digest leaves a BytesIO where it was

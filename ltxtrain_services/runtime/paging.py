@@ -11,6 +11,8 @@ DEFAULT_PAGE = 50
 MAX_PAGE = 500
 # What a column holds.
 MAX_NUMBER = 2**63 - 1
+# Twice the longest that is made.
+MAX_TOKEN_CHARS = 4_096
 # Of the resources of a page, when they are more than one. Clients take messages of 4 MiB.
 MAX_PAGE_BYTES = 2**20 * 3 // 4
 
@@ -39,6 +41,8 @@ def make_token(arguments: str, number: int, name: str = "") -> str:
 def read_token(arguments: str, token: str) -> tuple[int, str]:
     """Number and name of the row that make_token was given. Raises PageTokenInvalid."""
     try:
+        if len(token) > MAX_TOKEN_CHARS:
+            raise ValueError(token)
         digest, digits, name = base64.urlsafe_b64decode(token.encode()).decode().split("|", 2)
         number = int(digits)
     except ValueError:

@@ -15,8 +15,24 @@ M = TypeVar("M", bound=Resource)
 
 COLLECTION = "report"
 INTERVAL_SECONDS = 1.0
-# Lines held in memory at most, so that an archive of many small files is written as it is read.
-MAX_PENDING = 1000
+# Lines held in memory at most, so that an archive of many small files is written as it is read; what one transaction
+# makes of them takes a few milliseconds of the event loop.
+MAX_PENDING, MAX_PENDING_BYTES = 250, 2**19
+
+
+async def add_missing(
+    attempt: Attempt[M], stage: "Stage", lines: Sequence[tuple[str, ReportLine]]
+) -> Sequence[ReportLine]:
+    """Add, with their events, those lines whose keys have none; returns the whole report."""
+    known = await attempt.named_children(COLLECTION, ReportLine)
+    keys = {key for key, _ in known}
+    missing = [(key, line) for key, line in lines if key not in keys]
+    for start in range(0, len(missing), MAX_PENDING):
+        async with attempt.edit() as edit:
+            for key, line in missing[start : start + MAX_PENDING]:
+                edit.put_child(COLLECTION, key, line)
+                edit.add_event(Event(stage=stage, report_line=line))
+    return [line for _, line in (*known, *missing)]
 
 
 class ReportWriter(Generic[M]):
@@ -38,6 +54,7 @@ class ReportWriter(Generic[M]):
         self._known = {key: _bytes(line) for key, line in known}
         self._apply = apply
         self._pending: list[tuple[str, ReportLine]] = []
+        self._pending_bytes = 0
         self._in_turn: dict[int, Sequence[tuple[str, ReportLine]]] = {}
         self._next = 0
         self._written: set[str] = set()
@@ -53,7 +70,8 @@ class ReportWriter(Generic[M]):
     async def add(self, key: str, line: ReportLine) -> None:
         """Add a line, or replace the one of an earlier attempt."""
         self._pending.append((key, line))
-        if len(self._pending) >= MAX_PENDING:
+        self._pending_bytes += line.ByteSize()
+        if len(self._pending) >= MAX_PENDING or self._pending_bytes >= MAX_PENDING_BYTES:
             await self._write()
 
     def add_in_turn(self, position: int, lines: Sequence[tuple[str, ReportLine]]) -> None:
@@ -93,7 +111,7 @@ class ReportWriter(Generic[M]):
     async def _write(self, *, with_progress: bool = True, drop_stale: bool = False) -> None:
         async with self._lock:
             self._release()
-            lines, self._pending = self._pending, []
+            lines, self._pending, self._pending_bytes = self._pending, [], 0
             news = self._changed_progress() if with_progress else []
             self._written.update(key for key, _ in lines)
             stale = [key for key in self._known if key not in self._written] if drop_stale else []

@@ -1,7 +1,10 @@
 """Checks and helpers that the RPCs of the three services share: names, request ids, lengths of texts, watches."""
 
+import asyncio
+import contextvars
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sized
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -19,9 +22,16 @@ from ltxtrain_services.runtime.objects import ObjectStore
 
 R = TypeVar("R")
 
+# A request of as many bytes may hold so much that a look at all of it takes more than a millisecond.
+LARGE_BYTES = 16 * 2**10
+# Of their own: those of the loop's pool may all be busy with archives for minutes.
+_THREADS = ThreadPoolExecutor(2, thread_name_prefix="requests")
+
 # Of a caption, a prompt or a phrase: far beyond what a text encoder reads.
 MAX_TEXT_BYTES = 64 << 10
 DOWNLOAD_SECONDS = 15 * 60
+# Of a list of states or kinds to filter by, of which there are a dozen.
+MAX_FILTERS = 100
 # "urn:uuid:" and 36 more. Python's UUID takes any number of braces around, and the id is a key of the database.
 MAX_UUID_CHARS = 45
 
@@ -49,6 +59,21 @@ def check_request_id(request_id: str) -> None:
         text = "Not a UUID. Send a fresh UUID for every new request and the same one for a repeat."
         violation = Violation("request_id", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)
         raise InvalidSpec([violation]) from None
+
+
+async def beside(size: int, call: Callable[[], R]) -> R:
+    """The result of a call about so many bytes: in a thread when they are many, while the event loop goes on."""
+    if size < LARGE_BYTES:
+        return call()
+    context = contextvars.copy_context()
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, context.run, call)
+
+
+def check_count(field: str, items: Sized, most: int) -> None:
+    """Raises InvalidSpec for a list that is longer: looking at each of its items would take longer than a call may."""
+    if len(items) > most:
+        text = f"{len(items)} entries, at most {most} are taken."
+        raise InvalidSpec([Violation(field, ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text)])
 
 
 def excess(text: str) -> str | None:

@@ -74,6 +74,7 @@ def store_address(settings: Settings) -> StoreAddress:
         region=settings.s3_region,
         bucket=settings.s3_bucket,
         secure=settings.s3_secure,
+        folder=settings.s3_folder,
     )
 
 

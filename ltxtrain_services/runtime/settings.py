@@ -77,6 +77,8 @@ class Settings:
     s3_bucket: str = "ltxtrain"
     # Whether the object store is reached by https.
     s3_secure: bool = False
+    # Where a store on this machine keeps its data, for errors that say that there is no space left; None: elsewhere.
+    s3_folder: Path | None = None
 
     # HEAD:PORT of the Ray cluster; empty: RAY_ADDRESS. `ltxtrain up` starts one of its own.
     ray_address: str = ""

@@ -1,10 +1,10 @@
 """Resources, their children and their events: every query of the suite is here, in `events` and in `blobs`."""
 
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 from google.protobuf.message import Message
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, State
@@ -34,6 +34,8 @@ AnyRow = tuple[object, ...]
 
 # Children in one statement: a dataset may have a hundred thousand report lines, SQLite takes so many variables.
 CHUNK = 500
+# The collection of what is still to be sent, each by the name of its resource.
+OUTBOX = "outbox"
 
 
 class StaleAttempt(Exception):
@@ -98,9 +100,11 @@ class Store(Generic[M]):
         digest: bytes,
         limit: int | None = None,
         owner_limit: int = 0,
+        outgoing: Message | None = None,
     ) -> M:
         """Make a resource and its first event durable, or return what an equal earlier request made.
 
+        `outgoing` is kept until `settle`, beyond the resource's end; see also `outbox`.
         Raises RequestIdReused, and QueueFull when `limit` unfinished resources exist already, or `owner_limit` of the
         owner's (0: no limit).
         """
@@ -126,6 +130,8 @@ class Store(Generic[M]):
                 await connection.execute(
                     insert(tables.request).values(owner=owner, id=request_id, digest=digest, resource=body.name)
                 )
+            if outgoing is not None:
+                await _put_children(connection, [(f"{self.kind}/{OUTBOX}", body.name, outgoing)])
         return body
 
     async def _earlier(self, connection: AsyncConnection, owner: str, request_id: str, digest: bytes) -> M | None:
@@ -217,11 +223,8 @@ class Store(Generic[M]):
             return [(row.name, kind.FromString(row.body)) for row in rows]
 
     async def child(self, name: str, collection: str, child: str, kind: type[C]) -> C | None:
-        query = select(tables.child.c.body).where(
-            tables.child.c.parent == f"{name}/{collection}", tables.child.c.name == child
-        )
         async with self._database.read() as connection:
-            body = await connection.scalar(query)
+            body = await connection.scalar(_child_body(f"{name}/{collection}", child))
         return None if body is None else kind.FromString(body)
 
     async def cursor(self, name: str, upstream: str) -> int:
@@ -262,6 +265,38 @@ class Store(Generic[M]):
             await _move_cursors(connection, name, edit.cursors)
             await blobs.refer(connection, name, edit.blob_keys)
 
+    async def outbox(self, kind: type[C]) -> dict[str, C]:
+        """Messages that are still to be sent, by the names of their resources."""
+        return dict(await self.named_children(self.kind, OUTBOX, kind))
+
+    async def outgoing(self, name: str, kind: type[C]) -> C | None:
+        """The message that is still to be sent of a resource, or None."""
+        return await self.child(self.kind, OUTBOX, name, kind)
+
+    async def settle(self, name: str, change: Callable[[M], None], *, sent: bool) -> None:
+        """Change a resource, ended or not, without an event; once `sent`, nothing of it is kept in the outbox.
+
+        Nothing happens when it is gone.
+        """
+        async with self._database.write() as connection:
+            row = (await connection.execute(self._named(name).with_for_update())).first()
+            if row is None:
+                return
+            body = self._parse(row)
+            change(body)
+            changed = update(tables.resource).where(tables.resource.c.name == name).values(**_columns(body))
+            await connection.execute(changed)
+            if sent:
+                await _put_children(connection, [(f"{self.kind}/{OUTBOX}", name, None)])
+
+    async def keep(self, collection: str, name: str, fresh: C) -> C:
+        """The message kept under this name for all resources; `fresh`, from now on, when there is none yet."""
+        async with self._database.write() as connection:
+            if (body := await connection.scalar(_child_body(f"{self.kind}/{collection}", name))) is not None:
+                return type(fresh).FromString(body)
+            await _put_children(connection, [(f"{self.kind}/{collection}", name, fresh)])
+        return fresh
+
     async def require_finished(self, name: str, owner: str | None = None) -> None:
         """Raises NotFound, and NotReady for a resource that has not ended."""
         _check_finished(name, await self.get(name, owner))
@@ -277,6 +312,7 @@ class Store(Generic[M]):
             await connection.execute(delete(tables.request).where(tables.request.c.resource == name))
             await connection.execute(delete(tables.events).where(tables.events.c.resource == name))
             await connection.execute(delete(tables.child).where(tables.child.c.parent.startswith(f"{name}/")))
+            await _put_children(connection, [(f"{self.kind}/{OUTBOX}", name, None)])
             await connection.execute(delete(tables.cursor).where(tables.cursor.c.resource == name))
             await blobs.release(connection, name)
         self.log.forget(name)
@@ -315,6 +351,10 @@ def _columns(body: Resource) -> dict[str, object]:
         "last_sequence": body.lifecycle.last_sequence,
         "body": cast(Message, body).SerializeToString(),
     }
+
+
+def _child_body(parent: str, name: str) -> "Select[Any]":
+    return select(tables.child.c.body).where(tables.child.c.parent == parent, tables.child.c.name == name)
 
 
 async def _move_cursors(connection: AsyncConnection, name: str, cursors: dict[str, int]) -> None:

@@ -116,6 +116,8 @@ PROBE_SECONDS = 5.0
 # A peer that vanished, as with its host, is given up after 25 s by either side, not after the kernel's two hours.
 KEEPALIVE = {"idle": 10, "interval": 5, "count": 3}
 TAKEN = "Another process uses this database. Stop it, or give this service its own LTXTRAIN_DATABASE_URL."
+# Class 53 of PostgreSQL's error codes, "insufficient resources".
+POSTGRES_DISK_FULL = "53100"
 SQLITE_OUTAGES = frozenset(
     {
         sqlite3.SQLITE_BUSY,
@@ -130,6 +132,10 @@ SQLITE_OUTAGES = frozenset(
 
 class DatabaseUnavailable(Exception):
     """The database does not answer now; nothing of the transaction was written, or it is as if it was not."""
+
+
+class DatabaseFull(DatabaseUnavailable):
+    """The database has no space left; it can still be read."""
 
 
 class Database:
@@ -235,9 +241,17 @@ def _answering() -> Iterator[None]:
     except PoolTimeout as error:
         raise DatabaseUnavailable("The database is too slow: no connection became free.") from error
     except DBAPIError as error:
+        if _is_full(error):
+            raise DatabaseFull("The disk of the database has no space left.") from error
         if _is_outage(error):
             raise DatabaseUnavailable("The database does not answer.") from error
         raise
+
+
+def _is_full(error: DBAPIError) -> bool:
+    if isinstance(error.orig, sqlite3.Error):
+        return getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF == sqlite3.SQLITE_FULL
+    return getattr(error.orig, "sqlstate", None) == POSTGRES_DISK_FULL
 
 
 def _is_outage(error: DBAPIError) -> bool:

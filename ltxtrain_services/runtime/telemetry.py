@@ -21,6 +21,9 @@ from ltxtrain_services.runtime import tracing
 FIELDS = ("resource", "stage", "trace_id", "method", "peer", "code", "seconds", "left_out")
 # Characters of a line's parts: all of them may hold what a stranger sent.
 MAX_MESSAGE, MAX_FIELD, MAX_TRACE = 2_000, 64, 6_000
+KEPT_WHOLE = ("time", "level", "trace_id")
+# Bytes of a whole line that a call writes, newline included: callers decide how many there are.
+MAX_CALL_LINE = 300
 # Lines of one place in the code that are written in a second: about one caller, and in all.
 PEER_LINES, LINES = 2, 50
 
@@ -112,11 +115,41 @@ class JsonLines(logging.Formatter):
             # The end says what was raised, and where.
             trace = self.formatException(record.exc_info)
             line["exception"] = without_secrets(trace if len(trace) <= MAX_TRACE else f"…{_whole_lines(trace)}")
-        return json.dumps(line, ensure_ascii=False, default=str)
+        elif "peer" in fields:
+            _cut_to_a_call(line)
+        return _json(line)
 
 
-def _field(value: object) -> object:
-    return without_secrets(shortened(value, MAX_FIELD)) if isinstance(value, str) else value
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _size(value: object) -> int:
+    """Bytes in the log: what JSON has to escape takes six for a character."""
+    return len(_json(value).encode(errors="backslashreplace"))
+
+
+def _cut_to_a_call(line: dict[str, object]) -> None:
+    """Bring a line to MAX_CALL_LINE: without its logger, then with what the caller named cut, then whatever is longest.
+
+    Its time, level and trace stay.
+    """
+    if _size(line) >= MAX_CALL_LINE:
+        del line["logger"]
+    texts = {name: text for name, text in line.items() if isinstance(text, str) and name not in KEPT_WHOLE}
+    for name in sorted(texts, key=lambda name: (name != "resource", -_size(texts[name]))):
+        if (excess := _size(line) + 1 - MAX_CALL_LINE) > 0:
+            line[name] = _cut(texts[name], _size(texts[name]) - excess)
+
+
+def _cut(text: str, size: int) -> str:
+    """The beginning of a text that takes so many bytes of the log at most, with a mark; the mark alone below that."""
+    left = size - _size("…")
+    for index, character in enumerate(text):
+        left -= _size(character) - 2
+        if left < 0:
+            return f"{text[:index]}…"
+    return text
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -173,6 +206,8 @@ def log_to_stderr(level: str) -> None:
     handler.addFilter(Bounded())
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # At DEBUG it writes every statement with its values, which may be secrets of callers.
+    logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
 
 def current_trace() -> dict[str, str]:

@@ -20,7 +20,8 @@ from ltxtrain_client.watch import TERMINAL
 
 from ltxtrain_services.runtime import errors, metrics, telemetry, tracing
 from ltxtrain_services.runtime.cluster import ClusterLost
-from ltxtrain_services.runtime.object_types import ObjectStoreUnavailable
+from ltxtrain_services.runtime.disk import DiskFull
+from ltxtrain_services.runtime.object_types import ObjectStoreFull, ObjectStoreUnavailable
 from ltxtrain_services.runtime.store import Edit, Resource, StaleAttempt, Store
 from ltxtrain_services.runtime.tables import DatabaseUnavailable
 
@@ -92,12 +93,23 @@ class Workflow(Protocol[M]):
         """
 
 
+class Aftermath(Protocol):
+    """Work that follows the end of a resource, in whatever state, and is taken up again like it."""
+
+    async def resume(self) -> None: ...
+
+    def start(self, name: str) -> None: ...
+
+    async def drain(self) -> None: ...
+
+
 class WorkRunner(Generic[M]):
     """Runs the workflows of one service."""
 
-    def __init__(self, store: Store[M], workflow: Workflow[M]) -> None:
+    def __init__(self, store: Store[M], workflow: Workflow[M], aftermath: Aftermath | None = None) -> None:
         self._store = store
         self._workflow = workflow
+        self._aftermath = aftermath
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._draining = False
 
@@ -105,6 +117,8 @@ class WorkRunner(Generic[M]):
         """Start everything that is not finished, oldest first."""
         for resource in await self._store.unfinished():
             self.start(resource.name)
+        if self._aftermath is not None:
+            await self._aftermath.resume()
 
     def start(self, name: str) -> None:
         """Start the work of a resource; nothing happens when it runs already."""
@@ -137,6 +151,8 @@ class WorkRunner(Generic[M]):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._aftermath is not None:
+            await self._aftermath.drain()
 
     async def count(self) -> None:
         """Tell the metrics how many resources are in each state."""
@@ -222,14 +238,19 @@ class WorkRunner(Generic[M]):
         if cancelled:
             await self._end_cancelled(attempt)
         else:
-            metrics.count_end(self._store.kind, state)
+            self._ended(attempt, state)
 
     async def _end_cancelled(self, attempt: Attempt[M]) -> None:
         ending = await self._salvaged(attempt)
         async with attempt.edit() as edit:
             ending(edit)
             edit.enter(State.STATE_CANCELLED)
-        metrics.count_end(self._store.kind, State.STATE_CANCELLED)
+        self._ended(attempt, State.STATE_CANCELLED)
+
+    def _ended(self, attempt: Attempt[M], state: "State") -> None:
+        metrics.count_end(self._store.kind, state)
+        if self._aftermath is not None:
+            self._aftermath.start(attempt.name)
 
     async def _salvaged(self, attempt: Attempt[M]) -> Ending[M]:
         """The workflow's salvage, or a warning where it fails: a cancellation and a failure always end."""
@@ -256,16 +277,18 @@ async def _tried(call: Callable[[], Awaitable[T]], tries: int) -> T:
         except asyncio.CancelledError:
             if _is_stopped():
                 raise
-            reason = "the other side cancelled a call"
-        except (Retryable, ObjectStoreUnavailable) as error:
+            reason, full = "the other side cancelled a call", False
+        except (Retryable, ObjectStoreUnavailable, DiskFull) as error:
             reason = str(error)
+            full = isinstance(error, DiskFull | ObjectStoreFull)
         if time.monotonic() - began > STEADY_SECONDS:
             failures = 0
         failures += 1
         if failures == tries:
             said = telemetry.without_secrets(reason[:MAX_REASON_CHARS])
             text = f"Given up after {tries} tries in a row. The last one ended with: {said}"
-            raise errors.Unavailable(ErrorReason.ERROR_REASON_STORE_UNAVAILABLE, text)
+            kind = ErrorReason.ERROR_REASON_DISK_FULL if full else ErrorReason.ERROR_REASON_STORE_UNAVAILABLE
+            raise errors.Unavailable(kind, text)
         pause = BACKOFF.seconds(failures)
         log.warning("trying again in %.0f s: %s", pause, reason)
         await asyncio.sleep(pause)

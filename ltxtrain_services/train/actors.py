@@ -2,23 +2,25 @@
 
 import dataclasses
 import logging
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
 from ltxtrain_services.runtime.cluster import gpu_assigned
+from ltxtrain_services.runtime.disk import scratch_folder
 from ltxtrain_services.runtime.objects import Objects, StoreAddress
 from ltxtrain_services.runtime.telemetry import resumed_trace
 from ltxtrain_services.train.artifacts import StoredFile, object_key
 from ltxtrain_trainer.errors import PeerLost, TrainerError
 from ltxtrain_trainer.plan import JobPlan
 from ltxtrain_trainer.reports import Report
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
@@ -74,18 +76,24 @@ class TrainActor:
     def run(self, task: TrainTask, meeting_point: str) -> Iterator[Stored | PeerLost]:
         """Yield the first worker's reports as they come; PeerLost is the last item when another worker is gone.
 
-        Raises every other TrainerError.
+        Raises every other TrainerError, and DiskFull.
         """
-        from ltxtrain_trainer.job import run_job
         from ltxtrain_trainer.model.device import device_of
+
+        device = device_of(gpu_expected=gpu_assigned())
+        with scratch_folder("ltxtrain-") as work_dir:
+            yield from self._run(task, meeting_point, device, work_dir)
+
+    def _run(
+        self, task: TrainTask, meeting_point: str, device: "torch.device", work_dir: Path
+    ) -> Iterator[Stored | PeerLost]:
+        from ltxtrain_trainer.job import run_job
         from ltxtrain_trainer.reports import Checkpointed, Finished
         from ltxtrain_trainer.training.beside import Beside
         from ltxtrain_trainer.training.distributed import join
 
-        device = device_of(gpu_expected=gpu_assigned())
-        work_dir = Path(tempfile.mkdtemp(prefix="ltxtrain-"))
+        plan = self._fetched(task, work_dir)
         try:
-            plan = self._fetched(task, work_dir)
             with (
                 resumed_trace(task.trace, "train", flush=True),
                 join(self._rank, task.worker_count, meeting_point, device) as worker,
@@ -113,8 +121,6 @@ class TrainActor:
                 yield last
         except PeerLost as error:
             yield error
-        finally:
-            shutil.rmtree(work_dir, ignore_errors=True)
 
     def _fetched(self, task: TrainTask, work_dir: Path) -> JobPlan:
         inputs, made = work_dir / "inputs", work_dir / "made"
@@ -147,8 +153,8 @@ class AuditActor:
         from ltxtrain_trainer.lora_file.audit import audit_lora
         from ltxtrain_trainer.model.folder import resolve_model
 
-        with tempfile.TemporaryDirectory(prefix="ltxtrain-") as folder:
-            path = Path(folder) / "lora.safetensors"
+        with scratch_folder("ltxtrain-") as folder:
+            path = folder / "lora.safetensors"
             self._objects.get_file(lora.key, path, sha256=lora.sha256)
             audit = audit_lora(path, resolve_model(model, revision, ("transformer",)), with_audio=with_audio)
         return dataclasses.asdict(audit)

@@ -5,6 +5,7 @@ what the first start made. Relayed events and the cursor that says how far they 
 """
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from dataclasses import asdict
@@ -22,6 +23,9 @@ from ltxtrain_services.train.spec import preview_geometry, training_geometry
 from ltxtrain_services.train.upstream import Upstream
 
 T = TypeVar("T")
+
+# For upstream work that is cancelled to write its report; a job's cancellation waits no longer.
+END_SECONDS = 60.0
 
 DATASET, VALIDATION_DATASET, TRAINING_SET = "dataset", "validation_dataset", "training_set"
 
@@ -52,8 +56,38 @@ class Preparation:
         check_succeeded(training_set.name, training_set.lifecycle)
         return training_set
 
-    async def cancel(self) -> None:
-        """Cancel all that this job started upstream; a dataset that was given stays."""
+    async def salvage(self) -> TrainingSet | None:
+        """Cancel what this job started upstream and wait for its end; its training set, as far as that came."""
+        await self._cancel()
+        job = await self._attempt.get()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(END_SECONDS):
+                for name in filter(None, (job.dataset, job.validation_dataset)):
+                    if name != job.effective_spec.dataset:
+                        await self._ended(self._ingest.watch_dataset(name, await self._attempt.cursor(name)))
+                if name := job.training_set:
+                    await self._ended(self._preprocess.watch_training_set(name, await self._attempt.cursor(name)))
+        try:
+            found = self._preprocess.get_training_set(job.training_set) if job.training_set else None
+            return None if found is None else await passing_errors_on(found)
+        except errors.Upstream as error:
+            if error.code is not errors.NotFound.code:
+                raise
+            return None
+
+    async def _ended(self, events: AsyncIterator[tuple[int, Event]]) -> None:
+        """Wait for the terminal event, or for nothing where the work was deleted."""
+        try:
+            async with errors_passed_on():
+                async for _, event in events:
+                    if is_terminal(event):
+                        return
+        except errors.Upstream as error:
+            if error.code is not errors.NotFound.code:
+                raise
+
+    async def _cancel(self) -> None:
+        """A dataset that was given stays."""
         job = await self._attempt.get()
         calls: list[Awaitable[object]] = []
         if job.training_set:

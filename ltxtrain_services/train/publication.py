@@ -14,23 +14,22 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 from google.rpc.status_pb2 import Status
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.train_pb2 import Job, LoraAudit, TrainingSummary
 from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReason, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
-from ltxtrain_client.sheet import name_datasets
 
 from ltxtrain_services.pages.job_page import (
-    AuditRow,
     JobPage,
     MeasuredPreview,
     ReportRow,
     StepPreview,
     ValidationEntry,
+    audit_rows,
     render_job_page,
+    shown_spec,
+    training_facts,
 )
-from ltxtrain_services.runtime.addresses import shown
 from ltxtrain_services.runtime.objects import Objects
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.work import Attempt
@@ -69,16 +68,18 @@ class Papers:
         succeeded = self.state == State.STATE_SUCCEEDED
         return billable_units(self.job.effective_spec.number_of_steps) if succeeded else 0
 
-    def write(self, objects: Objects) -> list[Artifact]:
+    def write(self, objects: Objects) -> "Published":
         """Both papers, in the object store; blocking."""
         with tempfile.TemporaryDirectory(prefix="ltxtrain-papers-") as folder:
             steps = self._steps(objects, Path(folder))
-            page = self._page(objects, steps)
+        summary = training_summary(self.facts, steps)
+        page = self._page(objects, steps, summary)
         config = json.dumps(self._config(), indent=2, ensure_ascii=False) + "\n"
-        return [
+        papers = [
             self._put(objects, "config.json", Artifact.KIND_CONFIG, config, "application/json"),
             self._put(objects, "job.html", Artifact.KIND_JOB_PAGE, page, "text/html"),
         ]
+        return Published(artifacts=papers, summary=summary)
 
     def _put(self, objects: Objects, name: str, kind: "Artifact.Kind", text: str, content_type: str) -> Artifact:
         stored = objects.put_bytes(object_key(self.job.name, name), text.encode(), content_type)
@@ -87,7 +88,7 @@ class Papers:
     def _config(self) -> dict[str, Any]:
         job, price = self.job, self.unit_price_usd
         content = config_content(
-            spec=spec_json(job),
+            spec=shown_spec(job),
             settings=train_settings(job),
             geometry=training_geometry(job.effective_spec),
             facts=self.facts,
@@ -114,35 +115,23 @@ class Papers:
         }
         return content
 
-    def _page(self, objects: Objects, steps: StepLog) -> str:
+    def _page(self, objects: Objects, steps: StepLog, summary: TrainingSummary) -> str:
         spec = self.job.effective_spec
         return render_job_page(
             JobPage(
                 title=self.job.name,
                 state=State.Name(self.state).removeprefix("STATE_"),
-                facts=self._shown_facts(steps),
+                facts=training_facts(self.job, summary, self.units, self.units * self.unit_price_usd),
                 warnings=self.warnings,
                 entries=[self._entry(objects, index) for index in range(len(spec.validation))],
                 with_audio=spec.with_audio,
                 curves={name: series for name in COLUMNS if (series := steps.series(name))},
                 measured=[_measured(item) for item in self.measured],
-                audit=_audit_rows(self.audit),
+                audit=audit_rows(lora_audit(self.audit)) if self.audit else (),
                 report=self.report,
-                spec=spec_json(self.job),
+                spec=shown_spec(self.job),
             )
         )
-
-    def _shown_facts(self, steps: StepLog) -> dict[str, str]:
-        facts, last = self.facts, steps.rows[-1]["step"] if steps.rows else 0
-        wanted = self.job.effective_spec.number_of_steps
-        seconds = sum(seconds for _, seconds in steps.series("seconds"))
-        return {
-            "Base model": f"{facts.model} at {facts.model_revision[:19]}, {facts.precision}",
-            "Device": f"{facts.device}, {_memory(facts.memory)}",
-            "Clips": f"{facts.clip_count}",
-            "Steps": f"{wanted if last == wanted else f'{last} of {wanted}'} in {seconds:.0f} s",
-            "Units": f"{self.units} ({self.units * self.unit_price_usd:.2f} USD)",
-        }
 
     def _steps(self, objects: Objects, folder: Path) -> StepLog:
         logs = [item for item in self.artifacts if item.kind == Artifact.KIND_METRICS]
@@ -168,6 +157,14 @@ class Papers:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """The papers of a job, and what they say of its training; neither, when it never began."""
+
+    artifacts: Sequence[Artifact] = ()
+    summary: TrainingSummary | None = None
+
+
 async def publish_papers(
     runtime: Runtime,
     attempt: Attempt[Job],
@@ -177,19 +174,16 @@ async def publish_papers(
     report: Sequence[ReportLine],
     preprocess_report: Mapping[str, Any],
     made: Sequence[Artifact] = (),
-) -> list[Artifact]:
-    """Write the papers of a job that ends in `state`, with artifacts that are not recorded yet.
-
-    Empty for a job whose training never began.
-    """
+) -> Published:
+    """Write the papers of a job that ends in `state`, with artifacts that are not recorded yet."""
     known = await attempt.children(FACTS, Struct)
     if not known:
-        return []
+        return Published()
     newer = {item.name: item for item in [*await artifacts(attempt), *made]}
     papers = Papers(
         job=await attempt.get(),
         state=state,
-        facts=TrainingFacts(**_integers(MessageToDict(known[0]))),
+        facts=facts_of(known[0]),
         artifacts=list(newer.values()),
         measured=await attempt.children(MEASURED, PreviewMetrics),
         warnings=[warning.message for warning in await attempt.children(WARNINGS, Status)],
@@ -201,6 +195,25 @@ async def publish_papers(
     return await runtime.objects.run(lambda: papers.write(runtime.objects.objects))
 
 
+def training_summary(facts: TrainingFacts, steps: StepLog) -> TrainingSummary:
+    return TrainingSummary(
+        model=facts.model,
+        model_revision=facts.model_revision,
+        precision=facts.precision,
+        device=facts.device,
+        planned_memory_bytes=int(facts.memory["total_bytes"]),
+        streamed_blocks=int(facts.memory["streamed_blocks"]),
+        clip_count=facts.clip_count,
+        steps=int(steps.rows[-1]["step"]) if steps.rows else 0,
+        step_seconds=sum(seconds for _, seconds in steps.series("seconds")),
+    )
+
+
+def lora_audit(audit: Mapping[str, Any]) -> LoraAudit:
+    """The numbers of ltxtrain_trainer.lora_file.audit."""
+    return LoraAudit(modules=audit["modules"], weights=audit["parameters"], update_ratios=audit["update"])
+
+
 def facts_message(facts: TrainingFacts) -> Struct:
     """The facts as a child of the job."""
     message = Struct()
@@ -208,17 +221,9 @@ def facts_message(facts: TrainingFacts) -> Struct:
     return message
 
 
-def spec_json(job: Job) -> dict[str, Any]:
-    """The resolved spec in the sheet's own words: datasets in place of uploads, URLs without possible secrets."""
-    resolved = ExtendPrefixSpec()
-    resolved.CopyFrom(job.effective_spec)
-    name_datasets(resolved, job.dataset, job.validation_dataset, uploads_only=True)
-    spec = as_json(resolved)
-    if "training_data_url" in spec:
-        spec["training_data_url"] = shown(spec["training_data_url"])
-    for entry in spec["validation"]:
-        entry["video_url"] = shown(entry["video_url"])
-    return spec
+def facts_of(message: Struct) -> TrainingFacts:
+    """The facts that facts_message was given."""
+    return TrainingFacts(**_integers(MessageToDict(message)))
 
 
 def report_rows(lines: Sequence[ReportLine]) -> list[ReportRow]:
@@ -262,23 +267,3 @@ def _bytes(objects: Objects, item: Artifact) -> bytes:
 def _integers(facts: dict[str, Any]) -> dict[str, Any]:
     """Struct has no integers."""
     return {name: int(value) if isinstance(value, float) else value for name, value in facts.items()}
-
-
-def _audit_rows(audit: Mapping[str, Any]) -> list[AuditRow]:
-    if not audit:
-        return []
-    rows = [
-        AuditRow(name="Modules", value=f"{audit['modules']}", passed=True),
-        AuditRow(name="Weights, all finite", value=f"{audit['parameters']:,}", passed=True),
-    ]
-    rows += [
-        AuditRow(name=f"‖BA‖ / ‖W‖ of {family}", value=f"{size:.3g}", passed=True)
-        for family, size in audit["update"].items()
-    ]
-    return rows
-
-
-def _memory(plan: Mapping[str, Any]) -> str:
-    """A memory plan in a few words."""
-    streamed = f", {plan['streamed_blocks']} blocks in host memory" if plan["streamed_blocks"] else ""
-    return f"{plan['total_bytes'] / 2**30:.1f} GiB planned{streamed}"

@@ -160,12 +160,23 @@ def resolve(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None]) -> t
 
     `check_url` says why a URL is refused, or None. The resolved spec means something only without violations.
     """
-    resolved, violations = _fill(spec, SPEC, "spec")
+    resolved, violations = _fill(_without_excess(spec), SPEC, "spec")
     violations += _check_sources(spec, check_url)
     wrong = {violation.field for violation in violations}
     if "spec.conditioning_frames" not in wrong and (reason := _check_prefix(spec, resolved, wrong)) is not None:
         violations.append(Violation("spec.conditioning_frames", *reason))
     return resolved, sorted(violations, key=lambda violation: violation.field)
+
+
+def _without_excess(spec: ExtendPrefixSpec) -> ExtendPrefixSpec:
+    """The spec itself, or one without the entries that nobody looks at: a copy of all would cost what they cost."""
+    if len(spec.validation) <= CHECKED_VALIDATION_INPUTS:
+        return spec
+    made = ExtendPrefixSpec(validation=spec.validation[:CHECKED_VALIDATION_INPUTS])
+    for field, value in spec.ListFields():
+        if field.name != "validation":
+            setattr(made, field.name, value)
+    return made
 
 
 def resolve_options(options: JobOptions, number_of_steps: int) -> tuple[JobOptions, list[Violation]]:

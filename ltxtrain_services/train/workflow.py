@@ -21,7 +21,7 @@ from ltxtrain_services.train.artifacts import artifacts, latest_checkpoint, publ
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.job_plan import Prepared
 from ltxtrain_services.train.prepare import Preparation
-from ltxtrain_services.train.publication import publish_papers
+from ltxtrain_services.train.publication import Published, lora_audit, publish_papers
 from ltxtrain_services.train.queue import GpuQueue, Room
 from ltxtrain_services.train.recorder import TrainingResult
 from ltxtrain_services.train.spec import billable_units
@@ -56,8 +56,11 @@ class TrainWorkflow:
         return await self._publish(attempt, result)
 
     async def salvage(self, attempt: Attempt[Job]) -> Ending[Job]:
-        """Cancel upstream work; the job keeps its previews and the LoRA of its last checkpoint, if that is sound."""
-        await Preparation(attempt, self._upstream).cancel()
+        """Cancel upstream work; the job keeps its contact sheet, its previews and the LoRA of its last checkpoint, if
+        that is sound."""
+        training_set = await Preparation(attempt, self._upstream).salvage()
+        if training_set is not None:
+            await publish_training_set(self._runtime.objects, attempt, training_set)
         lora = latest_checkpoint(await artifacts(attempt)).get("LORA")
         audit: Mapping[str, Any] = {}
         fault: TrainerError | None = None
@@ -73,11 +76,12 @@ class TrainWorkflow:
         def ending(edit: Edit[Job]) -> None:
             edit.body.ClearField("queue_position")
             edit.body.ClearField("waiting")
-            record(edit, papers)
+            record(edit, papers.artifacts)
             if fault is not None:
                 edit.add_event(Event(stage=Stage.STAGE_PUBLISH, warning=api_error(fault).status()))
-            if papers or lora is not None:
-                edit.body.output.CopyFrom(job_output([*papers, *([lora] if lora is not None else [])]))
+            if papers.artifacts or lora is not None:
+                edit.body.output.CopyFrom(job_output([*papers.artifacts, *([lora] if lora is not None else [])], audit))
+            summarize(edit, papers)
 
         return ending
 
@@ -95,14 +99,15 @@ class TrainWorkflow:
 
     async def _publish(self, attempt: Attempt[Job], result: TrainingResult) -> Ending[Job]:
         papers = await self._papers(attempt, State.STATE_SUCCEEDED, result.audit, result.artifacts)
-        made = [*result.artifacts, *papers]
+        made = [*result.artifacts, *papers.artifacts]
         shared = [item for item in await artifacts(attempt) if item.kind == Artifact.KIND_DEBUG_DATASET]
         job = await attempt.get()
         units = billable_units(job.effective_spec.number_of_steps)
 
         def ending(edit: Edit[Job]) -> None:
             record(edit, made)
-            edit.body.output.CopyFrom(job_output([*made, *shared]))
+            edit.body.output.CopyFrom(job_output([*made, *shared], result.audit))
+            summarize(edit, papers)
             edit.body.billable_units = units
             edit.body.price_usd = units * self._runtime.settings.unit_price_usd
             edit.body.stage = Stage.STAGE_PUBLISH
@@ -114,7 +119,7 @@ class TrainWorkflow:
 
     async def _papers(
         self, attempt: Attempt[Job], state: "State", audit: Mapping[str, Any], made: Sequence[Artifact] = ()
-    ) -> list[Artifact]:
+    ) -> Published:
         """config.json and job.html, with as much of the report as the other services still have."""
         job = await attempt.get()
         preprocess, ingest = self._upstream.preprocess(attempt.owner), self._upstream.ingest(attempt.owner)
@@ -156,7 +161,12 @@ class TrainWorkflow:
             kill(actor)
 
 
-def job_output(files: Sequence[Artifact]) -> JobOutput:
+def summarize(edit: Edit[Job], papers: Published) -> None:
+    if papers.summary is not None:
+        edit.body.training_summary.CopyFrom(papers.summary)
+
+
+def job_output(files: Sequence[Artifact], audit: Mapping[str, Any]) -> JobOutput:
     names = {item.kind: item.name for item in files}
     return JobOutput(
         lora_file=names.get(Artifact.KIND_LORA, ""),
@@ -164,4 +174,5 @@ def job_output(files: Sequence[Artifact]) -> JobOutput:
         video=names.get(Artifact.KIND_VALIDATION_REEL, ""),
         debug_dataset=names.get(Artifact.KIND_DEBUG_DATASET, ""),
         lora_video_only_file=names.get(Artifact.KIND_LORA_VIDEO_ONLY, ""),
+        audit=lora_audit(audit) if audit else None,
     )

@@ -4,21 +4,27 @@ A task is driven turn by turn of the event loop, so each run stops it one turn l
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
-from itertools import combinations
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import replace
+from itertools import combinations, permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
 
-from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.preprocess.cache import Cache, Entry, as_blob
+from ltxtrain_services.runtime.blobs import Blobs, release
 from ltxtrain_services.runtime.errors import NotFound, NotReady
 from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
 from ltxtrain_services.runtime.store import StaleAttempt, Store
 from ltxtrain_services.runtime.tables import Database
-from ltxtrain_services.runtime.work import Attempt, Ending, WorkRunner
+from ltxtrain_services.runtime.work import Attempt, Ending, Retryable, WorkRunner
+
+R = TypeVar("R")
 
 # Turns of the loop until everything here is done. The first are quick; the later ones give threads a moment each.
 TURNS = 24
@@ -190,6 +196,83 @@ async def test_a_sweep_beside_a_reuse_takes_nothing_that_is_used(database: Datab
         assert not (said["forgotten"] and said["found"] is not None)
         await _finish_and_delete(jobs, "jobs/1")
         await make(jobs, "jobs/1")
+
+
+class Stepped(ObjectStore):
+    """The object store, each of whose calls waits until the test lets its caller go on."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        super().__init__(store.objects.address)
+        self.at_the_gate: dict[str, asyncio.Future[None]] = {}
+
+    async def run(self, call: Callable[[], R]) -> R:
+        task = asyncio.current_task()
+        assert task is not None
+        self.at_the_gate[task.get_name()] = gate = asyncio.get_running_loop().create_future()
+        await gate
+        return await super().run(call)
+
+    async def let_go(self, order: Sequence[str], tasks: Sequence["asyncio.Task[Any]"], lock: asyncio.Lock) -> None:
+        """Let the tasks go on in this order of their calls as far as each has any, and then all to their ends."""
+        wanted = list(order)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while not all(task.done() for task in tasks):
+                blocked = len(lock._waiters or ())
+                here = len(self.at_the_gate)
+                if not here or here + blocked + sum(task.done() for task in tasks) < len(tasks):
+                    await asyncio.sleep(0.0005)
+                    continue
+                name = next((name for name in wanted if name in self.at_the_gate), next(iter(self.at_the_gate)))
+                if name in wanted:
+                    wanted.remove(name)
+                self.at_the_gate.pop(name).set_result(None)
+                await asyncio.sleep(0)
+
+
+ORDERS = sorted(set(permutations(["sweep"] * 3 + ["make"] * 2)))
+
+
+@pytest.mark.parametrize("row", [True, False])
+async def test_content_that_is_found_while_it_is_swept_is_kept_or_made_again(
+    database: Database, object_store: StoreAddress, row: bool
+) -> None:
+    """In every order of their calls of the store: what is recorded is there, whoever looks for it, and at any time."""
+    plain = ObjectStore(replace(object_store, bucket=f"races{secrets.token_hex(6)}"))
+    await plain.ensure_bucket()
+    store, blobs = Stepped(plain), Blobs(database)
+    cache = Cache(blobs, store)
+    outcomes = set()
+    for number, order in enumerate(ORDERS):
+        content = f"{number}".encode()
+
+        async def make(content: bytes = content, number: int = number) -> None:
+            stored = await store.put_content("preprocess", content, "text/plain")
+            await cache.keep({f"entry{number}": Entry(as_blob(stored))}, "trainingSets/1")
+
+        # Stored by a set that is gone; without a row, by a worker that died.
+        stored = await plain.put_content("preprocess", content, "text/plain")
+        if row:
+            await blobs.add(stored.key, 1, b"", "trainingSets/0")
+            async with database.write() as connection:
+                await release(connection, "trainingSets/0")
+        tasks = [
+            asyncio.create_task(cache.sweep(keep_seconds=-60), name="sweep"),
+            asyncio.create_task(make(), name="make"),
+        ]
+        await store.let_go(order, tasks, cache._sweeping)
+        swept, made = await asyncio.gather(*tasks, return_exceptions=True)
+        assert swept is None and (made is None or isinstance(made, Retryable)), (swept, made)
+        outcomes.add(type(made))
+        # A row says that the bytes are there.
+        assert await blobs.find(stored.key, "trainingSets/2") is None or await plain.exists(stored.key)
+        if made is not None:
+            await Cache(blobs, plain).keep(
+                {f"entry{number}": Entry(as_blob(await plain.put_content("preprocess", content, "text/plain")))},
+                "trainingSets/1",
+            )
+        assert await cache.find([f"entry{number}"], "trainingSets/1") and await plain.exists(stored.key)
+    # Both happen: orders in which the sweep takes what was found, and such in which it comes too late.
+    assert outcomes == {type(None), Retryable}
 
 
 async def _finish_and_delete(jobs: Store[Job], name: str) -> None:

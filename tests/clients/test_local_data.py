@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from ltxtrain_client.local_data import (
     CAPTION_SUFFIXES,
+    CAPTION_TABLES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     DataInvalid,
@@ -66,6 +67,28 @@ def test_single_videos_bring_their_captions(folder: Path) -> None:
     assert content(open_local_data([folder / "day one" / "B.MOV"])) == ["B.MOV"]
     mixed = open_local_data([folder, folder.parent / "more" / "c.mkv"])
     assert {"clips/a.mp4", "more/c.mkv"} <= set(content(mixed))
+
+
+def test_captions_of_every_form_are_sent_and_counted(tmp_path: Path) -> None:
+    files = {
+        "a.mp4": MP4,
+        "a.caption": b"x",
+        "a.json": b"{}",
+        "sub/b.mp4": MP4,
+        "other.json": b"{}",
+        "metadata.jsonl": b"",
+        "sub/Metadata.CSV": b"",
+        "notes.jsonl": b"",
+    }
+    folder = write(tmp_path / "clips", files)
+    data = open_local_data([folder])
+    assert set(data.left_out) == {"other.json", "notes.jsonl"}
+    assert sorted(content(data)) == sorted(files.keys() - {"other.json", "notes.jsonl"})
+    assert ": 2 videos, 2 caption files, captions in metadata.jsonl, sub/Metadata.CSV, " in data.summary()
+    assert sorted(content(open_local_data([folder / "a.mp4"]))) == ["a.caption", "a.json", "a.mp4", "metadata.jsonl"]
+    (folder / "a.caption").unlink()
+    (folder / "a.json").unlink()
+    assert ": 2 videos, captions in metadata.jsonl" in open_local_data([folder]).summary()
 
 
 def test_a_zip_travels_as_it_is(tmp_path: Path) -> None:
@@ -138,3 +161,4 @@ def test_kinds_are_those_of_ingest() -> None:
     assert IMAGE_SUFFIXES == names.IMAGES
     assert VIDEO_SUFFIXES == names.VIDEOS
     assert CAPTION_SUFFIXES == names.CAPTIONS
+    assert CAPTION_TABLES == names.TABLES

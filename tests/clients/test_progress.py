@@ -122,6 +122,17 @@ def failed() -> Event:
             ),
             "data: 9 clips (FEW_CLIPS)",
         ),
+        (
+            Event(
+                report_line=ReportLine(
+                    path="a.mp4",
+                    outcome=Outcome.OUTCOME_KEPT,
+                    reasons=[ReportReason.REPORT_REASON_CAPTION_FROM_TABLE],
+                    description="of a table, as good as of a file",
+                )
+            ),
+            None,
+        ),
         (training(1), None),
         (METRICS, None),
         (Event(), None),

@@ -44,5 +44,5 @@ def test_what_was_not_looked_at_is_a_video_by_its_name() -> None:
         ReportLine(path="https://example.com/clip", outcome=SKIPPED),
         ReportLine(outcome=KEPT, description="of the whole of the data"),
     ]
-    assert outcome_summary(lines) == "2 videos: 1 ignored, 1 skipped; 2 other files: 1 ignored, 1 rejected"
+    assert outcome_summary(lines) == "2 videos: 1 not looked at, 1 skipped; 2 other files: 1 ignored, 1 rejected"
     assert outcome_summary([]) == "no lines yet"

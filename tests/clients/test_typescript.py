@@ -193,6 +193,32 @@ async def test_files_are_uploaded_and_results_downloaded(
     assert "secret" not in ended.out + ended.err
 
 
+@needs_node
+async def test_a_large_file_goes_up_in_parts_and_each_part_once(
+    far: FarSide, store: ObjectHost, program: Path, tmp_path: Path
+) -> None:
+    """Whatever was stored before a failure, in this run or an earlier one, is not sent again."""
+    far.part_bytes = 8 << 20
+    clips = tmp_path / "clips.zip"
+    with clips.open("wb") as file:
+        for number in range(9):
+            file.write(LORA[number:].ljust(8 << 20, bytes([number])))
+        file.write(b"the rest")
+    store.faults.extend([Fault(), Fault(status=503), Fault(), Fault(status=403)])
+    ended = await run(program, far, "submit", sheet(tmp_path), "--data", clips)
+    assert ended.code == 0, ended.err
+    (created,) = [request for request in far.requests("CreateJob") if not request.validate_only]
+    name = created.spec.training_data_url.removeprefix("upload:")
+    assert store.objects[f"/{name}"] == clips.read_bytes()
+    assert all(request.multipart for request in far.requests("CreateUpload"))
+    sent = [path.rpartition("/")[2] for method, path, _ in store.requests if method == "PUT"]
+    assert len(sent) == 10 + 2 and len(set(sent)) == 10
+    # The same file again is there already.
+    again = await run(program, far, "submit", sheet(tmp_path), "--data", clips)
+    assert again.code == 0 and sum(method == "PUT" for method, _, _ in store.requests) == len(sent)
+    assert "secret" not in ended.err + again.err
+
+
 DRAINING = status(
     grpc.StatusCode.UNAVAILABLE,
     "shutting down",

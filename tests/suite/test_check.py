@@ -7,6 +7,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
+from ltxtrain.v1.work_pb2 import State
 from ltxtrain_client import NotFound
 from ltxtrain_client.check import check_data
 from ltxtrain_client.cli import app
@@ -19,6 +22,7 @@ from typer.testing import CliRunner
 from ltxtrain_services.local.up import Suite
 from tests.clips import numbered, write_clip
 from tests.suite.conftest import SHEET, Clients
+from tests.suite.trainings import start
 
 FRAMES = 17
 
@@ -198,6 +202,26 @@ async def test_a_sample_can_be_looked_at(clients: Clients, dataset: str) -> None
             await both.remote_file(f"{samples[0].name}/{field}")
     with pytest.raises(NotFound):
         await both.remote_file(f"{found.training_set.name}/archive")
+
+
+async def test_a_job_that_fails_has_its_contact_sheet(clients: Clients, dataset: str) -> None:
+    """As its first artifact: what was fitted before a clip was left out that must not be."""
+    options = {"on_skipped_clip": OnSkippedClip.ON_SKIPPED_CLIP_FAIL}
+    job = await start(clients, dataset, options, trigger_phrase="")
+    events = [event async for _, event in clients.train.watch_job(job)]
+    assert events[-1].lifecycle.state == State.STATE_FAILED
+    (made,) = [event.artifact for event in events if event.HasField("artifact")]
+    assert made.kind == Artifact.KIND_CONTACT_SHEET and made.name == f"{job}/artifacts/contact-sheet.html"
+    found = await clients.train.get_artifact(made.name)
+    async with aiohttp.ClientSession() as session, session.get(found.download_url) as response:
+        assert "second day/a.mp4" in await response.text()
+
+
+async def test_no_words_at_all_is_the_headline(ltxtrain: Ltxtrain, phone: Path, sheet: Path, tmp_path: Path) -> None:
+    done = await ltxtrain("check", phone / "b.mp4", sheet, "--out", tmp_path)
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert lines[1].startswith("WARNING: No clip has a caption and there is no trigger phrase")
+    assert done.stdout.count("no words would call the LoRA") == 1
 
 
 async def test_a_job_like_another(ltxtrain: Ltxtrain, dataset: str, sheet: Path) -> None:

@@ -24,6 +24,7 @@ async def gateway(suite: Suite) -> AsyncIterator[str]:
     settings = Settings(
         train=suite.train_address,
         ingest=suite.ingest_address,
+        preprocess=suite.preprocess_address,
         s3_endpoint=suite.store.address.endpoint,
         grace_seconds=1.0,
     )
@@ -35,17 +36,10 @@ async def test_from_a_zip_to_a_lora(
     gateway: str, clients: Clients, clips_zip: Path, opening: Path, tmp_path: Path
 ) -> None:
     async with browsing(tmp_path) as page:
-        # The data first.
+        # The data first, as a job would train on it.
         await page.open(f"{gateway}/new")
         await page.choose("#training_data_url-file", clips_zip)
         await page.until("document.querySelector('#training_data_url').value.startsWith('upload:')")
-        await page.click("#check")
-        await page.until("location.pathname.startsWith('/datasets/')")
-        await page.until("document.querySelector('[data-events]').dataset.ended")
-        assert "succeeded" in await page.text("h1") and "kept" in await page.text("#dataset")
-        # Then the job.
-        await page.click(".actions .button.main")
-        await page.until("document.querySelector('#sheet')")
         for name in ("trigger_phrase", "number_of_steps", "learning_rate", "number_of_frames"):
             await page.type(f"#{name}", str(SHEET[name]))
         await page.type("#validation_number_of_frames", "17")
@@ -53,6 +47,18 @@ async def test_from_a_zip_to_a_lora(
         for name in ("rank", "resolution", "aspect_ratio", "validation_resolution", "validation_aspect_ratio"):
             await page.run(f"document.querySelector('#{name}').value = '{SHEET.get(name, '')}'")
         await page.type("#validation-0-prompt", "drifting shapes, a disc")
+        await page.click("#check")
+        await page.until("location.pathname.startsWith('/trainingSets/')")
+        await page.until("document.querySelector('[data-events]').dataset.ended")
+        assert "succeeded" in await page.text("h1") and "used for training" in await page.text("#head")
+        assert "kept" in await page.text("#dataset") and await page.text("#suggestions li")
+        sheet = str(await page.run("document.querySelector('iframe.sheet').src"))
+        async with aiohttp.ClientSession() as session, session.get(sheet) as answer:
+            assert answer.content_type == "text/html" and "given to the model" in await answer.text()
+        # Then the job, with what was typed.
+        await page.click(".actions .button.main")
+        await page.until("document.querySelector('#estimate')?.innerText.includes('USD')")
+        assert await page.run("document.querySelector('#validation-0-prompt').value") == "drifting shapes, a disc"
         await page.choose("#validation-0-video_url-file", opening)
         await page.until("document.querySelector('#validation-0-video_url').value.startsWith('upload:')")
         await page.until("document.querySelector('#estimate').innerText.includes('USD')")
@@ -71,6 +77,8 @@ async def test_from_a_zip_to_a_lora(
         job = await finished(clients, address.removeprefix(f"{gateway}/"))
         await page.until("document.querySelector('[data-events]').dataset.ended")
         assert "succeeded" in await page.text("h1")
+        # All that job.html shows.
+        assert "Weights, all finite" in await page.text("#audit") and "Base model" in await page.text("#head")
         link = await page.run("document.querySelector('#files a[href$=\"/lora.safetensors\"]').href")
         assert page.complaints == []
     assert job.lifecycle.state == State.STATE_SUCCEEDED

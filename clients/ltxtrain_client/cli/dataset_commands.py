@@ -95,7 +95,7 @@ def show_dataset(context: typer.Context, name: DatasetName, json_lines: Json = F
             *_lifecycle_pairs(item.lifecycle),
             ("source", _source(item)),
             ("clips", f"{item.clip_count}, {item.caption_count} with a caption"),
-            ("left out", f"{item.skipped_count} skipped, {item.ignored_count} ignored"),
+            ("left out", _left_out(item)),
         ]
     )
     if clips:
@@ -122,6 +122,7 @@ def show_training_set(context: typer.Context, name: TrainingSetName, json_lines:
             ("validation", item.validation_dataset),
             ("shape", f"{shape.width}x{shape.height}, {shape.frame_count} frames at {shape.frame_rate} a second"),
             ("clips", f"{made.clips}, {made.samples} samples of them, {made.skipped} left out"),
+            ("not looked at", f"{made.not_examined} clips" if made.not_examined else ""),
             ("suggestions", "\n".join(made.suggestions)),
         ]
     )
@@ -227,6 +228,12 @@ def _source(item: Dataset) -> str:
         case "videos":
             return ", ".join(url.partition("?")[0] for url in item.videos.urls)
     return item.archive_url.partition("?")[0]
+
+
+def _left_out(item: Dataset) -> str:
+    unseen = item.not_examined_count
+    text = f"{item.skipped_count} skipped, {item.ignored_count - unseen} ignored"
+    return f"{text}, {unseen} not looked at" if unseen else text
 
 
 def _kind(item: TrainingSet) -> str:

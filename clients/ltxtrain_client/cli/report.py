@@ -13,7 +13,14 @@ from ltxtrain_client.cli.session import Json, run, settings_of
 from ltxtrain_client.cli.show import print_table
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.progress import print_json
-from ltxtrain_client.report_summary import outcome_summary, outcome_word, split_by_path, training_summary, worst_first
+from ltxtrain_client.report_summary import (
+    headlines,
+    line_word,
+    outcome_summary,
+    split_by_path,
+    training_summary,
+    worst_first,
+)
 from ltxtrain_client.suite import Suite, open_suite
 
 
@@ -63,10 +70,12 @@ async def _suggestions(suite: Suite, name: str) -> list[str]:
 def print_data_report(
     found: Mapping[str, list[ReportLine]], suggestions: Mapping[str, Sequence[str]], *, brief: bool = False
 ) -> None:
-    """Print a section per resource; a summary first when there are a dataset and its training set.
+    """Print headlines, then a section per resource; a summary first when there are a dataset and its training set.
 
     `brief` leaves out what Ingest kept, when the training set has a line about it.
     """
+    for text in dict.fromkeys(text for lines in found.values() for text in headlines(lines)):
+        typer.secho(f"WARNING: {text}\n", bold=True)
     fitted = {line.path for name, lines in found.items() if name.startswith("trainingSets/") for line in lines}
     dataset = next((lines for name, lines in found.items() if name.startswith("datasets/")), [])
     for name, lines in found.items():
@@ -81,21 +90,27 @@ def print_data_report(
             + (f"; for validation {outcome_summary(validation)}" if validation else "")
         )
         told_later = fitted if brief and name.startswith("datasets/") else set()
-        _print_lines([line for line in lines if line.outcome != Outcome.OUTCOME_KEPT or line.path not in told_later])
+        _print_lines([line for line in lines if _is_news(line) or line.path not in told_later])
         for suggestion in suggestions.get(name, ()):
             print(f"  {suggestion}")
         print()
 
 
+def _is_news(line: ReportLine) -> bool:
+    """Whether Ingest says of a clip what its training set does not repeat."""
+    return line.outcome != Outcome.OUTCOME_KEPT or ReportReason.REPORT_REASON_CAPTION_CONFLICT in line.reasons
+
+
 def _print_lines(lines: list[ReportLine]) -> None:
     rows = [
         (
-            outcome_word(line.outcome) if line.path else "note",
+            line_word(line) if line.path else "note",
             line.path or "(all of the data)",
             " ".join(word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons),
             line.description,
         )
         for line in worst_first(lines)
+        if not headlines([line])
     ]
     if rows:
         print_table(("OUTCOME", "PATH", "REASONS", "DETAIL"), rows)

@@ -13,19 +13,87 @@ import type { Suite } from "./suite.js";
 const ATTEMPTS = 5;
 const FIRST_BACKOFF_MS = 200;
 const IDLE_MS = 60_000;
+/** Larger files are sent in parts: in parallel, and after an interruption only what is missing. */
+const MULTIPART_ABOVE_BYTES = 64 * 2 ** 20;
+const PARALLEL_PARTS = 4;
+const MAX_PARTS_A_PAGE = 100;
+/** The store joins gigabytes. */
+const COMPLETE_MS = 300_000;
 
-/** Uploads a file of at most 5 GiB, unless the store has it already. Returns its reference where a sheet expects a URL. */
+/** Bytes of a file as it was when it was hashed. */
+interface Span {
+  readonly path: string;
+  readonly offset: number;
+  readonly size: number;
+  readonly modifiedMs: number;
+}
+
+/** Uploads a file of any size, as far as the store lacks it. Returns its reference where a sheet expects a URL. */
 export async function upload(suite: Suite, path: string): Promise<string> {
+  const modifiedMs = (await stat(path)).mtimeMs;
   const { size, sha256 } = await digest(path);
-  const created = await suite.ingest.createUpload({ sizeBytes: BigInt(size), sha256, fileName: basename(path) });
-  if (created.complete) return `upload:${created.upload}`;
-  await attempt(`${basename(path)} could not be uploaded`, async () => {
-    const headers = { "Content-Length": size, "Content-Type": "application/octet-stream" };
-    const response = await send("PUT", created.putUrl, headers, path);
-    response.resume();
-    refuse(response, [200], basename(path));
-  });
+  const whole: Span = { path, offset: 0, size, modifiedMs };
+  const multipart = size > MULTIPART_ABOVE_BYTES;
+  const announced = { sizeBytes: BigInt(size), sha256, fileName: basename(path), multipart };
+  const created = await suite.ingest.createUpload(announced);
+  if (!created.complete && multipart) {
+    await putParts(suite, created.upload, whole);
+    await suite.ingest.completeUpload({ upload: created.upload }, { timeoutMs: COMPLETE_MS });
+  } else if (!created.complete) {
+    await attempt(`${basename(path)} could not be uploaded`, () => put(created.putUrl, whole, false));
+  }
   return `upload:${created.upload}`;
+}
+
+/** Sends the parts that the store lacks until it has all of them; fails after several rounds that stored none. */
+async function putParts(suite: Suite, upload: string, whole: Span): Promise<void> {
+  for (let stored = -1n, done = false; !done; ) {
+    await attempt(`${basename(whole.path)} could not be uploaded`, async () => {
+      const page = await suite.ingest.listUploadParts({ upload, pageSize: MAX_PARTS_A_PAGE });
+      done = page.parts.length === 0;
+      const left = page.parts.map(({ offsetBytes, sizeBytes, putUrl }) => {
+        const span: Span = { ...whole, offset: Number(offsetBytes), size: Number(sizeBytes) };
+        return () => put(putUrl, span, true);
+      });
+      try {
+        await together(left);
+      } catch (error) {
+        // What was stored in between makes the next try a first one.
+        const progressed = page.storedBytes > stored;
+        stored = page.storedBytes;
+        if (error instanceof TransferFailed || !progressed) throw error;
+      }
+    });
+  }
+}
+
+/** Runs the work, some of it at once; throws the first error when all that had begun has ended. */
+async function together(left: (() => Promise<void>)[]): Promise<void> {
+  const errors: unknown[] = [];
+  const worker = async (): Promise<void> => {
+    for (let work = left.shift(); work !== undefined; work = left.shift()) {
+      try {
+        await work();
+      } catch (error) {
+        errors.push(error);
+        left.length = 0;
+      }
+    }
+  };
+  await Promise.all(Array.from({ length: PARALLEL_PARTS }, worker));
+  if (errors.length > 0) throw errors[0];
+}
+
+/** PUTs a span; `expires`: a refusal may be that of a URL which has expired, and is tried again with a fresh one. */
+async function put(url: string, span: Span, expires: boolean): Promise<void> {
+  if ((await stat(span.path)).mtimeMs !== span.modifiedMs) {
+    throw new TransferFailed(`${basename(span.path)} changed while it was read`);
+  }
+  const headers = { "Content-Length": span.size, "Content-Type": "application/octet-stream" };
+  const response = await send("PUT", url, headers, span);
+  response.resume();
+  if (expires && response.statusCode === 403) throw new Error("the store answered HTTP 403");
+  refuse(response, [200], basename(span.path));
 }
 
 /**
@@ -65,12 +133,12 @@ async function append(url: string, part: string, had: number): Promise<void> {
   await pipeline(response, createWriteStream(part, { flags: "a" }));
 }
 
-/** One request; `file` is its body. */
+/** One request; `body` is a part of a file, or all of it. */
 async function send(
   method: string,
   url: string,
   headers: Record<string, string | number>,
-  file?: string,
+  body?: Span,
 ): Promise<IncomingMessage> {
   const start = url.startsWith("https:") ? requestHttps : requestHttp;
   const request = start(url, { method, headers, timeout: IDLE_MS });
@@ -79,11 +147,12 @@ async function send(
     request.once("response", resolve);
     request.on("error", reject);
   });
-  if (file === undefined) {
+  if (body === undefined || body.size === 0) {
     request.end();
   } else {
     // A store may answer, and hang up, before it has read all: its answer counts.
-    pipeline(createReadStream(file), request).catch(() => undefined);
+    const { path, offset, size } = body;
+    pipeline(createReadStream(path, { start: offset, end: offset + size - 1 }), request).catch(() => undefined);
   }
   return response;
 }

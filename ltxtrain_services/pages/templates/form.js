@@ -79,7 +79,10 @@ const send = async (path, body) => {
 };
 
 form.addEventListener("submit", (event) => { event.preventDefault(); send("/jobs", sheet()); });
-document.getElementById("check")?.addEventListener("click", () => send("/datasets", { training_data_url: sheet().training_data_url }));
+document.getElementById("check").addEventListener("click", () => {
+  const { dataset, ...rest } = sheet();
+  send(dataset ? `/${dataset}/check` : "/datasets", rest);
+});
 
 // The estimate follows what is typed, and so do the faults of the fields that were touched.
 const touched = new Set();

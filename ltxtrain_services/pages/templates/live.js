@@ -15,7 +15,29 @@ const put = (id, html) => {
   if (part.tagName === "SECTION") { part.hidden = !html.trim(); }
   if (focused) { part.querySelector(`a[href="${CSS.escape(focused)}"]`)?.focus(); }
   setUpPlayers(part);
+  keepSheet(part);
 };
+
+// The rest of a form that was left for this page; its address has it.
+const sheet = new URLSearchParams(location.search).get("sheet");
+const keepSheet = (part) => {
+  if (!sheet) { return; }
+  for (const link of part.querySelectorAll("a[data-sheet]")) { link.search += `&${new URLSearchParams({ sheet })}`; }
+};
+keepSheet(document);
+
+const check = async (button) => {
+  button.disabled = true;
+  try {
+    const response = await fetch(button.dataset.check, { method: "POST", body: sheet ?? "{}" });
+    if (response.status === 401) { location.assign(`/sign-in?next=${encodeURIComponent(location.pathname + location.search)}`); }
+    const answer = await response.json();
+    if (response.ok) { location.replace(answer.location); return; }
+    tell(Array.isArray(answer.detail) ? answer.detail.map((item) => `${item.loc.slice(1).join(".")}: ${item.msg}`).join(" ") : answer.message);
+  } catch { tell("The gateway does not answer. Nothing is lost: try again."); }
+  button.disabled = false;
+};
+document.addEventListener("click", (event) => { if (event.target.matches("[data-check]")) { check(event.target); } });
 
 const source = new EventSource(place.dataset.events);
 source.addEventListener("open", () => tell(""));
@@ -23,7 +45,13 @@ source.addEventListener("message", (event) => {
   for (const [id, html] of Object.entries(JSON.parse(event.data))) { put(id, html); }
   place.dataset.cursor = event.lastEventId;
 });
-source.addEventListener("end", () => { source.close(); place.dataset.ended = "true"; });
+source.addEventListener("end", () => {
+  source.close();
+  place.dataset.ended = "true";
+  // Whoever came from the form wants to see the clips; a link of another site starts nothing.
+  const button = sheet && document.referrer.startsWith(`${location.origin}/`) && document.querySelector("[data-check]");
+  if (button) { check(button); }
+});
 source.addEventListener("error", () => {
   tell(source.readyState === EventSource.CLOSED ? "The connection is lost; reload the page." : "The connection is lost; it is tried again …");
 });

@@ -5,6 +5,7 @@ import pytest
 import trustme
 
 from ltxtrain_services.runtime.settings import Settings
+from tests.services.gateway.receiver import Receiver, receiving
 from tests.services.gateway.running import Suite, running, succeed
 
 TOKENS = {"ann": "ann-token-0123456789", "bob": "bob-token-0123456789"}
@@ -16,7 +17,15 @@ def authority() -> trustme.CA:
 
 
 @pytest.fixture(scope="session")
-async def secure(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA) -> AsyncIterator[Suite]:
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+async def secure(
+    tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA, receiver: Receiver
+) -> AsyncIterator[Suite]:
     """A gateway with TLS and tokens."""
     folder = tmp_path_factory.mktemp("gateway")
     cert = authority.issue_cert("127.0.0.1", "localhost")
@@ -25,7 +34,11 @@ async def secure(tmp_path_factory: pytest.TempPathFactory, authority: trustme.CA
     authority.cert_pem.write_to_path(str(folder / "authority.pem"))
     (folder / "tokens").write_text("".join(f"{subject} {token}\n" for subject, token in TOKENS.items()))
     settings = Settings(
-        tls_cert=folder / "server.pem", tls_key=folder / "server.key", tokens_file=folder / "tokens", grace_seconds=1.0
+        tls_cert=folder / "server.pem",
+        tls_key=folder / "server.key",
+        tokens_file=folder / "tokens",
+        fetch_allow=(receiver.host,),
+        grace_seconds=1.0,
     )
     async with running(folder, settings) as suite:
         yield suite

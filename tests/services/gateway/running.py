@@ -53,7 +53,7 @@ class PlayedTrain(TrainService):
         self.go = asyncio.Event()
         # Called when a watch has been told all that there was.
         self.on_watch: Callable[[], None] = lambda: None
-        self.work = WorkRunner(self._jobs, self)
+        self.work = WorkRunner(self._jobs, self, self.webhooks)
 
     async def WatchJob(
         self, request: train_pb2.WatchJobRequest, context: Any

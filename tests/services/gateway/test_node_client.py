@@ -107,6 +107,7 @@ async def test_a_refused_request(scenario: Scenario) -> None:
         ("body", "training_data_url"): "FIELD_REQUIRED",
         ("body", "number_of_steps"): "FIELD_OUT_OF_RANGE",
         ("body", "validation", 0, "video_url"): "URL_NOT_ALLOWED",
+        ("query", "fal_webhook"): "URL_NOT_ALLOWED",
     }
 
 

@@ -88,7 +88,7 @@ async def test_faults_are_told_beside_their_fields(suite: Suite, tmp_path: Path)
         await page.type("#training_data_url", "https://example.com/clips.zip")
         await page.type("#options-seed", "7")
         await page.click("button[type=submit]")
-        await page.until("location.pathname.startsWith('/jobs/')")
+        await page.until("location.pathname.startsWith('/jobs/') && document.querySelector('#spec')")
         assert "conditioning_frames\t17" in await page.text("#spec") and '"seed": 7' in await page.text("#spec")
         # Again, with what was chosen in place.
         await page.click(".actions .button")

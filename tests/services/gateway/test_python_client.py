@@ -15,6 +15,7 @@ from ltxtrain_services.runtime.errors import FailedPrecondition
 from ltxtrain_services.runtime.store import Edit
 from ltxtrain_services.runtime.work import Attempt, Ending
 from tests.services.gateway.conftest import TOKENS
+from tests.services.gateway.receiver import Receiver
 from tests.services.gateway.running import (
     SIZE,
     Suite,
@@ -152,7 +153,7 @@ async def test_a_refused_request_tells_every_fault_at_once(library: Any, ann: An
         "validation": [{"prompt": "p", "video_url": "ftp://example.com/a.mp4"}],
     }
     with pytest.raises(library.FalClientHTTPError) as caught:
-        await ann.submit(APP, wrong, webhook_url="https://example.com/hook")
+        await ann.submit(APP, wrong, webhook_url="https://10.0.0.1/hook")
     assert caught.value.status_code == 422 and caught.value.error_type == "bad_request"
     found: Any = caught.value.message
     assert {tuple(item["loc"]): (item["type"], item["reason"]) for item in found} == {
@@ -161,9 +162,20 @@ async def test_a_refused_request_tells_every_fault_at_once(library: Any, ann: An
         ("body", "rank"): ("value_error", "INVALID_SPEC"),
         ("body", "steps"): ("value_error", "INVALID_SPEC"),
         ("body", "validation", 0, "video_url"): ("value_error", "URL_NOT_ALLOWED"),
-        ("query", "fal_webhook"): ("value_error", "FIELD_UNIMPLEMENTED"),
+        ("query", "fal_webhook"): ("value_error", "URL_NOT_ALLOWED"),
     }
     assert all(item["msg"] for item in found)
+
+
+async def test_a_webhook(secure: Suite, ann: Any, receiver: Receiver) -> None:
+    handle = await ann.submit(APP, SHEET, webhook_url=receiver.url("/from-the-client"))
+    message = await receiver.message("/from-the-client")
+    assert message.document["request_id"] == message.document["gateway_request_id"] == handle.request_id
+    assert message.document["status"] == "OK" and message.headers["X-Fal-Webhook-User-Id"] == "ann"
+    taken, given = message.document["payload"], await handle.get()
+    assert {name: file and file["file_name"] for name, file in taken.items()} == {
+        name: file and file["file_name"] for name, file in given.items()
+    }
 
 
 async def test_a_failed_job(secure: Suite, library: Any, ann: Any) -> None:

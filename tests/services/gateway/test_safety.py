@@ -1,5 +1,8 @@
 """Attacks by other people's pages, names and paths."""
 
+import asyncio
+import base64
+import json
 import ssl
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,12 +10,14 @@ from pathlib import Path
 import aiohttp
 import pytest
 import trustme
+from ltxtrain.v1.train_pb2 import Job
 
 from ltxtrain_services.gateway.server import tls_context
 from ltxtrain_services.gateway.sign_in import local_path
 from ltxtrain_services.runtime.settings import Settings, SettingsError
+from ltxtrain_services.runtime.work import Attempt, Ending
 from tests.services.gateway.conftest import TOKENS
-from tests.services.gateway.running import Suite
+from tests.services.gateway.running import MARKUP, Suite, running
 
 SUBMIT = "/fal-ai/ltx23-trainer-v2/extend-prefix"
 SHEET = b'{"training_data_url": "https://example.com/clips.zip"}'
@@ -26,7 +31,13 @@ async def post(suite: Suite, path: str, headers: Mapping[str, str], body: bytes 
         return answer.status
 
 
-@pytest.mark.parametrize("path", [SUBMIT, "/jobs", "/estimate", "/sign-out", f"/jobs/{'0' * 32}/delete"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        SUBMIT, "/jobs", "/estimate", "/sign-in", "/sign-out", "/uploads", "/datasets",
+        f"/datasets/{'0' * 32}/check", f"/jobs/{'0' * 32}/cancel", f"/jobs/{'0' * 32}/delete",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize(
     "headers",
     [
@@ -91,6 +102,74 @@ async def test_every_page_has_its_policy(suite: Suite) -> None:
 async def test_paths_lead_to_nothing_else(suite: Suite, path: str) -> None:
     async with aiohttp.ClientSession() as session, session.get(suite.url + path) as answer:
         assert answer.status == 404
+
+
+@pytest.mark.parametrize("given", ["/evil.example", "//evil.example", f"datasets/{'0' * 32}?a=b", MARKUP])
+async def test_what_a_link_says_is_no_address(suite: Suite, given: str) -> None:
+    """The page's script makes an address of the name of a dataset."""
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{suite.url}/new", params={"dataset": given}) as answer:
+            assert answer.status == 200 and given not in await answer.text()
+        async with session.get(f"{suite.url}/new", params={"dataset": f"datasets/{'0' * 32}"}) as answer:
+            assert f'value="datasets/{"0" * 32}"' in await answer.text()
+
+
+@pytest.mark.parametrize(
+    "sheet",
+    ["{", "[]", "{" * 2000, '{"options": 3, "validation": [3, {"prompt": 4}]}', f'{{"trigger_phrase": {MARKUP!r}}}'],
+)
+async def test_a_sheet_in_a_link_is_a_sheet_or_nothing(suite: Suite, sheet: str) -> None:
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{suite.url}/new", params={"sheet": sheet}) as answer:
+            assert answer.status == 200 and MARKUP not in await answer.text()
+        filled = {"trigger_phrase": MARKUP, "rank": 64, "no_such": 1, "validation": [{"prompt": MARKUP}]}
+        async with session.get(f"{suite.url}/new", params={"sheet": json.dumps(filled)}) as answer:
+            text = await answer.text()
+            assert MARKUP not in text and "<script>" not in text and "<option selected>64</option>" in text
+
+
+async def test_nobody_reaches_what_is_anothers(secure: Suite, authority: trustme.CA) -> None:
+    """Not by a page, a stream, a file or an action; not although the owner has just looked at it."""
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    base, cookies = f"https://localhost:{secure.port}", dict[str, dict[str, str]]()
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
+        key = {"Authorization": f"Key {TOKENS['ann']}"}
+        async with session.post(base + SUBMIT, data=SHEET, headers=key) as answer:
+            job = (await answer.json())["request_id"]
+    for name, token in TOKENS.items():
+        cookies[name] = {"ltxtrain-token": base64.urlsafe_b64encode(token.encode()).decode()}
+    requests = f"/fal-ai/ltx23-trainer-v2/requests/{job}"
+    reads = [f"/jobs/{job}", f"/jobs/{job}/events", f"/jobs/{job}/files/lora.safetensors", f"/new?job={job}"]
+    reads += [requests, f"{requests}/status", f"{requests}/status/stream"]
+    writes = [("POST", f"/jobs/{job}/cancel"), ("POST", f"/jobs/{job}/delete"), ("PUT", f"{requests}/cancel")]
+    for name, found in (("ann", {200, 202}), ("bob", {404})):
+        headers = {"Authorization": f"Key {TOKENS[name]}"}
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=context), cookies=cookies[name], headers=headers
+        ) as session:
+            calls = [("GET", path) for path in reads] + (writes if name == "bob" else [])
+            for method, path in calls:
+                # Files are elsewhere: nobody listens there.
+                async with session.request(method, base + path, allow_redirects=False) as answer:
+                    assert answer.status in found | ({302} if name == "ann" else set()), f"{name} {method} {path}"
+                    await answer.read()
+
+
+async def test_there_are_no_more_requests_than_it_bears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play(attempt: Attempt[Job]) -> Ending[Job]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr("ltxtrain_services.gateway.server.MAX_REQUESTS", 1)
+    async with running(tmp_path, Settings(grace_seconds=1.0)) as suite, aiohttp.ClientSession() as session:
+        suite.train.play = play
+        async with session.post(suite.url + SUBMIT, data=SHEET) as answer:
+            job = (await answer.json())["request_id"]
+        async with session.get(f"{suite.url}/jobs/{job}/events") as stream:
+            assert (await stream.content.readline()).startswith(b"id: ")
+            async with session.get(f"{suite.url}/jobs") as answer:
+                assert answer.status == 503 and answer.headers["Retry-After"]
 
 
 async def test_a_request_has_an_end(suite: Suite) -> None:

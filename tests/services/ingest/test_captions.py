@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from ltxtrain_services.ingest.captions import NotText, decode_caption, pair
+from ltxtrain_services.ingest.caption_text import NoCaption, NotText, decode_caption, decode_json_caption
+from ltxtrain_services.ingest.captions import pair
 from ltxtrain_services.ingest.directory import Entry
 from ltxtrain_services.ingest.names import kind_of
 from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES
@@ -182,9 +183,58 @@ def test_the_worst_captions_cost_their_bytes(data: bytes) -> None:
         (["Clip.mp4", "clip.txt"], {"Clip.mp4": "clip.txt"}, {"clip.txt"}),
         (["Clip.mp4", "clip.txt", "CLIP.txt"], {}, set()),
         (["a.mp4", "b.txt", "c.mp4"], {}, set()),
+        (["a.mp4", "a.json", "a.caption", "a.txt"], {"a.mp4": "a.txt a.caption a.json"}, set()),
+        (["a.mp4", "a.mp4.json", "A.CAPTION"], {"a.mp4": "A.CAPTION a.mp4.json"}, {"a.mp4.json", "A.CAPTION"}),
+        (["a.mp4", "b.caption", "x/a.json"], {}, set()),
     ],
 )
 def test_pairing_is_by_path(paths: list[str], captions: dict[str, str], repaired: set[str]) -> None:
     found = pair(entries(*paths))
-    assert {path: entry.path for path, entry in found.captions.items()} == captions
+    assert {path: " ".join(entry.path for entry in files) for path, files in found.captions.items()} == captions
     assert set(found.repaired) == repaired
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b'{"caption": "a cat"}', "a cat"),
+        (b'{"text": "a cat", "tags": ["cat"]}', "a cat"),
+        (b'{"caption": "one", "text": "two"}', "one"),
+        (b'{"caption": null, "text": "two"}', "two"),
+        (codecs.BOM_UTF8 + '{"caption": "雪\\nin two lines"}'.encode(), "雪 in two lines"),
+        ('{"caption": "snow 雪"}'.encode("utf-16"), "snow 雪"),
+        ('{"caption": "café"}'.encode("cp1252"), "café"),
+        (b'{"caption": "half \\ud83d a pair"}', "half  a pair"),
+        (b'{"caption": "a", "caption": "the last"}', "the last"),
+        (b'{"caption": ""}', ""),
+    ],
+)
+def test_captions_in_json(data: bytes, text: str) -> None:
+    found, _ = decode_json_caption(data)
+    assert found == text and found.encode().decode() == text
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"caption": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'[{"caption": "a cat"}]', "a list, not an object"),
+        (b'"a cat"', "text, not an object"),
+        (b'{"caption": ["a cat"]}', "its caption is a list, not text"),
+        (b'{"caption": {"en": "a cat"}}', "its caption is an object, not text"),
+        (b'{"caption": true}', "its caption is a boolean, not text"),
+        (b'{"text": 7}', "its text is a number, not text"),
+        (b'{"caption": "<p>a cat</p>"}', "HTML"),
+    ],
+)
+def test_json_that_is_no_caption(data: bytes, told: str) -> None:
+    with pytest.raises(NotText, match=told):
+        decode_json_caption(data)
+
+
+@pytest.mark.parametrize("data", [b"{}", b'{"title": "a", "description": "b"}', b'{"caption": null}'])
+def test_json_about_something_else(data: bytes) -> None:
+    with pytest.raises(NoCaption):
+        decode_json_caption(data)

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as some
 from ltxtrain.v1.error_pb2 import ErrorReason
 
-from ltxtrain_services.ingest.dial import Gate, Refused
-from ltxtrain_services.ingest.fetch import Fetched, Fetcher, retried_when_full
+from ltxtrain_services.ingest.fetch import Fetched, Fetcher
+from ltxtrain_services.runtime.dial import Gate, Refused
+from ltxtrain_services.runtime.disk import DiskFull, told_when_full
 from ltxtrain_services.runtime.errors import ApiError, FailedPrecondition, reason_name
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.work import Retryable
 from tests import loops
 from tests.properties import bounded
 from tests.services.ingest import web
@@ -434,7 +434,7 @@ async def test_a_full_disk_is_not_the_hosts_fault(server: Web) -> None:
 
 
 def test_a_full_disk_is_waited_for() -> None:
-    with pytest.raises(Retryable), retried_when_full(Path("/scratch")):
+    with pytest.raises(DiskFull, match="/scratch"), told_when_full(Path("/scratch")):
         raise OSError(errno.ENOSPC, "No space left on device")
-    with pytest.raises(FileNotFoundError), retried_when_full(Path("/scratch")):
+    with pytest.raises(FileNotFoundError), told_when_full(Path("/scratch")):
         Path("/nowhere/at/all").read_bytes()

@@ -23,11 +23,21 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as some
 
 from ltxtrain_services.ingest.archive import Archive
-from ltxtrain_services.ingest.captions import NotText, decode_caption, pair
+from ltxtrain_services.ingest.caption_text import NotText, decode_caption
+from ltxtrain_services.ingest.captions import pair
 from ltxtrain_services.ingest.directory import ArchiveRefused, check_directory, read_directory
 from ltxtrain_services.ingest.inflate import METHODS, EntryCorrupt, inflate
 from ltxtrain_services.ingest.legacy_text import decode_legacy
-from ltxtrain_services.ingest.names import MAX_PATH_CHARS, UnsafePath, decoded_name, kind_of, printable, safe_path
+from ltxtrain_services.ingest.names import (
+    CAPTION_ORDER,
+    MAX_PATH_CHARS,
+    UnsafePath,
+    decoded_name,
+    kind_of,
+    printable,
+    safe_path,
+    suffix_of,
+)
 from ltxtrain_services.ingest.plan import make_plan
 from ltxtrain_services.ingest.sniff import archive_format, is_image, is_web_page
 from ltxtrain_services.runtime.settings import Settings
@@ -256,7 +266,7 @@ def test_captions_in_any_encoding_are_right_or_left_out(text: str, encoding: str
 @given(some.text("abcdefghijklmnopqrstuvwxyz ", min_size=1, max_size=40), some.sampled_from("éèêëàâçùûôîïñßøåæœ"))
 def test_one_mark_in_a_western_sentence(text: str, letter: str) -> None:
     sentence = f"{text}{letter}{text[:3]}"
-    assert decode_legacy(sentence.encode("cp1252")) == (sentence, "Windows-1252")
+    assert decode_legacy(sentence.encode("cp1252")) == (sentence, "Windows-1252", "cp1252")
 
 
 @bounded
@@ -293,7 +303,7 @@ paths = some.builds(
     "{}{}{}".format,
     some.sampled_from(["", "x/", "X/"]),
     some.text(some.sampled_from("aAſsß."), min_size=1, max_size=4),
-    some.sampled_from([".mp4", ".MP4", ".mov", ".txt", ".TXT", ".mp4.txt"]),
+    some.sampled_from([".mp4", ".MP4", ".mov", ".txt", ".TXT", ".mp4.txt", ".caption", ".json"]),
 )
 
 
@@ -302,14 +312,18 @@ paths = some.builds(
 def test_captions_are_paired_by_path(found: list[str]) -> None:
     files = [File(path) for path in found]
     pairing = pair(files)  # type: ignore[arg-type]
-    for clip, caption in pairing.captions.items():
+    for clip, caption in ((clip, caption) for clip, captions in pairing.captions.items() for caption in captions):
         stem = caption.path[: caption.path.rindex(".")]
         assert stem.casefold() in (clip.casefold(), clip[: clip.rindex(".")].casefold())
         exact = [path for path in found if path.endswith(".txt") and path[:-4] == clip[: clip.rindex(".")]]
-        assert not exact or caption.path in exact
+        assert not exact or caption.path in exact or suffix_of(caption.path) != ".txt"
+    for captions in pairing.captions.values():
+        assert [suffix_of(one.path) for one in captions] == [
+            suffix for suffix in CAPTION_ORDER if any(suffix_of(one.path) == suffix for one in captions)
+        ]
     again = pair(random.Random(1).sample(files, len(files)))  # type: ignore[arg-type]
-    assert {clip: entry.path for clip, entry in again.captions.items()} == {
-        clip: entry.path for clip, entry in pairing.captions.items()
+    assert {clip: [one.path for one in captions] for clip, captions in again.captions.items()} == {
+        clip: [one.path for one in captions] for clip, captions in pairing.captions.items()
     }
 
 

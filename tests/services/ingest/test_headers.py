@@ -16,10 +16,10 @@ from ltxtrain_services.ingest.headers import (
     Decoder,
     Unsupported,
     content_range,
-    location,
     retry_after,
     validator,
 )
+from ltxtrain_services.runtime.dial import location
 from tests.properties import bounded
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -98,6 +98,82 @@ async def test_every_file_ends_in_one_line(ingest: Ingest, clips: dict[str, byte
     assert [clip.name.rpartition("/")[2] for clip in ended.clips] == ["0", "1", "2", "3", "5", "7"]
 
 
+async def test_captions_of_every_form(ingest: Ingest, clips: dict[str, bytes], tmp_path: Path) -> None:
+    """The .txt counts wherever there is one with a caption; every use and every conflict has its line."""
+    names = ("txt", "caption", "json", "row", "same", "bare", "empty")
+    table = [
+        ("txt", "of the row"),
+        ("caption", "of the file"),
+        ("row", "of the row"),
+        ("same", "equal"),
+        ("empty", "row"),
+    ]
+    files = {f"{name}.mp4": clips["a"] for name in names} | {
+        "txt.txt": b"of the txt",
+        "txt.caption": b"of the caption",
+        "caption.caption": b"of the file",
+        "json.json": b'{"caption": "of the json"}',
+        "same.txt": b"equal",
+        "same.json": b'{"text": "equal"}',
+        "bare.json": b'{"title": "of something else"}',
+        "empty.txt": b" ",
+        "other.json": b"{}",
+        "captions.csv": b"x",
+        "metadata.jsonl": "".join(
+            f'{{"file_name": "{name}.mp4", "text": "{text}"}}\n' for name, text in [*table, ("lost", "x")]
+        ).encode(),
+        "metadata.csv": b"file_name,caption\nrow.mp4,of the csv\n",
+    }
+    ended = await ingest.upload(write_zip(tmp_path / "clips.zip", files))
+    assert {clip.path: clip.caption for clip in ended.clips} == {
+        "txt.mp4": "of the txt",
+        "caption.mp4": "of the file",
+        "json.mp4": "of the json",
+        "row.mp4": "of the row",
+        "same.mp4": "equal",
+        "bare.mp4": "",
+        "empty.mp4": "row",
+    }
+    assert ended.dataset.caption_count == 6
+    found = {
+        path: (kind, [one for one in why if one != "DUPLICATE_CONTENT"])
+        for path, (kind, why) in reasons_of(ended).items()
+    }
+    assert found == {
+        "": ("KEPT", ["FEW_CLIPS"]),
+        "txt.mp4": ("KEPT", ["CAPTION_CONFLICT"]),
+        "txt.txt": ("KEPT", []),
+        "txt.caption": ("IGNORED", ["CAPTION_CONFLICT"]),
+        "caption.mp4": ("KEPT", []),
+        "caption.caption": ("KEPT", []),
+        "json.mp4": ("KEPT", []),
+        "json.json": ("KEPT", []),
+        "row.mp4": ("KEPT", ["CAPTION_FROM_TABLE", "CAPTION_CONFLICT"]),
+        "same.mp4": ("KEPT", []),
+        "same.txt": ("KEPT", []),
+        "same.json": ("IGNORED", ["IGNORED_FILE"]),
+        "bare.mp4": ("KEPT", ["CAPTION_MISSING"]),
+        "bare.json": ("IGNORED", ["IGNORED_FILE"]),
+        "empty.mp4": ("KEPT", ["CAPTION_FROM_TABLE"]),
+        "empty.txt": ("IGNORED", ["CAPTION_MISSING"]),
+        "other.json": ("IGNORED", ["IGNORED_FILE"]),
+        "captions.csv": ("IGNORED", ["IGNORED_FILE"]),
+        "metadata.jsonl": ("KEPT_CHANGED", ["CAPTION_ORPHAN"]),
+        "metadata.csv": ("KEPT", []),
+    }
+    told = {item.path: item.description for item in ended.lines}
+    assert (
+        told["row.mp4"]
+        .partition("; ")[2]
+        .startswith("caption from metadata.jsonl, line 3; metadata.csv, line 2 has another, which does not count")
+    )
+    assert "metadata.jsonl, line 1 has another" in told["txt.mp4"] and "txt.caption has another" in told["txt.mp4"]
+    assert told["txt.caption"] == "txt.txt counts, with another caption"
+    assert told["same.json"] == "same.txt counts, with the same caption"
+    assert "metadata.jsonl, line 2 has the same" in told["caption.mp4"]
+    assert "read from metadata.jsonl and metadata.csv" in told["captions.csv"]
+
+
 async def test_a_failed_dataset_has_the_same_report(ingest: Ingest, clips: dict[str, bytes], tmp_path: Path) -> None:
     files = {"a.mp4": clips["a"], "a.txt": b"a", "x.png": b"png", "y.JPG": b"jpg", "n.pdf": b"pdf"}
     ended = await ingest.upload(write_zip(tmp_path / "clips.zip", files))
@@ -111,6 +187,15 @@ async def test_a_failed_dataset_has_the_same_report(ingest: Ingest, clips: dict[
         "n.pdf": ("IGNORED", ["IGNORED_FILE"]),
     }
     assert ended.events[-1].lifecycle.state == State.STATE_FAILED
+    assert (ended.dataset.not_examined_count, ended.dataset.ignored_count) == (2, 3)
+
+
+async def test_an_archive_that_never_came_was_not_looked_at(ingest: Ingest) -> None:
+    ingest.web.handlers["/gone"] = web.status(404)
+    ended = await ingest.run(archive_url=ingest.web.url("/gone?token=secret"))
+    assert (ended.state, ended.reason) == ("FAILED", "DOWNLOAD_REFUSED")
+    assert reasons_of(ended) == {ingest.web.url("/gone"): ("IGNORED", ["NOT_EXAMINED"])}
+    assert ended.dataset.not_examined_count == 1
 
 
 async def test_all_clips_unusable_are_all_named(ingest: Ingest, tmp_path: Path) -> None:
@@ -167,6 +252,9 @@ async def test_an_unfinished_dataset_is_not_deleted_and_can_be_cancelled(ingest:
     await ingest.client.cancel_dataset(dataset.name)
     ended = await ingest.end(dataset.name)
     assert ended.state == "CANCELLED"
+    assert reasons_of(ended) == {ingest.web.url("/never"): ("IGNORED", ["NOT_EXAMINED"])}
+    assert "was cancelled before" in ended.lines[0].description
+    assert (ended.dataset.not_examined_count, ended.dataset.ignored_count) == (1, 1)
     assert (await ingest.client.cancel_dataset(dataset.name)).lifecycle.state == State.STATE_CANCELLED
     assert not (ingest.runtime.settings.state_dir / "ingest" / dataset.name.rpartition("/")[2]).exists()
     await ingest.client.delete_dataset(dataset.name)
@@ -183,6 +271,14 @@ async def test_a_cancellation_at_any_moment_leaves_nothing(ingest: Ingest, clips
         ended = await ingest.end(dataset.name)
         assert ended.state in ("CANCELLED", "SUCCEEDED")
         assert ended.events[-1].lifecycle.state == ended.dataset.lifecycle.state
+        # What was not looked at is told, and counted: every file, or the archive that was not here yet.
+        paths = {item.path for item in ended.lines} - {""}
+        assert paths in ({"a.mp4", "a.txt", "b.mov", "c.txt"}, {ingest.web.url("/cancelled")})
+        unseen = [item for item in ended.lines if ReportReason.REPORT_REASON_NOT_EXAMINED in item.reasons]
+        assert ended.dataset.not_examined_count == len(unseen)
+        assert bool(unseen) <= (ended.state == "CANCELLED")
+        told = [event.report_line for event in ended.events if event.HasField("report_line")]
+        assert sorted(told, key=str) == sorted(ended.lines, key=str)
         assert not (ingest.runtime.settings.state_dir / "ingest" / dataset.name.rpartition("/")[2]).exists()
         await ingest.client.delete_dataset(dataset.name)
 

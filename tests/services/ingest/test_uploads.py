@@ -1,7 +1,9 @@
 """Uploads in parts against the real object store: parallel, resumed, swept."""
 
+import asyncio
 import hashlib
 import random
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -119,6 +121,56 @@ async def test_a_folder_becomes_a_dataset_without_a_copy_on_disk(ingest: Ingest,
     signed = await ingest.client.get_clip(ended.clips[0].name)
     async with aiohttp.ClientSession() as session, session.get(signed.download_url) as response:
         assert await response.read() == files[ended.clips[0].path].read_bytes()
+
+
+UPLOADER = r"""
+import asyncio, re, sys
+from pathlib import Path
+from ltxtrain_client import IngestClient, connect
+from ltxtrain_client.local_data import open_local_data
+
+async def main(address, folder):
+    async with connect(address) as channel:
+        return await IngestClient(channel).upload(open_local_data([Path(folder)]).source)
+
+upload = asyncio.run(main(*sys.argv[1:]))
+# Not ru_maxrss, which begins with the size of the process that started this one.
+print(upload.name, int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024)
+"""
+
+
+@pytest.mark.parametrize(
+    ("clip_mib", "most_mib"),
+    [(20, 140), pytest.param(1536, 200, marks=[pytest.mark.soak, pytest.mark.timeout(7200)])],
+    ids=["80MiB", "6GiB"],
+)
+async def test_a_folder_of_any_size_needs_little_memory_and_its_cuts_cost_their_parts(
+    ingest: Ingest, proxy: CuttingProxy, tmp_path: Path, clip_mib: int, most_mib: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four clips, sent by a client of its own through a connection that is cut five times."""
+    part_bytes = 16 << 20
+    monkeypatch.setattr(uploads, "MIN_PART_BYTES", part_bytes)
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for index in range(4):
+        with (folder / f"{index}.mp4").open("wb") as file:
+            file.write(b"\0\0\0\x18ftypisom")
+            file.truncate(clip_mib << 20)
+    before = proxy.sent_bytes
+    proxy.cuts.extend([2 << 20, 4 << 20, 1 << 20, 3 << 20, 4 << 20])
+    client = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", UPLOADER, ingest.address, str(folder), stdout=asyncio.subprocess.PIPE
+    )
+    told, _ = await client.communicate()
+    name, peak_mib = told.decode().split()
+    stored = await ingest.runtime.objects.stat(f"ingest/{name}")
+    assert stored is not None and not proxy.cuts
+    assert 4 * clip_mib << 20 < stored.size_bytes < (4 * clip_mib << 20) + 2000
+    again = proxy.sent_bytes - before - stored.size_bytes
+    assert 0 < again < 5 * part_bytes
+    print(f"{stored.size_bytes >> 20} MiB: {peak_mib} MiB of memory, {again / 2**20:.1f} MiB sent twice")
+    assert int(peak_mib) < most_mib
+    await ingest.runtime.objects.delete(f"ingest/{name}")
 
 
 async def test_parts_that_are_missing_are_told(ingest: Ingest, tmp_path: Path) -> None:

@@ -296,6 +296,32 @@ async def test_cancel_ends_the_work_and_its_actors(preprocess: Preprocess, datas
         ended = await preprocess.end(made.name)
     assert ended.state == "CANCELLED"
     assert (await preprocess.client.cancel_training_set(made.name)) == ended.training_set
+    unseen = [line for line in ended.lines if "NOT_EXAMINED" in ended.reasons(line.path)]
+    assert len(ended.lines) == 5 and ended.training_set.report.not_examined == len(unseen)
+    assert all("was cancelled before" in line.description for line in unseen)
+
+
+async def test_a_set_that_fails_shows_the_samples_that_there_are(
+    preprocess: Preprocess, made: dict[str, Path], tmp_path: Path
+) -> None:
+    """Fitted by another set, or by itself before it failed; what nobody looked at is told and counted."""
+    await preprocess.run(await preprocess.dataset({"a.mp4": made["plain"]}), fit_only())
+    new = write_clip(tmp_path / "new.mp4", numbered(20, clip=80))
+    mixed = await preprocess.dataset({"a.mp4": made["plain"], "new.mp4": new, "short.mp4": made["short"]})
+    ended = await preprocess.run(mixed, fit_only(onSkippedClip="ON_SKIPPED_CLIP_FAIL"))
+    assert (ended.state, ended.reason) == ("FAILED", "CLIP_SKIPPED")
+    assert {line.path: ended.reasons(line.path) for line in ended.lines if line.path} == {
+        "a.mp4": ["FRAMES_UNUSED", "CAPTION_MISSING"],
+        "new.mp4": ["NOT_EXAMINED"],
+        "short.mp4": ["CLIP_TOO_SHORT"],
+    }
+    assert ended.training_set.report.not_examined == 1 and not ended.samples
+    page = (await preprocess.fetch(ended.training_set.contact_sheet)).decode()
+    assert "a.mp4" in page and "new.mp4" not in page
+    headline = "No clip has a caption and there is no trigger phrase"
+    assert headline in page
+    (whole,) = [line for line in ended.lines if not line.path]
+    assert ended.reasons("") == ["NO_TEXT"] and whole.description.startswith(headline)
 
 
 async def test_delete_frees_the_name_and_what_nobody_else_needs(preprocess: Preprocess, dataset: str) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from minio import Minio
@@ -16,6 +17,7 @@ from minio.lifecycleconfig import Expiration, LifecycleConfig, Rule
 
 from ltxtrain_services.runtime import bucket
 from ltxtrain_services.runtime import objects as module
+from ltxtrain_services.runtime.object_types import ObjectStoreFull
 from ltxtrain_services.runtime.objects import Objects, ObjectStoreUnavailable, StoreAddress
 
 ADDRESS = StoreAddress(
@@ -79,6 +81,35 @@ def test_the_stores_own_words(
     with answering(status, body, kind) as objects, pytest.raises(ObjectStoreUnavailable) as error:
         objects.put_bytes("a", b"x", "text/plain")
     assert [word for word in words if word not in str(error.value)] == []
+
+
+FULL_ANSWERS = [
+    (507, "the volume is full", "text/plain"),
+    (507, S3_ERROR.format(code="Whatever", text="out of disk"), "application/xml"),
+    (403, S3_ERROR.format(code="QuotaExceeded", text="100 GB used"), "application/xml"),
+    (400, S3_ERROR.format(code="XMinioStorageFull", text="minimum free drive threshold"), "application/xml"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "kind"), FULL_ANSWERS)
+def test_a_store_that_is_full_is_told_as_such(status: int, body: str, kind: str) -> None:
+    with answering(status, body, kind) as objects, pytest.raises(ObjectStoreFull, match="no space left"):
+        objects.put_bytes("a", b"x", "text/plain")
+
+
+def test_an_embedded_store_that_fails_on_a_full_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers InternalError, whatever it lacks: its folder tells."""
+    monkeypatch.setattr(bucket._client, "__defaults__", (bucket.RETRY.new(total=0),))
+    body = S3_ERROR.format(code="InternalError", text="We encountered an internal error")
+    for short, folder in ((2**62, tmp_path), (0, tmp_path), (2**62, None), (2**62, tmp_path / "gone")):
+        monkeypatch.setattr(bucket, "SHORT_BYTES", short)
+        with answering(500, body, "application/xml") as plain:
+            objects = Objects(replace(plain.address, folder=folder))
+            with pytest.raises(ObjectStoreUnavailable) as error:
+                objects.put_bytes("a", b"x", "text/plain")
+        full = short > 0 and folder == tmp_path
+        assert isinstance(error.value, ObjectStoreFull) is full
+        assert (str(tmp_path) in str(error.value)) is full
 
 
 def test_the_words_hold_no_secret_and_have_an_end() -> None:

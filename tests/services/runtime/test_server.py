@@ -174,6 +174,21 @@ async def test_a_caller_has_so_many_calls_at_once_and_no_more(front: Front) -> N
     assert await stub.list() == []
 
 
+async def test_a_cancellation_by_nobody_who_calls_is_an_outage(front: Front) -> None:
+    """Something that the call waited for was cancelled: whoever asked is told so, and did not cancel."""
+
+    async def cancelled() -> None:
+        waited_for = asyncio.get_running_loop().create_future()
+        waited_for.cancel()
+        await waited_for
+
+    front.book.estimate = cancelled
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await front.stub().estimate()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert info_of(caught.value).reason == "STORE_UNAVAILABLE"
+
+
 async def test_a_call_that_its_caller_left_counts_no_more(front: Front) -> None:
     entered, left = asyncio.Event(), asyncio.Semaphore(0)
 

@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.wrappers_pb2 import StringValue
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.train_pb2 import CreateJobRequest, Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
@@ -179,13 +180,36 @@ async def test_only_what_is_finished_can_be_deleted(jobs: Store[Job]) -> None:
 
 async def test_a_full_queue_makes_nothing(jobs: Store[Job]) -> None:
     await make(jobs, 1)
-    limits: list[dict[str, int]] = [{"limit": 1}, {"owner_limit": 1}]
+    limits: list[dict[str, Any]] = [{"limit": 1}, {"owner_limit": 1}]
     for full in limits:
         with pytest.raises(QueueFull):
             await jobs.create(Job(name="jobs/2"), owner="ann", request_id="", digest=b"", **full)
     await jobs.create(Job(name="jobs/3"), owner="bob", request_id="", digest=b"", owner_limit=1)
     await finish(jobs, "jobs/001")
     await jobs.create(Job(name="jobs/2"), owner="ann", request_id="", digest=b"", limit=2, owner_limit=1)
+
+
+async def test_what_is_to_be_sent_outlives_the_end_and_goes_with_the_resource(jobs: Store[Job]) -> None:
+    def tell(job: Job) -> None:
+        job.webhook.tries += 1
+
+    for number in (1, 2):
+        name, message = f"jobs/{number:03}", StringValue(value=f"message {number}")
+        await jobs.create(Job(name=name), owner="ann", request_id="", digest=b"", outgoing=message)
+        await finish(jobs, name)
+    assert [item.value for item in (await jobs.outbox(StringValue)).values()] == ["message 1", "message 2"]
+    last = (await jobs.get("jobs/001")).lifecycle.last_sequence
+    await jobs.settle("jobs/001", tell, sent=False)
+    assert (await jobs.outgoing("jobs/001", StringValue)) == StringValue(value="message 1")
+    await jobs.settle("jobs/001", tell, sent=True)
+    assert await jobs.outgoing("jobs/001", StringValue) is None
+    settled = await jobs.get("jobs/001")
+    assert (settled.webhook.tries, settled.lifecycle.last_sequence) == (2, last)
+    await jobs.delete("jobs/002")
+    await jobs.settle("jobs/002", tell, sent=False)
+    assert await jobs.outbox(StringValue) == {}
+    assert (await jobs.keep("keys", "current", StringValue(value="a"))).value == "a"
+    assert (await jobs.keep("keys", "current", StringValue(value="b"))).value == "a"
 
 
 async def test_a_blob_lives_as_long_as_something_refers_to_it(database: Database, jobs: Store[Job]) -> None:

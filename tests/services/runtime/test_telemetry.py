@@ -15,6 +15,7 @@ import pytest
 import ltxtrain_services.runtime
 from ltxtrain_services.runtime.telemetry import (
     LINES,
+    MAX_CALL_LINE,
     MAX_MESSAGE,
     MAX_TRACE,
     PEER_LINES,
@@ -81,6 +82,30 @@ def test_a_line_is_short_whatever_it_is_told(letter: str) -> None:
         assert len(json.loads(line_of("asked for %s", long))["message"]) <= MAX_MESSAGE
         assert len(line_of(long, code=long).encode()) < 6 * (MAX_MESSAGE + 500)
         assert len(line_of("%s", long.encode()[:1_000_000]).encode()) < 6 * (MAX_MESSAGE + 500)
+
+
+WORST = ("x", "é", "\x00", "\u202e", '"', "\\", "\U0001f4a9", "\udcff", "\n")
+
+
+@pytest.mark.parametrize("letter", WORST)
+@pytest.mark.parametrize("length", [1, 20, 40, 64, 100_000])
+def test_the_whole_line_of_a_call_is_bounded_whatever_it_names(letter: str, length: int) -> None:
+    long = letter * length
+    fields = {"resource": long, "method": long, "stage": long, "peer": "2001:db8:ffff:ffff:ffff:ffff:ffff:ffff/64"}
+    with bound(**fields):
+        for line in (line_of("refused: %s", long), line_of("refused: %s", long, left_out=2**63, code=long)):
+            assert len(f"{line}\n".encode(errors="backslashreplace")) <= MAX_CALL_LINE
+            told = json.loads(line)
+            assert len(told["trace_id"]) == 32 and told["level"] == "INFO" and told["peer"]
+
+
+def test_a_refused_call_of_a_plain_name_is_told_whole() -> None:
+    name, method = f"trainingSets/{'0123456789abcdef' * 2}", "/ltxtrain.v1.PreprocessService/GetTrainingSet"
+    with bound(resource=name, method=method, peer="192.0.2.255"):
+        line = line_of("refused: RESOURCE_NOT_FOUND")
+    told = json.loads(line)
+    assert (told["resource"], told["method"], told["message"]) == (name, method, "refused: RESOURCE_NOT_FOUND")
+    assert len(line) < MAX_CALL_LINE
 
 
 def test_a_trace_is_short_and_ends_with_what_was_raised() -> None:

@@ -207,6 +207,8 @@ def test_what_is_bound_goes_with_the_work_and_no_further(lines: Callable[[], lis
 WORKER = """
 import json, logging, sys
 from ltxtrain_services.runtime.telemetry import log_to_stderr, resumed_trace
+log_to_stderr("DEBUG")
+logging.getLogger("aiosqlite").debug("a statement with its values")
 log_to_stderr("INFO")
 with resumed_trace(json.loads(sys.argv[1]), "train", flush=True):
     logging.getLogger("worker").info("at work")
@@ -223,6 +225,7 @@ def test_the_trace_goes_on_in_the_process_of_a_worker() -> None:
                 worker = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
         finally:
             tracing.stop_tracing()
+    assert "with its values" not in worker.stderr
     line = json.loads(worker.stderr.splitlines()[-1])
     found = {span.name: span for span in collector.spans()}
     assert collector.services() == {found["work jobs"].trace_id: {"train", "ltxtrain-worker"}}

@@ -13,7 +13,8 @@ from sqlalchemy import event
 
 from ltxtrain_services.runtime import errors, work
 from ltxtrain_services.runtime.cluster import ClusterLost
-from ltxtrain_services.runtime.object_types import ObjectStoreUnavailable
+from ltxtrain_services.runtime.disk import DiskFull
+from ltxtrain_services.runtime.object_types import ObjectStoreFull, ObjectStoreUnavailable
 from ltxtrain_services.runtime.store import Edit, Store
 from ltxtrain_services.runtime.tables import Database, DatabaseUnavailable
 from ltxtrain_services.runtime.work import Attempt, Retryable, WorkRunner
@@ -184,6 +185,19 @@ async def test_an_outage_without_end_ends_the_work(start: Start, jobs: Store[Job
     assert "gone: the volume is full" in error.message
     assert "signature=abc" not in error.message
     assert len(workflow.attempts) == work.RUN_TRIES
+
+
+@pytest.mark.parametrize("error", [DiskFull("There is no space left in /scratch."), ObjectStoreFull("full: /scratch")])
+async def test_a_full_disk_is_waited_for_and_told_as_such(start: Start, jobs: Store[Job], error: Exception) -> None:
+    await start(Scripted(*[raising(error)] * (work.RUN_TRIES - 1), succeed))
+    assert (await ended(jobs)).lifecycle.state == State.STATE_SUCCEEDED
+    await jobs.delete(JOB)
+    await start(Scripted(raising(error)))
+    told = (await ended(jobs)).lifecycle.error
+    assert (told.code, reason(told)) == (
+        grpc.StatusCode.UNAVAILABLE.value[0],
+        "DISK_FULL",
+    ) and "/scratch" in told.message
 
 
 async def test_an_outage_after_long_steady_work_is_a_new_one(

@@ -44,7 +44,7 @@ const scenarios = {
   },
   async refused() {
     const wrong = { number_of_steps: 5, validation: [{ prompt: "p", video_url: "ftp://example.com/a.mp4" }] };
-    return { fault: await fault(ann.queue.submit(APP, { input: wrong })) };
+    return { fault: await fault(ann.queue.submit(APP, { input: wrong, webhookUrl: "https://10.0.0.1/hook" })) };
   },
   async failed() {
     const { request_id: requestId } = await ann.queue.submit(APP, { input: SHEET });

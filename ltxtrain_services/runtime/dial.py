@@ -7,6 +7,7 @@ resolves the names: URLs are checked by their text, and what a name leads to is 
 
 import asyncio
 import ipaddress
+import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,14 +18,14 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from ltxtrain_services.ingest.headers import location
-from ltxtrain_services.runtime.addresses import check_host, check_url, is_allowed, is_public, shown
+from ltxtrain_services.runtime.addresses import REMEDY, check_host, check_url, is_allowed, is_public, shown
 from ltxtrain_services.runtime.settings import Settings, SettingsError
 
 MAX_REDIRECTS = 3
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 CONNECT_SECONDS = 30.0
 READ_BUFFER_BYTES = 1 << 18
+_RAW_BYTE = re.compile("[\udc80-\udcff]")
 
 # Addresses of a host and port, as text.
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -71,11 +72,11 @@ class Gate(AbstractResolver):
 
     def _check(self, address: str, text: str) -> None:
         if not self._open and not is_public(ipaddress.ip_address(address)):
-            raise Refused(f"{text} Upload the file, or have the operator admit the host.")
+            raise Refused(f"{text} {REMEDY}")
 
 
 class Dialler:
-    """Sends GET requests within the operator's rules.
+    """Sends requests within the operator's rules.
 
     Proxies of the environment are not used, only LTXTRAIN_FETCH_PROXY, and hosts of LTXTRAIN_FETCH_ALLOW past it.
     """
@@ -93,13 +94,19 @@ class Dialler:
     async def dial(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         """The first response that is no redirect. Raises Refused, aiohttp.ClientError, OSError and TimeoutError."""
         for hop in range(MAX_REDIRECTS + 1):
-            async with self._request(self._checked(url, hop), headers) as response:
+            async with self._request("GET", self._checked(url, hop), headers) as response:
                 target = location(response.headers)
                 if response.status not in REDIRECTS or target is None:
                     yield response
                     return
                 url = _joined(url, target)
         raise Refused(f"More than {MAX_REDIRECTS} redirects, the last one to {shown(url)}. Use the URL they lead to.")
+
+    @asynccontextmanager
+    async def post(self, url: str, headers: Mapping[str, str], body: bytes) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The response to one POST request, a redirect being one, too: the body goes nowhere else. Raises as `dial`."""
+        async with self._request("POST", self._checked(url, 0), headers, body) as response:
+            yield response
 
     def _checked(self, url: str, hop: int) -> URL:
         refusal = check_url(url, self._allow)
@@ -117,7 +124,9 @@ class Dialler:
         return target
 
     @asynccontextmanager
-    async def _request(self, target: URL, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _request(
+        self, method: str, target: URL, headers: Mapping[str, str], body: bytes | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         host, port = target.raw_host or "", target.port or 0
         proxy = None if is_allowed(host, port, self._allow) else self._proxy or None
         if proxy is None:
@@ -143,9 +152,17 @@ class Dialler:
             )
             # Headers that drip are never idle: they get as long as a host may be silent.
             async with asyncio.timeout(connect_seconds + self._idle_seconds):
-                request = session.get(target, headers=headers, allow_redirects=False, proxy=proxy)
+                request = session.request(
+                    method, target, headers=headers, data=body, allow_redirects=False, proxy=proxy
+                )
                 response = await stack.enter_async_context(request)
             yield response
+
+
+def location(headers: Mapping[str, str]) -> str | None:
+    """The target of a redirect; bytes that are not UTF-8 are percent-encoded, as browsers do."""
+    text = headers.get("Location")
+    return None if text is None else _RAW_BYTE.sub(lambda found: f"%{ord(found[0]) - 0xDC00:02X}", text)
 
 
 def _joined(url: str, location: str) -> str:
