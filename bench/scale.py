@@ -31,6 +31,7 @@ import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import Job, JobOptions
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, Progress, Stage, State, TrainMetrics
 from sqlalchemy import insert, text
@@ -41,6 +42,7 @@ from ltxtrain_services.runtime.auth import server_credentials
 from ltxtrain_services.runtime.blobs import Blobs
 from ltxtrain_services.runtime.cluster import Cluster
 from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.extend_prefix import resolve, resolve_options
 from ltxtrain_services.runtime.objects import ObjectStore
 from ltxtrain_services.runtime.server import Server
 from ltxtrain_services.runtime.service import Runtime, store_address
@@ -48,7 +50,6 @@ from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Store
 from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.train.service import TrainService
-from ltxtrain_services.train.spec import resolve, resolve_options
 
 JOBS = 10_000
 EVENTS_A_JOB = 3
@@ -66,7 +67,13 @@ def template() -> tuple[bytes, list[bytes]]:
     now = Timestamp()
     now.GetCurrentTime()
     life = Lifecycle(state=State.STATE_SUCCEEDED, create_time=now, start_time=now, end_time=now, last_sequence=3)
-    job = Job(name="jobs/x", lifecycle=life, spec=spec, effective_spec=resolved, options=options)
+    job = Job(
+        name="jobs/x",
+        lifecycle=life,
+        spec=TaskSpec(extend_prefix=spec),
+        effective_spec=TaskSpec(extend_prefix=resolved),
+        options=options,
+    )
     return job.SerializeToString(), [Event(time=now, lifecycle=life).SerializeToString()] * EVENTS_A_JOB
 
 
@@ -81,7 +88,8 @@ async def fill(database: Database, count: int) -> None:
         rows.append(
             {
                 "name": job.name, "owner": owners[number % fleet.OWNERS], "state": State.STATE_SUCCEEDED,
-                "created": number, "attempt": 1, "last_sequence": EVENTS_A_JOB, "body": job.SerializeToString(),
+                "created": number, "attempt": 1, "last_sequence": EVENTS_A_JOB,
+                "display_name": "", "body": job.SerializeToString(),
             }
         )  # fmt: skip
         said += [{"resource": job.name, "sequence": index + 1, "body": event} for index, event in enumerate(events)]

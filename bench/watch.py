@@ -2,7 +2,8 @@
 
 The server runs in a process of its own, with a real database on disk; the watchers are plain generated clients in
 other processes. A delay is the time from an event's own timestamp, which it gets before its transaction, to the moment
-when a watcher holds the parsed message. Prints one line of JSON:
+when a watcher holds the parsed message. Prints one line of JSON, for WatchJob and, as
+feed_…, for WatchJobs:
 
 delivered_fraction   events that arrived once and in order, over all that should have
 median_ms, p99_ms    delay at the steady rate
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import grpc.aio
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
-from ltxtrain.v1.work_pb2 import Event, Progress, Stage
+from ltxtrain.v1.work_pb2 import Event, Progress, Stage, State
 
 from bench.common.watching import JOB, figures, output, run, service, serving, start
 
@@ -48,16 +49,19 @@ async def serve(watchers: str, events: str, folder: str) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
 
 
-async def watch(address: str, watchers: str) -> None:
-    """Watch with many streams; prints for each the sequences and when their events were made and came."""
+async def watch(address: str, watchers: str, call: str = "WatchJob") -> None:
+    """Watch with many streams; prints the sequences of each, and when their events were made and came."""
     own = [("grpc.use_local_subchannel_pool", 1)]
     stubs = [train_pb2_grpc.TrainServiceStub(grpc.aio.insecure_channel(address, options=own)) for _ in range(CHANNELS)]
 
     async def follow(stub: Any) -> list[tuple[int, float, float]]:
         seen = []
-        async for response in stub.WatchJob(train_pb2.WatchJobRequest(name=JOB)):
+        one, feed = train_pb2.WatchJobRequest(name=JOB), train_pb2.WatchJobsRequest()
+        async for response in stub.WatchJobs(feed) if call == "WatchJobs" else stub.WatchJob(one):
             if response.HasField("event"):
                 seen.append((response.sequence, response.event.time.ToNanoseconds() / 1e9, time.time()))
+                if response.event.lifecycle.state == State.STATE_SUCCEEDED:
+                    break
         return seen
 
     streams = await asyncio.gather(*[follow(stubs[index % CHANNELS]) for index in range(int(watchers))])
@@ -65,9 +69,19 @@ async def watch(address: str, watchers: str) -> None:
 
 
 async def measure(watchers: int, events: int) -> dict[str, float]:
+    """The figures of WatchJob, and beside them those of WatchJobs."""
+    found = await measure_call("WatchJob", watchers, events)
+    return found | {
+        f"feed_{name}": value for name, value in (await measure_call("WatchJobs", watchers, events)).items()
+    }
+
+
+async def measure_call(call: str, watchers: int, events: int) -> dict[str, float]:
     async with service(__file__, watchers, events) as (server, address):
         each = watchers // CLIENTS
-        told = await asyncio.gather(*[output(await start(__file__, "watch", address, each)) for _ in range(CLIENTS)])
+        told = await asyncio.gather(
+            *[output(await start(__file__, "watch", address, each, call)) for _ in range(CLIENTS)]
+        )
         server_mb = float(await output(server))
     streams = [stream for text in told for stream in json.loads(text)]
     # The creation comes first, the end last.

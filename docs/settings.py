@@ -16,14 +16,14 @@ from typing import Any, get_args, get_type_hints
 from ltxtrain_client.channel import ClientSettings, Credentials
 
 from ltxtrain_services.local import up
-from ltxtrain_services.runtime.settings import PREFIX, Settings
+from ltxtrain_services.runtime.settings import PREFIX, Settings, UnitPrice
 
 HERE = Path(__file__).parent
 PAGE = HERE / "settings.md"
 SERVICES = ("ingest", "preprocess", "train", "gateway")
 GIB = 2**30
 # Units by the last word of a name.
-UNITS = {"seconds": "s", "bytes": "bytes", "usd": "USD"}
+UNITS = {"seconds": "s", "bytes": "bytes"}
 # Settings that are credentials: better from a file.
 SECRETS = ("database_url", "service_token", "s3_access_key", "s3_secret_key", "ray_token", "fetch_proxy")
 
@@ -107,6 +107,8 @@ def kind_text(kind: Any) -> str:
     names = {bool: "boolean", int: "whole number", float: "number", str: "text"}
     if kind in names:
         return names[kind]
+    if UnitPrice in get_args(kind):
+        return "amount and currency"
     return "list" if kind == tuple[str, ...] else "path" if Path in (kind, *get_args(kind)) else str(kind)
 
 

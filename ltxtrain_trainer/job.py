@@ -13,7 +13,7 @@ import torch
 from ltxtrain_trainer.data.dataset import SampleFolder
 from ltxtrain_trainer.errors import TrainerError
 from ltxtrain_trainer.lora_file.audit import audit_lora
-from ltxtrain_trainer.lora_file.export import lora_metadata, lora_tensors, video_only, write_lora
+from ltxtrain_trainer.lora_file.export import lora_metadata, lora_tensors, read_lora, video_only, write_lora
 from ltxtrain_trainer.model.device import memory_for
 from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
 from ltxtrain_trainer.model.loading import load_report, load_transformer
@@ -27,7 +27,9 @@ from ltxtrain_trainer.reports import (
     Loaded,
     MadeFile,
     Report,
+    RequestedPreviewsDone,
     Step,
+    Stopped,
     TrainingFacts,
     Warned,
 )
@@ -36,9 +38,10 @@ from ltxtrain_trainer.training.checkpoint import Checkpoint, read_checkpoint, wr
 from ltxtrain_trainer.training.distributed import ALONE, Worker
 from ltxtrain_trainer.training.fit import Fit, fit_to_device
 from ltxtrain_trainer.training.loop import CheckpointDue, PreviewDue, train
-from ltxtrain_trainer.training.lora import adapter, add_lora
+from ltxtrain_trainer.training.lora import adapter, add_lora, fill_adapter
 from ltxtrain_trainer.training.losses import suggested_stop
 from ltxtrain_trainer.training.preflight import preflight
+from ltxtrain_trainer.training.requests import Requests
 from ltxtrain_trainer.training.step_log import StepLog
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "torchao", "av", "numpy")
@@ -46,12 +49,15 @@ LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "torch
 COMPONENTS = ("transformer", "vae", "audio_vae", "vocoder", "scheduler")
 
 
-def run_job(plan: JobPlan, *, device: torch.device, worker: Worker = ALONE) -> Iterator[Report]:
+def run_job(
+    plan: JobPlan, *, device: torch.device, worker: Worker = ALONE, requests: Requests | None = None
+) -> Iterator[Report]:
     """Everything from loading to the audited LoRA. Every worker runs it; only the first makes files and previews.
 
-    Stop by not asking again. Raises TrainerError of every kind; a preview that fails is only warned of.
+    Stop by not asking again, or by a request, which leaves a checkpoint. Raises TrainerError of every kind; a preview
+    that fails is only warned of.
     """
-    job = _Job(plan, device, worker)
+    job = _Job(plan, device, worker, requests or Requests())
     yield from job.load()
     with Beside[Checkpointed]("checkpoints") as writer:
         try:
@@ -64,7 +70,7 @@ def run_job(plan: JobPlan, *, device: torch.device, worker: Worker = ALONE) -> I
             raise
         yield from writer.rest()
     if worker.rank == 0:
-        yield job.finish()
+        yield job.finish() if job.complete else Stopped(job.step)
 
 
 def library_versions() -> dict[str, str]:
@@ -86,16 +92,23 @@ def device_name(device: torch.device) -> str:
 
 
 class _Job:
-    def __init__(self, plan: JobPlan, device: torch.device, worker: Worker) -> None:
+    def __init__(self, plan: JobPlan, device: torch.device, worker: Worker, requests: Requests) -> None:
         self._plan = plan
         self._device = device
         self._worker = worker
+        self._requests = requests
         self._folder: ModelFolder = resolve_model(plan.model, plan.revision, COMPONENTS)
         self._resume = read_checkpoint(plan.checkpoint) if plan.checkpoint else None
         self._log = StepLog.read(plan.metrics, self._resume.step) if plan.metrics and self._resume else StepLog()
+        self.step = self._resume.step if self._resume else 0
         self._fit: Fit
         self._transformer: Any = None
         self._previewer: Previewer | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether every step is done."""
+        return self.step == self._plan.settings.steps
 
     def load(self) -> Iterator[Report]:
         settings = self._plan.settings
@@ -109,6 +122,8 @@ class _Job:
                 streamed_blocks=fit.plan.streamed_blocks,
             )
             add_lora(self._transformer, rank=settings.rank, with_audio=settings.with_audio, seed=settings.seed)
+            if self._plan.initial_lora is not None and self._resume is None:
+                fill_adapter(self._transformer, read_lora(self._plan.initial_lora))
         report = load_report(self._transformer)
         yield Loaded(facts=self._facts(), reason=fit.reason, seconds=report.seconds, size_bytes=report.size_bytes)
         if self._resume is None:
@@ -134,6 +149,7 @@ class _Job:
             identity={**self._plan.identity, "precision": self._fit.plan.precision},
             worker=self._worker,
             resume=self._resume,
+            requests=self._requests,
         )
         while True:
             with self._fit.memory_for(f"a training step on clips of {self._fit.load.tokens} tokens"):
@@ -142,15 +158,24 @@ class _Job:
                 case None:
                     break
                 case Step():
+                    self.step = report.step
                     self._log.add(report)
                     yield report
-                case CheckpointDue(step, checkpoint) if self._worker.rank == 0:
-                    write = partial(self._checkpointed, step, checkpoint.snapshot(), self._log.copy())
+                    yield from self._left_out(report.step)
+                case CheckpointDue(step, checkpoint, requested) if self._worker.rank == 0:
+                    write = partial(self._checkpointed, step, checkpoint.snapshot(), self._log.copy(), requested)
                     yield from writer.start(write)
-                case PreviewDue(step) if self._previewer is not None:
+                case PreviewDue(step, requested) if self._previewer is not None:
                     yield from self._previews(self._previewer, step)
+                    if requested and not self._requests.stopping:
+                        yield RequestedPreviewsDone(step)
         if stop := suggested_stop(self._log.series("held_out_loss")):
             yield Warned(f"The held-out loss was lowest at step {stop}; later steps may be overfitting.")
+
+    def _left_out(self, step: int) -> Iterator[Warned]:
+        if self._previewer is not None and step == self._plan.settings.preview_left_out:
+            last = self._plan.settings.steps
+            yield Warned(f"Step {step} has no previews of its own: those of the last step, {last}, come right after.")
 
     def _facts(self) -> TrainingFacts:
         return TrainingFacts(
@@ -166,7 +191,7 @@ class _Job:
             python=platform.python_version(),
         )
 
-    def _checkpointed(self, step: int, checkpoint: Checkpoint, log: StepLog) -> Checkpointed:
+    def _checkpointed(self, step: int, checkpoint: Checkpoint, log: StepLog, requested: bool) -> Checkpointed:
         work_dir = self._plan.work_dir
         state = work_dir / f"checkpoint-{step:06}.safetensors"
         write_checkpoint(checkpoint, state)
@@ -180,13 +205,18 @@ class _Job:
                 MadeFile(kind=FileKind.LORA, path=lora, step=step),
                 MadeFile(kind=FileKind.METRICS, path=metrics, step=step),
             ),
+            requested=requested,
         )
 
     def _previews(self, previewer: Previewer, step: int) -> Iterator[Report]:
         remedy = "lower validation_resolution or validation_number_of_frames"
         try:
             with memory_for("sampling it", remedy):
-                yield from previewer.run(step)
+                for report in previewer.run(step):
+                    yield report
+                    if self._requests.stopping:
+                        # Minutes of sampling that nobody waits for; the adapter is on again between two reports.
+                        return
         except (TrainerError, RuntimeError, OSError) as error:
             # The training is worth more than its previews.
             text = str(error) if isinstance(error, TrainerError) else type(error).__name__

@@ -53,5 +53,7 @@ class JobPlan:
     # Files of the step to resume from.
     checkpoint: Path | None = None
     metrics: Path | None = None
+    # LoRA whose weights the adapter begins with, as long as there is no checkpoint.
+    initial_lora: Path | None = None
     # At least as many of the base's blocks stay in host memory: after a start that found the device full.
     streamed_blocks: int = 0

@@ -100,6 +100,7 @@ class Checkpointed:
 
     step: int
     files: tuple[MadeFile, ...]
+    requested: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,13 @@ class Previewed:
 
 
 @dataclass(frozen=True)
+class RequestedPreviewsDone:
+    """The previews that somebody asked for are made, or failed with a warning."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class Warned:
     """A fact that a person should know and that ends nothing."""
 
@@ -136,4 +144,22 @@ class Finished:
     audit: Mapping[str, Any] = field(default_factory=dict)
 
 
-Report = Loaded | Preflight | Step | Checkpointed | Previewing | Previewed | Warned | Finished
+@dataclass(frozen=True)
+class Stopped:
+    """The training ended where it was asked to; the checkpoint of this step came before."""
+
+    step: int
+
+
+Report = (
+    Loaded
+    | Preflight
+    | Step
+    | Checkpointed
+    | Previewing
+    | Previewed
+    | RequestedPreviewsDone
+    | Warned
+    | Finished
+    | Stopped
+)

@@ -85,7 +85,13 @@ def test_the_runtime_knows_no_service() -> None:
             },
         ),
         ("minio", {"ltxtrain_services/runtime/objects.py", "ltxtrain_services/runtime/bucket.py"}),
-        ("sqlalchemy", {f"ltxtrain_services/runtime/{name}.py" for name in ("tables", "store", "events", "blobs")}),
+        (
+            "sqlalchemy",
+            {
+                f"ltxtrain_services/runtime/{name}.py"
+                for name in ("tables", "store", "events", "blobs", "paging", "edit")
+            },
+        ),
         ("av", {"ltxtrain_trainer/media", "ltxtrain_services/local/demo_data.py", "ltxtrain_trainer/preview/reel.py"}),
     ],
 )

@@ -16,6 +16,7 @@ from typing import Any
 
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, State
 
@@ -41,7 +42,7 @@ class Book(train_pb2_grpc.TrainServiceServicer):
         self._came = self._left = 0
         self.all_came, self.all_left = asyncio.Event(), asyncio.Event()
         log = EventLog(database)
-        self.jobs: Store[Job] = Store(database, log, "jobs", Job)
+        self.jobs: Store[Job] = Store(database, log, "jobs", Job, fed=True)
         self._watches = Watches(log)
 
     async def GetJob(self, request: train_pb2.GetJobRequest, context: Any) -> train_pb2.GetJobResponse:
@@ -54,14 +55,29 @@ class Book(train_pb2_grpc.TrainServiceServicer):
         try:
             async for response in self._watches.responses(request.name, request.after_sequence, kind):
                 yield response
-                if response.sequence == 1:
-                    self._came += 1
-                    if self._came == self._expected:
-                        self.all_came.set()
+                self._count(response.sequence)
         finally:
-            self._left += 1
-            if self._left == self._expected:
-                self.all_left.set()
+            self._leave()
+
+    async def WatchJobs(
+        self, request: train_pb2.WatchJobsRequest, context: Any
+    ) -> AsyncIterator[train_pb2.WatchJobsResponse]:
+        try:
+            async for response in self._watches.of_owner("local", request.after_cursor):
+                yield response
+                self._count(response.cursor)
+        finally:
+            self._leave()
+
+    def _count(self, sequence: int) -> None:
+        self._came += sequence == 1
+        if self._came == self._expected:
+            self.all_came.set()
+
+    def _leave(self) -> None:
+        self._left += 1
+        if self._left == self._expected:
+            self.all_left.set()
 
     async def add(self, event: Event) -> None:
         async with self.jobs.edit(JOB) as edit:
@@ -89,7 +105,7 @@ async def serving(watchers: int, events: int, state_dir: Path, spare_watches: in
     server = Server(settings, ["ltxtrain.v1.TrainService"])
     train_pb2_grpc.add_TrainServiceServicer_to_server(book, server.grpc)
     await server.start()
-    made = Job(name=JOB, effective_spec=ExtendPrefixSpec(number_of_steps=events))
+    made = Job(name=JOB, effective_spec=TaskSpec(extend_prefix=ExtendPrefixSpec(number_of_steps=events)))
     await book.jobs.create(made, owner="local", request_id="", digest=b"")
     print(server.address, flush=True)
     yield book

@@ -72,8 +72,7 @@ async def check_data(suite: Suite, sheet: Sheet, files: SheetFiles = NO_FILES, v
     spec = ExtendPrefixSpec()
     spec.CopyFrom(sheet.spec)
     files.announce(spec)
-    settings = (await suite.train.resolve(spec, sheet.options)).settings
-    settings.fit_only = True
+    await suite.train.validate(spec, sheet.options)
     view = view or SilentView()
     with view:
         await files.upload(suite.ingest, spec, view)
@@ -81,7 +80,13 @@ async def check_data(suite: Suite, sheet: Sheet, files: SheetFiles = NO_FILES, v
         if found.error is not None:
             return found
         validation = found.validation_dataset.name if found.validation_dataset is not None else ""
-        made = await suite.preprocess.create_training_set(found.dataset.name, settings, validation_dataset=validation)
+        made = await suite.preprocess.create_training_set(
+            found.dataset.name,
+            found.spec,
+            validation_dataset=validation,
+            on_skipped_clip=sheet.options.on_skipped_clip,
+            fit_only=True,
+        )
         await _show(suite.preprocess.watch_training_set(made.name), view)
     found = replace(
         found,

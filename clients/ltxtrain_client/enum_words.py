@@ -23,6 +23,17 @@ def word(enum: EnumDescriptor, number: int) -> str:
     return str(number) if value is None else _word(enum, value)
 
 
+def number(enum: EnumDescriptor, value: int | str) -> int:
+    """Number of a value that is given as its number, its word or its name. Raises ValueError with the words."""
+    if isinstance(value, int):
+        return value
+    if value in (known := words(enum)):
+        return known[value]
+    if (named := enum.values_by_name.get(value)) is not None:
+        return int(named.number)
+    raise ValueError(f"{value!r} is none of {', '.join(known)}")
+
+
 def _word(enum: EnumDescriptor, value: EnumValueDescriptor) -> str:
     prefix = enum.values_by_number[0].name.removesuffix("UNSPECIFIED")
     text = value.name.removeprefix(prefix)

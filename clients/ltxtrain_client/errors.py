@@ -33,7 +33,9 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 # ErrorInfo.domain of the services' errors.
-DOMAIN = "ltxtrain.v1"
+DOMAIN = "ltxtrain"
+# Where the parameter sheet is in a request.
+SHEET_PATH = "spec.extend_prefix."
 
 _M = TypeVar("_M", bound=Message)
 _ADDRESS = re.compile(r"ipv[46]:(\S{1,80}?): ")
@@ -60,13 +62,18 @@ class Violation:
     """One invalid field of a request."""
 
     field: str
-    """Path in the request, as in "spec.validation[0].prompt"."""
+    """Path in the request, as in "spec.extend_prefix.validation[0].prompt"."""
 
     reason: str
     """ErrorReason name without its prefix."""
 
     description: str
     """Sentence for people."""
+
+    @property
+    def sheet_path(self) -> str:
+        """Path in the sheet's JSON, as in "validation[0].prompt" or "options.gpu_count"."""
+        return self.field.removeprefix(SHEET_PATH)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ class CallError(LtxtrainError):
 
     def particulars(self) -> list[str]:
         """A line for each invalid field, clip and file."""
-        fields = [f"  {item.field}: {item.description} ({item.reason})" for item in self.violations]
+        fields = [f"  {item.sheet_path}: {item.description} ({item.reason})" for item in self.violations]
         return fields + [f"  {item.subject}: {item.description}" for item in self.subjects]
 
     def __reduce__(self) -> tuple[type["CallError"], tuple[status_pb2.Status]]:

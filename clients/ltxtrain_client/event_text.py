@@ -25,6 +25,11 @@ def stage_word(stage: int) -> str:
     return word(Stage.DESCRIPTOR, stage)
 
 
+def title(name: str, display_name: str) -> str:
+    """A resource as people know it: by its display name, with its name."""
+    return f"{display_name} ({name})" if display_name else name
+
+
 def state_word(state: int) -> str:
     return word(State.DESCRIPTOR, state)
 
@@ -92,7 +97,7 @@ def describe_preview(metrics: PreviewMetrics) -> str:
     which = "base model" if metrics.base_model else f"step {metrics.step}"
     prefix = f"{metrics.prefix_psnr_db:.1f} dB" + ("" if metrics.prefix_latents_equal else ", latents differ")
     text = (
-        f"preview {metrics.validation_index} of {which}: prefix {prefix}; at the join colour "
+        f"preview of clip {metrics.validation_index + 1}, {which}: prefix {prefix}; at the join colour "
         f"{metrics.join_colour_jump:.2f}x, luminance {metrics.join_luminance_jump:.2f}x, motion "
         f"{metrics.join_motion_break:.2f}x; drift {metrics.colour_drift:+.2f} levels/s"
     )

@@ -1,6 +1,6 @@
 """Client of IngestService: turn archives and videos into datasets of probed clips."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,6 +127,8 @@ class IngestClient(Client):
         archive_url: str | None = None,
         upload: str | None = None,
         videos: Sequence[str] | None = None,
+        display_name: str = "",
+        labels: Mapping[str, str] | None = None,
         request_id: str | None = None,
     ) -> Dataset:
         """Start ingesting one source: the URL of an archive, an upload, or URLs of loose videos."""
@@ -135,6 +137,8 @@ class IngestClient(Client):
             archive_url=archive_url,
             upload=upload,
             videos=VideoUrls(urls=videos) if videos is not None else None,
+            display_name=display_name,
+            labels=labels,
         )
         return (await self._call(self._stub.CreateDataset, request)).dataset
 

@@ -1,7 +1,8 @@
 """Client of PreprocessService: turn datasets into training sets, clips into samples."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.preprocess_pb2 import (
     CancelTrainingSetRequest,
     CreateTrainingSetRequest,
@@ -12,12 +13,14 @@ from ltxtrain.v1.preprocess_pb2 import (
     ListSamplesRequest,
     ListTrainingSetReportRequest,
     ListTrainingSetsRequest,
+    OnSkippedClip,
     PreprocessSettings,
     Sample,
     TrainingSet,
     WatchTrainingSetRequest,
 )
 from ltxtrain.v1.preprocess_pb2_grpc import PreprocessServiceStub
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.work_pb2 import Event, ReportLine
 
 from ltxtrain_client.calls import Client, new_request_id
@@ -35,17 +38,30 @@ class PreprocessClient(Client):
     async def create_training_set(
         self,
         dataset: str,
-        settings: PreprocessSettings,
+        plan: PreprocessSettings | ExtendPrefixSpec,
         *,
         validation_dataset: str = "",
+        on_skipped_clip: "OnSkippedClip" = OnSkippedClip.ON_SKIPPED_CLIP_UNSPECIFIED,
+        fit_only: bool = False,
+        display_name: str = "",
+        labels: Mapping[str, str] | None = None,
         request_id: str | None = None,
     ) -> TrainingSet:
-        """Start preprocessing a dataset. Every field of `settings` is used as it is: there are no defaults."""
+        """Start preprocessing a dataset as a job of this spec would; `fit_only` checks the data without a GPU.
+
+        With PreprocessSettings every field is used as it is, there are no defaults, and `on_skipped_clip` and
+        `fit_only` are the settings' own.
+        """
         request = CreateTrainingSetRequest(
             request_id=request_id or new_request_id(),
             dataset=dataset,
             validation_dataset=validation_dataset,
-            settings=settings,
+            spec=TaskSpec(extend_prefix=plan) if isinstance(plan, ExtendPrefixSpec) else None,
+            settings=plan if isinstance(plan, PreprocessSettings) else None,
+            on_skipped_clip=on_skipped_clip,
+            fit_only=fit_only,
+            display_name=display_name,
+            labels=labels,
         )
         return (await self._call(self._stub.CreateTrainingSet, request)).training_set
 

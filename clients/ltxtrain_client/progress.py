@@ -116,6 +116,8 @@ class BarView:
         return Progress(*columns, console=self._console)
 
     def __enter__(self) -> Self:
+        # New ones: the old would be drawn again over what was printed meanwhile.
+        self._bars, self._tasks = self._make(), {}
         self._bars.start()
         return self
 

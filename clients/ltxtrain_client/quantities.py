@@ -1,5 +1,7 @@
 """Text for people: counts, sizes, durations and prices."""
 
+from google.type.money_pb2 import Money
+
 
 def duration_text(seconds: float) -> str:
     whole = round(seconds)
@@ -10,9 +12,15 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def price_text(units: int, usd: float) -> str:
-    """Billable units and their price. The unit price is a setting of the services."""
-    return f"{units} billable units ({usd:.2f} USD at the unit price set in the services)"
+def price_text(units: int, price: Money | None) -> str:
+    """Billable units and their price, where the operator has set one."""
+    text = count_text(units, "billable unit")
+    return f"{text} ({money_text(price)})" if price is not None and price.currency_code else text
+
+
+def money_text(price: Money) -> str:
+    """An amount with its currency, as in "12.40 USD"."""
+    return f"{price.units + price.nanos / 1e9:.2f} {price.currency_code}"
 
 
 def count_text(count: int, noun: str) -> str:

@@ -58,8 +58,12 @@ class Problem:
     description: str
     """Explanation that completes "PATH ..."."""
 
+    reason: str = ""
+    """ErrorReason name without its prefix, of a fault that a service found; empty: the JSON itself is wrong."""
+
     def __str__(self) -> str:
-        return f"{self.path}: {self.description}" if self.path else self.description
+        text = f"{self.path}: {self.description}" if self.path else self.description
+        return f"{text} ({self.reason})" if self.reason else text
 
 
 class SheetInvalid(LtxtrainError):
@@ -104,7 +108,9 @@ def format_sheet(spec: ExtendPrefixSpec, options: JobOptions | None = None) -> d
 def sheet_of_job(job: Job) -> dict[str, Any]:
     """JSON of a job's sheet with the datasets that it made of its sources, which may not be there any more."""
     spec = ExtendPrefixSpec()
-    spec.CopyFrom(job.spec)
+    # One that goes on from another may have left out all that it has from there.
+    task = job.effective_spec if job.HasField("continue_from") else job.spec
+    spec.CopyFrom(task.extend_prefix)
     name_datasets(spec, job.dataset, job.validation_dataset)
     return format_sheet(spec, job.options)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 
+from ltxtrain_client.errors import SHEET_PATH
 from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.local_data import LocalData
 from ltxtrain_client.sheet import Problem, SheetInvalid
@@ -26,8 +27,8 @@ class SheetFiles:
     @property
     def fields(self) -> frozenset[str]:
         """Fields that the files fill, as violations name them."""
-        clips = {f"spec.validation[{index}].video_url" for index in range(len(self.validation))}
-        return frozenset(clips | ({"spec.training_data_url"} if self.data is not None else set()))
+        clips = {f"{SHEET_PATH}validation[{index}].video_url" for index in range(len(self.validation))}
+        return frozenset(clips | ({f"{SHEET_PATH}training_data_url"} if self.data is not None else set()))
 
     def announce(self, spec: ExtendPrefixSpec) -> None:
         """Put PENDING_UPLOAD wherever a file will be. Raises SheetInvalid when the spec names a dataset too."""

@@ -1,14 +1,17 @@
 """Client of TrainService, the front door: from a parameter sheet to a LoRA."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import (
     CancelJobRequest,
+    CheckpointJobRequest,
+    ContinueFrom,
     CreateJobRequest,
-    CreateJobResponse,
     DeleteJobRequest,
     EstimateJobRequest,
     EstimateJobResponse,
@@ -20,17 +23,22 @@ from ltxtrain.v1.train_pb2 import (
     ListArtifactsRequest,
     ListJobsRequest,
     ListWebhookKeysRequest,
+    PreviewJobRequest,
+    RetryJobRequest,
     WatchJobRequest,
+    WatchJobsRequest,
+    WatchJobsResponse,
     WebhookKey,
 )
 from ltxtrain.v1.train_pb2_grpc import TrainServiceStub
-from ltxtrain.v1.work_pb2 import Event, State
+from ltxtrain.v1.work_pb2 import Event, EventKind, ListOrder, State
 
 from ltxtrain_client.calls import Client, new_request_id
 from ltxtrain_client.channel import Channel
+from ltxtrain_client.enum_words import number
 from ltxtrain_client.errors import OutputMissing
 from ltxtrain_client.transfer import FileDigest, Transfer, get_file
-from ltxtrain_client.watch import STEADY, Pace, watch
+from ltxtrain_client.watch import STEADY, Pace, watch, watch_feed
 
 
 class TrainClient(Client):
@@ -48,39 +56,57 @@ class TrainClient(Client):
         spec: ExtendPrefixSpec,
         options: JobOptions | None = None,
         *,
-        request_id: str | None = None,
+        continue_from: ContinueFrom | None = None,
+        display_name: str = "",
+        labels: Mapping[str, str] | None = None,
         webhook_url: str = "",
+        request_id: str | None = None,
     ) -> Job:
         """Start a job, which runs whether or not it is watched. The same `request_id` returns the same job.
 
-        A signed message is sent to `webhook_url` when the job has ended; Job.webhook tells how that fares.
-        Raises InvalidArgument with every wrong field when the request is invalid; nothing is started then.
+        It is found by its display_name and its labels again; see list_jobs. `continue_from` names a job to go on from:
+        exactly, or from the weights of its LoRA. What spec and options leave out is that job's then. A signed message
+        is sent to `webhook_url` when the job has ended; Job.webhook tells how that fares.
+        Raises InvalidArgument with every wrong field when the spec is invalid; nothing is started then.
         """
         request = CreateJobRequest(
-            request_id=request_id or new_request_id(), spec=spec, options=options, webhook_url=webhook_url
+            request_id=request_id or new_request_id(),
+            spec=TaskSpec(extend_prefix=spec),
+            options=options,
+            display_name=display_name,
+            labels=labels,
+            webhook_url=webhook_url,
+            continue_from=continue_from,
         )
         return (await self._call(self._stub.CreateJob, request)).job
 
-    async def resolve(
-        self, spec: ExtendPrefixSpec, options: JobOptions | None = None, *, webhook_url: str = ""
-    ) -> CreateJobResponse:
-        """The job that `submit` would start, without a name and with every default, and the settings of its data.
-
-        With `fit_only` set, the settings make create_training_set a check of the data without a GPU; see check_data.
-        Raises like `submit`.
-        """
-        request = CreateJobRequest(
-            request_id=new_request_id(), spec=spec, options=options, webhook_url=webhook_url, validate_only=True
-        )
-        return await self._call(self._stub.CreateJob, request)
-
-    async def validate(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> Job:
+    async def validate(
+        self,
+        spec: ExtendPrefixSpec,
+        options: JobOptions | None = None,
+        *,
+        continue_from: ContinueFrom | None = None,
+        display_name: str = "",
+        labels: Mapping[str, str] | None = None,
+        webhook_url: str = "",
+    ) -> Job:
         """The job that `submit` would start, without a name and with every default filled in. Raises like `submit`."""
-        return (await self.resolve(spec, options)).job
+        request = CreateJobRequest(
+            request_id=new_request_id(),
+            spec=TaskSpec(extend_prefix=spec),
+            options=options,
+            validate_only=True,
+            display_name=display_name,
+            labels=labels,
+            webhook_url=webhook_url,
+            continue_from=continue_from,
+        )
+        return (await self._call(self._stub.CreateJob, request)).job
 
     async def estimate(self, spec: ExtendPrefixSpec, options: JobOptions | None = None) -> EstimateJobResponse:
         """Estimate the time, memory and price of a job."""
-        return await self._call(self._stub.EstimateJob, EstimateJobRequest(spec=spec, options=options))
+        request = EstimateJobRequest(spec=TaskSpec(extend_prefix=spec), options=options)
+        return await self._call(self._stub.EstimateJob, request)
 
     async def webhook_keys(self) -> list[WebhookKey]:
         """Public keys of the signatures of webhooks."""
@@ -89,28 +115,83 @@ class TrainClient(Client):
     async def get_job(self, name: str) -> Job:
         return (await self._call(self._stub.GetJob, GetJobRequest(name=name))).job
 
-    def list_jobs(self, states: "Sequence[State | str]" = (), page_size: int = 0) -> AsyncGenerator[Job, None]:
-        """Your jobs in one of `states` (empty: all), newest first; pages are fetched as needed."""
-        request = ListJobsRequest(states=states, page_size=page_size)
+    def list_jobs(
+        self,
+        states: "Sequence[State | str]" = (),
+        page_size: int = 0,
+        *,
+        labels: Sequence[str] = (),
+        text: str = "",
+        order: "ListOrder" = ListOrder.LIST_ORDER_NEWEST_FIRST,
+    ) -> AsyncGenerator[Job, None]:
+        """Your jobs in one of `states` (empty: all); pages are fetched as needed.
+
+        A state is a value of the enum or its word ("failed"). `labels` are "key=value", or "key" with any value, all of
+        which a job has; `text` is in its name or display_name.
+        """
+        wanted: Any = [number(State.DESCRIPTOR, state) for state in states]
+        request = ListJobsRequest(
+            states=wanted,
+            page_size=page_size,
+            labels=labels,
+            text=text,
+            order_by=order,
+        )
         return self._pages(self._stub.ListJobs, request, lambda response: response.jobs)
 
     async def cancel_job(self, name: str) -> Job:
-        """Stop a job; the LoRA of its last checkpoint remains. A job that has ended is returned unchanged."""
+        """Stop a job after the step that it is at; the LoRA of that step remains. One that has ended stays as it is."""
         return (await self._call(self._stub.CancelJob, CancelJobRequest(name=name))).job
+
+    async def retry_job(self, name: str, *, request_id: str | None = None) -> Job:
+        """Go on with a failed or cancelled job from its last checkpoint; returns the new job that does.
+
+        Without a `request_id`, another call for the same job returns what the first one made.
+        """
+        return (await self._call(self._stub.RetryJob, RetryJobRequest(name=name, request_id=request_id or ""))).job
+
+    async def checkpoint_job(self, name: str) -> Job:
+        """Ask a training for a checkpoint after the step that it is at; its LoRA is an artifact soon after.
+
+        Raises FailedPrecondition before the training has begun and once it has ended.
+        """
+        return (await self._call(self._stub.CheckpointJob, CheckpointJobRequest(name=name))).job
+
+    async def preview_job(self, name: str) -> Job:
+        """Ask a training for previews after the step that it is at. Raises as `checkpoint_job`."""
+        return (await self._call(self._stub.PreviewJob, PreviewJobRequest(name=name))).job
 
     async def delete_job(self, name: str) -> None:
         """Delete a job with its artifacts. Raises FailedPrecondition when it has not ended yet."""
         await self._call(self._stub.DeleteJob, DeleteJobRequest(name=name))
 
     def watch_job(
-        self, name: str, after_sequence: int = 0, pace: Pace = STEADY
+        self, name: str, after_sequence: int = 0, pace: Pace = STEADY, *, kinds: "Sequence[EventKind]" = ()
     ) -> AsyncGenerator[tuple[int, Event], None]:
-        """Events of a job until it ends, across reconnects; see watch.watch. Closing the iterator cancels nothing."""
+        """Events of a job until it ends, across reconnects; see watch.watch. Closing the iterator cancels nothing.
+
+        Only those of these `kinds` and the last one; empty: all.
+        """
         return watch(
             lambda cursor: self._stub.WatchJob(
-                WatchJobRequest(name=name, after_sequence=cursor), metadata=self.channel.metadata
+                WatchJobRequest(name=name, after_sequence=cursor, kinds=kinds), metadata=self.channel.metadata
             ),
             after_sequence,
+            pace,
+        )
+
+    def watch_jobs(
+        self, after_cursor: int = 0, pace: Pace = STEADY, *, kinds: "Sequence[EventKind]" = ()
+    ) -> AsyncGenerator[WatchJobsResponse, None]:
+        """Events of all your jobs, those to come included, for ever and across reconnects; see watch.watch_feed.
+
+        Only those of these `kinds`; empty: all. Store a message's cursor once it is handled, to resume there.
+        """
+        return watch_feed(
+            lambda cursor: self._stub.WatchJobs(
+                WatchJobsRequest(after_cursor=cursor, kinds=kinds), metadata=self.channel.metadata
+            ),
+            after_cursor,
             pace,
         )
 

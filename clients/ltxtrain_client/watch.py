@@ -7,15 +7,14 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import grpc.aio
 from google.rpc import status_pb2
-from ltxtrain.v1.ingest_pb2 import WatchDatasetResponse
-from ltxtrain.v1.preprocess_pb2 import WatchTrainingSetResponse
-from ltxtrain.v1.train_pb2 import WatchJobResponse
+from ltxtrain.v1.train_pb2 import WatchJobsResponse
 from ltxtrain.v1.work_pb2 import Event, State
 
 from ltxtrain_client.backoff import Backoff
@@ -36,8 +35,6 @@ FATAL = frozenset(
         grpc.StatusCode.UNIMPLEMENTED,
     }
 )
-
-WatchResponse = WatchJobResponse | WatchDatasetResponse | WatchTrainingSetResponse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +70,37 @@ async def watch(
     `after_sequence` to resume in another process. A lost or silent stream is reopened.
     Raises CallError when no retry can help (NOT_FOUND, OUT_OF_RANGE, ...) or `pace.patience_seconds` have passed.
     """
-    cursor, failures, heard = after_sequence, 0, time.monotonic()
+    responses = _responses(open_stream, after_sequence, pace, lambda response: int(response.sequence))
+    async with aclosing(responses):
+        async for response in responses:
+            # A heartbeat has no event, but may have passed some that were not asked for.
+            if response.HasField("event"):
+                yield response.sequence, response.event
+                if is_terminal(response.event):
+                    return
+
+
+async def watch_feed(
+    open_stream: Callable[[int], "grpc.aio.UnaryStreamCall[Any, Any]"], after_cursor: int = 0, pace: Pace = STEADY
+) -> AsyncGenerator[WatchJobsResponse, None]:
+    """Yield each message of WatchJobs that is about a job, once and in order, for ever; see watch."""
+    responses = _responses(open_stream, after_cursor, pace, lambda response: int(response.cursor), ends=False)
+    async with aclosing(responses):
+        async for response in responses:
+            if response.job:
+                yield response
+
+
+async def _responses(
+    open_stream: Callable[[int], "grpc.aio.UnaryStreamCall[Any, Any]"],
+    cursor: int,
+    pace: Pace,
+    number: Callable[[Any], int],
+    *,
+    ends: bool = True,
+) -> AsyncGenerator[Any, None]:
+    """Messages that move the cursor, across reconnects; `ends`: a stream that is OK without a message is over."""
+    failures, heard = 0, time.monotonic()
     while True:
         stream = open_stream(cursor)
         empty = True
@@ -81,16 +108,14 @@ async def watch(
             messages = aiter(stream)
             while True:
                 async with asyncio.timeout(pace.silence_seconds):
-                    response: WatchResponse = await anext(messages)
+                    response = await anext(messages)
                 empty, failures, heard = False, 0, time.monotonic()
-                # A heartbeat has no event. A sequence at or below the cursor was yielded before.
-                if response.HasField("event") and response.sequence > cursor:
-                    cursor = response.sequence
-                    yield cursor, response.event
-                    if is_terminal(response.event):
-                        return
+                # One at or below the cursor was yielded before.
+                if number(response) > cursor:
+                    cursor = number(response)
+                    yield response
         except StopAsyncIteration:
-            if empty:  # OK without a message: the work has ended, and the cursor is past its last event
+            if empty and ends:  # the work has ended, and the cursor is past its last event
                 return
             lost = _unavailable("The stream ended before the work did.")
         except TimeoutError:

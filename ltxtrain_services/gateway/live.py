@@ -112,10 +112,12 @@ async def check_dataset(request: web.Request) -> web.StreamResponse:
         # Clips to preview on come with the job.
         del sheet.spec.validation[:]
         sheet.spec.dataset = name
-        settings = (await caller.train.resolve(sheet.spec, sheet.options)).settings
-        settings.fit_only = True
-        key = uuid.uuid5(CHECKS, f"{name} {settings.SerializeToString(deterministic=True).hex()}")
-        made = await caller.preprocess.create_training_set(name, settings, request_id=str(key))
+        await caller.train.validate(sheet.spec, sheet.options)
+        skipped = sheet.options.on_skipped_clip
+        key = uuid.uuid5(CHECKS, f"{name} {skipped} {sheet.spec.SerializeToString(deterministic=True).hex()}")
+        made = await caller.preprocess.create_training_set(
+            name, sheet.spec, on_skipped_clip=skipped, fit_only=True, request_id=str(key)
+        )
     except SheetInvalid as error:
         return await sheet_fault(caller, error)
     except CallError as error:

@@ -94,12 +94,12 @@ async def sheet_violations(caller: Caller, error: SheetInvalid, webhook_url: str
 
 async def _further(caller: Caller, sheet: Sheet, broken: Sequence[str], webhook_url: str) -> list[Violation]:
     try:
-        await caller.train.resolve(sheet.spec, sheet.options, webhook_url=webhook_url)
+        await caller.train.validate(sheet.spec, sheet.options, webhook_url=webhook_url)
     except InvalidArgument as more:
         return [
             Violation(path, violation.reason, violation.description)
             for violation in more.violations
-            for path in [violation.field.removeprefix("spec.")]
+            for path in [violation.sheet_path]
             # Comparisons between fields, any of which may be the broken one.
             if violation.reason != "PREFIX_COVERS_CLIP" and path != "options.gpu_count"
             if path not in broken and not path.startswith(tuple(f"{place}{mark}" for place in broken for mark in ".["))

@@ -11,9 +11,9 @@ from ltxtrain.v1.work_pb2 import Outcome, Progress, ReportLine, ReportReason, St
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, waiting_text
+from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, title, waiting_text
 from ltxtrain_client.outputs import file_name, is_result
-from ltxtrain_client.quantities import duration_text, price_text, size_text
+from ltxtrain_client.quantities import duration_text, money_text, price_text, size_text
 from ltxtrain_client.report_summary import training_summary
 from ltxtrain_client.watch import TERMINAL
 from markupsafe import Markup
@@ -80,6 +80,7 @@ def training_set_part(part: str, found: TrainingSet, story: Story, earlier: Stor
 def job_values(job: Job, story: Story) -> dict[str, Any]:
     return _head(job.name, story) | {
         "kind": "job",
+        "title": job.display_name,
         "facts": _facts(job, story),
         "files": [
             {
@@ -113,10 +114,10 @@ def job_row(job: Job) -> dict[str, Any]:
         "bar": None if ended or not progress.total else (progress.completed, progress.total),
         "progress": "" if ended else progress.text if job.HasField("progress") else "",
         "eta": _eta(job.progress) if not ended else "",
-        "phrase": job.effective_spec.trigger_phrase,
-        "steps": job.effective_spec.number_of_steps,
+        "title": job.display_name or job.effective_spec.extend_prefix.trigger_phrase,
+        "steps": job.effective_spec.extend_prefix.number_of_steps,
         "created": lifecycle.create_time.ToJsonString()[:16].replace("T", " "),
-        "price": f"{job.price_usd:.2f} USD" if job.billable_units else "",
+        "price": money_text(job.price) if job.HasField("price") else "",
         "reason": from_status(lifecycle.error).reason if lifecycle.HasField("error") else "",
     }
 
@@ -124,7 +125,7 @@ def job_row(job: Job) -> dict[str, Any]:
 def estimate_text(answer: EstimateJobResponse) -> str:
     """The estimate beside the button."""
     time = f"{duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}"
-    price = price_text(answer.billable_units, answer.price_usd)
+    price = price_text(answer.billable_units, answer.price)
     return f"{time}; {size_text(answer.peak_memory_bytes)} on each GPU; {price}"
 
 
@@ -132,6 +133,7 @@ def _head(name: str, story: Story) -> dict[str, Any]:
     error = from_status(story.lifecycle.error) if story.lifecycle.HasField("error") else None
     return {
         "name": name,
+        "title": "",
         "id": name.partition("/")[2],
         "state": state_word(story.lifecycle.state) if story.lifecycle.state else "pending",
         "stages": _stages(story),
@@ -166,7 +168,7 @@ def _eta(progress: Progress) -> str:
 
 
 def _facts(job: Job, story: Story) -> dict[str, str]:
-    spec, numbers = job.effective_spec, story.numbers
+    spec, numbers = job.effective_spec.extend_prefix, story.numbers
     facts = {
         "Trigger phrase": spec.trigger_phrase or "none",
         "Steps": f"{spec.number_of_steps:,}",
@@ -180,7 +182,7 @@ def _facts(job: Job, story: Story) -> dict[str, str]:
         }
     if job.HasField("training_summary"):
         # As job.html has them.
-        facts |= training_facts(job, job.training_summary, job.billable_units, job.price_usd)
+        facts |= training_facts(job, job.training_summary, job.billable_units, job.price)
     if job.HasField("webhook") and story.ended:
         facts["Webhook"] = _webhook_text(job.webhook)
     return facts
@@ -195,11 +197,11 @@ def _webhook_text(webhook: Webhook) -> str:
 
 def _page(job: Job, story: Story) -> JobPage:
     """Contents of the sections of job.html, as far as events tell."""
-    spec = job.effective_spec
+    spec = job.effective_spec.extend_prefix
     count = len(spec.validation)
     share = spec.conditioning_frames / max(spec.validation_number_of_frames, 1)
     return JobPage(
-        title=job.name,
+        title=title(job.name, job.display_name),
         state=state_word(story.lifecycle.state),
         facts={},
         with_audio=spec.with_audio,

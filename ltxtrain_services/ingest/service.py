@@ -21,8 +21,12 @@ from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, Violation
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import (
+    MAX_FILTERS,
+    MAX_LABELS,
     Watches,
     beside,
+    check_count,
+    check_names,
     check_request_id,
     new_name,
     sign_download,
@@ -84,9 +88,10 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> ingest_pb2.CreateDatasetResponse:
         check_request_id(request.request_id)
         # A hundred URLs of eight kilobytes take a few milliseconds.
-        if violations := await beside(request.ByteSize(), lambda: self._violations(request)):
+        violations = await beside(request.ByteSize(), lambda: self._violations(request))
+        if violations := [*violations, *check_names(request.display_name, request.labels)]:
             raise InvalidSpec(violations)
-        dataset = Dataset(name=new_name("datasets"))
+        dataset = Dataset(name=new_name("datasets"), display_name=request.display_name, labels=request.labels)
         match request.WhichOneof("source"):
             case "archive_url":
                 dataset.archive_url = request.archive_url
@@ -111,7 +116,17 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     async def ListDatasets(
         self, request: ingest_pb2.ListDatasetsRequest, context: Any
     ) -> ingest_pb2.ListDatasetsResponse:
-        datasets, token = await self._datasets.page(visible_owner(), request.page_size, request.page_token)
+        check_count("states", request.states, MAX_FILTERS)
+        check_count("labels", request.labels, MAX_LABELS)
+        datasets, token = await self._datasets.page(
+            visible_owner(),
+            request.page_size,
+            request.page_token,
+            request.states,
+            labels=request.labels,
+            text=request.text,
+            order=request.order_by,
+        )
         return ingest_pb2.ListDatasetsResponse(datasets=datasets, next_page_token=token)
 
     async def CancelDataset(
@@ -150,7 +165,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     ) -> AsyncIterator[ingest_pb2.WatchDatasetResponse]:
         await self._datasets.get(request.name, visible_owner())
         response = ingest_pb2.WatchDatasetResponse
-        async for item in self._watches.responses(request.name, request.after_sequence, response):
+        async for item in self._watches.responses(request.name, request.after_sequence, response, request.kinds):
             yield item
 
     async def _clip(self, name: str, owner: str | None = None) -> Clip:

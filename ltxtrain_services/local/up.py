@@ -48,6 +48,12 @@ MAX_RESTARTS = 4
 EXIT_SETTINGS = 2
 
 
+def metrics_bind(bind: str, index: int) -> str:
+    """The metrics address of one service: the ports from the given one on; 0 stays any free port."""
+    host, _, port = bind.rpartition(":")
+    return f"{host}:{int(port) + index}" if port.isdecimal() and int(port) else bind
+
+
 class SuiteRefused(Exception):
     """The suite cannot run here; the text says why and what to do."""
 
@@ -153,6 +159,8 @@ class Suite:
         logs.mkdir(exist_ok=True)
         environ = self._environ | self._common_settings() | dict(environ or {})
         environ |= {"LTXTRAIN_BIND": self.address(name), "LTXTRAIN_STATE_DIR": str(state)}
+        if bind := environ.get("LTXTRAIN_METRICS_BIND"):
+            environ["LTXTRAIN_METRICS_BIND"] = metrics_bind(bind, [*SERVICES, GATEWAY].index(name))
         if name in self._databases:
             environ["LTXTRAIN_DATABASE_URL"] = self._databases[name]
         self.services[name] = Child(

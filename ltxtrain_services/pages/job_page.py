@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+from google.type.money_pb2 import Money
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import Job, LoraAudit, TrainingSummary
 from ltxtrain_client.as_json import as_json
+from ltxtrain_client.quantities import price_text
 from ltxtrain_client.sheet import name_datasets
 from markupsafe import Markup
 
@@ -106,7 +108,7 @@ METRIC_CHARTS: dict[str, tuple[str, tuple[float, str] | None]] = {
 def shown_spec(job: Job) -> dict[str, Any]:
     """The resolved spec in the sheet's own words: datasets in place of uploads, URLs without possible secrets."""
     resolved = ExtendPrefixSpec()
-    resolved.CopyFrom(job.effective_spec)
+    resolved.CopyFrom(job.effective_spec.extend_prefix)
     name_datasets(resolved, job.dataset, job.validation_dataset, uploads_only=True)
     spec = as_json(resolved)
     if "training_data_url" in spec:
@@ -116,9 +118,9 @@ def shown_spec(job: Job) -> dict[str, Any]:
     return spec
 
 
-def training_facts(job: Job, summary: TrainingSummary, units: int, price_usd: float) -> dict[str, str]:
+def training_facts(job: Job, summary: TrainingSummary, units: int, price: Money | None) -> dict[str, str]:
     """Facts about a training that has ended, with its price."""
-    wanted = job.effective_spec.number_of_steps
+    wanted = job.effective_spec.extend_prefix.number_of_steps
     steps = f"{wanted}" if summary.steps == wanted else f"{summary.steps} of {wanted}"
     streamed = f", {summary.streamed_blocks} blocks in host memory" if summary.streamed_blocks else ""
     return {
@@ -126,7 +128,7 @@ def training_facts(job: Job, summary: TrainingSummary, units: int, price_usd: fl
         "Device": f"{summary.device}, {summary.planned_memory_bytes / 2**30:.1f} GiB planned{streamed}",
         "Clips": f"{summary.clip_count}",
         "Steps": f"{steps} in {summary.step_seconds:.0f} s",
-        "Units": f"{units} ({price_usd:.2f} USD)",
+        "Price": price_text(units, price),
     }
 
 

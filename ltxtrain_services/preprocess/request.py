@@ -1,10 +1,12 @@
 """Validation of a CreateTrainingSetRequest, every fault at once."""
 
 from ltxtrain.v1.error_pb2 import ErrorReason
-from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, OnSkippedClip
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, OnSkippedClip, TrainingSet
 
-from ltxtrain_services.runtime.errors import Violation
-from ltxtrain_services.runtime.requests import excess
+from ltxtrain_services.runtime.errors import InvalidSpec, Violation
+from ltxtrain_services.runtime.extend_prefix import preprocess_settings, resolve
+from ltxtrain_services.runtime.requests import check_names, excess
 from ltxtrain_trainer.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 
 MAX_SIDE = 4096
@@ -13,18 +15,58 @@ MAX_FRAME_RATE = 240
 MAX_VALIDATION_PROMPTS = 10_000
 
 
-def check_request(request: CreateTrainingSetRequest) -> list[Violation]:
-    """Violations of the request, one a field; an empty list when it can be worked on."""
+def requested(request: CreateTrainingSetRequest) -> TrainingSet:
+    """The training set that a request asks for, nameless. Raises InvalidSpec with every violation, one a field."""
+    made = TrainingSet(
+        dataset=request.dataset,
+        validation_dataset=request.validation_dataset,
+        settings=request.settings,
+        display_name=request.display_name,
+        labels=request.labels,
+    )
+    violations = []
+    match request.WhichOneof("plan"):
+        case "spec":
+            made.dataset = request.dataset or request.spec.extend_prefix.dataset
+            violations += _resolve(request, made)
+        case "settings":
+            violations += _check_settings(made)
+        case _:
+            violations.append(_required("spec", "Send the spec of a job, or settings."))
+    if not made.dataset.startswith("datasets/"):
+        violations.append(_required("dataset", "Name a dataset, as in datasets/{dataset}."))
+    if made.validation_dataset and not made.validation_dataset.startswith("datasets/"):
+        violations.append(_required("validation_dataset", "Name a dataset, as in datasets/{dataset}."))
+    if violations := violations + check_names(request.display_name, request.labels):
+        raise InvalidSpec(violations)
+    return made
+
+
+def _resolve(request: CreateTrainingSetRequest, made: TrainingSet) -> list[Violation]:
+    """Fill in the settings of a spec, whose sources are the request's datasets."""
+    spec = ExtendPrefixSpec()
+    spec.CopyFrom(request.spec.extend_prefix)
+    spec.dataset = made.dataset
+    if not request.validation_dataset:
+        del spec.validation[:]
+    for entry in spec.validation:
+        entry.video_url = entry.video_url or request.validation_dataset
+    resolved, violations = resolve(spec, lambda url: None)
+    made.settings.CopyFrom(preprocess_settings(resolved, request.on_skipped_clip))
+    made.settings.fit_only = request.fit_only
+    if (wrong := _check_on_skipped_clip("on_skipped_clip", request.on_skipped_clip)) is not None:
+        violations.append(wrong)
+    # Told as the request's own field.
+    return [violation for violation in violations if not violation.field.endswith(".training_data_url")]
+
+
+def _check_settings(request: TrainingSet) -> list[Violation]:
     settings = request.settings
     violations = []
     prompts = settings.validation_prompts[:MAX_VALIDATION_PROMPTS]
     if (count := len(settings.validation_prompts)) > MAX_VALIDATION_PROMPTS:
         text = f"{count} prompts, at most {MAX_VALIDATION_PROMPTS} are taken: one for each validation clip."
         violations.append(_out_of_range("settings.validation_prompts", text))
-    if not request.dataset.startswith("datasets/"):
-        violations.append(_required("dataset", "Name a dataset, as in datasets/{dataset}."))
-    if request.validation_dataset and not request.validation_dataset.startswith("datasets/"):
-        violations.append(_required("validation_dataset", "Name a dataset, as in datasets/{dataset}."))
     violations += _check_geometry("settings.training", settings.training)
     if request.validation_dataset:
         violations += _check_geometry("settings.validation", settings.validation)
@@ -34,12 +76,16 @@ def check_request(request: CreateTrainingSetRequest) -> list[Violation]:
     violations += [_out_of_range(f"settings.{name}", found) for name, text in texts.items() if (found := excess(text))]
     if settings.HasField("split_above_seconds") and not settings.split_above_seconds > 0:
         violations.append(_out_of_range("settings.split_above_seconds", "It must be above 0."))
-    if settings.on_skipped_clip not in OnSkippedClip.values():
-        names = ", ".join(name for name in OnSkippedClip.keys() if not name.endswith("_UNSPECIFIED"))  # noqa: SIM118
-        text = f"{settings.on_skipped_clip} is none of {names}."
-        reason = ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED
-        violations.append(Violation("settings.on_skipped_clip", reason, text))
+    if (wrong := _check_on_skipped_clip("settings.on_skipped_clip", settings.on_skipped_clip)) is not None:
+        violations.append(wrong)
     return violations
+
+
+def _check_on_skipped_clip(field: str, value: int) -> Violation | None:
+    if value in OnSkippedClip.values():
+        return None
+    names = ", ".join(name for name in OnSkippedClip.keys() if not name.endswith("_UNSPECIFIED"))  # noqa: SIM118
+    return Violation(field, ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, f"{value} is none of {names}.")
 
 
 def _check_geometry(path: str, geometry: Geometry) -> list[Violation]:
@@ -58,7 +104,7 @@ def _check_geometry(path: str, geometry: Geometry) -> list[Violation]:
     return violations
 
 
-def _check_prefix(request: CreateTrainingSetRequest) -> list[Violation]:
+def _check_prefix(request: TrainingSet) -> list[Violation]:
     settings, path = request.settings, "settings.conditioning_frames"
     prefix = settings.conditioning_frames
     if prefix < 1:

@@ -11,14 +11,17 @@ from ltxtrain.v1.work_pb2 import ReportLine
 
 from ltxtrain_services.preprocess.cache import Cache
 from ltxtrain_services.preprocess.cache_keys import read_versions
-from ltxtrain_services.preprocess.request import check_request
+from ltxtrain_services.preprocess.request import requested
 from ltxtrain_services.preprocess.workflow import PreprocessWorkflow
 from ltxtrain_services.runtime.auth import caller
-from ltxtrain_services.runtime.errors import InvalidSpec, NotFound
+from ltxtrain_services.runtime.errors import NotFound
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import (
+    MAX_FILTERS,
+    MAX_LABELS,
     Watches,
     beside,
+    check_count,
     check_request_id,
     new_name,
     sign_download,
@@ -53,14 +56,8 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
         self, request: preprocess_pb2.CreateTrainingSetRequest, context: Any
     ) -> preprocess_pb2.CreateTrainingSetResponse:
         check_request_id(request.request_id)
-        if violations := await beside(request.ByteSize(), lambda: check_request(request)):
-            raise InvalidSpec(violations)
-        training_set = TrainingSet(
-            name=new_name("trainingSets"),
-            dataset=request.dataset,
-            validation_dataset=request.validation_dataset,
-            settings=request.settings,
-        )
+        training_set = await beside(request.ByteSize(), lambda: requested(request))
+        training_set.name = new_name("trainingSets")
         digest = request_digest(request)
         made = await self._sets.create(training_set, owner=caller.get(), request_id=request.request_id, digest=digest)
         assert made is not None  # only a limit on unfinished resources, which is not asked for, makes none
@@ -76,7 +73,17 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
     async def ListTrainingSets(
         self, request: preprocess_pb2.ListTrainingSetsRequest, context: Any
     ) -> preprocess_pb2.ListTrainingSetsResponse:
-        found, token = await self._sets.page(visible_owner(), request.page_size, request.page_token)
+        check_count("states", request.states, MAX_FILTERS)
+        check_count("labels", request.labels, MAX_LABELS)
+        found, token = await self._sets.page(
+            visible_owner(),
+            request.page_size,
+            request.page_token,
+            request.states,
+            labels=request.labels,
+            text=request.text,
+            order=request.order_by,
+        )
         return preprocess_pb2.ListTrainingSetsResponse(training_sets=found, next_page_token=token)
 
     async def CancelTrainingSet(
@@ -131,6 +138,6 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
     ) -> AsyncIterator[preprocess_pb2.WatchTrainingSetResponse]:
         await self._sets.get(request.name, visible_owner())
         async for response in self._watches.responses(
-            request.name, request.after_sequence, preprocess_pb2.WatchTrainingSetResponse
+            request.name, request.after_sequence, preprocess_pb2.WatchTrainingSetResponse, request.kinds
         ):
             yield response

@@ -154,7 +154,11 @@ class NotFound(ApiError):
     def __init__(self, name: str) -> None:
         kind = name.split("/", 1)[0]
         info = error_details_pb2.ResourceInfo(resource_type=kind, resource_name=name[:MAX_TEXT])
-        super().__init__(f"{name[:MAX_TEXT]} does not exist.", metadata={"name": name}, details=[info])
+        if name.strip():
+            text = f"{name[:MAX_TEXT]} does not exist."
+        else:
+            text = "The name is empty. Give the whole name of what is meant, as in jobs/{job}."
+        super().__init__(text, metadata={"name": name}, details=[info])
 
 
 class RequestIdReused(ApiError):

@@ -6,6 +6,7 @@ need not check what it is sent. `Objects` blocks and may be pickled, for Ray act
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import io
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
 import urllib3
+from minio.commonconfig import REPLACE, CopySource
 from minio.deleteobjects import DeleteObject
 
 from ltxtrain_services.runtime.bucket import THREADS, Bucket
@@ -112,6 +114,21 @@ class Objects(Bucket):
                 blob = self._get(key, file, sha256)
             part.replace(path)
         return blob
+
+    def copy(self, key: str, to: str) -> StoredBlob:
+        """A second object of the same bytes, which do not leave the store. Raises ObjectMissing."""
+        found = self.stat(key)
+        if found is None:
+            raise ObjectMissing(f"{key} does not exist.")
+        with self._translated(key):
+            self._client.copy_object(
+                self._bucket,
+                checked_key(to),
+                CopySource(self._bucket, key),
+                metadata={"sha256": found.sha256, "Content-Type": found.content_type},
+                metadata_directive=REPLACE,
+            )
+        return dataclasses.replace(found, key=to)
 
     def read(self, key: str) -> Generator[bytes]:
         """The bytes of an object as the store gives them, checked by nobody. Raises ObjectMissing."""
@@ -235,6 +252,7 @@ class ObjectStore:
     put_file = _in_thread(Objects.put_file)
     put_span = _in_thread(Objects.put_span)
     put_content = _in_thread(Objects.put_content)
+    copy = _in_thread(Objects.copy)
     get_bytes = _in_thread(Objects.get_bytes)
     get_file = _in_thread(Objects.get_file)
     stat = _in_thread(Objects.stat)

@@ -1,14 +1,20 @@
-"""Opaque page tokens, and digests that tell a repeated request from another."""
+"""Filters, orders and opaque page tokens of lists, and digests that tell a repeated request from another."""
 
 import base64
 import hashlib
+from collections.abc import Sequence
+from typing import Any
 
 from google.protobuf.message import Message
+from ltxtrain.v1.work_pb2 import ListOrder
+from sqlalchemy import ColumnElement, and_, false, or_, select
 
+from ltxtrain_services.runtime import tables
 from ltxtrain_services.runtime.errors import PageTokenInvalid
 
 DEFAULT_PAGE = 50
 MAX_PAGE = 500
+MAX_WORDS = 256
 # What a column holds.
 MAX_NUMBER = 2**63 - 1
 # Twice the longest that is made.
@@ -52,3 +58,41 @@ def read_token(arguments: str, token: str) -> tuple[int, str]:
     if digest != hashlib.sha256(arguments.encode()).hexdigest()[:16]:
         raise PageTokenInvalid("page_token belongs to a call with other arguments.")
     return number, name
+
+
+def matching(labels: Sequence[str], words: str) -> list[ColumnElement[bool]]:
+    """Conditions of resources that have all labels ("key=value", or "key") and these words in one of their names."""
+    row, labelled = tables.resource.c, tables.label.c
+    conditions: list[ColumnElement[bool]] = []
+    for key, equals, value in (wanted.partition("=") for wanted in sorted(set(labels))):
+        having = select(labelled.resource).where(labelled.key == key)
+        conditions.append(row.name.in_(having.where(labelled.value == value) if equals else having))
+    if len(words) > MAX_WORDS:  # longer than any name; databases refuse patterns of tens of kilobytes
+        conditions.append(false())
+    elif folded := words.casefold():
+        names = (row.display_name, row.name)
+        conditions.append(or_(*(name.contains(folded, autoescape=True) for name in names)))
+    return conditions
+
+
+def ordered(order: "ListOrder") -> list[ColumnElement[Any]]:
+    """Columns that resources are sorted by."""
+    row = tables.resource.c
+    newest_first: list[ColumnElement[Any]] = [row.created.desc(), row.name.desc()]
+    if order == ListOrder.LIST_ORDER_OLDEST_FIRST:
+        return [row.created.asc(), row.name.asc()]
+    if order == ListOrder.LIST_ORDER_DISPLAY_NAME:
+        return [row.display_name == "", row.display_name, *newest_first]
+    return newest_first
+
+
+def after(order: "ListOrder", created: int, name: str, display_name: str) -> ColumnElement[bool]:
+    """The condition of resources that come after one in this order."""
+    row = tables.resource.c
+    if order == ListOrder.LIST_ORDER_OLDEST_FIRST:
+        return or_(row.created > created, and_(row.created == created, row.name > name))
+    older = or_(row.created < created, and_(row.created == created, row.name < name))
+    if order != ListOrder.LIST_ORDER_DISPLAY_NAME:
+        return older
+    same = and_(row.display_name == display_name, older)
+    return or_(row.display_name > display_name, row.display_name == "", same) if display_name else same

@@ -1,26 +1,32 @@
-"""Checks and helpers that the RPCs of the three services share: names, request ids, lengths of texts, watches."""
+"""Checks and helpers that the RPCs of the services share: names, labels, request ids, lengths of texts, watches."""
 
 import asyncio
 import contextvars
+import json
+import re
+import unicodedata
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sized
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.train_pb2 import WatchJobsResponse
 from ltxtrain.v1.work_pb2 import Event
+from ltxtrain_client.watch import is_terminal
 
 from ltxtrain_services.runtime import metrics
 from ltxtrain_services.runtime.auth import SERVICE, caller
 from ltxtrain_services.runtime.errors import InvalidSpec, Violation
-from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.events import Entry, EventLog, event_kind
 from ltxtrain_services.runtime.objects import ObjectStore
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 # A request of as many bytes may hold so much that a look at all of it takes more than a millisecond.
 LARGE_BYTES = 16 * 2**10
@@ -34,6 +40,12 @@ DOWNLOAD_SECONDS = 15 * 60
 MAX_FILTERS = 100
 # "urn:uuid:" and 36 more. Python's UUID takes any number of braces around, and the id is a key of the database.
 MAX_UUID_CHARS = 45
+MAX_DISPLAY_NAME = 128
+MAX_LABELS = 64
+MAX_LABEL = 63
+LABEL_KEY = re.compile(r"[a-z][a-z0-9_./-]{0,62}")
+# Unicode categories that a line does not hold: control characters and line breaks.
+BREAKS = frozenset({"Cc", "Zl", "Zp"})
 
 
 def new_name(kind: str) -> str:
@@ -59,6 +71,31 @@ def check_request_id(request_id: str) -> None:
         text = "Not a UUID. Send a fresh UUID for every new request and the same one for a repeat."
         violation = Violation("request_id", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)
         raise InvalidSpec([violation]) from None
+
+
+def check_names(display_name: str, labels: Mapping[str, str]) -> list[Violation]:
+    """Violations of a display name and of labels, one a field."""
+    violations = []
+
+    def check(field: str, wrong: bool, text: str) -> None:
+        if wrong:
+            violations.append(Violation(field, ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text))
+
+    text = f"A display name is one line of at most {MAX_DISPLAY_NAME} characters."
+    check("display_name", not _is_line(display_name, MAX_DISPLAY_NAME), text)
+    check("labels", len(labels) > MAX_LABELS, f"{len(labels)} labels, at most {MAX_LABELS} are allowed.")
+    for key, value in sorted(labels.items())[: MAX_LABELS + 1]:
+        field = f"labels[{json.dumps(key, ensure_ascii=False)}]"
+        if not LABEL_KEY.fullmatch(key):
+            text = 'A key is 1 to 63 of a-z, 0-9, "_", "-", "." and "/", a letter first.'
+        else:
+            text = f"A value is one line of at most {MAX_LABEL} characters."
+        check(field, not LABEL_KEY.fullmatch(key) or not _is_line(value, MAX_LABEL), text)
+    return violations
+
+
+def _is_line(text: str, limit: int) -> bool:
+    return len(text) <= limit and not any(unicodedata.category(character) in BREAKS for character in text)
 
 
 async def beside(size: int, call: Callable[[], R]) -> R:
@@ -95,14 +132,59 @@ class Watches:
     def __init__(self, log: EventLog) -> None:
         self._log = log
 
-    async def responses(self, name: str, after: int, response: Callable[..., R]) -> AsyncGenerator[R, None]:
-        """Responses of a Watch RPC: each event with its sequence, heartbeats, until the terminal event."""
+    async def responses(
+        self, name: str, after: int, response: Callable[..., R], kinds: Collection[int] = ()
+    ) -> AsyncGenerator[R, None]:
+        """Responses of a Watch RPC: each event with its sequence, heartbeats, until the terminal event.
+
+        Only events of these EventKinds and the terminal one; what is left out moves the cursor of the heartbeats.
+        """
+
+        check_count("kinds", kinds, MAX_FILTERS)
+
+        def wanted(event: Event) -> bool:
+            return not kinds or event_kind(event) in kinds or is_terminal(event)
+
+        async with aclosing(self._followed(self._log.follow(name, after), wanted)) as events:
+            async for sequence, event in events:
+                yield response(sequence=sequence, event=event)
+
+    async def of_owner(
+        self, owner: str, after: int, kinds: Collection[int] = ()
+    ) -> AsyncGenerator[WatchJobsResponse, None]:
+        """Responses of WatchJobs: what happens to an owner's jobs, only events of these EventKinds, and deletions."""
+
+        check_count("kinds", kinds, MAX_FILTERS)
+
+        def wanted(entry: Entry) -> bool:
+            return not kinds or entry.event is None or event_kind(entry.event) in kinds
+
+        async with aclosing(self._followed(self._log.follow_feed(owner, after, kinds), wanted)) as entries:
+            async for cursor, entry in entries:
+                if entry is None:
+                    yield WatchJobsResponse(cursor=cursor)
+                else:
+                    yield WatchJobsResponse(
+                        cursor=cursor,
+                        job=entry.resource,
+                        sequence=entry.sequence,
+                        event=entry.event,
+                        deleted=entry.event is None,
+                    )
+
+    async def _followed(
+        self, entries: AsyncGenerator[tuple[int, T | None], None], wanted: Callable[[Any], bool]
+    ) -> AsyncGenerator[tuple[int, T | None], None]:
+        """The entries that are wanted, and a heartbeat where a client would hear nothing for too long."""
+        clock = asyncio.get_running_loop().time
+        heard = clock()
         with metrics.open_watches.track_inprogress():
             # Closed with this generator, not when it is collected: a watch that was left counts no more.
-            async with aclosing(self._log.follow(name, after)) as events:
-                async for sequence, event in events:
-                    yield _response(response, sequence, event)
-
-
-def _response(response: Callable[..., R], sequence: int, event: Event | None) -> R:
-    return response(sequence=sequence, event=event) if event is not None else response(sequence=sequence)
+            async with aclosing(entries):
+                async for number, entry in entries:
+                    if entry is not None and not wanted(entry):
+                        if clock() - heard < self._log.heartbeat_seconds:
+                            continue
+                        entry = None
+                    heard = clock()
+                    yield number, entry

@@ -8,9 +8,13 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import grpc
 import grpc.aio
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.json_format import MessageToJson, Parse
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import _async, reflection, reflection_pb2
 
 from ltxtrain_services.runtime import tracing
 from ltxtrain_services.runtime.auth import Tokens, server_credentials
@@ -68,8 +72,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         if settings.reflection:
-            names = (*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME)
-            reflection.enable_server_reflection(names, self.grpc)
+            serve_reflection(self.grpc, (*service_names, health.SERVICE_NAME))
         self.address = ""
 
     async def start(self) -> None:
@@ -99,6 +102,26 @@ class Server:
         except TimeoutError:
             log.warning("work did not stop in %.0f s and is left to the next start", self._settings.grace_seconds)
         await self.grpc.stop(max(0.1, deadline - time.monotonic()))
+
+
+def serve_reflection(server: grpc.aio.Server, names: Sequence[str]) -> None:
+    """Describe these services by grpc.reflection.v1 and, for older clients, v1alpha: on the wire they are one."""
+    alpha = reflection_pb2.DESCRIPTOR
+    described = FileDescriptorProto()
+    alpha.CopyToProto(described)
+    stable = Parse(MessageToJson(described).replace("v1alpha", "v1"), FileDescriptorProto())
+    pool: Any = descriptor_pool.Default()
+    pool.AddSerializedFile(stable.SerializeToString())
+    v1 = f"{stable.package}.ServerReflection"
+    described_names = (*names, reflection.SERVICE_NAME, v1)
+    reflection.enable_server_reflection(described_names, server)
+    servicer: Any = _async.ReflectionServicer(described_names)
+    handler: Any = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        reflection_pb2.ServerReflectionRequest.FromString,
+        reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_registered_method_handlers(v1, {"ServerReflectionInfo": handler})
 
 
 def stop_event() -> asyncio.Event:

@@ -4,8 +4,10 @@ A secret may also come from a file: LTXTRAIN_S3_SECRET_KEY_FILE names a file tha
 """
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -17,6 +19,22 @@ GIB = 2**30
 
 class SettingsError(Exception):
     """A setting is missing or wrong; the text names the variable and what to set it to."""
+
+
+@dataclass(frozen=True)
+class UnitPrice:
+    """The price of a billable unit."""
+
+    amount: Decimal
+    # ISO 4217.
+    currency: str
+
+    @classmethod
+    def parse(cls, text: str) -> "UnitPrice":
+        """Read an amount and a currency, as in "0.0062 USD". Raises ValueError."""
+        if (found := re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ([A-Z]{3})", text.strip())) is None:
+            raise ValueError(text)
+        return cls(Decimal(found[1]), found[2])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +152,11 @@ class Settings:
     max_watches: int = 1000
     # Calls of one caller that are answered at the same time.
     max_calls: int = 200
-    # Price of a training step as jobs and estimates tell it.
-    unit_price_usd: float = 0.0062
+    # Keep the last optimizer state of jobs that succeeded, from which they can be continued exactly, until they are
+    # deleted. Those that failed or were cancelled keep theirs.
+    keep_optimizer_state: bool = True
+    # Price of a billable unit, as in "0.0062 USD"; unset: no price is shown anywhere.
+    unit_price: UnitPrice | None = None
 
     @property
     def database(self) -> str:
@@ -188,9 +209,13 @@ def _parse(kind: Any, text: str) -> object:
         return tuple(part.strip() for part in text.split(",") if part.strip())
     if Path in (kind, *get_args(kind)):
         return Path(text).expanduser()
+    if UnitPrice in get_args(kind):
+        return UnitPrice.parse(text)
     parsed: object = kind(text)
     return parsed
 
 
 def _expected(kind: Any) -> str:
-    return {bool: "true or false", int: "a whole number", float: "a number"}.get(kind, "what was expected")
+    known: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number"}
+    known[UnitPrice | None] = "an amount and a currency, as in 0.0062 USD"
+    return known.get(kind, "what was expected")

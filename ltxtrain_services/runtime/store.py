@@ -1,95 +1,45 @@
 """Resources, their children and their events: every query of the suite is here, in `events` and in `blobs`."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from google.protobuf.message import Message
-from ltxtrain.v1.work_pb2 import Event, Lifecycle, State
+from ltxtrain.v1.work_pb2 import Event, ListOrder, State
 from ltxtrain_client.watch import TERMINAL
-from sqlalchemy import ColumnElement, Select, bindparam, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, delete, func, insert, select, update
 from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ltxtrain_services.runtime import blobs, tables
+from ltxtrain_services.runtime import blobs, paging, tables
+from ltxtrain_services.runtime.edit import OUTBOX as OUTBOX
+from ltxtrain_services.runtime.edit import Edit as Edit
+from ltxtrain_services.runtime.edit import M, move_cursors, put_children
+from ltxtrain_services.runtime.edit import Resource as Resource
 from ltxtrain_services.runtime.errors import NotFound, NotReady, QueueFull, RequestIdReused
-from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.events import Entry, EventLog
 from ltxtrain_services.runtime.paging import MAX_PAGE_BYTES, make_token, page_size, read_token
 
-
-class Resource(Protocol):
-    """A message of the contract with a name and a life: Dataset, TrainingSet or Job."""
-
-    name: str
-
-    @property
-    def lifecycle(self) -> Lifecycle: ...
-
-
-M = TypeVar("M", bound=Resource)
 C = TypeVar("C", bound=Message)
 AnyRow = tuple[object, ...]
-
-# Children in one statement: a dataset may have a hundred thousand report lines, SQLite takes so many variables.
-CHUNK = 500
-# The collection of what is still to be sent, each by the name of its resource.
-OUTBOX = "outbox"
 
 
 class StaleAttempt(Exception):
     """A newer attempt of this work runs, or it has ended: nothing more may be written."""
 
 
-@dataclass
-class Edit(Generic[M]):
-    """Changes of one resource that become durable together; see Store.edit."""
-
-    body: M
-    owner: str
-    attempt: int
-    events: list[Event] = field(default_factory=list)
-    children: list[tuple[str, str, Message | None]] = field(default_factory=list)
-    cursors: dict[str, int] = field(default_factory=dict)
-    blob_keys: list[str] = field(default_factory=list)
-
-    def add_event(self, event: Event) -> None:
-        self.events.append(event)
-
-    def enter(self, state: "State") -> None:
-        """Move to a state, with its times and its event. A terminal state is the last event."""
-        lifecycle = self.body.lifecycle
-        lifecycle.state = state
-        if state == State.STATE_RUNNING:
-            lifecycle.start_time.GetCurrentTime()
-        if state in TERMINAL:
-            lifecycle.end_time.GetCurrentTime()
-        self.events.append(Event(lifecycle=lifecycle))
-
-    def put_child(self, collection: str, name: str, body: Message) -> None:
-        """Insert or replace a child of `{resource}/{collection}`."""
-        self.children.append((f"{self.body.name}/{collection}", name, body))
-
-    def drop_child(self, collection: str, name: str) -> None:
-        self.children.append((f"{self.body.name}/{collection}", name, None))
-
-    def refer(self, *keys: str) -> None:
-        """Keep these blobs as long as this resource lives."""
-        self.blob_keys.extend(keys)
-
-    def move_cursor(self, upstream: str, sequence: int) -> None:
-        self.cursors[upstream] = sequence
-
-
 class Store(Generic[M]):
-    """The resources of one kind: `kind` is their collection, e.g. "jobs"."""
+    """The resources of one kind: `kind` is their collection, e.g. "jobs"; `fed`: their owners have a feed of them."""
 
-    def __init__(self, database: tables.Database, log: EventLog, kind: str, message: type[M]) -> None:
+    def __init__(
+        self, database: tables.Database, log: EventLog, kind: str, message: type[M], *, fed: bool = False
+    ) -> None:
         self._database = database
         self.log = log
         self.kind = kind
         self._message = cast(type[Message], message)
+        self._fed = fed
 
     async def create(
         self,
@@ -109,7 +59,8 @@ class Store(Generic[M]):
         owner's (0: no limit).
         """
         events: list[tuple[int, Event]] = []
-        async with self._database.write(lambda: self.log.publish(body.name, events)) as connection:
+        entries: list[tuple[int, Entry]] = []
+        async with self._database.write(lambda: self._publish(body.name, events, owner, entries)) as connection:
             if request_id and (earlier := await self._earlier(connection, owner, request_id, digest)) is not None:
                 return earlier
             unfinished = select(func.count()).where(*self._of_kind(), tables.resource.c.state.not_in(TERMINAL))
@@ -123,16 +74,29 @@ class Store(Generic[M]):
             body.lifecycle.state = State.STATE_PENDING
             body.lifecycle.create_time.GetCurrentTime()
             body.lifecycle.last_sequence = 1
+            body.lifecycle.created_by = owner
             events += await self.log.write(connection, body.name, 0, [Event(lifecycle=body.lifecycle)])
+            if self._fed:
+                entries += await self.log.feed(connection, owner, body.name, events)
             row = {"name": body.name, "owner": owner, "created": time.time_ns(), "attempt": 0}
+            row["display_name"] = getattr(body, "display_name", "").casefold()
             await connection.execute(insert(tables.resource).values(**row, **_columns(body)))
+            if labels := getattr(body, "labels", {}):
+                rows = [{"resource": body.name, "key": key, "value": value} for key, value in labels.items()]
+                await connection.execute(insert(tables.label), rows)
             if request_id:
                 await connection.execute(
                     insert(tables.request).values(owner=owner, id=request_id, digest=digest, resource=body.name)
                 )
             if outgoing is not None:
-                await _put_children(connection, [(f"{self.kind}/{OUTBOX}", body.name, outgoing)])
+                await put_children(connection, [(f"{self.kind}/{OUTBOX}", body.name, outgoing)])
         return body
+
+    def _publish(
+        self, name: str, events: Sequence[tuple[int, Event]], owner: str, entries: Sequence[tuple[int, Entry]]
+    ) -> None:
+        self.log.publish(name, events)
+        self.log.publish_feed(owner, entries)
 
     async def _earlier(self, connection: AsyncConnection, owner: str, request_id: str, digest: bytes) -> M | None:
         query = select(tables.request).where(tables.request.c.owner == owner, tables.request.c.id == request_id)
@@ -175,29 +139,34 @@ class Store(Generic[M]):
             return {row[0]: row[1] for row in rows}
 
     async def page(
-        self, owner: str | None, size: int, token: str, states: Sequence["State"] = ()
+        self,
+        owner: str | None,
+        size: int,
+        token: str,
+        states: Sequence["State"] = (),
+        *,
+        labels: Sequence[str] = (),
+        text: str = "",
+        order: "ListOrder" = ListOrder.LIST_ORDER_NEWEST_FIRST,
     ) -> tuple[list[M], str]:
-        """One page, newest first, and the token of the next. Raises PageTokenInvalid.
+        """One page of the resources that match, and the token of the next. Raises PageTokenInvalid.
 
-        `states` may be long, repeat itself, and name states that are none: no resource is in those.
+        `states` may be long, repeat itself, and name states that are none: no resource is in those. `labels` are
+        "key=value" or "key", all of which a resource has; `text` is in its name or display_name.
         """
         wanted = sorted(set(states) & set(State.values()))
-        key = f"{self.kind}|{owner}|{wanted}"
-        query = select(tables.resource).where(*self._of_kind())
+        key = f"{self.kind}|{owner}|{wanted}|{sorted(set(labels))}|{text}|{order}"
+        query = select(tables.resource).where(*self._of_kind(), *paging.matching(labels, text))
         if owner is not None:
             query = query.where(tables.resource.c.owner == owner)
         if states:
             query = query.where(tables.resource.c.state.in_(wanted))
         if token:
-            created, name = read_token(key, token)
-            query = query.where(
-                (tables.resource.c.created < created)
-                | ((tables.resource.c.created == created) & (tables.resource.c.name < name))
-            )
-        query = query.order_by(tables.resource.c.created.desc(), tables.resource.c.name.desc())
-        rows, more = await self._rows(query, size)
-        next_token = make_token(key, rows[-1].created, rows[-1].name) if more else ""
-        return [self._parse(row) for row in rows], next_token
+            created, place = read_token(key, token)
+            query = query.where(paging.after(order, created, *place.partition("|")[::2]))
+        rows, more = await self._rows(query.order_by(*paging.ordered(order)), size)
+        last = f"{rows[-1].name}|{rows[-1].display_name}" if more else ""
+        return [self._parse(row) for row in rows], make_token(key, rows[-1].created, last) if more else ""
 
     async def children(self, name: str, collection: str, kind: type[C], size: int, token: str) -> tuple[list[C], str]:
         """One page of children in the order they were put, and the token of the next. Raises PageTokenInvalid."""
@@ -242,27 +211,32 @@ class Store(Generic[M]):
         Raises NotFound, and StaleAttempt when the resource has ended or another attempt took over.
         """
         events: list[tuple[int, Event]] = []
-        async with self._database.write(lambda: self.log.publish(name, events)) as connection:
+        entries: list[tuple[int, Entry]] = []
+        owner = ""
+        async with self._database.write(lambda: self._publish(name, events, owner, entries)) as connection:
             # Locked, should another process have the database by an operator's mistake.
             row = (await connection.execute(self._named(name).with_for_update())).first()
             if row is None:
                 raise NotFound(name)
             if row.state in TERMINAL or attempt not in (None, row.attempt):
                 raise StaleAttempt(name)
-            edit: Edit[M] = Edit(self._parse(row), row.owner, row.attempt)
+            owner = row.owner
+            edit: Edit[M] = Edit(self._parse(row), owner, row.attempt)
             yield edit
             edit.body.lifecycle.last_sequence = row.last_sequence + len(edit.events)
             for event in edit.events:
                 if event.WhichOneof("detail") == "lifecycle":
                     event.lifecycle.CopyFrom(edit.body.lifecycle)
             events += await self.log.write(connection, name, row.last_sequence, edit.events)
+            if self._fed and events:
+                entries += await self.log.feed(connection, owner, name, events)
             await connection.execute(
                 update(tables.resource)
                 .where(tables.resource.c.name == name)
                 .values(attempt=edit.attempt, **_columns(edit.body))
             )
-            await _put_children(connection, edit.children)
-            await _move_cursors(connection, name, edit.cursors)
+            await put_children(connection, edit.children)
+            await move_cursors(connection, name, edit.cursors)
             await blobs.refer(connection, name, edit.blob_keys)
 
     async def outbox(self, kind: type[C]) -> dict[str, C]:
@@ -287,14 +261,14 @@ class Store(Generic[M]):
             changed = update(tables.resource).where(tables.resource.c.name == name).values(**_columns(body))
             await connection.execute(changed)
             if sent:
-                await _put_children(connection, [(f"{self.kind}/{OUTBOX}", name, None)])
+                await put_children(connection, [(f"{self.kind}/{OUTBOX}", name, None)])
 
     async def keep(self, collection: str, name: str, fresh: C) -> C:
         """The message kept under this name for all resources; `fresh`, from now on, when there is none yet."""
         async with self._database.write() as connection:
             if (body := await connection.scalar(_child_body(f"{self.kind}/{collection}", name))) is not None:
                 return type(fresh).FromString(body)
-            await _put_children(connection, [(f"{self.kind}/{collection}", name, fresh)])
+            await put_children(connection, [(f"{self.kind}/{collection}", name, fresh)])
         return fresh
 
     async def require_finished(self, name: str, owner: str | None = None) -> None:
@@ -303,18 +277,24 @@ class Store(Generic[M]):
 
     async def delete(self, name: str, owner: str | None = None) -> None:
         """Forget a finished resource and its references to blobs. Raises NotFound and NotReady."""
-        async with self._database.write() as connection:
+        entries: list[tuple[int, Entry]] = []
+        holder = ""
+        async with self._database.write(lambda: self.log.publish_feed(holder, entries)) as connection:
             row = (await connection.execute(self._named(name))).first()
             if row is None or owner not in (None, row.owner):
                 raise NotFound(name)
             _check_finished(name, self._parse(row))
             await connection.execute(delete(tables.resource).where(tables.resource.c.name == name))
+            await connection.execute(delete(tables.label).where(tables.label.c.resource == name))
             await connection.execute(delete(tables.request).where(tables.request.c.resource == name))
             await connection.execute(delete(tables.events).where(tables.events.c.resource == name))
             await connection.execute(delete(tables.child).where(tables.child.c.parent.startswith(f"{name}/")))
-            await _put_children(connection, [(f"{self.kind}/{OUTBOX}", name, None)])
+            await put_children(connection, [(f"{self.kind}/{OUTBOX}", name, None)])
             await connection.execute(delete(tables.cursor).where(tables.cursor.c.resource == name))
             await blobs.release(connection, name)
+            holder = row.owner
+            if self._fed:
+                entries += await self.log.feed(connection, holder, name, [])
         self.log.forget(name)
 
     async def _rows(self, query: "Select[AnyRow]", size: int) -> tuple[list[Row[AnyRow]], bool]:
@@ -355,51 +335,3 @@ def _columns(body: Resource) -> dict[str, object]:
 
 def _child_body(parent: str, name: str) -> "Select[Any]":
     return select(tables.child.c.body).where(tables.child.c.parent == parent, tables.child.c.name == name)
-
-
-async def _move_cursors(connection: AsyncConnection, name: str, cursors: dict[str, int]) -> None:
-    table = tables.cursor
-    for upstream, sequence in cursors.items():
-        moved = await connection.execute(
-            update(table).where(table.c.resource == name, table.c.upstream == upstream).values(sequence=sequence)
-        )
-        if not moved.rowcount:
-            await connection.execute(insert(table).values(resource=name, upstream=upstream, sequence=sequence))
-
-
-async def _put_children(connection: AsyncConnection, children: Sequence[tuple[str, str, Message | None]]) -> None:
-    """Insert or replace children (parent, name, body) inside the caller's transaction; without a body, delete them."""
-    parents: dict[str, dict[str, Message | None]] = {}
-    for parent, name, body in children:
-        parents.setdefault(parent, {})[name] = body
-    for parent, bodies in parents.items():
-        await _put_below(connection, parent, bodies)
-
-
-async def _put_below(connection: AsyncConnection, parent: str, bodies: dict[str, Message | None]) -> None:
-    child, known = tables.child, set[str]()
-    for names in _chunks(list(bodies)):
-        query = select(child.c.name).where(child.c.parent == parent, child.c.name.in_(names))
-        known.update(await connection.scalars(query))
-    gone = [name for name, body in bodies.items() if body is None and name in known]
-    for names in _chunks(gone):
-        await connection.execute(delete(child).where(child.c.parent == parent, child.c.name.in_(names)))
-    kept = {name: body.SerializeToString() for name, body in bodies.items() if body is not None}
-    replaced = [{"known_name": name, "new_body": body} for name, body in kept.items() if name in known]
-    if replaced:
-        statement = update(child).where(child.c.parent == parent, child.c.name == bindparam("known_name"))
-        await connection.execute(statement.values(body=bindparam("new_body")), replaced)
-    fresh = [name for name in kept if name not in known]
-    if fresh:
-        last = select(func.coalesce(func.max(child.c.sequence), 0)).where(child.c.parent == parent)
-        first = (await connection.scalar(last) or 0) + 1
-        rows = [
-            {"parent": parent, "sequence": sequence, "name": name, "body": kept[name]}
-            for sequence, name in enumerate(fresh, start=first)
-        ]
-        await connection.execute(insert(child), rows)
-
-
-def _chunks(names: list[str]) -> Iterator[list[str]]:
-    for start in range(0, len(names), CHUNK):
-        yield names[start : start + CHUNK]

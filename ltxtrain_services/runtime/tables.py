@@ -12,6 +12,7 @@ from typing import IO, Any
 from sqlalchemy import (
     BigInteger,
     Column,
+    Connection,
     Index,
     Integer,
     LargeBinary,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     event,
+    inspect,
     text,
 )
 from sqlalchemy.engine import Dialect, make_url
@@ -54,8 +56,18 @@ resource = Table(
     # Counts the starts of the resource's work; a write of an older attempt is refused.
     Column("attempt", Integer, nullable=False),
     Column("last_sequence", BigInteger, nullable=False),
+    # Case-folded, to sort and to search by.
+    Column("display_name", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Index("resource_by_age", "created", "name"),
+)
+label = Table(
+    "label",
+    metadata,
+    Column("resource", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("value", Text, nullable=False),
+    Index("label_by_value", "key", "value"),
 )
 request = Table(
     "request",
@@ -71,6 +83,19 @@ events = Table(
     Column("resource", Text, primary_key=True),
     Column("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column("body", LargeBinary, nullable=False),
+)
+# The events of all resources of an owner, in the order in which they became durable.
+feed = Table(
+    "feed",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("resource", Text, nullable=False),
+    # 0: the resource was deleted.
+    Column("sequence", BigInteger, nullable=False),
+    # EventKind; 0 without an event.
+    Column("kind", Integer, nullable=False),
+    Index("feed_by_resource", "resource"),
 )
 # Clips, samples, artifacts and report lines: parent is the collection, e.g. datasets/1/clips.
 child = Table(
@@ -106,6 +131,7 @@ blob_ref = Table(
     Column("resource", Text, primary_key=True),
     Index("blob_ref_by_resource", "resource"),
 )
+
 
 # pg_advisory_lock's key: the ASCII codes of "ltxt".
 ADVISORY_LOCK = 0x6C747874
@@ -170,7 +196,7 @@ class Database:
             else:
                 lock = await _lock_server(engine)
             async with engine.begin() as connection:
-                await connection.run_sync(metadata.create_all)
+                await connection.run_sync(_create_tables)
         return cls(engine, lock)
 
     @asynccontextmanager
@@ -275,6 +301,22 @@ async def _uninterrupted(work: Coroutine[Any, Any, None]) -> None:
             task.exception()
         raise cancelled
     task.result()
+
+
+def _create_tables(connection: Connection) -> None:
+    """Create what is absent. Raises SettingsError for tables of another version of the suite."""
+    found = inspect(connection)
+    for table in metadata.sorted_tables:
+        if not found.has_table(table.name):
+            continue
+        there = {column["name"] for column in found.get_columns(table.name)}
+        if lacking := {column.name for column in table.columns} - there:
+            raise SettingsError(
+                f"The database was made by an earlier version of ltxtrain: its table {table.name} lacks "
+                f"{', '.join(sorted(lacking))}. Set LTXTRAIN_STATE_DIR (or LTXTRAIN_DATABASE_URL) to a new place, or "
+                "delete the old one."
+            )
+    metadata.create_all(connection)
 
 
 def _tune_sqlite(engine: AsyncEngine) -> None:

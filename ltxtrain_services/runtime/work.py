@@ -226,6 +226,7 @@ class WorkRunner(Generic[M]):
         def ending(edit: Edit[M]) -> None:
             salvaged(edit)
             edit.body.lifecycle.error.CopyFrom(error.status())
+            edit.body.lifecycle.error_reason = error.reason
 
         await self._end(attempt, State.STATE_FAILED, ending)
 

@@ -18,6 +18,7 @@ from ltxtrain_services.train.artifacts import StoredFile, object_key
 from ltxtrain_trainer.errors import PeerLost, TrainerError
 from ltxtrain_trainer.plan import JobPlan
 from ltxtrain_trainer.reports import Report
+from ltxtrain_trainer.training.requests import Request, Requests
 
 if TYPE_CHECKING:
     import torch
@@ -53,16 +54,15 @@ class Stored:
     files: tuple[StoredFile, ...] = ()
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"requests": 1})  # type: ignore[call-overload] # its stubs lack it
 class TrainActor:
     """One worker of a training; `run` streams reports. Killing it at any moment loses nothing that was stored."""
 
     def __init__(self, store: StoreAddress, rank: int, threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(threads)
         self._objects = Objects(store)
         self._rank = rank
+        self._threads = threads
+        self._requests = Requests()
 
     def meeting_point(self) -> str:
         """host:port on this machine where the workers of a group find each other."""
@@ -73,13 +73,22 @@ class TrainActor:
             address: str = ray.util.get_node_ip_address()
             return f"{address}:{free.getsockname()[1]}"
 
+    @ray.method(concurrency_group="requests")
+    def request(self, request: Request) -> None:
+        """Ask the training that runs meanwhile; for the first worker alone."""
+        self._requests.put(request)
+
     def run(self, task: TrainTask, meeting_point: str) -> Iterator[Stored | PeerLost]:
         """Yield the first worker's reports as they come; PeerLost is the last item when another worker is gone.
 
         Raises every other TrainerError, and DiskFull.
         """
+        import torch
+
         from ltxtrain_trainer.model.device import device_of
 
+        # Of this thread, as OpenMP counts them.
+        torch.set_num_threads(self._threads)
         device = device_of(gpu_expected=gpu_assigned())
         with scratch_folder("ltxtrain-") as work_dir:
             yield from self._run(task, meeting_point, device, work_dir)
@@ -88,7 +97,7 @@ class TrainActor:
         self, task: TrainTask, meeting_point: str, device: "torch.device", work_dir: Path
     ) -> Iterator[Stored | PeerLost]:
         from ltxtrain_trainer.job import run_job
-        from ltxtrain_trainer.reports import Checkpointed, Finished
+        from ltxtrain_trainer.reports import Checkpointed, Finished, Stopped
         from ltxtrain_trainer.training.beside import Beside
         from ltxtrain_trainer.training.distributed import join
 
@@ -100,13 +109,13 @@ class TrainActor:
                 Beside[Stored]("uploads") as uploads,
             ):
                 try:
-                    for report in run_job(plan, device=device, worker=worker):
+                    for report in run_job(plan, device=device, worker=worker, requests=self._requests):
                         if self._rank:
                             continue
                         if isinstance(report, Checkpointed):
                             # Gigabytes: a slow store costs no step.
                             yield from uploads.start(partial(self._stored, task.job, report))
-                        elif isinstance(report, Finished):
+                        elif isinstance(report, Finished | Stopped):
                             yield from uploads.rest()
                             last = self._stored(task.job, report)
                         else:

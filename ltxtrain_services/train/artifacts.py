@@ -19,6 +19,8 @@ from ltxtrain_trainer.reports import MadeFile
 COLLECTION = "artifacts"
 KEPT_CHECKPOINTS = 2
 OF_CHECKPOINT = frozenset({Artifact.KIND_CHECKPOINT, Artifact.KIND_LORA, Artifact.KIND_METRICS})
+# The LoRA whose weights a training starts from; as step 0 it goes when there are checkpoints to go on from.
+INITIAL_LORA = "lora-000000.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +36,13 @@ def object_key(job: str, name: str) -> str:
     return f"{job}/{name}"
 
 
-def training_artifact(job: str, stored: StoredFile) -> Artifact:
+def training_artifact(job: str, stored: StoredFile, requested: bool = False) -> Artifact:
     """The artifact of a file that a training made."""
     file = stored.file
     kind: Artifact.Kind = getattr(Artifact, f"KIND_{file.kind}")
-    return artifact(job, file.path.name, kind, stored.blob, file.step, file.validation_index)
+    made = artifact(job, file.path.name, kind, stored.blob, file.step, file.validation_index)
+    made.requested = requested
+    return made
 
 
 def artifact(
@@ -73,25 +77,50 @@ def latest_checkpoint(found: Sequence[Artifact]) -> dict[str, Artifact]:
     steps = [item.step for item in found if item.kind == Artifact.KIND_CHECKPOINT]
     if not steps:
         return {}
+    return of_step(found, max(steps))
+
+
+def of_step(found: Sequence[Artifact], step: int) -> dict[str, Artifact]:
+    """CHECKPOINT, LORA and METRICS of one step."""
     return {
         Artifact.Kind.Name(item.kind).removeprefix("KIND_"): item
-        for item in found
-        if item.kind in OF_CHECKPOINT and item.HasField("step") and item.step == max(steps)
+        # Of a step's two LoRAs the first: a finished training's other one has the name of a result.
+        for item in reversed(found)
+        if item.kind in OF_CHECKPOINT and item.HasField("step") and item.step == step
     }
 
 
-def outdated(found: Sequence[Artifact], preview_steps: frozenset[int]) -> list[Artifact]:
-    """Checkpoints but the last two; their LoRAs and metrics too, but for those of a preview."""
+def outdated(found: Sequence[Artifact]) -> list[Artifact]:
+    """Checkpoints but the last two; their LoRAs and metrics too, but for those of a preview or a request."""
     steps = sorted({item.step for item in found if item.kind == Artifact.KIND_CHECKPOINT})
     newest = set(steps[-KEPT_CHECKPOINTS:])
+    shown = {item.step for item in found if item.kind == Artifact.KIND_VALIDATION_VIDEO or item.requested}
     return [
         item
         for item in found
         if item.kind in OF_CHECKPOINT
         and item.HasField("step")
         # What a training goes on from is gigabytes; a LoRA is what people look back at.
-        and item.step not in (newest if item.kind == Artifact.KIND_CHECKPOINT else newest | preview_steps)
+        and item.step not in (newest if item.kind == Artifact.KIND_CHECKPOINT else newest | shown)
     ]
+
+
+async def drop(objects: ObjectStore, attempt: Attempt[Job], old: Sequence[Artifact]) -> None:
+    """Forget artifacts, then delete their bytes: what is left of them by a crash goes with the job."""
+    if not old:
+        return
+    async with attempt.edit() as edit:
+        for item in old:
+            edit.drop_child(COLLECTION, short_name(item))
+    for item in old:
+        await objects.delete(item.blob.key)
+
+
+async def drop_states(objects: ObjectStore, attempt: Attempt[Job], *, keep_last: bool) -> None:
+    """Drop the optimizer states of a job that ends, but for the last one, from which another can go on."""
+    states = [item for item in await artifacts(attempt) if item.kind == Artifact.KIND_CHECKPOINT]
+    states.sort(key=lambda item: item.step)
+    await drop(objects, attempt, states[:-1] if keep_last else states)
 
 
 def record(edit: Edit[Job], files: Sequence[Artifact]) -> None:

@@ -13,14 +13,20 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.train_pb2 import BasePrecision, CardPlan, EstimateJobResponse, Job, JobOptions, Optimizer
+from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
+from ltxtrain.v1.train_pb2 import BasePrecision, CardPlan, EstimateJobResponse, JobOptions, Optimizer
 from ltxtrain.v1.work_pb2 import State
 from ltxtrain_client.enum_words import word
 
+from ltxtrain_services.runtime.extend_prefix import (
+    billable_units,
+    preprocess_settings,
+    preview_geometry,
+    price,
+    training_geometry,
+)
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.upstream import errors_passed_on
-from ltxtrain_services.train.prepare import preprocess_settings
-from ltxtrain_services.train.spec import billable_units, preview_geometry, training_geometry
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_trainer.memory_plan import GIB, LADDER, Load, choose_plan, plan_for
 from ltxtrain_trainer.preview.recipe import STEPS, passes
@@ -89,7 +95,7 @@ class Estimator:
             seconds_high=work * high,
             peak_memory_bytes=plan_for(load, precisions[0]).total_bytes,
             billable_units=units,
-            price_usd=units * self._runtime.settings.unit_price_usd,
+            price=price(units, self._runtime.settings.unit_price),
             card_plans=[_card_plan(card, load, precisions) for card in CARDS_GIB],
         )
         if spec.dataset:
@@ -101,7 +107,7 @@ class Estimator:
 
     async def _cached(self, spec: ExtendPrefixSpec, owner: str) -> int:
         """Samples of the newest training set that was made of this dataset with the same geometry and audio."""
-        wanted = preprocess_settings(Job(effective_spec=spec), "")
+        wanted = preprocess_settings(spec, OnSkippedClip.ON_SKIPPED_CLIP_CONTINUE)
         async with aclosing(self._upstream.preprocess(owner).list_training_sets()) as training_sets:
             async for made in training_sets:
                 settings = made.settings

@@ -12,7 +12,7 @@ from ltxtrain_client.enum_words import word
 
 from ltxtrain_services.runtime.telemetry import current_trace
 from ltxtrain_services.train.actors import Remote, TrainTask
-from ltxtrain_services.train.artifacts import latest_checkpoint
+from ltxtrain_services.train.artifacts import INITIAL_LORA, latest_checkpoint, short_name
 from ltxtrain_trainer.model.folder import ModelFolder
 from ltxtrain_trainer.plan import JobPlan, PreviewInput, PreviewSettings, SampleFiles
 from ltxtrain_trainer.training.settings import TrainSettings
@@ -48,6 +48,7 @@ def train_task(
     """The whole task; samples in the order of their names, so that a run does not depend on who finished first."""
     files = _Files()
     checkpoint = latest_checkpoint(found)
+    initial = next((item for item in found if short_name(item) == INITIAL_LORA), None)
     ordered = sorted(prepared.samples, key=lambda sample: sample.name)
     trained = [sample for sample in ordered if not sample.HasField("validation_index")]
     entries = [sample for sample in ordered if sample.HasField("validation_index")]
@@ -56,7 +57,7 @@ def train_task(
         revision=prepared.model.revision,
         precision=word(BasePrecision.DESCRIPTOR, job.options.base_precision),
         settings=train_settings(job),
-        trigger_phrase=job.effective_spec.trigger_phrase,
+        trigger_phrase=job.effective_spec.extend_prefix.trigger_phrase,
         samples=tuple(files.sample(sample) for sample in trained),
         previews=_previews(job, prepared.training_set, entries, files) if entries else None,
         identity={
@@ -66,13 +67,14 @@ def train_task(
         work_dir=Path("made"),
         checkpoint=files.add(checkpoint["CHECKPOINT"].blob) if checkpoint else None,
         metrics=files.add(checkpoint["METRICS"].blob, ".parquet") if "METRICS" in checkpoint else None,
+        initial_lora=files.add(initial.blob) if initial is not None and not checkpoint else None,
         streamed_blocks=streamed_blocks,
     )
     return TrainTask(job=job.name, plan=plan, files=files.remote, worker_count=worker_count, trace=current_trace())
 
 
 def train_settings(job: Job) -> TrainSettings:
-    spec, options = job.effective_spec, job.options
+    spec, options = job.effective_spec.extend_prefix, job.options
     schedule = word(Schedule.DESCRIPTOR, options.schedule)
     optimizer = word(Optimizer.DESCRIPTOR, options.optimizer)
     return TrainSettings(
@@ -93,7 +95,7 @@ def train_settings(job: Job) -> TrainSettings:
 
 
 def _previews(job: Job, training_set: TrainingSet, entries: Sequence[Sample], files: _Files) -> PreviewSettings:
-    spec = job.effective_spec
+    spec = job.effective_spec.extend_prefix
     inputs = [
         PreviewInput(
             index=sample.validation_index,

@@ -8,18 +8,19 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Coroutine
-from dataclasses import asdict
 from typing import Any, TypeVar
 
-from ltxtrain.v1.preprocess_pb2 import AudioSettings, Geometry, PreprocessSettings, TrainingSet
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.preprocess_pb2 import TrainingSet
 from ltxtrain.v1.train_pb2 import Job
-from ltxtrain.v1.work_pb2 import Event, Lifecycle, Stage, State
+from ltxtrain.v1.work_pb2 import Event, Lifecycle, Progress, Stage, State
+from ltxtrain_client.sheet import name_datasets
 from ltxtrain_client.watch import TERMINAL, is_terminal
 
 from ltxtrain_services.runtime import errors
+from ltxtrain_services.runtime.extend_prefix import preprocess_settings
 from ltxtrain_services.runtime.upstream import errors_passed_on, passing_errors_on
 from ltxtrain_services.runtime.work import Attempt
-from ltxtrain_services.train.spec import preview_geometry, training_geometry
 from ltxtrain_services.train.upstream import Upstream
 
 T = TypeVar("T")
@@ -40,13 +41,17 @@ class Preparation:
 
     async def run(self, job: Job, model_revision: str) -> TrainingSet:
         """Return the finished training set. Raises errors.Upstream with the status that ended it or its dataset."""
+        if (kept := await self._kept(job, model_revision)) is not None:
+            return kept
         dataset, validation = await together(self._dataset(job), self._validation_dataset(job))
         training_set = await passing_errors_on(
             self._preprocess.create_training_set(
                 dataset,
-                preprocess_settings(job, model_revision),
+                preprocess_settings(job.effective_spec.extend_prefix, job.options.on_skipped_clip, model_revision),
                 validation_dataset=validation,
                 request_id=request_id(job, TRAINING_SET),
+                display_name=job.display_name,
+                labels=job.labels,
             )
         )
         name = training_set.name
@@ -56,6 +61,29 @@ class Preparation:
         check_succeeded(training_set.name, training_set.lifecycle)
         return training_set
 
+    async def _kept(self, job: Job, model_revision: str) -> TrainingSet | None:
+        """The training set of the job that this one goes on from, if it is there and would be made alike."""
+        if not (name := job.continue_from.training_set):
+            return None
+        try:
+            training_set = await passing_errors_on(self._preprocess.get_training_set(name))
+        except errors.Upstream as error:
+            if error.code is not errors.NotFound.code:
+                raise
+            return None
+        wanted, spec = job.effective_spec.extend_prefix, ExtendPrefixSpec()
+        spec.CopyFrom(wanted)
+        name_datasets(spec, training_set.dataset, training_set.validation_dataset)
+        settings = preprocess_settings(wanted, job.options.on_skipped_clip, model_revision)
+        alike = spec == wanted and training_set.settings == settings
+        if training_set.lifecycle.state != State.STATE_SUCCEEDED or not alike:
+            return None
+        async with self._attempt.edit() as edit:
+            edit.body.dataset, edit.body.training_set = training_set.dataset, name
+            edit.body.validation_dataset = training_set.validation_dataset
+            edit.body.ClearField("progress")
+        return training_set
+
     async def salvage(self) -> TrainingSet | None:
         """Cancel what this job started upstream and wait for its end; its training set, as far as that came."""
         await self._cancel()
@@ -63,7 +91,7 @@ class Preparation:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(END_SECONDS):
                 for name in filter(None, (job.dataset, job.validation_dataset)):
-                    if name != job.effective_spec.dataset:
+                    if name != job.effective_spec.extend_prefix.dataset:
                         await self._ended(self._ingest.watch_dataset(name, await self._attempt.cursor(name)))
                 if name := job.training_set:
                     await self._ended(self._preprocess.watch_training_set(name, await self._attempt.cursor(name)))
@@ -92,7 +120,7 @@ class Preparation:
         calls: list[Awaitable[object]] = []
         if job.training_set:
             calls.append(self._preprocess.cancel_training_set(job.training_set))
-        if job.dataset and not job.effective_spec.dataset:
+        if job.dataset and not job.effective_spec.extend_prefix.dataset:
             calls.append(self._ingest.cancel_dataset(job.dataset))
         if job.validation_dataset:
             calls.append(self._ingest.cancel_dataset(job.validation_dataset))
@@ -104,23 +132,31 @@ class Preparation:
                     raise
 
     async def _dataset(self, job: Job) -> str:
-        if given := job.effective_spec.dataset:
+        if given := job.effective_spec.extend_prefix.dataset:
             await self._made(DATASET, given, Stage.STAGE_INGEST)
             return await self._ingested(given)
         made = await passing_errors_on(
             self._ingest.create_dataset(
-                archive_url=job.effective_spec.training_data_url, request_id=request_id(job, DATASET)
+                archive_url=job.effective_spec.extend_prefix.training_data_url,
+                request_id=request_id(job, DATASET),
+                display_name=job.display_name,
+                labels=job.labels,
             )
         )
         await self._made(DATASET, made.name, Stage.STAGE_INGEST)
         return await self._ingested(made.name)
 
     async def _validation_dataset(self, job: Job) -> str:
-        urls = [entry.video_url for entry in job.effective_spec.validation]
+        urls = [entry.video_url for entry in job.effective_spec.extend_prefix.validation]
         if not urls:
             return ""
         made = await passing_errors_on(
-            self._ingest.create_dataset(videos=urls, request_id=request_id(job, VALIDATION_DATASET))
+            self._ingest.create_dataset(
+                videos=urls,
+                request_id=request_id(job, VALIDATION_DATASET),
+                display_name=job.display_name,
+                labels=job.labels,
+            )
         )
         await self._made(VALIDATION_DATASET, made.name, Stage.STAGE_INGEST)
         return await self._ingested(made.name)
@@ -134,8 +170,7 @@ class Preparation:
     async def _made(self, field: str, name: str, stage: "Stage") -> None:
         async with self._attempt.edit() as edit:
             setattr(edit.body, field, name)
-            edit.body.stage = stage
-            edit.body.ClearField("progress")
+            enter_stage(edit.body, stage)
 
     async def _relay(self, upstream: str, events: AsyncIterator[tuple[int, Event]]) -> None:
         async with errors_passed_on():
@@ -148,8 +183,15 @@ class Preparation:
                         continue
                     edit.add_event(event)
                     if event.WhichOneof("detail") == "progress":
-                        edit.body.stage = event.stage
-                        edit.body.progress.CopyFrom(event.progress)
+                        enter_stage(edit.body, event.stage, event.progress)
+
+
+def enter_stage(job: Job, stage: "Stage", progress: Progress | None = None) -> None:
+    """Set the stage of a job together with its progress, which is never another stage's."""
+    job.stage = stage
+    job.ClearField("progress")
+    if progress is not None:
+        job.progress.CopyFrom(progress)
 
 
 async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
@@ -175,25 +217,3 @@ def check_succeeded(name: str, lifecycle: Lifecycle) -> None:
     if lifecycle.state != State.STATE_SUCCEEDED:
         assert lifecycle.state in TERMINAL
         raise errors.NotReady(f"{name} was cancelled.", metadata={"name": name})
-
-
-def preprocess_settings(job: Job, model_revision: str) -> PreprocessSettings:
-    """The PreprocessSettings of a resolved spec."""
-    spec = job.effective_spec
-    settings = PreprocessSettings(
-        training=Geometry(**asdict(training_geometry(spec))),
-        validation=Geometry(**asdict(preview_geometry(spec))),
-        conditioning_frames=spec.conditioning_frames,
-        trigger_phrase=spec.trigger_phrase,
-        auto_scale_input=spec.auto_scale_input,
-        export_archive=spec.debug_dataset,
-        model_revision=model_revision,
-        validation_prompts=[entry.prompt for entry in spec.validation],
-        negative_prompt=spec.validation_negative_prompt,
-        on_skipped_clip=job.options.on_skipped_clip,
-    )
-    if spec.split_input_into_scenes:
-        settings.split_above_seconds = spec.split_input_duration_threshold
-    if spec.with_audio:
-        settings.audio.CopyFrom(AudioSettings(normalize=spec.audio_normalize, preserve_pitch=spec.audio_preserve_pitch))
-    return settings

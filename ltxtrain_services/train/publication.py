@@ -18,6 +18,7 @@ from ltxtrain.v1.train_pb2 import Job, LoraAudit, TrainingSummary
 from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReason, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.event_text import title
 
 from ltxtrain_services.pages.job_page import (
     JobPage,
@@ -30,13 +31,14 @@ from ltxtrain_services.pages.job_page import (
     shown_spec,
     training_facts,
 )
+from ltxtrain_services.runtime.extend_prefix import billable_units, price, training_geometry
 from ltxtrain_services.runtime.objects import Objects
 from ltxtrain_services.runtime.service import Runtime
+from ltxtrain_services.runtime.settings import UnitPrice
 from ltxtrain_services.runtime.work import Attempt
 from ltxtrain_services.train.artifacts import artifact, artifacts, object_key
 from ltxtrain_services.train.config_file import config_content
 from ltxtrain_services.train.job_plan import train_settings
-from ltxtrain_services.train.spec import billable_units, training_geometry
 from ltxtrain_trainer.preview import metrics
 from ltxtrain_trainer.reports import LABELLED, TrainingFacts
 from ltxtrain_trainer.training.step_log import COLUMNS, StepLog
@@ -61,12 +63,15 @@ class Papers:
     preprocess_report: Mapping[str, Any]
     # Numbers of the LoRA's audit; empty without a LoRA that passed.
     audit: Mapping[str, Any]
-    unit_price_usd: float
+    unit_price: UnitPrice | None
 
     @property
     def units(self) -> int:
         succeeded = self.state == State.STATE_SUCCEEDED
-        return billable_units(self.job.effective_spec.number_of_steps) if succeeded else 0
+        if not succeeded:
+            return 0
+        steps = self.job.effective_spec.extend_prefix.number_of_steps
+        return billable_units(steps - self.job.continue_from.billed_steps)
 
     def write(self, objects: Objects) -> "Published":
         """Both papers, in the object store; blocking."""
@@ -86,29 +91,34 @@ class Papers:
         return artifact(self.job.name, name, kind, stored)
 
     def _config(self) -> dict[str, Any]:
-        job, price = self.job, self.unit_price_usd
+        job = self.job
         content = config_content(
             spec=shown_spec(job),
             settings=train_settings(job),
-            geometry=training_geometry(job.effective_spec),
+            geometry=training_geometry(job.effective_spec.extend_prefix),
             facts=self.facts,
             manifest={
                 "job": job.name,
+                "display_name": job.display_name,
+                "labels": dict(job.labels),
                 "dataset": job.dataset,
                 "validation_dataset": job.validation_dataset,
                 "training_set": job.training_set,
                 "preprocess_report": self.preprocess_report,
                 "options": as_json(job.options),
+                **({"continue_from": as_json(job.continue_from)} if job.HasField("continue_from") else {}),
             },
             audit=self.audit,
             schedule_tokens=job.options.preview_schedule_tokens,
         )
         content["state"] = word(State.DESCRIPTOR, self.state)
-        content["billing"] = {
-            "billable_units": self.units,
-            "unit_price_usd": price,
-            "price_usd": self.units * price,
-        }
+        content["billing"] = {"billable_units": self.units}
+        if (unit := self.unit_price) is not None:
+            content["billing"] |= {
+                "currency": unit.currency,
+                "unit_price": str(unit.amount),
+                "price": str(self.units * unit.amount),
+            }
         content["previews"] = {
             "formulas": metrics.formulas(),
             "measured": [asdict(_measured(item)) for item in self.measured],
@@ -116,12 +126,12 @@ class Papers:
         return content
 
     def _page(self, objects: Objects, steps: StepLog, summary: TrainingSummary) -> str:
-        spec = self.job.effective_spec
+        spec = self.job.effective_spec.extend_prefix
         return render_job_page(
             JobPage(
-                title=self.job.name,
+                title=title(self.job.name, self.job.display_name),
                 state=State.Name(self.state).removeprefix("STATE_"),
-                facts=training_facts(self.job, summary, self.units, self.units * self.unit_price_usd),
+                facts=training_facts(self.job, summary, self.units, price(self.units, self.unit_price)),
                 warnings=self.warnings,
                 entries=[self._entry(objects, index) for index in range(len(spec.validation))],
                 with_audio=spec.with_audio,
@@ -144,7 +154,7 @@ class Papers:
         return StepLog.read(path)
 
     def _entry(self, objects: Objects, index: int) -> ValidationEntry:
-        spec = self.job.effective_spec
+        spec = self.job.effective_spec.extend_prefix
         videos = [item for item in self.artifacts if item.HasField("validation_index")]
         own = [item for item in videos if item.validation_index == index and not item.name.endswith(LABELLED)]
         base = [item for item in own if item.kind == Artifact.KIND_BASE_VIDEO]
@@ -190,7 +200,7 @@ async def publish_papers(
         report=report_rows(report),
         preprocess_report=preprocess_report,
         audit=audit,
-        unit_price_usd=runtime.settings.unit_price_usd,
+        unit_price=runtime.settings.unit_price,
     )
     return await runtime.objects.run(lambda: papers.write(runtime.objects.objects))
 

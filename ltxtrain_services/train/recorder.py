@@ -28,13 +28,18 @@ from ltxtrain_trainer.reports import (
     Preflight,
     Previewed,
     Previewing,
+    RequestedPreviewsDone,
     Step,
+    Stopped,
     Warned,
 )
+from ltxtrain_trainer.training.requests import Request
 
 log = logging.getLogger(__name__)
 
 METRICS_CURSOR = "train/metrics"
+# Fields of a Job that are true while something is asked for and not made yet.
+REQUESTED = {Request.CHECKPOINT: "checkpoint_requested", Request.PREVIEW: "preview_requested"}
 EVENT_SECONDS = 1.0
 # Steps whose mean duration the remaining time is guessed from.
 ETA_STEPS = 50
@@ -112,20 +117,36 @@ class TrainingResult:
 
 
 class Recorder:
-    """Makes the reports of one start of a training durable; `observe` learns how fast it was."""
+    """Makes the reports of one start of a training durable; `observe` learns how fast it was.
+
+    `begin`: the step that the training goes on from.
+    """
 
     def __init__(
-        self, attempt: Attempt[Job], objects: ObjectStore, steps: int, observe: Callable[[Preflight | Step], None]
+        self,
+        attempt: Attempt[Job],
+        objects: ObjectStore,
+        steps: int,
+        observe: Callable[[Preflight | Step], None],
+        begin: int = 0,
     ) -> None:
         self._attempt = attempt
         self._objects = objects
         self._steps = steps
         self._observe = observe
-        self._preview_steps: set[int] = set()
+        self._step = self._checkpoint_step = begin
         self._sampled = 0.0
 
-    async def follow(self, reports: AsyncIterable[Stored | PeerLost]) -> TrainingResult:
-        """Record every report until the last. Raises WorkerLost for a training that ends without one."""
+    @property
+    def ahead(self) -> bool:
+        """Whether steps are done that no stored checkpoint has."""
+        return self._step > self._checkpoint_step
+
+    async def follow(self, reports: AsyncIterable[Stored | PeerLost]) -> TrainingResult | None:
+        """Record every report until the last; None for a training that was stopped.
+
+        Raises WorkerLost for one that ends without a last report.
+        """
         events = StepEvents(self._steps, await self._attempt.cursor(METRICS_CURSOR))
         lost = "the training stream ended without a final report"
         async for item in reports:
@@ -133,7 +154,8 @@ class Recorder:
                 # The peer itself knows better what happened, if it still can say so.
                 lost = str(item)
                 continue
-            files = [of_job.training_artifact(self._attempt.name, stored) for stored in item.files]
+            requested = isinstance(item.report, Checkpointed) and item.report.requested
+            files = [of_job.training_artifact(self._attempt.name, stored, requested) for stored in item.files]
             match item.report:
                 case Loaded() as loaded:
                     await self._loaded(loaded)
@@ -141,19 +163,27 @@ class Recorder:
                     self._observe(preflight)
                 case Step() as step:
                     self._observe(step)
+                    self._step = step.step
                     if due := list(events.add(step)):
                         await self._append(due, events.logged)
                 case Checkpointed(step=at):
-                    await self._append(list(events.flush(at)), events.logged, files, at)
-                    await self._drop_outdated()
+                    await self._append(list(events.flush(at)), events.logged, files, at, requested)
+                    self._checkpoint_step = at
+                    old = of_job.outdated(await of_job.artifacts(self._attempt))
+                    await of_job.drop(self._objects, self._attempt, old)
                 case Previewing() as progress:
                     await self._sampling(progress)
                 case Previewed() as previewed:
                     await self._previewed(previewed, events.logged, files)
+                case RequestedPreviewsDone():
+                    async with self._attempt.edit() as edit:
+                        edit.body.preview_requested = False
                 case Warned(text):
                     await self._warned(text)
                 case Finished(audit=audit):
                     return TrainingResult(artifacts=files, audit=dict(audit))
+                case Stopped():
+                    return None
         raise WorkerLost(lost)
 
     async def _append(
@@ -162,6 +192,7 @@ class Recorder:
         logged: int,
         files: Sequence[Artifact] = (),
         checkpoint_step: int | None = None,
+        requested: bool = False,
     ) -> None:
         async with self._attempt.edit() as edit:
             for event in events:
@@ -172,6 +203,8 @@ class Recorder:
             of_job.record(edit, files)
             if checkpoint_step is not None:
                 edit.body.checkpoint_step = checkpoint_step
+            if requested:
+                edit.body.checkpoint_requested = False
 
     async def _loaded(self, loaded: Loaded) -> None:
         log.info(
@@ -195,7 +228,6 @@ class Recorder:
             edit.add_event(Event(stage=Stage.STAGE_PREVIEW, progress=progress))
 
     async def _previewed(self, report: Previewed, logged: int, files: Sequence[Artifact]) -> None:
-        self._preview_steps.add(report.step)
         measured = preview_metrics(report)
         async with self._attempt.edit() as edit:
             edit.put_child(MEASURED, measured_key(measured), measured)
@@ -209,16 +241,6 @@ class Recorder:
             # By its text: a training that is started again says it again.
             edit.put_child(WARNINGS, hashlib.sha256(text.encode()).hexdigest()[:16], warning)
             edit.add_event(Event(stage=Stage.STAGE_TRAIN, warning=warning))
-
-    async def _drop_outdated(self) -> None:
-        old = of_job.outdated(await of_job.artifacts(self._attempt), frozenset(self._preview_steps))
-        if not old:
-            return
-        async with self._attempt.edit() as edit:
-            for item in old:
-                edit.drop_child(of_job.COLLECTION, of_job.short_name(item))
-        for item in old:
-            await self._objects.delete(item.blob.key)
 
 
 def preview_metrics(report: Previewed) -> PreviewMetrics:

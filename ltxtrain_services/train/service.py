@@ -1,39 +1,56 @@
 """TrainService: the RPCs. What a job does is in `workflow`."""
 
+import asyncio
+import logging
+import uuid
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc.aio
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.wrappers_pb2 import StringValue
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
-from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.train_pb2 import Job, JobOptions
+from ltxtrain.v1.task_pb2 import TaskSpec
+from ltxtrain.v1.train_pb2 import CreateJobRequest, Job
+from ltxtrain.v1.work_pb2 import State
+from ltxtrain_client.sheet import name_datasets
 
 from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
-from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, Violation
+from ltxtrain_services.runtime.cluster import ClusterLost, WorkerLost
+from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, NotReady, Violation
+from ltxtrain_services.runtime.extend_prefix import Offer, check_offered, resolve, resolve_options
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import (
     MAX_FILTERS,
+    MAX_LABELS,
     Watches,
     beside,
     check_count,
+    check_names,
     check_request_id,
     new_name,
     sign_download,
     visible_owner,
 )
 from ltxtrain_services.runtime.service import Runtime
-from ltxtrain_services.runtime.store import Store
+from ltxtrain_services.runtime.store import StaleAttempt, Store
+from ltxtrain_services.runtime.tables import DatabaseUnavailable
 from ltxtrain_services.runtime.work import WorkRunner
+from ltxtrain_services.train.continuation import SOURCE_FIELD, Origin
 from ltxtrain_services.train.estimate import Estimator
-from ltxtrain_services.train.prepare import preprocess_settings
-from ltxtrain_services.train.spec import resolve, resolve_options
+from ltxtrain_services.train.publication import FACTS
+from ltxtrain_services.train.recorder import REQUESTED
 from ltxtrain_services.train.upstream import Upstream
-from ltxtrain_services.train.webhooks import Webhooks, origin, webhook_refusal
+from ltxtrain_services.train.webhooks import Webhooks, webhook_refusal
+from ltxtrain_services.train.webhooks import origin as webhook_origin
 from ltxtrain_services.train.workflow import TrainWorkflow
+from ltxtrain_trainer.training.requests import Request
+
+log = logging.getLogger(__name__)
 
 
 class TrainService(train_pb2_grpc.TrainServiceServicer):
@@ -43,13 +60,15 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._jobs: Store[Job] = Store(runtime.database, runtime.log, "jobs", Job)
+        self._jobs: Store[Job] = Store(runtime.database, runtime.log, "jobs", Job, fed=True)
         self._watches = Watches(runtime.log)
         upstream = Upstream(runtime.settings)
         self._upstream = upstream
         self._estimator = Estimator(runtime, upstream)
         self.webhooks = Webhooks(self._jobs, runtime.objects, runtime.settings)
-        self.work = WorkRunner(self._jobs, TrainWorkflow(runtime, upstream, self._estimator), self.webhooks)
+        self._workflow = TrainWorkflow(runtime, upstream, self._estimator)
+        self.work = WorkRunner(self._jobs, self._workflow, self.webhooks)
+        self._deliveries: set[asyncio.Task[None]] = set()
 
     def register(self, server: grpc.aio.Server) -> None:
         train_pb2_grpc.add_TrainServiceServicer_to_server(self, server)
@@ -59,40 +78,67 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
 
     async def CreateJob(self, request: train_pb2.CreateJobRequest, context: Any) -> train_pb2.CreateJobResponse:
         check_request_id(request.request_id)
-        job = await self._resolved(request.spec, request.options, request.webhook_url)
-        await self._check_gpu_count(job)
-        if job.spec.dataset:
-            await self._upstream.dataset(job.spec.dataset, caller.get())
-        settings = preprocess_settings(job, "")
-        if request.validate_only:
-            return train_pb2.CreateJobResponse(job=job, settings=settings)
-        job.name = new_name("jobs")
-        made = await self._jobs.create(
-            job,
-            owner=caller.get(),
-            request_id=request.request_id,
-            digest=request_digest(request),
-            limit=self._runtime.settings.max_queued_jobs,
-            owner_limit=self._runtime.settings.max_owner_jobs,
-            outgoing=StringValue(value=request.webhook_url) if request.webhook_url else None,
-        )
-        self.work.start(made.name)
-        return train_pb2.CreateJobResponse(job=made, settings=settings)
+        origin = None
+        if request.HasField("continue_from"):
+            if not request.continue_from.source:
+                text = "Name a job that has ended, or a checkpoint or LoRA of one."
+                raise InvalidSpec([Violation(SOURCE_FIELD, ErrorReason.ERROR_REASON_FIELD_REQUIRED, text)])
+            origin = await Origin.read(self._jobs, request.continue_from.source, visible_owner())
+        job = await self._resolved(request, origin)
+        if (dataset := job.effective_spec.extend_prefix.dataset) and not await self._has_training_set(job):
+            await self._upstream.dataset(dataset, caller.get())
+        if not request.validate_only:
+            job = await self._create(job, request.request_id, request, webhook_url=request.webhook_url)
+        return train_pb2.CreateJobResponse(job=job)
+
+    async def RetryJob(self, request: train_pb2.RetryJobRequest, context: Any) -> train_pb2.RetryJobResponse:
+        check_request_id(request.request_id)
+        origin = await Origin.read(self._jobs, request.name, visible_owner())
+        if origin.named is not None:
+            raise NotFound(request.name)
+        job, old = origin.retried(), origin.job
+        owner = await self._jobs.owner(old.name)
+        # What they were made of may be gone; where they were not made, it is tried again.
+        dataset, validation = [
+            name if name and await self._upstream.has_dataset(name, owner) else ""
+            for name in (old.dataset, old.validation_dataset)
+        ]
+        name_datasets(job.effective_spec.extend_prefix, dataset, validation)
+        again = request.request_id or str(uuid.uuid5(uuid.NAMESPACE_URL, f"{old.name}/retry"))
+        return train_pb2.RetryJobResponse(job=await self._create(job, again, request, owner=owner))
+
+    async def CheckpointJob(
+        self, request: train_pb2.CheckpointJobRequest, context: Any
+    ) -> train_pb2.CheckpointJobResponse:
+        return train_pb2.CheckpointJobResponse(job=await self._ask(request.name, Request.CHECKPOINT))
+
+    async def PreviewJob(self, request: train_pb2.PreviewJobRequest, context: Any) -> train_pb2.PreviewJobResponse:
+        return train_pb2.PreviewJobResponse(job=await self._ask(request.name, Request.PREVIEW))
 
     async def GetJob(self, request: train_pb2.GetJobRequest, context: Any) -> train_pb2.GetJobResponse:
         return train_pb2.GetJobResponse(job=await self._jobs.get(request.name, visible_owner()))
 
     async def ListJobs(self, request: train_pb2.ListJobsRequest, context: Any) -> train_pb2.ListJobsResponse:
         check_count("states", request.states, MAX_FILTERS)
-        jobs, token = await self._jobs.page(visible_owner(), request.page_size, request.page_token, request.states)
-        return train_pb2.ListJobsResponse(jobs=jobs, next_page_token=token)
+        check_count("labels", request.labels, MAX_LABELS)
+        cursor = await self._runtime.log.newest(caller.get())
+        jobs, token = await self._jobs.page(
+            visible_owner(),
+            request.page_size,
+            request.page_token,
+            request.states,
+            labels=request.labels,
+            text=request.text,
+            order=request.order_by,
+        )
+        return train_pb2.ListJobsResponse(jobs=jobs, next_page_token=token, watch_cursor=cursor)
 
     async def CancelJob(self, request: train_pb2.CancelJobRequest, context: Any) -> train_pb2.CancelJobResponse:
         return train_pb2.CancelJobResponse(job=await self.work.cancel(request.name, visible_owner()))
 
     async def EstimateJob(self, request: train_pb2.EstimateJobRequest, context: Any) -> train_pb2.EstimateJobResponse:
-        job = await self._resolved(request.spec, request.options)
-        return await self._estimator.estimate(job.effective_spec, job.options, caller.get())
+        job = await self._resolved(CreateJobRequest(spec=request.spec, options=request.options))
+        return await self._estimator.estimate(job.effective_spec.extend_prefix, job.options, caller.get())
 
     async def DeleteJob(self, request: train_pb2.DeleteJobRequest, context: Any) -> train_pb2.DeleteJobResponse:
         # Bytes before the row: when the store does not answer, a repeat of the call still finds the job.
@@ -105,7 +151,15 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         self, request: train_pb2.WatchJobRequest, context: Any
     ) -> AsyncIterator[train_pb2.WatchJobResponse]:
         await self._jobs.get(request.name, visible_owner())
-        async for response in self._watches.responses(request.name, request.after_sequence, train_pb2.WatchJobResponse):
+        async for response in self._watches.responses(
+            request.name, request.after_sequence, train_pb2.WatchJobResponse, request.kinds
+        ):
+            yield response
+
+    async def WatchJobs(
+        self, request: train_pb2.WatchJobsRequest, context: Any
+    ) -> AsyncIterator[train_pb2.WatchJobsResponse]:
+        async for response in self._watches.of_owner(caller.get(), request.after_cursor, request.kinds):
             yield response
 
     async def ListArtifacts(
@@ -135,37 +189,96 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
     ) -> train_pb2.ListWebhookKeysResponse:
         return train_pb2.ListWebhookKeysResponse(keys=await self.webhooks.keys())
 
-    async def _check_gpu_count(self, job: Job) -> None:
-        """Raises InvalidSpec for more GPUs than the cluster has, or may come to have, or one caller may have."""
-        cluster, settings, wanted = self._runtime.cluster, self._runtime.settings, job.options.gpu_count
-        if wanted > cluster.gpu_count:
-            await cluster.refresh()
-        present = cluster.gpu_count if cluster.uses_gpus else settings.cpu_trainers
-        if wanted > max(present, settings.max_gpus):
-            text = f"{wanted} GPUs are more than this cluster can have: it has {cluster.gpu_count}"
-            text += f", and {settings.max_gpus} at most." if settings.max_gpus else "."
-        elif settings.max_owner_gpus and wanted > settings.max_owner_gpus:
-            most = settings.max_owner_gpus
-            text = f"{wanted} GPUs are more than the {most} that the jobs of one caller may have together."
-        else:
-            return
-        raise InvalidSpec([Violation("options.gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text)])
+    async def _create(
+        self, job: Job, request_id: str, request: Message, *, owner: str | None = None, webhook_url: str = ""
+    ) -> Job:
+        """Make a job durable and start it. Raises QueueFull and RequestIdReused."""
+        job.name = new_name("jobs")
+        made = await self._jobs.create(
+            job,
+            owner=owner or caller.get(),
+            request_id=request_id,
+            digest=request_digest(request),
+            limit=self._runtime.settings.max_queued_jobs,
+            owner_limit=self._runtime.settings.max_owner_jobs,
+            outgoing=StringValue(value=webhook_url) if webhook_url else None,
+        )
+        self.work.start(made.name)
+        return made
 
-    async def _resolved(self, given: ExtendPrefixSpec, wanted: JobOptions, webhook_url: str = "") -> Job:
+    async def _ask(self, name: str, request: Request) -> Job:
+        """Make a request to a training durable, then tell it. Raises NotReady."""
+        job = await self._jobs.get(name, visible_owner())
+        if request is Request.PREVIEW and not job.effective_spec.extend_prefix.validation:
+            raise NotReady(f"{name} has no validation inputs to preview.", metadata={"name": name})
+        begun = await self._jobs.all_children(name, FACTS, Struct)
+        try:
+            async with self._jobs.edit(name) as edit:
+                if edit.body.lifecycle.state == State.STATE_CANCELLING:
+                    raise StaleAttempt(name)
+                if not begun:
+                    raise NotReady(f"The training of {name} has not begun.", metadata={"name": name})
+                fresh = not getattr(edit.body, REQUESTED[request])
+                setattr(edit.body, REQUESTED[request], True)
+        except StaleAttempt:
+            raise NotReady(f"{name} has ended, or is being cancelled.", metadata={"name": name}) from None
+        if fresh:
+            # One that is told, or even under way, is the same request until it is done.
+            delivery = asyncio.create_task(self._deliver(name))
+            self._deliveries.add(delivery)
+            delivery.add_done_callback(self._deliveries.discard)
+        return await self._jobs.get(name)
+
+    async def _deliver(self, name: str) -> None:
+        try:
+            await self._workflow.deliver(name)
+        except (WorkerLost, ClusterLost, DatabaseUnavailable) as error:
+            # The next start of the training reads it from the job.
+            log.info("a request waits for the next start: %s", error, extra={"resource": name})
+
+    async def _has_training_set(self, job: Job) -> bool:
+        name = job.continue_from.training_set
+        return bool(name) and await self._upstream.has_training_set(name, caller.get())
+
+    async def _resolved(self, request: CreateJobRequest, origin: Origin | None = None) -> Job:
         """The job that a request would become, nameless. Raises InvalidSpec with every violation."""
 
         def resolved() -> Job:
             allow, buckets = self._runtime.settings.fetch_allow, self._runtime.settings.source_buckets
-            spec, violations = resolve(given, lambda url: check_url(url, allow, buckets))
-            options, wrong_options = resolve_options(wanted, spec.number_of_steps)
-            violations += wrong_options
-            if webhook_url and (refusal := webhook_refusal(webhook_url, allow)) is not None:
+            given = request.spec.extend_prefix, request.options
+            asked = origin.inherited(*given) if origin is not None else given
+            spec, violations = resolve(asked[0], lambda url: check_url(url, allow, buckets))
+            options, wrong_options = resolve_options(asked[1], spec.number_of_steps)
+            if not wrong_options:
+                wrong_options = check_offered(options, offer)
+            violations += [*wrong_options, *check_names(request.display_name, request.labels)]
+            if request.webhook_url and (refusal := webhook_refusal(request.webhook_url, allow)) is not None:
                 violations.append(Violation("webhook_url", ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal))
+            job = Job(
+                spec=request.spec,
+                effective_spec=TaskSpec(extend_prefix=spec),
+                options=options,
+                display_name=request.display_name,
+                labels=request.labels,
+            )
+            if request.webhook_url:
+                job.webhook.origin = webhook_origin(request.webhook_url)
+            if origin is not None:
+                continue_from, wrong = origin.continuation(request.continue_from, given[0], spec, options)
+                named = {violation.field for violation in violations}
+                violations += [violation for violation in wrong if violation.field not in named]
+                job.continue_from.CopyFrom(continue_from)
             if violations:
                 raise InvalidSpec(violations)
-            job = Job(spec=given, effective_spec=spec, options=options)
-            if webhook_url:
-                job.webhook.origin = origin(webhook_url)
             return job
 
-        return await beside(given.ByteSize(), resolved)
+        offer = await self._offer(max(request.options.gpu_count, origin.job.options.gpu_count if origin else 0))
+        return await beside(request.ByteSize(), resolved)
+
+    async def _offer(self, wanted: int) -> Offer:
+        """The cluster's offer; when more is wanted than there was, nodes that have come since are counted."""
+        cluster, settings = self._runtime.cluster, self._runtime.settings
+        if wanted > cluster.gpu_count:
+            await cluster.refresh()
+        room = self._workflow.room()
+        return Offer(room.present, room.on_gpus, most=settings.max_gpus, most_of_an_owner=settings.max_owner_gpus)

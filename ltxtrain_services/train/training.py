@@ -1,13 +1,16 @@
 """Training of a prepared job in Ray actors, started again from its checkpoint when a worker is lost."""
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
 
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job
-from ltxtrain.v1.work_pb2 import Event, QueuePosition, Stage
+from ltxtrain.v1.work_pb2 import Event, QueuePosition, Stage, State
 
 from ltxtrain_services.runtime import errors
 from ltxtrain_services.runtime.cluster import ActorGroup, Placement, WorkerLost
@@ -17,15 +20,27 @@ from ltxtrain_services.runtime.work import Attempt
 from ltxtrain_services.train.actors import Stored, TrainActor, TrainTask
 from ltxtrain_services.train.artifacts import artifacts, latest_checkpoint
 from ltxtrain_services.train.job_plan import Prepared, train_task
+from ltxtrain_services.train.prepare import enter_stage
 from ltxtrain_services.train.queue import Place, Turn, Waiting
-from ltxtrain_services.train.recorder import Recorder, TrainingResult
+from ltxtrain_services.train.recorder import REQUESTED, Recorder, TrainingResult
 from ltxtrain_trainer.errors import DeviceMemoryExhausted, PeerLost, TrainerError, TrainingDiverged
 from ltxtrain_trainer.reports import Preflight, Step
+from ltxtrain_trainer.training.requests import Request
 
 log = logging.getLogger(__name__)
 
 # Restarts after a lost worker without a new checkpoint in between.
 MAX_RESTARTS = 5
+# A cancelled training's last step and its checkpoint, gigabytes to a slow store; after it the checkpoint before counts.
+STOP_SECONDS = 300.0
+
+
+@dataclass
+class _Running:
+    """A training under way, and its actors while there are any."""
+
+    attempt: Attempt[Job]
+    group: ActorGroup | None = None
 
 
 class Training:
@@ -34,9 +49,30 @@ class Training:
     def __init__(self, runtime: Runtime, observe: Callable[[Preflight | Step], None]) -> None:
         self._runtime = runtime
         self._observe = observe
+        self._running: dict[str, _Running] = {}
+
+    async def deliver(self, name: str) -> None:
+        """Tell a training what is asked of it. One that does not run now learns of it when it starts."""
+        running = self._running.get(name)
+        if running is None or running.group is None:
+            return
+        group, job = running.group, await running.attempt.get()
+        for request, field in REQUESTED.items():
+            if getattr(job, field):
+                await group.call(0, "request", request)
 
     async def run(self, attempt: Attempt[Job], prepared: Prepared, place: Place) -> TrainingResult:
-        """Train to the end, in the job's turn, or another one after a loss. Raises ApiError for what ended it."""
+        """Train to the end, in the job's turn, or another one after a loss. Raises ApiError for what ended it.
+
+        Cancelled, a training of a job that is being cancelled leaves a checkpoint of its last step first.
+        """
+        self._running[attempt.name] = _Running(attempt)
+        try:
+            return await self._run(attempt, prepared, place)
+        finally:
+            del self._running[attempt.name]
+
+    async def _run(self, attempt: Attempt[Job], prepared: Prepared, place: Place) -> TrainingResult:
         restarts, last_step, streamed_blocks = 0, -1, 0
         job = await attempt.get()
         while True:
@@ -45,12 +81,12 @@ class Training:
             step = checkpoint["CHECKPOINT"].step if checkpoint else 0
             restarts = 0 if step > last_step else restarts
             last_step = step
-            recorder = Recorder(attempt, self._runtime.objects, job.effective_spec.number_of_steps, self._observe)
+            steps = job.effective_spec.extend_prefix.number_of_steps
+            recorder = Recorder(attempt, self._runtime.objects, steps, self._observe, step)
             try:
                 async with self._turn(attempt, job, place) as (turn, placement):
                     task = train_task(job, prepared, found, turn.workers, streamed_blocks)
-                    async with aclosing(self._reports(task, placement)) as reports:
-                        return await recorder.follow(reports)
+                    return await self._recorded(recorder, task, placement)
             except DeviceMemoryExhausted as error:
                 if streamed_blocks or not error.next_streamed_blocks:
                     raise api_error(error) from error
@@ -93,14 +129,53 @@ class Training:
             await _begin(attempt)
             yield turn, placement
 
+    async def _recorded(self, recorder: Recorder, task: TrainTask, placement: Placement | None) -> TrainingResult:
+        """The result of one start. In a task of its own: who is cancelled meanwhile may let it come to a checkpoint."""
+
+        async def follow() -> TrainingResult | None:
+            async with aclosing(self._reports(task, placement)) as reports:
+                return await recorder.follow(reports)
+
+        following = asyncio.create_task(follow())
+        try:
+            result = await asyncio.shield(following)
+        except asyncio.CancelledError:
+            await self._stop(self._running[task.job], recorder, following)
+            raise
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        assert result is not None, "only who is cancelled stops a training"
+        return result
+
+    async def _stop(self, running: _Running, recorder: Recorder, following: asyncio.Task[Any]) -> None:
+        """Let a cancelled job's training store what it has; at once where that is stored already, or for a drain."""
+        cancelling = (await running.attempt.get()).lifecycle.state == State.STATE_CANCELLING
+        if running.group is None or not cancelling or not recorder.ahead:
+            return
+        asking = asyncio.create_task(running.group.call(0, "request", Request.STOP))
+        _, late = await asyncio.wait({following}, timeout=STOP_SECONDS)
+        if late:
+            log.warning("no checkpoint in %.0f s", STOP_SECONDS, extra={"resource": running.attempt.name})
+        asking.cancel()
+        # Who is lost meanwhile leaves the checkpoint before.
+        await asyncio.gather(asking, return_exceptions=True)
+
     async def _reports(self, task: TrainTask, placement: Placement | None) -> AsyncGenerator[Stored | PeerLost, None]:
         settings = self._runtime.settings
         arguments = [(store_address(settings), rank, settings.torch_threads) for rank in range(task.worker_count)]
         async with ActorGroup.start(self._runtime.cluster, TrainActor, arguments, placement) as group:
             meeting_point = await group.call(0, "meeting_point")
-            async with aclosing(group.stream("run", task, meeting_point)) as reports:
-                async for report in reports:
-                    yield report
+            running = self._running[task.job]
+            running.group = group
+            try:
+                # What was asked before there was anyone to tell.
+                await self.deliver(task.job)
+                async with aclosing(group.stream("run", task, meeting_point)) as reports:
+                    async for report in reports:
+                        yield report
+            finally:
+                running.group = None
 
 
 def worker_count(job: Job, available: int) -> int:
@@ -114,7 +189,7 @@ async def _tell(attempt: Attempt[Job], waiting: Waiting, on_gpus: bool) -> None:
     if on_gpus:
         position.needed_gpus, position.cluster_gpus = waiting.needed, waiting.present
     async with attempt.edit() as edit:
-        edit.body.stage = Stage.STAGE_QUEUE
+        enter_stage(edit.body, Stage.STAGE_QUEUE)
         edit.body.queue_position = waiting.ahead
         edit.body.waiting.CopyFrom(position)
         edit.add_event(Event(stage=Stage.STAGE_QUEUE, queue_position=position))
@@ -122,7 +197,7 @@ async def _tell(attempt: Attempt[Job], waiting: Waiting, on_gpus: bool) -> None:
 
 async def _begin(attempt: Attempt[Job]) -> None:
     async with attempt.edit() as edit:
-        edit.body.stage = Stage.STAGE_TRAIN
+        enter_stage(edit.body, Stage.STAGE_TRAIN)
         edit.body.ClearField("queue_position")
         edit.body.ClearField("waiting")
 

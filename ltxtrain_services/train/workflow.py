@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from google.protobuf.struct_pb2 import Struct
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job, JobOutput
 from ltxtrain.v1.work_pb2 import Event, Progress, ReportLine, Stage, State
@@ -11,20 +12,28 @@ from ltxtrain_client.as_json import as_json
 
 from ltxtrain_services.runtime import errors
 from ltxtrain_services.runtime.cluster import NOT_A_SERVICE, WorkerLost, kill
+from ltxtrain_services.runtime.extend_prefix import billable_units, price
 from ltxtrain_services.runtime.service import Runtime, store_address
 from ltxtrain_services.runtime.store import Edit
 from ltxtrain_services.runtime.trainer_errors import api_error, translated
 from ltxtrain_services.runtime.upstream import errors_passed_on
 from ltxtrain_services.runtime.work import Attempt, Ending, Retryable
 from ltxtrain_services.train.actors import AuditActor, Remote
-from ltxtrain_services.train.artifacts import artifacts, latest_checkpoint, publish_training_set, record
+from ltxtrain_services.train.artifacts import (
+    artifacts,
+    drop_states,
+    latest_checkpoint,
+    publish_training_set,
+    record,
+    short_name,
+)
+from ltxtrain_services.train.continuation import take_over
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.job_plan import Prepared
-from ltxtrain_services.train.prepare import Preparation
-from ltxtrain_services.train.publication import Published, lora_audit, publish_papers
+from ltxtrain_services.train.prepare import Preparation, enter_stage
+from ltxtrain_services.train.publication import FACTS, Published, lora_audit, publish_papers
 from ltxtrain_services.train.queue import GpuQueue, Room
-from ltxtrain_services.train.recorder import TrainingResult
-from ltxtrain_services.train.spec import billable_units
+from ltxtrain_services.train.recorder import REQUESTED, TrainingResult
 from ltxtrain_services.train.training import Training
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_trainer.errors import TrainerError
@@ -38,18 +47,25 @@ class TrainWorkflow:
         self._runtime = runtime
         self._upstream = upstream
         self._training = Training(runtime, estimator.observe)
-        self._queue = GpuQueue(self._room, most_of_an_owner=runtime.settings.max_owner_gpus)
+        self._queue = GpuQueue(self.room, most_of_an_owner=runtime.settings.max_owner_gpus)
         runtime.cluster.on_change(self._queue.settle)
 
-    def _room(self) -> Room:
+    def room(self) -> Room:
+        """Workers that jobs are given now."""
         cluster, settings = self._runtime.cluster, self._runtime.settings
         if not cluster.uses_gpus:
             return Room(settings.cpu_trainers, on_gpus=False)
         return Room(cluster.gpu_count, settings.max_gpus)
 
+    async def deliver(self, name: str) -> None:
+        """Tell a training, if it runs now, what its job says is asked of it."""
+        await self._training.deliver(name)
+
     async def run(self, attempt: Attempt[Job]) -> Ending[Job]:
+        await take_over(self._runtime.objects, attempt)
         job = await attempt.get()
-        created, resumed = job.lifecycle.create_time.ToNanoseconds(), job.checkpoint_step > 0
+        # One that goes on from another job has a checkpoint, but has not run.
+        created, resumed = job.lifecycle.create_time.ToNanoseconds(), bool(await attempt.children(FACTS, Struct))
         with self._queue.place(job.name, attempt.owner, created, resumed=resumed) as place:
             prepared = await self._prepare(attempt)
             result = await self._training.run(attempt, prepared, place)
@@ -72,11 +88,14 @@ class TrainWorkflow:
         cancelling = (await attempt.get()).lifecycle.state == State.STATE_CANCELLING
         state = State.STATE_CANCELLED if cancelling else State.STATE_FAILED
         papers = await self._papers(attempt, state, audit)
+        await drop_states(self._runtime.objects, attempt, keep_last=True)
+        stored = await artifacts(attempt)
 
         def ending(edit: Edit[Job]) -> None:
             edit.body.ClearField("queue_position")
             edit.body.ClearField("waiting")
             record(edit, papers.artifacts)
+            close(edit, [*stored, *papers.artifacts])
             if fault is not None:
                 edit.add_event(Event(stage=Stage.STAGE_PUBLISH, warning=api_error(fault).status()))
             if papers.artifacts or lora is not None:
@@ -100,19 +119,22 @@ class TrainWorkflow:
     async def _publish(self, attempt: Attempt[Job], result: TrainingResult) -> Ending[Job]:
         papers = await self._papers(attempt, State.STATE_SUCCEEDED, result.audit, result.artifacts)
         made = [*result.artifacts, *papers.artifacts]
-        shared = [item for item in await artifacts(attempt) if item.kind == Artifact.KIND_DEBUG_DATASET]
+        await drop_states(self._runtime.objects, attempt, keep_last=self._runtime.settings.keep_optimizer_state)
+        stored = await artifacts(attempt)
+        shared = [item for item in stored if item.kind == Artifact.KIND_DEBUG_DATASET]
         job = await attempt.get()
-        units = billable_units(job.effective_spec.number_of_steps)
+        units = billable_units(job.effective_spec.extend_prefix.number_of_steps - job.continue_from.billed_steps)
 
         def ending(edit: Edit[Job]) -> None:
             record(edit, made)
+            close(edit, [*stored, *made])
             edit.body.output.CopyFrom(job_output([*made, *shared], result.audit))
             summarize(edit, papers)
             edit.body.billable_units = units
-            edit.body.price_usd = units * self._runtime.settings.unit_price_usd
-            edit.body.stage = Stage.STAGE_PUBLISH
+            if (cost := price(units, self._runtime.settings.unit_price)) is not None:
+                edit.body.price.CopyFrom(cost)
             total = sum(item.blob.size_bytes for item in made)
-            edit.body.progress.CopyFrom(Progress(completed=total, total=total))
+            enter_stage(edit.body, Stage.STAGE_PUBLISH, Progress(completed=total, total=total))
             edit.add_event(Event(stage=Stage.STAGE_PUBLISH, progress=edit.body.progress))
 
         return ending
@@ -150,7 +172,7 @@ class TrainWorkflow:
         settings = self._runtime.settings
         # Never waits for a CPU, of which others may hold all.
         actor = AuditActor.options(num_cpus=0, label_selector=NOT_A_SERVICE).remote(store_address(settings))  # type: ignore[attr-defined]
-        remote, with_audio = Remote(lora.blob.key, lora.blob.sha256), job.effective_spec.with_audio
+        remote, with_audio = Remote(lora.blob.key, lora.blob.sha256), job.effective_spec.extend_prefix.with_audio
         try:
             call = actor.audit.remote(remote, settings.model, settings.model_revision or None, with_audio)
             audit: Mapping[str, Any] = await self._runtime.cluster.value(call)
@@ -159,6 +181,13 @@ class TrainWorkflow:
             raise Retryable(str(error)) from error
         finally:
             kill(actor)
+
+
+def close(edit: Edit[Job], stored: Sequence[Artifact]) -> None:
+    """Nothing more can be asked of a job that ends; its bytes in the store are counted, a name once."""
+    for field in REQUESTED.values():
+        edit.body.ClearField(field)
+    edit.body.stored_bytes = sum({short_name(item): item.blob.size_bytes for item in stored}.values())
 
 
 def summarize(edit: Edit[Job], papers: Published) -> None:

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ltxtrain_trainer.errors import CheckpointMismatch
 from ltxtrain_trainer.training.lora import is_video_module
 from ltxtrain_trainer.training.settings import TRAINING_TYPE, TrainSettings
 
@@ -50,6 +51,14 @@ def lora_metadata(
         "step": str(step),
         "settings": json.dumps(settings.computed_with(), sort_keys=True),
     }
+
+
+def read_lora(path: Path) -> dict[str, Tensor]:
+    """The adapter's tensors of a file, bfloat16 by their names in the model. Raises CheckpointMismatch."""
+    try:
+        return {key.removeprefix(PREFIX): tensor for key, tensor in safetensors.torch.load_file(path).items()}
+    except safetensors.SafetensorError as error:
+        raise CheckpointMismatch(f"{path.name} is not a LoRA: {error}") from error
 
 
 def write_lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:

@@ -27,6 +27,7 @@ from ltxtrain_trainer.training.distributed import ALONE, Worker
 from ltxtrain_trainer.training.lora import adapter, adapter_digest
 from ltxtrain_trainer.training.losses import ClipLoss, Draw, clip_loss, held_out_loss, token_count, training_draw
 from ltxtrain_trainer.training.optim import AdapterOptimizer, learning_rate
+from ltxtrain_trainer.training.requests import Request, Requests
 from ltxtrain_trainer.training.settings import TrainSettings
 
 
@@ -36,6 +37,7 @@ class CheckpointDue:
 
     step: int
     checkpoint: Checkpoint
+    requested: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class PreviewDue:
     """Time to sample with the transformer as it is; after a resume at such a step it is due once more."""
 
     step: int
+    requested: bool = False
 
 
 Report = Step | CheckpointDue | PreviewDue
@@ -56,11 +59,14 @@ def train(
     identity: Mapping[str, str],
     worker: Worker = ALONE,
     resume: Checkpoint | None = None,
+    requests: Requests | None = None,
 ) -> Iterator[Report]:
     """Train the adapter that add_lora gave the transformer, from its start or from a checkpoint.
 
     identity: what else must be equal for a checkpoint to be continued (model revision, digest of the training set).
-    Every worker of several runs this with the same arguments but its own worker, and gets the same reports.
+    requests: taken after each step; STOP ends the training with a checkpoint of that step.
+    Every worker of several runs this with the same arguments but its own worker, and gets the same reports; requests
+    are the first one's, which alone stops: the others are to be ended.
     Raises CheckpointMismatch for a checkpoint of another training, TrainingDiverged when a loss or gradient is not
     finite, before it reaches the weights, and PrefixCoversClip when a clip has nothing to learn.
     """
@@ -73,6 +79,7 @@ def train(
     )
     if resume is not None:
         require_same(resume.fingerprint, this_training)
+    requests = requests or Requests()
     prepare(transformer, settings)
     model = VelocityModel(transformer)
     optimizer = AdapterOptimizer(adapter(transformer), settings.optimizer)
@@ -80,8 +87,12 @@ def train(
     if resume is not None:
         optimizer.load(resume.adapter, resume.optimizer)
         done = resume.step
-        if settings.is_due(settings.preview_interval, done):
+        if settings.is_preview_due(done):
             yield PreviewDue(done)
+
+    def checkpoint(requested: bool) -> CheckpointDue:
+        weights, state = optimizer.weights_by_name(), optimizer.state()
+        return CheckpointDue(step, Checkpoint(step, weights, state, this_training), requested)
 
     def read(place: tuple[int, int]) -> tuple[EncodedClip, PromptEmbedding, Draw]:
         step, index = place
@@ -103,7 +114,8 @@ def train(
                 (loss.total / settings.batch_size).backward()
             tally.add(loss, draw.video.level.item(), token_count(clip), waited)
         worker.sum(optimizer.gradients)
-        numbers = tally.sum(worker, model.device)
+        taken = requests.take()
+        numbers = tally.sum(worker, model.device, preview_asked=Request.PREVIEW in taken)
         norm = optimizer.clip().item()
         if not math.isfinite(norm) or not math.isfinite(numbers.video + numbers.audio):
             raise TrainingDiverged(step)
@@ -124,11 +136,15 @@ def train(
             data_wait_seconds=numbers.waited / worker.count,
             held_out_loss=held_out_loss(model, samples, held_out, settings, worker) if evaluate else None,
         )
-        if settings.is_due(settings.checkpoint_interval, step):
-            weights, state = optimizer.weights_by_name(), optimizer.state()
-            yield CheckpointDue(step, Checkpoint(step, weights, state, this_training))
-        if settings.is_due(settings.preview_interval, step):
-            yield PreviewDue(step)
+        asked = Request.CHECKPOINT in taken
+        if due := asked or settings.is_due(settings.checkpoint_interval, step):
+            yield checkpoint(asked)
+        if not requests.stopping and (numbers.preview_asked or settings.is_preview_due(step)):
+            yield PreviewDue(step, numbers.preview_asked)
+        if requests.stopping:
+            if not due:
+                yield checkpoint(False)
+            return
 
 
 @dataclass(frozen=True)
@@ -139,6 +155,7 @@ class _Numbers:
     audio: float
     tokens: float
     waited: float
+    preview_asked: bool
     quarter_sums: tuple[float, ...]
     quarter_counts: tuple[float, ...]
 
@@ -167,7 +184,7 @@ class _Tally:
         self._tokens += tokens
         self._waited += waited
 
-    def sum(self, worker: Worker, device: torch.device) -> _Numbers:
+    def sum(self, worker: Worker, device: torch.device, *, preview_asked: bool) -> _Numbers:
         losses: list[list[float]] = torch.stack(self._losses).tolist()
         sums, counts = [0.0] * QUARTERS, [0.0] * QUARTERS
         for (video, _), level in zip(losses, self._levels, strict=True):
@@ -176,11 +193,16 @@ class _Tally:
             counts[quarter] += 1
         video_sum, audio_sum = (sum(column) for column in zip(*losses, strict=True))
         numbers = torch.tensor(
-            [video_sum, audio_sum, self._tokens, self._waited, *sums, *counts], dtype=torch.float64, device=device
+            # Every worker samples a preview, so every one learns of the request, in the sum that there is anyway.
+            [video_sum, audio_sum, self._tokens, self._waited, float(preview_asked), *sums, *counts],
+            dtype=torch.float64,
+            device=device,
         )
         worker.sum(numbers)
-        video_sum, audio_sum, tokens, waited, *quarters = numbers.tolist()
-        return _Numbers(video_sum, audio_sum, tokens, waited, tuple(quarters[:QUARTERS]), tuple(quarters[QUARTERS:]))
+        video_sum, audio_sum, tokens, waited, asked, *quarters = numbers.tolist()
+        return _Numbers(
+            video_sum, audio_sum, tokens, waited, asked > 0, tuple(quarters[:QUARTERS]), tuple(quarters[QUARTERS:])
+        )
 
 
 def prepare(transformer: Any, settings: TrainSettings) -> None:

@@ -8,7 +8,7 @@ import hashlib
 import math
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ltxtrain_trainer import seeds
+from ltxtrain_trainer.errors import CheckpointMismatch
 
 # Attention and feed-forward of the video stream. Feed-forward too, because the look of a continuation is as much in it
 # as in attention: 164 M weights at rank 32 where attention alone has 101 M, and 1 GiB more with gradient and optimizer.
@@ -88,6 +89,24 @@ def adapter(transformer: Any) -> dict[str, nn.Parameter]:
     if not found:
         raise ValueError("The transformer has no adapter; add_lora comes first.")
     return dict(sorted(found.items()))
+
+
+def fill_adapter(transformer: Any, weights: Mapping[str, Tensor]) -> None:
+    """Put the weights of a LoRA in place of the adapter's start. Raises CheckpointMismatch for one of another shape."""
+    own = adapter(transformer)
+    others = {name for name in own.keys() | weights.keys() if _shape(own.get(name)) != _shape(weights.get(name))}
+    if others:
+        raise CheckpointMismatch(
+            f"The LoRA to start from is not of this rank and these modules: {len(others)} of its tensors do not match, "
+            f"{min(others)} among them."
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+
+
+def _shape(tensor: Tensor | None) -> torch.Size | None:
+    return None if tensor is None else tensor.shape
 
 
 def adapter_digest(transformer: Any) -> str:

@@ -16,6 +16,7 @@ class TrainSettings:
     rank: also alpha. steps: optimizer steps. conditioning_frames: pixel frames of the clean prefix, 1 modulo 8.
     batch_size: clips a step over all workers. Intervals are steps; a checkpoint, a preview and an evaluation also stand
     at the end. preview_interval 0: only there. holdout_fraction: share of the clips that is measured, not trained on.
+    steps decide no number of a step but through a linear schedule.
     """
 
     rank: int
@@ -37,6 +38,18 @@ class TrainSettings:
     def is_due(self, interval: int, step: int) -> bool:
         """Whether what happens every interval steps, and at the end, happens after this step (from 1)."""
         return step == self.steps or (interval > 0 and step % interval == 0)
+
+    def is_preview_due(self, step: int) -> bool:
+        """Whether previews are made after this step: at the interval and at the end, but not twice within a moment."""
+        return self.is_due(self.preview_interval, step) and step != self.preview_left_out
+
+    @property
+    def preview_left_out(self) -> int | None:
+        """The step of the interval that the last step follows within half an interval, if there is one."""
+        if not self.preview_interval:
+            return None
+        last = (self.steps - 1) // self.preview_interval * self.preview_interval
+        return last if last and 2 * (self.steps - last) < self.preview_interval else None
 
     def computed_with(self) -> dict[str, Any]:
         """The settings that decide the numbers, by name: all but when there are reports."""

@@ -15,6 +15,7 @@ from aiohttp import web
 from google.protobuf.any_pb2 import Any as PackedAny
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
+from google.type.money_pb2 import Money
 from grpc_status import rpc_status
 from ltxtrain.v1 import ingest_pb2, ingest_pb2_grpc, preprocess_pb2, preprocess_pb2_grpc, train_pb2, train_pb2_grpc
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
@@ -30,7 +31,7 @@ def status(
     code: grpc.StatusCode, message: str, reason: str = "", *, details: Sequence[Message] = (), **metadata: str
 ) -> status_pb2.Status:
     """A status as the services send it: ErrorInfo first."""
-    info = error_details_pb2.ErrorInfo(reason=reason, domain="ltxtrain.v1", metadata=metadata)
+    info = error_details_pb2.ErrorInfo(reason=reason, domain="ltxtrain", metadata=metadata)
     made = status_pb2.Status(code=code.value[0], message=message)
     for detail in (info, *details) if reason else details:
         packed = PackedAny()
@@ -155,6 +156,8 @@ class FarSide(
     async def CreateJob(self, request: train_pb2.CreateJobRequest, context: Context) -> train_pb2.CreateJobResponse:
         await self._enter("CreateJob", request, context)
         job = train_pb2.Job(spec=request.spec, effective_spec=request.spec, options=request.options)
+        if request.HasField("continue_from"):
+            job.continue_from.CopyFrom(request.continue_from)
         if not request.validate_only:
             job.name = f"jobs/{uuid.uuid4().hex}"
             job.lifecycle.state = State.STATE_PENDING
@@ -186,6 +189,25 @@ class FarSide(
         self.events.append(Event(lifecycle=Lifecycle(state=State.STATE_CANCELLED)))
         return train_pb2.CancelJobResponse(job=job)
 
+    async def RetryJob(self, request: train_pb2.RetryJobRequest, context: Context) -> train_pb2.RetryJobResponse:
+        await self._enter("RetryJob", request, context)
+        origin = train_pb2.ContinueFrom(source=request.name, step=self.jobs[request.name].checkpoint_step)
+        job = train_pb2.Job(name=f"{request.name}again", continue_from=origin)
+        job.lifecycle.state = State.STATE_PENDING
+        return train_pb2.RetryJobResponse(job=self.jobs.setdefault(job.name, job))
+
+    async def CheckpointJob(
+        self, request: train_pb2.CheckpointJobRequest, context: Context
+    ) -> train_pb2.CheckpointJobResponse:
+        await self._enter("CheckpointJob", request, context)
+        self.jobs[request.name].checkpoint_requested = True
+        return train_pb2.CheckpointJobResponse(job=self.jobs[request.name])
+
+    async def PreviewJob(self, request: train_pb2.PreviewJobRequest, context: Context) -> train_pb2.PreviewJobResponse:
+        await self._enter("PreviewJob", request, context)
+        self.jobs[request.name].preview_requested = True
+        return train_pb2.PreviewJobResponse(job=self.jobs[request.name])
+
     async def DeleteJob(self, request: train_pb2.DeleteJobRequest, context: Context) -> train_pb2.DeleteJobResponse:
         await self._enter("DeleteJob", request, context)
         del self.jobs[request.name]
@@ -196,7 +218,12 @@ class FarSide(
     ) -> train_pb2.EstimateJobResponse:
         await self._enter("EstimateJob", request, context)
         return train_pb2.EstimateJobResponse(
-            tokens_per_clip=6912, seconds_low=3600, seconds_high=7260, peak_memory_bytes=60 * 10**9, price_usd=12.4
+            tokens_per_clip=6912,
+            seconds_low=3600,
+            seconds_high=7260,
+            peak_memory_bytes=60 * 10**9,
+            billable_units=2000,
+            price=Money(currency_code="USD", units=12, nanos=400_000_000),
         )
 
     async def ListArtifacts(

@@ -22,14 +22,14 @@ def sheet(tmp_path: Path) -> Path:
 async def test_submit_sends_the_sheet_and_names_the_job(far: FarSide, ltxtrain: Ltxtrain, sheet: Path) -> None:
     done = await ltxtrain("submit", sheet, "--set", "rank=64", "--set", "options.seed=7")
     (request,) = far.requests("CreateJob")
-    assert request.spec.resolution == Resolution.RESOLUTION_MEDIUM
-    assert (request.spec.rank, request.options.seed) == (64, 7)
+    assert request.spec.extend_prefix.resolution == Resolution.RESOLUTION_MEDIUM
+    assert (request.spec.extend_prefix.rank, request.options.seed) == (64, 7)
     assert done.stdout.strip() in far.jobs
 
 
 async def test_submit_reads_stdin(far: FarSide, ltxtrain: Ltxtrain) -> None:
     await ltxtrain("submit", "-", stdin=EXAMPLE)
-    assert far.requests("CreateJob")[0].spec.training_data_url == "https://example.com/clips.zip"
+    assert far.requests("CreateJob")[0].spec.extend_prefix.training_data_url == "https://example.com/clips.zip"
 
 
 async def test_local_files_are_uploaded_and_named_in_the_spec(
@@ -42,26 +42,29 @@ async def test_local_files_are_uploaded_and_named_in_the_spec(
     await ltxtrain("submit", sheet, "--data", data, "--validation", first, "--validation", second)
     checked, sent = far.requests("CreateJob")
     assert (checked.validate_only, sent.validate_only) == (True, False)
-    urls = [sent.spec.training_data_url, *(entry.video_url for entry in sent.spec.validation)]
+    urls = [
+        sent.spec.extend_prefix.training_data_url,
+        *(entry.video_url for entry in sent.spec.extend_prefix.validation),
+    ]
     assert [store.objects[f"/{url.removeprefix('upload:')}"] for url in urls] == list(contents.values())
-    assert [entry.prompt for entry in sent.spec.validation] == ["a car accelerating down a road", ""]
+    assert [entry.prompt for entry in sent.spec.extend_prefix.validation] == ["a car accelerating down a road", ""]
 
 
 async def test_a_wrong_spec_is_told_before_anything_is_uploaded(
     far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, sheet: Path, tmp_path: Path
 ) -> None:
-    wrong = violations(("spec.rank", "FIELD_NOT_ALLOWED", "rank is one of 8, 16, 32, 64, 128"))
+    wrong = violations(("spec.extend_prefix.rank", "FIELD_NOT_ALLOWED", "rank is one of 8, 16, 32, 64, 128"))
     far.fail("CreateJob", status(grpc.StatusCode.INVALID_ARGUMENT, "1 field is wrong", "INVALID_SPEC", details=[wrong]))
     (tmp_path / "clips.zip").write_bytes(clips_zip())
     done = await ltxtrain("submit", sheet, "--data", tmp_path / "clips.zip", code=2)
-    assert "spec.rank: rank is one of 8, 16, 32, 64, 128 (FIELD_NOT_ALLOWED)" in done.stderr
+    assert "  rank: rank is one of 8, 16, 32, 64, 128 (FIELD_NOT_ALLOWED)" in done.stderr
     assert store.requests == [] and far.jobs == {}
 
 
 async def test_what_stands_for_a_file_that_comes_later_is_no_fault(
     far: FarSide, ltxtrain: Ltxtrain, sheet: Path, tmp_path: Path
 ) -> None:
-    wrong = violations(("spec.training_data_url", "URL_NOT_ALLOWED", "no such upload"))
+    wrong = violations(("spec.extend_prefix.training_data_url", "URL_NOT_ALLOWED", "no such upload"))
     far.fail("CreateJob", status(grpc.StatusCode.INVALID_ARGUMENT, "1 field is wrong", "INVALID_SPEC", details=[wrong]))
     (tmp_path / "clips.zip").write_bytes(clips_zip())
     await ltxtrain("submit", sheet, "--data", tmp_path / "clips.zip")

@@ -22,7 +22,7 @@ async def test_submit_sends_spec_options_and_a_fresh_id(far: FarSide, train: Tra
     options = JobOptions(seed=7)
     first, second = await train.submit(SPEC, options), await train.submit(SPEC)
     sent = far.requests("CreateJob")
-    assert (sent[0].spec, sent[0].options, sent[0].validate_only) == (SPEC, options, False)
+    assert (sent[0].spec.extend_prefix, sent[0].options, sent[0].validate_only) == (SPEC, options, False)
     assert not sent[1].HasField("options")
     assert uuid.UUID(sent[0].request_id) != uuid.UUID(sent[1].request_id)
     assert first.name != second.name
@@ -102,7 +102,7 @@ async def test_what_is_not_there_is_not_found(far: FarSide, train: TrainClient) 
 )
 async def test_every_rpc_has_its_method(client: type, stub: type) -> None:
     """CreateJob is `submit` and EstimateJob is `estimate`; every other method has the RPC's name."""
-    own = {"CreateJob": "submit", "EstimateJob": "estimate"}
+    own = {"CreateJob": "submit", "EstimateJob": "estimate", "ListWebhookKeys": "webhook_keys"}
     async with connect("127.0.0.1:1") as channel:
         assert isinstance(channel, Channel)
         rpcs = vars(stub(channel.aio))

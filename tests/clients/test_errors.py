@@ -45,8 +45,8 @@ def test_no_class_is_forgotten() -> None:
 
 async def test_a_wrong_spec_brings_every_violation(far: FarSide, train: TrainClient) -> None:
     wrong = violations(
-        ("spec.rank", "FIELD_NOT_ALLOWED", "rank is one of 8, 16, 32, 64, 128"),
-        ("spec.validation[1].video_url", "FIELD_REQUIRED", "a clip is needed"),
+        ("spec.extend_prefix.rank", "FIELD_NOT_ALLOWED", "rank is one of 8, 16, 32, 64, 128"),
+        ("spec.extend_prefix.validation[1].video_url", "FIELD_REQUIRED", "a clip is needed"),
     )
     error = await raised_by(
         far,
@@ -55,13 +55,13 @@ async def test_a_wrong_spec_brings_every_violation(far: FarSide, train: TrainCli
     )
     assert isinstance(error, InvalidArgument)
     assert error.violations == (
-        Violation("spec.rank", "FIELD_NOT_ALLOWED", "rank is one of 8, 16, 32, 64, 128"),
-        Violation("spec.validation[1].video_url", "FIELD_REQUIRED", "a clip is needed"),
+        Violation("spec.extend_prefix.rank", "FIELD_NOT_ALLOWED", "rank is one of 8, 16, 32, 64, 128"),
+        Violation("spec.extend_prefix.validation[1].video_url", "FIELD_REQUIRED", "a clip is needed"),
     )
     assert str(error).splitlines() == [
         "2 fields are wrong",
-        "  spec.rank: rank is one of 8, 16, 32, 64, 128 (FIELD_NOT_ALLOWED)",
-        "  spec.validation[1].video_url: a clip is needed (FIELD_REQUIRED)",
+        "  rank: rank is one of 8, 16, 32, 64, 128 (FIELD_NOT_ALLOWED)",
+        "  validation[1].video_url: a clip is needed (FIELD_REQUIRED)",
     ]
     assert error.message == "2 fields are wrong"
 

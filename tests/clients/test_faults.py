@@ -9,8 +9,8 @@ from google.rpc.status_pb2 import Status
 from tests.clients.commands import MP4, Ltxtrain, clips_zip
 from tests.clients.far_side import FarSide, ObjectHost, status, violations
 
-NO_DATA = ("spec.training_data_url", "FIELD_REQUIRED", "Name a .zip.")
-NO_CLIP = ("spec.validation[0].video_url", "FIELD_REQUIRED", "Name a video.")
+NO_DATA = ("spec.extend_prefix.training_data_url", "FIELD_REQUIRED", "Name a .zip.")
+NO_CLIP = ("spec.extend_prefix.validation[0].video_url", "FIELD_REQUIRED", "Name a video.")
 
 
 def refusal(*fields: tuple[str, str, str]) -> Status:
@@ -39,7 +39,7 @@ async def test_a_missing_clip_is_told_before_the_data_are_uploaded(
     done = await ltxtrain("submit", sheet, "--data", clips, code=2)
     assert done.stderr.splitlines() == [
         "1 field is wrong. (INVALID_SPEC)",
-        "  spec.validation[0].video_url: Name a video. (--validation FILE uploads one) (FIELD_REQUIRED)",
+        "  validation[0].video_url: Name a video. (--validation FILE uploads one) (FIELD_REQUIRED)",
     ]
     assert store.requests == [] and far.jobs == {}
 
@@ -55,9 +55,11 @@ async def test_what_the_files_fill_is_not_among_the_faults(
 ) -> None:
     opening = tmp_path / "opening.mp4"
     opening.write_bytes(MP4)
-    far.fail("CreateJob", refusal(NO_DATA, NO_CLIP, ("spec.rank", "FIELD_NOT_ALLOWED", "rank is one of 8")))
+    far.fail(
+        "CreateJob", refusal(NO_DATA, NO_CLIP, ("spec.extend_prefix.rank", "FIELD_NOT_ALLOWED", "rank is one of 8"))
+    )
     done = await ltxtrain("submit", sheet, "--data", clips, "--validation", opening, code=2)
-    assert done.stderr.splitlines()[1:] == ["  spec.rank: rank is one of 8 (FIELD_NOT_ALLOWED)"]
+    assert done.stderr.splitlines()[1:] == ["  rank: rank is one of 8 (FIELD_NOT_ALLOWED)"]
 
 
 async def test_faults_of_form_and_of_value_come_at_once(far: FarSide, ltxtrain: Ltxtrain, sheet: Path) -> None:
@@ -65,8 +67,8 @@ async def test_faults_of_form_and_of_value_come_at_once(far: FarSide, ltxtrain: 
         "CreateJob",
         refusal(
             NO_DATA,
-            ("spec.resolution", "FIELD_REQUIRED", "follows from what was not sent"),
-            ("spec.conditioning_frames", "PREFIX_COVERS_CLIP", "may follow from what was not sent"),
+            ("spec.extend_prefix.resolution", "FIELD_REQUIRED", "follows from what was not sent"),
+            ("spec.extend_prefix.conditioning_frames", "PREFIX_COVERS_CLIP", "may follow from what was not sent"),
             ("options.seed", "FIELD_OUT_OF_RANGE", "at least 0"),
         ),
     )
@@ -89,6 +91,6 @@ async def test_faults_of_form_are_told_without_a_service(ltxtrain: Ltxtrain, she
 async def test_an_estimate_needs_no_data(far: FarSide, ltxtrain: Ltxtrain, sheet: Path) -> None:
     await ltxtrain("estimate", sheet)
     await ltxtrain("estimate", "--set", "dataset=datasets/1")
-    with_files, with_dataset = (request.spec for request in far.requests("EstimateJob"))
+    with_files, with_dataset = (request.spec.extend_prefix for request in far.requests("EstimateJob"))
     assert with_files.training_data_url and with_files.validation[0].video_url
     assert (with_dataset.dataset, with_dataset.training_data_url) == ("datasets/1", "")

@@ -121,7 +121,7 @@ async def test_errors_in_json(far: FarSide, ltxtrain: Ltxtrain) -> None:
     assert (error["code"], error["reason"]) == ("NOT_FOUND", "RESOURCE_NOT_FOUND")
     error = json.loads((await ltxtrain("estimate", "--set", "rnk=3", "--json", code=2)).stderr)["error"]
     assert error["violations"] == [
-        {"field": "rnk", "reason": "", "description": "is not known; did you mean rank?"},
+        {"field": "rnk", "reason": "INVALID_SPEC", "description": "is not known; did you mean rank?"},
     ]
     assert "error" not in (await ltxtrain("job", "nowhere", code=5)).stderr
 

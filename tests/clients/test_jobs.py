@@ -4,9 +4,11 @@ import json
 
 import grpc
 import pytest
+from google.type.money_pb2 import Money
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.train_pb2 import ContinueFrom, ContinueMode, Job
 from ltxtrain.v1.work_pb2 import ClipNumbers, Lifecycle, Outcome, Progress, ReportLine, ReportReason, Stage, State
+from ltxtrain_client.cli.fetch import folder_of
 
 from tests.clients.commands import JOB, Ltxtrain, add_job, add_results
 from tests.clients.far_side import FarSide, ObjectHost, status
@@ -24,6 +26,29 @@ async def test_jobs_as_a_table_and_as_json(far: FarSide, ltxtrain: Ltxtrain) -> 
     ]
     done = await ltxtrain("jobs", "--state", "running", "--json", "--limit", 1)
     assert [json.loads(line)["name"] for line in done.stdout.splitlines()] == ["jobs/0"]
+
+
+async def test_jobs_are_found_and_told_by_name_and_label(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    far.jobs["jobs/1"] = Job(name="jobs/1", display_name="Drone style", labels={"project": "film"})
+    far.jobs["jobs/2"] = Job(name="jobs/2")
+    filters = ("--label", "project=film", "--label", "take", "--text", "drone")
+    head, named, bare = (await ltxtrain("jobs", *filters)).stdout.splitlines()
+    assert head.split()[:3] == ["JOB", "NAME", "STATE"] and named.split()[:3] == ["jobs/1", "Drone", "style"]
+    assert bare.startswith("jobs/2")
+    asked = far.requests("ListJobs")[0]
+    assert ([*asked.labels], asked.text) == (["project=film", "take"], "drone")
+    shown = (await ltxtrain("job", "1")).stdout
+    assert "Drone style" in shown and "project=film" in shown
+
+
+async def test_a_job_is_submitted_with_a_name_and_its_files_go_to_a_folder_of_it(
+    far: FarSide, ltxtrain: Ltxtrain
+) -> None:
+    await ltxtrain("submit", "--set", "dataset=datasets/1", "--name", "Drone style", "--label", "project=film")
+    (sent,) = far.requests("CreateJob")
+    assert (sent.display_name, dict(sent.labels)) == ("Drone style", {"project": "film"})
+    folders = {"Drone style": "drone-style", "": ".", "../x/..": "x", "車 7": "車-7", "!!": "."}
+    assert {name: str(folder_of(Job(display_name=name))) for name in folders} == folders
 
 
 async def test_jobs_say_how_far_they_are_and_why_they_failed(far: FarSide, ltxtrain: Ltxtrain) -> None:
@@ -48,7 +73,7 @@ async def test_jobs_say_how_far_they_are_and_why_they_failed(far: FarSide, ltxtr
 
 async def test_a_job_is_shown_with_its_sheet(far: FarSide, ltxtrain: Ltxtrain) -> None:
     job = add_job(far, State.STATE_FAILED)
-    job.effective_spec.rank = 64
+    job.effective_spec.extend_prefix.rank = 64
     job.lifecycle.error.CopyFrom(status(grpc.StatusCode.FAILED_PRECONDITION, "no videos", "NO_VIDEOS"))
     done = await ltxtrain("job", JOB)
     assert "failed" in done.stdout and "no videos (NO_VIDEOS)" in done.stdout and '"rank": 64' in done.stdout
@@ -58,7 +83,8 @@ async def test_a_job_is_shown_with_its_sheet(far: FarSide, ltxtrain: Ltxtrain) -
 
 async def test_a_job_is_shown_with_all_that_it_left(far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain) -> None:
     job = add_job(far)
-    job.billable_units, job.price_usd = 100, 0.62
+    job.billable_units = 100
+    job.price.CopyFrom(Money(currency_code="USD", nanos=620_000_000))
     far.add_artifact(JOB, "lora-000050.safetensors", b"x" * 1500, Artifact.KIND_LORA, "")
     add_results(far, store)
     rows = (await ltxtrain("job", JOB)).stdout.splitlines()
@@ -69,9 +95,34 @@ async def test_a_job_is_shown_with_all_that_it_left(far: FarSide, store: ObjectH
         ["metrics.jsonl", "metrics", "3", "B", "fetch"],
         ["lora-000050.safetensors", "lora", "1.5", "kB", "fetch", "--all"],
     ]
-    assert any("100 billable units (0.62 USD at the unit price" in row for row in rows)
+    assert any("100 billable units (0.62 USD)" in row for row in rows)
     document = json.loads((await ltxtrain("job", JOB, "--json")).stdout)
     assert [item["blob"]["size_bytes"] for item in document["artifacts"]] == [1500, 7, 2, 3]
+
+
+async def test_a_job_is_continued_from_the_command_line(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    done = await ltxtrain("submit", "--continue-from", "1", "--set", "number_of_steps=400")
+    [request] = far.requests("CreateJob")
+    assert request.continue_from == ContinueFrom(source=JOB, mode=ContinueMode.CONTINUE_MODE_EXACT)
+    assert (request.spec.extend_prefix.number_of_steps, request.spec.extend_prefix.HasField("rank")) == (400, False)
+    assert "jobs/1 from its beginning" in (await ltxtrain("job", done.stdout.strip())).stdout
+    await ltxtrain("submit", "--continue-from", f"{JOB}/artifacts/lora.safetensors", "--weights")
+    origin = far.requests("CreateJob")[-1].continue_from
+    assert origin.source == f"{JOB}/artifacts/lora.safetensors"
+    assert origin.mode == ContinueMode.CONTINUE_MODE_WEIGHTS
+    for wrong in (("--weights", "--set", "rank=8"), ("--continue-from", "1", "--like", "1")):
+        assert "--continue-from" in (await ltxtrain("submit", *wrong, code=2)).stderr
+    assert "not a job" in (await ltxtrain("submit", "--continue-from", "datasets/1", code=2)).stderr
+
+
+async def test_retry_checkpoint_and_preview(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    add_job(far, State.STATE_CANCELLED).checkpoint_step = 22
+    assert (await ltxtrain("retry", "1")).stdout == "jobs/1again pending, from step 22\n"
+    document = json.loads((await ltxtrain("retry", "1", "--json")).stdout)
+    assert document["job"]["continue_from"]["source"] == JOB
+    assert (await ltxtrain("checkpoint", "1")).stdout == "jobs/1: a checkpoint after the present step\n"
+    assert (await ltxtrain("preview", JOB)).stdout == "jobs/1: previews after the present step\n"
+    assert "a checkpoint and previews" in (await ltxtrain("job", "1")).stdout
 
 
 async def test_cancel_and_delete(far: FarSide, ltxtrain: Ltxtrain) -> None:

@@ -103,12 +103,12 @@ def failed() -> Event:
         ),
         (
             Event(preview_metrics=PreviewMetrics(step=50, prefix_latents_equal=True, prefix_psnr_db=38.25)),
-            "preview 0 of step 50: prefix 38.2 dB; at the join colour 0.00x, luminance 0.00x, motion 0.00x; "
+            "preview of clip 1, step 50: prefix 38.2 dB; at the join colour 0.00x, luminance 0.00x, motion 0.00x; "
             "drift +0.00 levels/s",
         ),
         (
             Event(preview_metrics=PreviewMetrics(base_model=True, prefix_latents_equal=True, prefix_psnr_db=8.4)),
-            "preview 0 of base model: prefix 8.4 dB; at the join colour 0.00x, luminance 0.00x, motion 0.00x; "
+            "preview of clip 1, base model: prefix 8.4 dB; at the join colour 0.00x, luminance 0.00x, motion 0.00x; "
             f"drift +0.00 levels/s\n{PREVIEW_LEGEND}",
         ),
         (Event(train_metrics=TrainMetrics(step=5, held_out_loss=0.5)), "step 5: held-out loss 0.5000"),
@@ -233,3 +233,16 @@ def test_durations(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("size", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (2e12, "2.0 TB")])
 def test_sizes(size: float, text: str) -> None:
     assert size_text(size) == text
+
+
+def test_bars_that_begin_again_leave_what_was_printed_meanwhile() -> None:
+    out = io.StringIO()
+    view = BarView(Console(file=out, force_terminal=True, width=100))
+    with view:
+        view.show_transfer("clips.zip", Transfer(1, 2))
+    out.write("jobs/1\n")
+    printed = out.tell()
+    with view:
+        pass
+    # No cursor that moves up, over the name.
+    assert "\x1b[1A" not in out.getvalue()[printed:]

@@ -48,8 +48,8 @@ async def test_data_and_settings_need_no_sheet(far: FarSide, ltxtrain: Ltxtrain,
     (tmp_path / "clips.zip").write_bytes(clips_zip())
     await ltxtrain("submit", "--data", tmp_path / "clips.zip", "--set", "resolution=low")
     _, sent = far.requests("CreateJob")
-    assert sent.spec.training_data_url.startswith("upload:")
-    assert sent.spec.resolution == Resolution.RESOLUTION_LOW
+    assert sent.spec.extend_prefix.training_data_url.startswith("upload:")
+    assert sent.spec.extend_prefix.resolution == Resolution.RESOLUTION_LOW
 
 
 async def test_nothing_at_all_is_wrong_usage(far: FarSide, ltxtrain: Ltxtrain) -> None:

@@ -1,6 +1,7 @@
 """The TypeScript example from a fresh clone: installed, generated, compiled, and run against a scripted server."""
 
 import asyncio
+import base64
 import hashlib
 import json
 import os
@@ -35,6 +36,7 @@ from tests.clients.far_side import (
     status,
     violations,
 )
+from tests.messages import every_message, filled
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE_CLIENT = ROOT / "clients/typescript"
@@ -127,7 +129,7 @@ async def test_the_sheets_own_example_goes_through_word_for_word(far: FarSide, p
     assert (ended.code, ended.err) == (0, "")
     (request,) = far.requests("CreateJob")
     expected = json.loads(EXAMPLE) | {"resolution": "RESOLUTION_MEDIUM", "aspect_ratio": "ASPECT_RATIO_1_1"}
-    assert request.spec == json_format.ParseDict(expected, ExtendPrefixSpec())
+    assert request.spec.extend_prefix == json_format.ParseDict(expected, ExtendPrefixSpec())
     assert len(request.request_id) == 36
     assert ended.out.split() == list(far.jobs)
 
@@ -139,11 +141,11 @@ async def test_words_and_options_become_the_contracts(far: FarSide, program: Pat
     ended = await run(program, far, "submit", sheet(tmp_path, text))
     assert ended.code == 0, ended.err
     (request,) = far.requests("CreateJob")
-    assert request.spec.dataset == "datasets/1"
-    assert request.spec.resolution == Resolution.RESOLUTION_LOW
-    assert request.spec.aspect_ratio == AspectRatio.ASPECT_RATIO_16_9
-    assert request.spec.validation_aspect_ratio == AspectRatio.ASPECT_RATIO_9_16
-    assert request.spec.validation_resolution == Resolution.RESOLUTION_HIGH
+    assert request.spec.extend_prefix.dataset == "datasets/1"
+    assert request.spec.extend_prefix.resolution == Resolution.RESOLUTION_LOW
+    assert request.spec.extend_prefix.aspect_ratio == AspectRatio.ASPECT_RATIO_16_9
+    assert request.spec.extend_prefix.validation_aspect_ratio == AspectRatio.ASPECT_RATIO_9_16
+    assert request.spec.extend_prefix.validation_resolution == Resolution.RESOLUTION_HIGH
     assert (request.options.seed, request.options.base_precision) == (7, BasePrecision.BASE_PRECISION_INT8)
 
 
@@ -181,7 +183,10 @@ async def test_files_are_uploaded_and_results_downloaded(
     assert ended.code == 0, ended.err
     checked, created = far.requests("CreateJob")
     assert (checked.validate_only, created.validate_only) == (True, False)
-    for path, url in ((clips, created.spec.training_data_url), (opening, created.spec.validation[0].video_url)):
+    for path, url in (
+        (clips, created.spec.extend_prefix.training_data_url),
+        (opening, created.spec.extend_prefix.validation[0].video_url),
+    ):
         assert store.objects["/" + url.removeprefix("upload:")] == path.read_bytes()
     announced = [(request.size_bytes, request.sha256) for request in far.requests("CreateUpload")]
     assert announced == [
@@ -231,6 +236,38 @@ CUTS = (
     abort_with_status(DRAINING),
     end_ok,
 )
+
+
+JSON_ROUND_TRIP = """
+import { fromBinary, fromJson, toBinary } from "@bufbuild/protobuf";
+import { json, registry } from "./index.js";
+
+let text = "";
+for await (const chunk of process.stdin) text += chunk;
+for (const [name, bytes] of Object.entries(JSON.parse(text))) {
+  const type = registry.getMessage(name);
+  const message = fromBinary(type, Buffer.from(bytes, "base64"));
+  const written = json(type, message);
+  const again = fromJson(type, written, { registry });
+  if (!Buffer.from(toBinary(type, again)).equals(Buffer.from(toBinary(type, message)))) throw new Error(name);
+  console.log(JSON.stringify([name, written]));
+}
+"""
+
+
+@needs_node
+def test_json_of_every_message_goes_there_and_back(program: Path) -> None:
+    """With the contract's own descriptors alone; Python reads what protobuf-es has written."""
+    script = program.parent / "round_trip.js"
+    script.write_text(JSON_ROUND_TRIP)
+    sent = {kind.DESCRIPTOR.full_name: filled(kind) for kind in every_message()}
+    encoded = {name: base64.b64encode(message.SerializeToString()).decode() for name, message in sent.items()}
+    done = subprocess.run(
+        ["node", script.name], cwd=program.parent, input=json.dumps(encoded), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    written = dict(json.loads(line) for line in done.stdout.splitlines())
+    assert {name: json_format.ParseDict(written[name], type(message)()) for name, message in sent.items()} == sent
 
 
 @needs_node
@@ -284,21 +321,22 @@ async def test_every_wrong_field_is_told_before_anything_is_uploaded(
     far: FarSide, program: Path, tmp_path: Path
 ) -> None:
     wrong = violations(
-        ("spec.rank", "FIELD_NOT_ALLOWED", "7 is not allowed"), ("spec.frame_rate", "FIELD_OUT_OF_RANGE", "too fast")
+        ("spec.extend_prefix.rank", "FIELD_NOT_ALLOWED", "7 is not allowed"),
+        ("spec.extend_prefix.frame_rate", "FIELD_OUT_OF_RANGE", "too fast"),
     )
     far.fail("CreateJob", status(grpc.StatusCode.INVALID_ARGUMENT, "2 fields", "INVALID_SPEC", details=[wrong]))
     (tmp_path / "clips.zip").write_bytes(b"zip")
     ended = await run(program, far, "submit", sheet(tmp_path), "--data", tmp_path / "clips.zip")
     assert ended.code == 2
     assert far.requests("CreateUpload") == []
-    assert all(part in ended.err for part in ("INVALID_SPEC", "spec.rank: FIELD_NOT_ALLOWED", "spec.frame_rate"))
+    assert all(part in ended.err for part in ("INVALID_SPEC", "  rank: FIELD_NOT_ALLOWED", "  frame_rate"))
 
 
 @needs_node
 async def test_a_file_that_nobody_gives_is_missed_before_anything_is_uploaded(
     far: FarSide, program: Path, tmp_path: Path
 ) -> None:
-    wrong = violations(("spec.validation[0].video_url", "FIELD_REQUIRED", "Name a video."))
+    wrong = violations(("spec.extend_prefix.validation[0].video_url", "FIELD_REQUIRED", "Name a video."))
     far.fail("CreateJob", status(grpc.StatusCode.INVALID_ARGUMENT, "1 field", "INVALID_SPEC", details=[wrong]))
     (tmp_path / "clips.zip").write_bytes(b"zip")
     ended = await run(program, far, "submit", sheet(tmp_path), "--data", tmp_path / "clips.zip")

@@ -139,7 +139,10 @@ class RandomRequests:
         for _ in range(
             self._random.choice((0, 1, 2, 3, 120)) if self._chance(wildness) else self._random.randint(0, 2)
         ):
-            if field.message_type is not None:
+            if field.message_type is not None and field.message_type.GetOptions().map_entry:
+                key = self._random.choice(TEXTS) if self._chance(wildness) else self._random.choice("abc")
+                items[key] = self._random.choice(TEXTS) if self._chance(wildness) else "drifting"
+            elif field.message_type is not None:
                 self._fill(items.add(), wildness)
             else:
                 items.append(self._value(field, wildness))

@@ -31,7 +31,7 @@ def spec(**sheet: object) -> ExtendPrefixSpec:
 async def test_tokens_and_price_are_told_before_anything_runs(clients: Clients) -> None:
     answer = await clients.train.estimate(spec(number_of_steps=250))
     assert (answer.tokens_per_clip, answer.audio_tokens_per_clip) == (TOKENS, 0)
-    assert answer.billable_units == 250 and answer.price_usd == pytest.approx(1.55)
+    assert answer.billable_units == 250 and not answer.HasField("price")
     assert 0 < answer.seconds_low <= answer.seconds_high
     assert answer.peak_memory_bytes > 0
     # 17 frames at 24 a second are 0.71 s, at 25 audio tokens a second.

@@ -125,7 +125,7 @@ def _problem(error: grpc.aio.AioRpcError, allowed: frozenset[grpc.StatusCode] = 
     info = error_details_pb2.ErrorInfo()
     if sent is None or not sent.details or not sent.details[0].Unpack(info):
         return f"{error.code().name} without an ErrorInfo"
-    if info.domain != "ltxtrain.v1" or info.reason not in REASONS:
+    if info.domain != "ltxtrain" or info.reason not in REASONS:
         return f"{error.code().name} for the unknown reason {info.domain} {info.reason}"
     return None if info.reason != "INTERNAL" else "INTERNAL"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain.v1.work_pb2 import Stage, State
+from ltxtrain.v1.work_pb2 import State
 
 from ltxtrain_services.local.up import Suite
 from tests import processes
@@ -77,7 +77,7 @@ async def test_previews_change_no_byte_of_the_lora(
     assert with_previews == await lora(clients, undisturbed, tmp_path)
 
 
-async def test_a_cancelled_job_stops_and_keeps_its_last_checkpoint_and_previews(
+async def test_a_cancelled_job_stops_and_keeps_its_step_and_its_previews(
     clients: Clients, clips_zip: Path, opening: Path, tmp_path: Path
 ) -> None:
     options = COMPARED | {"preview_interval": 20}
@@ -86,14 +86,14 @@ async def test_a_cancelled_job_stops_and_keeps_its_last_checkpoint_and_previews(
     told = await clients.train.cancel_job(job)
     assert told.lifecycle.state in (State.STATE_CANCELLING, State.STATE_CANCELLED)
     events = [event for _, event in await follow(clients, job)]
-    asked = [event.lifecycle.state for event in events].index(State.STATE_CANCELLING)
-    assert not any(event.stage == Stage.STAGE_TRAIN for event in events[asked:])
     await processes.none_left(processes.TRAIN_ACTOR)
     ended = await clients.train.get_job(job)
     assert ended.lifecycle.state == State.STATE_CANCELLED and ended.billable_units == 0
     files = await files_of(clients, job)
     kept = ended.output.lora_file.rpartition("/")[2]
-    assert files[kept].step == ended.checkpoint_step == 20
+    # A step, not a checkpoint's interval.
+    assert files[kept].step == ended.checkpoint_step >= 23
+    assert max(event.train_metrics.step for event in events) == ended.checkpoint_step
     previews = [item for item in files.values() if item.kind == Artifact.KIND_VALIDATION_VIDEO]
     assert {item.step for item in previews} == {20}
     for name in (ended.output.lora_file, *(item.name for item in previews)):

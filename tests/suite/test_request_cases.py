@@ -43,7 +43,7 @@ async def test_request_cases(clients: Clients, case: dict[str, Any]) -> None:
         if case["expect"]["action"] == "accept":
             job = await clients.train.validate(spec)
             for name, value in case["expect"]["effective"].items():
-                assert getattr(job.effective_spec, name) == value
+                assert getattr(job.effective_spec.extend_prefix, name) == value
             continue
         before = [job.name async for job in clients.train.list_jobs()]
         with pytest.raises(InvalidArgument) as caught:
@@ -55,13 +55,14 @@ async def test_request_cases(clients: Clients, case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("steps", [100, 20000])
 async def test_the_ends_of_ranges_are_allowed(clients: Clients, steps: int) -> None:
     spec = ExtendPrefixSpec(training_data_url=URL, number_of_steps=steps)
-    assert (await clients.train.validate(spec)).effective_spec.number_of_steps == steps
+    assert (await clients.train.validate(spec)).effective_spec.extend_prefix.number_of_steps == steps
 
 
 async def test_the_sheets_example_is_accepted_word_for_word(clients: Clients) -> None:
     sheet = parse_sheet((DATA / "extend-prefix-example.json").read_text(), [])
     job = await clients.train.validate(sheet.spec)
-    assert not job.name and job.effective_spec.rank == 32 and len(job.effective_spec.validation) == 1
+    effective = job.effective_spec.extend_prefix
+    assert not job.name and effective.rank == 32 and len(effective.validation) == 1
 
 
 async def test_a_request_id_belongs_to_one_request(clients: Clients) -> None:
@@ -91,6 +92,6 @@ async def test_addresses_that_are_not_fetched(clients: Clients, url: str) -> Non
     with pytest.raises(InvalidArgument) as caught:
         await clients.train.submit(spec)
     assert [(item.field, item.reason) for item in caught.value.violations] == [
-        ("spec.training_data_url", "URL_NOT_ALLOWED"),
-        ("spec.validation[0].video_url", "URL_NOT_ALLOWED"),
+        ("spec.extend_prefix.training_data_url", "URL_NOT_ALLOWED"),
+        ("spec.extend_prefix.validation[0].video_url", "URL_NOT_ALLOWED"),
     ]

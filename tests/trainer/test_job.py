@@ -13,6 +13,7 @@ import torch
 
 from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
 from ltxtrain_trainer.job import run_job
+from ltxtrain_trainer.lora_file.export import read_lora
 from ltxtrain_trainer.media.video_file import write_lossless
 from ltxtrain_trainer.plan import JobPlan, PreviewInput, PreviewSettings, SampleFiles
 from ltxtrain_trainer.reports import (
@@ -23,10 +24,14 @@ from ltxtrain_trainer.reports import (
     Loaded,
     MadeFile,
     Previewed,
+    Previewing,
+    RequestedPreviewsDone,
     Step,
+    Stopped,
     Warned,
 )
-from ltxtrain_trainer.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from ltxtrain_trainer.training.checkpoint import Checkpoint, write_checkpoint
+from ltxtrain_trainer.training.requests import Request, Requests
 from ltxtrain_trainer.training.settings import TrainSettings
 from ltxtrain_trainer.training.step_log import StepLog
 
@@ -149,18 +154,17 @@ def test_with_audio_there_is_a_video_only_file_too(tiny_model: Path, tmp_path: P
     assert "reel.mp4" not in files
 
 
-def test_a_killed_job_ends_with_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
-    undisturbed = made(run(make_plan(tiny_model, tmp_path / "whole", previews=False)))
-    plan = make_plan(tiny_model, tmp_path / "killed", previews=False)
-    reports = run_job(plan, device=torch.device("cpu"))
-    cut = next(report for report in reports if isinstance(report, Checkpointed) and report.step == 4)
-    next(reports)  # step 5 is computed and lost
-    assert isinstance(reports, Generator)
-    reports.close()
+@pytest.fixture(scope="module")
+def undisturbed(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, MadeFile]:
+    """Files of a job without previews that nothing happened to."""
+    return made(run(make_plan(tiny_model, tmp_path_factory.mktemp("undisturbed"), previews=False)))
+
+
+def goes_on(plan: JobPlan, cut: Checkpointed, undisturbed: dict[str, MadeFile]) -> None:
+    """Assert that the job ends from a checkpoint as the undisturbed one did."""
     paths = {file.kind: file.path for file in cut.files}
-    assert read_checkpoint(paths[FileKind.CHECKPOINT]).step == 4
     resumed = run(dataclasses.replace(plan, checkpoint=paths[FileKind.CHECKPOINT], metrics=paths[FileKind.METRICS]))
-    assert [report.step for report in resumed if isinstance(report, Step)] == [5, 6]
+    assert [report.step for report in resumed if isinstance(report, Step)] == list(range(cut.step + 1, STEPS + 1))
     files = made(resumed)
     assert files["lora.safetensors"].path.read_bytes() == undisturbed["lora.safetensors"].path.read_bytes()
     rows = StepLog.read(files["metrics.parquet"].path, STEPS).rows
@@ -168,23 +172,74 @@ def test_a_killed_job_ends_with_the_same_bytes(tiny_model: Path, tmp_path: Path)
     assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in expected]
 
 
-def test_previews_change_no_byte_of_the_lora(tiny_model: Path, tmp_path: Path) -> None:
-    plans = [
-        make_plan(tiny_model, tmp_path / "with", preview_interval=3),
-        make_plan(tiny_model, tmp_path / "without", previews=False),
+def test_a_killed_job_ends_with_the_same_bytes(
+    tiny_model: Path, undisturbed: dict[str, MadeFile], tmp_path: Path
+) -> None:
+    plan = make_plan(tiny_model, tmp_path, previews=False)
+    reports = run_job(plan, device=torch.device("cpu"))
+    cut = next(report for report in reports if isinstance(report, Checkpointed) and report.step == 4)
+    next(reports)  # step 5 is computed and lost
+    assert isinstance(reports, Generator)
+    reports.close()
+    goes_on(plan, cut, undisturbed)
+
+
+def test_a_job_that_is_stopped_in_its_previews_leaves_their_step_and_goes_on_from_it(
+    tiny_model: Path, undisturbed: dict[str, MadeFile], tmp_path: Path
+) -> None:
+    plan, requests = make_plan(tiny_model, tmp_path, preview_interval=3), Requests()
+    reports = []
+    for report in run_job(plan, device=torch.device("cpu"), requests=requests):
+        reports.append(report)
+        if isinstance(report, Previewing):
+            requests.put(Request.STOP)
+    assert sum(isinstance(report, Previewing) for report in reports) == 1
+    *_, cut, last = reports
+    assert isinstance(cut, Checkpointed) and cut.step == 3 and last == Stopped(3)
+    goes_on(dataclasses.replace(plan, previews=None), cut, undisturbed)
+
+
+def test_previews_and_checkpoints_that_are_asked_for_change_no_byte_of_the_lora(
+    tiny_model: Path, undisturbed: dict[str, MadeFile], tmp_path: Path
+) -> None:
+    plan, requests = make_plan(tiny_model, tmp_path), Requests()
+    reports = []
+    for report in run_job(plan, device=torch.device("cpu"), requests=requests):
+        reports.append(report)
+        if isinstance(report, Step) and report.step == 2:
+            requests.put(Request.PREVIEW)
+            requests.put(Request.CHECKPOINT)
+    assert [(report.step, report.requested) for report in reports if isinstance(report, Checkpointed)] == [
+        (2, False),
+        (3, True),
+        (4, False),
+        (6, False),
     ]
-    with_previews, without = (made(run(plan))["lora.safetensors"].path.read_bytes() for plan in plans)
-    assert with_previews == without
+    done = reports.index(RequestedPreviewsDone(3))
+    assert [report.step for report in reports[:done] if isinstance(report, Previewed)] == [3, 3]
+    lora = made(reports)["lora.safetensors"].path
+    assert lora.read_bytes() == undisturbed["lora.safetensors"].path.read_bytes()
 
 
-def test_a_preview_that_fails_is_only_warned_of(tiny_model: Path, tmp_path: Path) -> None:
-    plan = make_plan(tiny_model, tmp_path)
+def test_a_job_begins_with_the_weights_of_a_lora(
+    tiny_model: Path, undisturbed: dict[str, MadeFile], tmp_path: Path
+) -> None:
+    lora = undisturbed["lora.safetensors"].path
+    plan = dataclasses.replace(make_plan(tiny_model, tmp_path, previews=False), initial_lora=lora)
+    plan = dataclasses.replace(plan, settings=dataclasses.replace(plan.settings, learning_rate=1e-12))
+    # Steps too small for bfloat16 leave what it began with.
+    begun, ended = (read_lora(path) for path in (lora, made(run(plan))["lora.safetensors"].path))
+    assert begun.keys() == ended.keys() and all(torch.equal(begun[name], ended[name]) for name in begun)
+
+
+def test_previews_that_fail_or_that_the_end_follows_are_warned_of(tiny_model: Path, tmp_path: Path) -> None:
+    plan = make_plan(tiny_model, tmp_path, preview_interval=5)
     assert plan.previews is not None
     plan.previews.inputs[0].prefix_frames.write_bytes(b"not a video")
     reports = run(plan)
-    assert next(report.text for report in reports if isinstance(report, Warned)).startswith(
-        "The preview of step 6 failed"
-    )
+    left_out, failed = [report.text for report in reports if isinstance(report, Warned)]
+    assert left_out == "Step 5 has no previews of its own: those of the last step, 6, come right after."
+    assert failed.startswith("The preview of step 6 failed")
     assert "reel.mp4" not in made(reports) and "lora.safetensors" in made(reports)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from ltxtrain_client.channel import ClientSettings, read_settings
 from ltxtrain_client.cli.check import check
+from ltxtrain_client.cli.continuing import checkpoint, preview, retry
 from ltxtrain_client.cli.dataset_commands import datasets, training_sets
 from ltxtrain_client.cli.doctor import doctor
 from ltxtrain_client.cli.fetch import fetch
@@ -81,7 +82,22 @@ def _add_commands(app: typer.Typer) -> None:
             app.command(entry.name, cls=Command)(command)
 
 
-for command in (check, submit, watch, cancel, jobs, job, report, fetch, estimate, delete, doctor):
+for command in (
+    check,
+    submit,
+    watch,
+    cancel,
+    retry,
+    checkpoint,
+    preview,
+    jobs,
+    job,
+    report,
+    fetch,
+    estimate,
+    delete,
+    doctor,
+):
     app.command(cls=Command)(command)
 app.add_typer(datasets, name="datasets")
 app.add_typer(training_sets, name="training-sets")

@@ -26,7 +26,7 @@ async def with_hints(call: Awaitable[T]) -> T:
 async def without_faults_of(filled: Collection[str], call: Awaitable[object]) -> None:
     """`with_hints`, but ignoring violations of fields that are `filled` later.
 
-    `filled` has fields as violations name them, e.g. "spec.validation[0].video_url".
+    `filled` has fields as violations name them, e.g. "spec.extend_prefix.validation[0].video_url".
     """
     try:
         await with_hints(call)
@@ -41,12 +41,12 @@ def joined(sheet: SheetInvalid, service: InvalidArgument) -> SheetInvalid:
     broken = {problem.path for problem in sheet.problems}
     problems = list(sheet.problems)
     for violation in service.violations:
-        path = violation.field.removeprefix("spec.")
+        path = violation.sheet_path
         # Comparisons between fields, any of which may be the broken one.
         compares = violation.reason == "PREFIX_COVERS_CLIP" or path == "options.gpu_count"
         follows = path in broken or any(path.startswith((f"{place}.", f"{place}[")) for place in broken)
         if not compares and not follows:
-            problems.append(Problem(path, f"{violation.description} ({violation.reason})"))
+            problems.append(Problem(path, violation.description, violation.reason))
     return SheetInvalid(problems, sheet.sheet)
 
 

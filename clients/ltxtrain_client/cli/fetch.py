@@ -1,6 +1,7 @@
 """`ltxtrain fetch`: download a job's results."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +33,10 @@ def fetch(
             autocompletion=job_names,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for the files.", file_okay=False)] = Path("."),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the files; default: the display name's, or this one.", file_okay=False),
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Checkpoints and previews too.")] = False,
     urls: Annotated[
         bool, typer.Option("--url", help="Print URLs that serve the files for 15 minutes; download nothing.")
@@ -49,7 +53,7 @@ def fetch(
     if _is_job(name):
         nothing = run(_fetch(client, job_name(name), out, everything, view))
     else:
-        nothing = run(_fetch_named(client, name, out, view))
+        nothing = run(_fetch_named(client, name, out or Path("."), view))
     if nothing is not None:
         raise fail(Exit.REFUSED, nothing)
 
@@ -95,14 +99,20 @@ async def _signed(settings: ClientSettings, name: str, everything: bool) -> list
         return [await suite.remote_file(artifact) for artifact in files.values()]
 
 
-async def _fetch(settings: ClientSettings, name: str, out: Path, everything: bool, view: View) -> str | None:
+async def _fetch(settings: ClientSettings, name: str, out: Path | None, everything: bool, view: View) -> str | None:
     """Reason that there was nothing to download; None after a download."""
     async with open_suite(settings) as suite:
         job = await suite.train.get_job(name)
         with view:
-            if await fetch_files(suite.train, job, out, view, everything=everything):
+            if await fetch_files(suite.train, job, out or folder_of(job), view, everything=everything):
                 return None
         return await _why_nothing(settings, suite.train, job)
+
+
+def folder_of(job: Job) -> Path:
+    """The folder of a job's files: "drone-style" for "Drone style", the present one without a display name."""
+    words = re.findall(r"\w+", job.display_name.casefold())
+    return Path("-".join(words)[:80] or ".")
 
 
 async def fetch_files(train: TrainClient, job: Job, out: Path, view: View, *, everything: bool = False) -> list[Path]:

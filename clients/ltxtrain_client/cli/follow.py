@@ -16,7 +16,7 @@ from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.fetch import fetch_files, left_behind, what_cancelling_left
 from ltxtrain_client.cli.resources import Resource, cancel_resource, get_resource, resource_name, watch_resource
 from ltxtrain_client.cli.session import Exit, Json, command_line, note, run, run_interruptible, settings_of
-from ltxtrain_client.event_text import state_word
+from ltxtrain_client.event_text import state_word, title
 from ltxtrain_client.progress import make_view, print_json
 from ltxtrain_client.quantities import duration_text, price_text
 from ltxtrain_client.suite import open_suite
@@ -148,9 +148,9 @@ def _summarize(settings: ClientSettings, ended: Resource, json_lines: bool) -> N
     if json_lines:
         print_json({"ended": as_json(ended)})
         return
-    text = f"{ended.name} {state_word(ended.lifecycle.state)}{_lasted(ended.lifecycle)}"
+    text = f"{title(ended.name, ended.display_name)} {state_word(ended.lifecycle.state)}{_lasted(ended.lifecycle)}"
     if isinstance(ended, Job) and ended.billable_units:
-        text += f", {price_text(ended.billable_units, ended.price_usd)}"
+        text += f", {price_text(ended.billable_units, ended.price)}"
     if isinstance(ended, Job) and ended.lifecycle.state == State.STATE_CANCELLED:
         text += f" {what_cancelling_left(settings, ended)}"
     print(text, flush=True)

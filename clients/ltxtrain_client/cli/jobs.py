@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.train_pb2 import ContinueMode, Job
 from ltxtrain.v1.work_pb2 import Stage, State
 
 from ltxtrain_client.as_json import as_json
@@ -17,7 +17,7 @@ from ltxtrain_client.cli.session import Exit, Json, fail, run, settings_of
 from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
 from ltxtrain_client.enum_words import word, words
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, waiting_text
+from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, title, waiting_text
 from ltxtrain_client.outputs import file_name, is_result
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.quantities import price_text, size_text
@@ -57,18 +57,25 @@ def jobs(
             autocompletion=lambda: list(STATES),
         ),
     ] = None,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY[=VALUE]", help="Only jobs with this label; may be repeated, all have to match."),
+    ] = None,
+    text: Annotated[str, typer.Option(help="Only jobs whose name holds this text.")] = "",
     limit: Annotated[int, typer.Option(help="Maximum number of jobs.", min=1)] = 50,
     json_lines: Json = False,
 ) -> None:
     """List jobs, newest first."""
-    found = run(_list(settings_of(context), _states(state or []), limit))
+    found = run(_list(settings_of(context), _states(state or []), label or [], text, limit))
     if json_lines:
         for item in found:
             print_json(as_json(item))
         return
+    named = any(item.display_name for item in found)
     rows = [
         (
             item.name,
+            *([item.display_name] if named else []),
             state_word(item.lifecycle.state),
             _where(item),
             time_text(item.lifecycle.create_time),
@@ -76,13 +83,15 @@ def jobs(
         )
         for item in found
     ]
-    print_table(("JOB", "STATE", "STAGE", "CREATED", "REASON"), rows)
+    print_table(("JOB", *(["NAME"] if named else []), "STATE", "STAGE", "CREATED", "REASON"), rows)
 
 
-async def _list(settings: ClientSettings, states: Sequence[str], limit: int) -> list[Job]:
+async def _list(
+    settings: ClientSettings, states: Sequence[str], labels: Sequence[str], text: str, limit: int
+) -> list[Job]:
     found: list[Job] = []
     async with open_suite(settings) as suite:
-        async for item in suite.train.list_jobs(states, page_size=min(limit, 500)):
+        async for item in suite.train.list_jobs(states, min(limit, 500), labels=labels, text=text):
             found.append(item)
             if len(found) == limit:
                 break
@@ -103,6 +112,9 @@ def job(
     print_pairs(
         [
             ("job", item.name),
+            ("name", item.display_name),
+            ("labels", ", ".join(f"{key}={value}" for key, value in sorted(item.labels.items()))),
+            ("made by", lifecycle.created_by),
             ("state", state_word(lifecycle.state)),
             ("stage", _where(item)),
             ("queue", waiting_text(item.waiting) if item.HasField("waiting") else ""),
@@ -110,14 +122,17 @@ def job(
             ("started", time_text(lifecycle.start_time)),
             ("ended", time_text(lifecycle.end_time)),
             ("checkpoint", f"step {item.checkpoint_step}" if item.checkpoint_step else ""),
+            ("continues", _origin(item)),
+            ("asked for", " and ".join(_asked(item))),
+            ("stored", size_text(item.stored_bytes) if item.stored_bytes else ""),
             ("dataset", item.dataset),
             ("validation", item.validation_dataset),
             ("samples", item.training_set),
-            ("price", price_text(item.billable_units, item.price_usd) if item.billable_units else ""),
+            ("price", price_text(item.billable_units, item.price) if item.billable_units else ""),
             ("error", describe_error(from_status(lifecycle.error)) if lifecycle.HasField("error") else ""),
         ]
     )
-    print(indented(format_sheet(item.effective_spec, item.options)))
+    print(indented(format_sheet(item.effective_spec.extend_prefix, item.options)))
     if made:
         print()
         print_table(("FILE", "KIND", "SIZE", "DOWNLOADED BY"), _artifact_rows(item, made))
@@ -144,7 +159,7 @@ async def _get(settings: ClientSettings, name: str) -> tuple[Job, list[Artifact]
 
 
 def cancel(context: typer.Context, name: Name, json_lines: Json = False) -> None:
-    """Cancel a job, dataset or training set. A job keeps the LoRA of its last checkpoint."""
+    """Cancel a job, dataset or training set. A job keeps the LoRA of the step that it was at."""
 
     async def work() -> None:
         async with open_suite(settings_of(context)) as suite:
@@ -152,7 +167,7 @@ def cancel(context: typer.Context, name: Name, json_lines: Json = False) -> None
         if json_lines:
             print_json(as_json(item))
         else:
-            print(f"{item.name} {state_word(item.lifecycle.state)}")
+            print(f"{title(item.name, item.display_name)} {state_word(item.lifecycle.state)}")
 
     run(work())
 
@@ -180,6 +195,18 @@ def delete(
         print_json({"deleted": full_name})
     else:
         print(f"{full_name} deleted")
+
+
+def _origin(item: Job) -> str:
+    origin = item.continue_from
+    if origin.mode == ContinueMode.CONTINUE_MODE_WEIGHTS:
+        return f"the weights of {origin.source}"
+    return f"{origin.source} from {f'step {origin.step}' if origin.step else 'its beginning'}" if origin.source else ""
+
+
+def _asked(item: Job) -> list[str]:
+    flags = {"a checkpoint": item.checkpoint_requested, "previews": item.preview_requested}
+    return [what for what, asked in flags.items() if asked]
 
 
 def _where(item: Job) -> str:

@@ -146,8 +146,11 @@ _NO_DETAILS: dict[str, Any] = {
 
 
 def _sheet_details(error: SheetInvalid) -> dict[str, Any]:
-    violations = [{"field": item.path, "reason": "", "description": item.description} for item in error.problems]
-    return {"message": "The sheet is invalid.", "violations": violations}
+    violations = [
+        {"field": item.path, "reason": item.reason or "INVALID_SPEC", "description": item.description}
+        for item in error.problems
+    ]
+    return {"reason": "INVALID_SPEC", "message": "The sheet is invalid.", "violations": violations}
 
 
 def _exit_code(error: CallError) -> Exit:

@@ -6,11 +6,12 @@ from typing import Annotated, Any
 
 import typer
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.train_pb2 import BasePrecision, EstimateJobResponse, Job
+from ltxtrain.v1.train_pb2 import BasePrecision, ContinueFrom, EstimateJobResponse, Job
 
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.completion import job_names
+from ltxtrain_client.cli.continuing import Source, Weights, continuation
 from ltxtrain_client.cli.data import Data, Validation, read_data
 from ltxtrain_client.cli.faults import joined, with_hints, without_faults_of
 from ltxtrain_client.cli.follow import PATIENCE_SECONDS, Patience, follow_to_end
@@ -41,7 +42,13 @@ def submit(
             autocompletion=job_names,
         ),
     ] = None,
+    continue_from: Source = None,
+    weights: Weights = False,
     settings: Settings = None,
+    name: Annotated[str, typer.Option(help="Name for people; files are downloaded to a folder of it.")] = "",
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Label to find the job by; may be repeated.")
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until the job ends.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Watch, then download the results to this folder.", file_okay=False)
@@ -56,16 +63,21 @@ def submit(
     json_lines: Json = False,
 ) -> None:
     """Start a job from a parameter sheet."""
-    if sheet is None and not data and not settings and like is None:
+    origin = continuation(continue_from, weights)
+    if origin is not None and like is not None:
+        raise fail(Exit.INVALID, "Give --continue-from or --like, not both.")
+    if sheet is None and not data and not settings and like is None and origin is None:
         raise fail(Exit.INVALID, "Give a sheet, training data, or both: ltxtrain submit job.json --data clips.zip")
     client = settings_of(context)
     view = make_view(json_lines=json_lines)
     given = read_data(data or [], validation or [])
-    filled = run(read_filled(client, _base(client, sheet, like, data), settings or [], given.announce))
+    base = _base(client, sheet, like, data)
+    filled = run(read_filled(client, base, settings or [], given.announce, origin))
     if validate_only:
-        _show_checked(run(_validate(client, filled)), json_lines)
+        _show_checked(run(_validate(client, filled, origin)), json_lines)
         return
-    job = run(_submit(client, filled, given.files, request_id, view))
+    labels = dict(_label(text) for text in label or [])
+    job = run(_submit(client, filled, given.files, request_id, view, name, labels, origin))
     if json_lines:
         print_json({"job": as_json(job)})
     else:
@@ -113,6 +125,7 @@ async def read_filled(
     path: Path | dict[str, Any] | None,
     settings: Sequence[str],
     stand_for_files: Callable[[ExtendPrefixSpec], None],
+    origin: ContinueFrom | None = None,
 ) -> Sheet:
     """Read the sheet (a file, or the JSON itself) and put placeholders for files into it.
 
@@ -127,7 +140,7 @@ async def read_filled(
             raise
         try:
             stand_for_files(error.sheet.spec)
-            await _validate(client, error.sheet)
+            await _validate(client, error.sheet, origin)
         except InvalidArgument as more:
             raise joined(error, more) from None
         except (CallError, SheetInvalid):
@@ -135,21 +148,46 @@ async def read_filled(
         raise
 
 
-async def _validate(client: ClientSettings, sheet: Sheet) -> Job:
+async def _validate(client: ClientSettings, sheet: Sheet, origin: ContinueFrom | None) -> Job:
     async with open_suite(client) as suite:
-        return await with_hints(suite.train.validate(sheet.spec, sheet.options))
+        return await with_hints(suite.train.validate(sheet.spec, sheet.options, continue_from=origin))
 
 
-async def _submit(client: ClientSettings, sheet: Sheet, files: SheetFiles, request_id: str | None, view: View) -> Job:
+def _label(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    return key, value
+
+
+async def _submit(
+    client: ClientSettings,
+    sheet: Sheet,
+    files: SheetFiles,
+    request_id: str | None,
+    view: View,
+    name: str,
+    labels: dict[str, str],
+    origin: ContinueFrom | None,
+) -> Job:
     async with open_suite(client) as suite:
         if files.fields:
             # Before gigabytes are sent for nothing.
-            await without_faults_of(files.fields, suite.train.validate(sheet.spec, sheet.options))
+            checked = suite.train.validate(
+                sheet.spec, sheet.options, continue_from=origin, display_name=name, labels=labels
+            )
+            await without_faults_of(files.fields, checked)
             if files.data is not None:
                 note(files.data.summary())
             with view:
                 await files.upload(suite.ingest, sheet.spec, view)
-        return await with_hints(suite.train.submit(sheet.spec, sheet.options, request_id=request_id))
+        made = suite.train.submit(
+            sheet.spec,
+            sheet.options,
+            continue_from=origin,
+            display_name=name,
+            labels=labels,
+            request_id=request_id,
+        )
+        return await with_hints(made)
 
 
 async def _estimate(client: ClientSettings, sheet: Sheet) -> EstimateJobResponse:
@@ -158,7 +196,7 @@ async def _estimate(client: ClientSettings, sheet: Sheet) -> EstimateJobResponse
 
 
 def _show_checked(job: Job, json_lines: bool) -> None:
-    document = format_sheet(job.effective_spec, job.options)
+    document = format_sheet(job.effective_spec.extend_prefix, job.options)
     if json_lines:
         print_json(document)
     else:
@@ -169,7 +207,7 @@ def estimate_lines(answer: EstimateJobResponse) -> list[str]:
     lines = [
         f"time      {duration_text(answer.seconds_low)} to {duration_text(answer.seconds_high)}",
         f"memory    {size_text(answer.peak_memory_bytes)} on each GPU",
-        f"price     {price_text(answer.billable_units, answer.price_usd)}",
+        f"price     {price_text(answer.billable_units, answer.price)}",
         f"clip      {answer.tokens_per_clip} video tokens"
         + (f", {answer.audio_tokens_per_clip} audio tokens" if answer.audio_tokens_per_clip else ""),
     ]

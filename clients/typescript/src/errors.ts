@@ -8,6 +8,9 @@ import {
 } from "./generated/google/rpc/error_details_pb.js";
 import type { Status } from "./generated/google/rpc/status_pb.js";
 
+/** Where the sheet is in a request, in the fields that errors name. */
+export const SHEET_PATH = "spec.extend_prefix.";
+
 /** An upload or download that did not end with the right bytes. */
 export class TransferFailed extends Error {}
 
@@ -24,12 +27,17 @@ export function describeStatus(status: Status): string[] {
   return describe(status.message, (type) => status.details.flatMap((detail) => anyUnpack(detail, type) ?? []));
 }
 
+/** The field as the sheet's JSON has it. */
+function sheetPath(field: string): string {
+  return field.startsWith(SHEET_PATH) ? field.slice(SHEET_PATH.length) : field;
+}
+
 function describe(message: string, find: Find): string[] {
   const reason = find(ErrorInfoSchema)[0]?.reason;
   return [
     reason ? `${reason}: ${message}` : message,
     ...find(BadRequestSchema).flatMap(({ fieldViolations }) =>
-      fieldViolations.map((wrong) => `  ${wrong.field}: ${wrong.reason}: ${wrong.description}`),
+      fieldViolations.map((wrong) => `  ${sheetPath(wrong.field)}: ${wrong.reason}: ${wrong.description}`),
     ),
     ...find(PreconditionFailureSchema).flatMap(({ violations }) =>
       violations.map((item) => `  ${item.subject}: ${item.description}`),

@@ -1,9 +1,11 @@
-import { clone, create } from "@bufbuild/protobuf";
+import { clone, create, type MessageInitShape } from "@bufbuild/protobuf";
 import { Code, ConnectError } from "@connectrpc/connect";
 import { randomUUID } from "node:crypto";
 import { BadRequestSchema } from "./generated/google/rpc/error_details_pb.js";
-import { ExtendPrefixSpecSchema, ValidationInputSchema } from "./generated/ltxtrain/v1/extend_prefix_pb.js";
+import { ExtendPrefixSpecSchema, ValidationInputSchema, type ExtendPrefixSpec } from "./generated/ltxtrain/v1/extend_prefix_pb.js";
+import type { TaskSpecSchema } from "./generated/ltxtrain/v1/task_pb.js";
 import type { Job } from "./generated/ltxtrain/v1/train_pb.js";
+import { SHEET_PATH } from "./errors.js";
 import { SheetInvalid, type Sheet } from "./sheet.js";
 import type { Suite } from "./suite.js";
 import { upload } from "./transfer.js";
@@ -34,17 +36,22 @@ export async function submit(suite: Suite, sheet: Sheet, files: Files = {}): Pro
   }
   if (files.data !== undefined || clips.length > 0) {
     place(PENDING_UPLOAD, () => PENDING_UPLOAD);
-    const filled = new Set(clips.map((_, index) => `spec.validation[${index}].video_url`));
-    if (files.data !== undefined) filled.add("spec.training_data_url");
+    const filled = new Set(clips.map((_, index) => `${SHEET_PATH}validation[${index}].video_url`));
+    if (files.data !== undefined) filled.add(`${SHEET_PATH}training_data_url`);
     await checkBeforeUpload(suite, { spec, options }, filled);
     const data = files.data === undefined ? "" : await upload(suite, files.data);
     const names: string[] = [];
     for (const clip of clips) names.push(await upload(suite, clip));
     place(data, (index) => names[index] ?? "");
   }
-  const { job } = await suite.train.createJob({ requestId: randomUUID(), spec, options });
+  const { job } = await suite.train.createJob({ requestId: randomUUID(), spec: task(spec), options });
   if (job === undefined) throw new ConnectError("the answer holds no job", Code.Internal);
   return job;
+}
+
+/** The sheet as one of the kinds of training that there are. */
+function task(spec: ExtendPrefixSpec): MessageInitShape<typeof TaskSpecSchema> {
+  return { task: { case: "extendPrefix", value: spec } };
 }
 
 /** Fails for what is wrong beside the fields that the files fill, before gigabytes are sent in vain. */
@@ -54,7 +61,7 @@ async function checkBeforeUpload(
   filled: ReadonlySet<string>,
 ): Promise<void> {
   try {
-    await suite.train.createJob({ requestId: randomUUID(), spec, options, validateOnly: true });
+    await suite.train.createJob({ requestId: randomUUID(), spec: task(spec), options, validateOnly: true });
   } catch (error) {
     const wrong = ConnectError.from(error)
       .findDetails(BadRequestSchema)

@@ -6,6 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
 from ltxtrain.v1.preprocess_pb2 import PreprocessReport, TrainingSet
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import Job, JobOutput, LoraAudit, TrainingSummary, Webhook
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, Outcome, ReportLine, Stage, State, TrainMetrics
 
@@ -16,7 +17,9 @@ from tests.services.gateway.running import MARKUP, file_of
 
 JOB = Job(
     name=f"jobs/{'0' * 32}",
-    effective_spec=ExtendPrefixSpec(validation=[ValidationInput(prompt="a coast")], validation_number_of_frames=89),
+    effective_spec=TaskSpec(
+        extend_prefix=ExtendPrefixSpec(validation=[ValidationInput(prompt="a coast")], validation_number_of_frames=89)
+    ),
 )
 
 
@@ -76,8 +79,10 @@ def test_a_check_shows_every_file_as_it_was_fitted_or_found() -> None:
 def test_a_job_that_has_ended_shows_what_its_file_shows() -> None:
     job = Job(
         name=JOB.name,
-        effective_spec=ExtendPrefixSpec(
-            number_of_steps=100, training_data_url="https://a:b@example.com/z?token=secret"
+        effective_spec=TaskSpec(
+            extend_prefix=ExtendPrefixSpec(
+                number_of_steps=100, training_data_url="https://a:b@example.com/z?token=secret"
+            )
         ),
         training_summary=TrainingSummary(model="m", model_revision="r", device="cpu", precision="bf16", steps=40),
         output=JobOutput(audit=LoraAudit(modules=3, weights=4000, update_ratios={"attn1": 0.0123})),

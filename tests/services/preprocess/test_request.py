@@ -1,9 +1,12 @@
 from typing import Any
 
-from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, PreprocessSettings
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
+from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, OnSkippedClip, PreprocessSettings
+from ltxtrain.v1.task_pb2 import TaskSpec
 
-from ltxtrain_services.preprocess.request import check_request
-from ltxtrain_services.runtime.errors import reason_name
+from ltxtrain_services.preprocess.request import requested
+from ltxtrain_services.runtime.errors import InvalidSpec, reason_name
+from ltxtrain_services.runtime.extend_prefix import preprocess_settings, resolve
 from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES
 
 
@@ -16,7 +19,11 @@ def request(**changes: Any) -> CreateTrainingSetRequest:
 
 
 def faults(made: CreateTrainingSetRequest) -> dict[str, str]:
-    return {violation.field: reason_name(violation.reason) for violation in check_request(made)}
+    try:
+        requested(made)
+    except InvalidSpec as error:
+        return {violation.field: reason_name(violation.reason) for violation in error.violations}
+    return {}
 
 
 def test_a_whole_request_has_no_fault() -> None:
@@ -63,3 +70,47 @@ def test_texts_have_a_limit() -> None:
         "settings.validation_prompts[1]": "FIELD_OUT_OF_RANGE",
     }
     assert faults(request(trigger_phrase=long[1:])) == {}
+
+
+def by_spec(**changes: Any) -> CreateTrainingSetRequest:
+    spec = ExtendPrefixSpec(training_data_url="https://example.com/clips.zip", **changes)
+    return CreateTrainingSetRequest(dataset="datasets/a", spec=TaskSpec(extend_prefix=spec), fit_only=True)
+
+
+def test_a_spec_gives_the_settings_of_a_job_of_it() -> None:
+    made = by_spec(number_of_frames=50, trigger_phrase="x", validation=[ValidationInput(prompt="a coast")])
+    found = requested(made)
+    assert (found.dataset, found.settings.fit_only) == ("datasets/a", True)
+    assert (found.settings.training.frame_count, found.settings.trigger_phrase) == (49, "x")
+    assert not found.settings.validation_prompts, "there are no clips for them"
+    made.validation_dataset = "datasets/b"
+    resolved, wrong = resolve(made.spec.extend_prefix, lambda url: None)
+    assert [item.field for item in wrong] == ["spec.extend_prefix.validation[0].video_url"], "the job's own business"
+    expected = preprocess_settings(resolved, OnSkippedClip.ON_SKIPPED_CLIP_UNSPECIFIED)
+    expected.fit_only = True
+    assert requested(made).settings == expected and [*expected.validation_prompts] == ["a coast"]
+
+
+def test_a_dataset_may_be_named_by_the_spec() -> None:
+    made = by_spec(dataset="datasets/c")
+    made.dataset = ""
+    assert requested(made).dataset == "datasets/c"
+
+
+def test_a_wrong_spec_is_told_with_everything_else() -> None:
+    made = by_spec(rank=7, conditioning_frames=10)
+    made.dataset, made.display_name = "", "a\nb"
+    made.on_skipped_clip = 9  # type: ignore[assignment]
+    made.labels["Upper"] = ""
+    assert faults(made) == {
+        "spec.extend_prefix.rank": "FIELD_NOT_ALLOWED",
+        "spec.extend_prefix.conditioning_frames": "NOT_ONE_MODULO_EIGHT",
+        "dataset": "FIELD_REQUIRED",
+        "on_skipped_clip": "FIELD_NOT_ALLOWED",
+        "display_name": "FIELD_NOT_ALLOWED",
+        'labels["Upper"]': "FIELD_NOT_ALLOWED",
+    }
+
+
+def test_something_has_to_say_what_is_to_be_made() -> None:
+    assert faults(CreateTrainingSetRequest(dataset="datasets/a")) == {"spec": "FIELD_REQUIRED"}

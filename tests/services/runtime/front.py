@@ -32,7 +32,7 @@ class JobBook(train_pb2_grpc.TrainServiceServicer):
 
     def __init__(self, database: Database, settings: Settings, heartbeat_seconds: float = 0.05) -> None:
         self.log = EventLog(database, heartbeat_seconds)
-        self.jobs: Store[Job] = Store(database, self.log, "jobs", Job)
+        self.jobs: Store[Job] = Store(database, self.log, "jobs", Job, fed=True)
         self._watches = Watches(self.log)
         # Streams that were opened, messages that they have handed to gRPC, and a bell for each that has ended.
         self.streams = 0
@@ -69,12 +69,19 @@ class JobBook(train_pb2_grpc.TrainServiceServicer):
         kind = train_pb2.WatchJobResponse
         self.streams += 1
         try:
-            async with aclosing(self._watches.responses(request.name, request.after_sequence, kind)) as responses:
+            watch = self._watches.responses(request.name, request.after_sequence, kind, request.kinds)
+            async with aclosing(watch) as responses:
                 async for response in responses:
                     yield response
                     self.sent += 1
         finally:
             self.stream_ended.set()
+
+    async def WatchJobs(
+        self, request: train_pb2.WatchJobsRequest, context: Any
+    ) -> AsyncIterator[train_pb2.WatchJobsResponse]:
+        async for response in self._watches.of_owner(caller.get(), request.after_cursor, request.kinds):
+            yield response
 
     async def _no_estimate(self) -> None:
         return None
@@ -147,14 +154,18 @@ class Stub:
         response = await self._calls.ListJobs(train_pb2.ListJobsRequest(**fields), metadata=self.metadata)
         return [job.name for job in response.jobs]
 
+    def watch_all(self, after: int = 0, **fields: Any) -> Any:
+        request = train_pb2.WatchJobsRequest(after_cursor=after, **fields)
+        return self._calls.WatchJobs(request, metadata=self.metadata)
+
     async def delete(self, name: str) -> None:
         await self._calls.DeleteJob(train_pb2.DeleteJobRequest(name=name), metadata=self.metadata)
 
     async def estimate(self) -> None:
         await self._calls.EstimateJob(train_pb2.EstimateJobRequest(), metadata=self.metadata)
 
-    def watch(self, name: str, after: int = 0) -> Any:  # a UnaryStreamCall, whose read() is typed as object
-        request = train_pb2.WatchJobRequest(name=name, after_sequence=after)
+    def watch(self, name: str, after: int = 0, **fields: Any) -> Any:  # a UnaryStreamCall, whose read() is an object
+        request = train_pb2.WatchJobRequest(name=name, after_sequence=after, **fields)
         return self._calls.WatchJob(request, metadata=self.metadata)
 
 
@@ -184,7 +195,7 @@ def info_of(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
     """The first detail, which every error has."""
     info = error_details_pb2.ErrorInfo()
     assert told(error).details[0].Unpack(info)
-    assert info.domain == "ltxtrain.v1"
+    assert info.domain == "ltxtrain"
     return info
 
 

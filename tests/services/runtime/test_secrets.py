@@ -64,8 +64,8 @@ async def test_no_secret_of_any_call_is_logged(
 
         front.book.estimate = fail
         ann = front.stub(token=TOKEN)
-        job = await ann.create(spec={"training_data_url": PRESIGNED})
-        await ann.create(spec={"training_data_url": WITH_PASSWORD})
+        job = await ann.create(spec={"extend_prefix": {"training_data_url": PRESIGNED}})
+        await ann.create(spec={"extend_prefix": {"training_data_url": WITH_PASSWORD}})
         await front.book.finish(job.name)
         assert [response.sequence async for response in ann.watch(job.name)] == [1, 2]
         assert await front.stub(token=SERVICE_TOKEN, owner="ann").list()

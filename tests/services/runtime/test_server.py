@@ -82,6 +82,22 @@ async def test_reflection_is_off_by_default(front: Front) -> None:
     assert await reflection_call(front).code() == grpc.StatusCode.UNIMPLEMENTED
 
 
+async def test_reflection_is_served_in_both_versions(database: Database) -> None:
+    async with serving(database, Settings(reflection=True)) as front:
+        assert {"grpc.reflection.v1.ServerReflection", FULL_NAME} <= set(await listed(front))
+        call: Any = front.stub().channel.stream_stream(
+            "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+            reflection_pb2.ServerReflectionRequest.SerializeToString,
+            reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        calls = call()
+        for symbol in (FULL_NAME, "grpc.reflection.v1.ServerReflection", "ltxtrain.v1.ErrorDetails"):
+            await calls.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol))
+            described = (await calls.read()).file_descriptor_response.file_descriptor_proto
+            assert symbol.rpartition(".")[2].encode() in described[0]
+        await calls.done_writing()
+
+
 async def test_reflection_asks_for_a_token(database: Database, guarded: Settings) -> None:
     settings = Settings(tokens_file=guarded.tokens_file, reflection=True)
     async with serving(database, settings) as front:
@@ -102,9 +118,9 @@ async def test_an_address_open_to_everybody_is_refused() -> None:
 async def test_a_message_above_the_limit_is_refused(front: Front) -> None:
     stub = front.stub()
     below = {"trigger_phrase": "x" * (MAX_REQUEST_BYTES - 1000)}
-    assert (await stub.create(spec=below)).name
+    assert (await stub.create(spec={"extend_prefix": below})).name
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await stub.create(spec={"trigger_phrase": "x" * MAX_REQUEST_BYTES})
+        await stub.create(spec={"extend_prefix": {"trigger_phrase": "x" * MAX_REQUEST_BYTES}})
     assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert await stub.list(page_size=1)
 

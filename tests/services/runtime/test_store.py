@@ -1,4 +1,5 @@
 import base64
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.train_pb2 import CreateJobRequest, Job
-from ltxtrain.v1.work_pb2 import Event, Progress, State
+from ltxtrain.v1.work_pb2 import Event, ListOrder, Progress, State
 
 from ltxtrain_services.runtime.blobs import Blobs
 from ltxtrain_services.runtime.errors import NotFound, NotReady, PageTokenInvalid, QueueFull, RequestIdReused
@@ -71,7 +72,7 @@ async def test_pages_of_long_resources_fit_into_messages(jobs: Store[Job]) -> No
     text = "x" * (MAX_PAGE_BYTES * 2 // 5)
     for number in range(5):
         job = Job(name=f"jobs/{number:03}")
-        job.spec.trigger_phrase = text
+        job.spec.extend_prefix.trigger_phrase = text
         await jobs.create(job, owner="ann", request_id="", digest=b"")
     async with jobs.edit("jobs/000") as edit:
         for number in range(5):
@@ -124,6 +125,58 @@ async def test_lists_can_be_limited_to_states(jobs: Store[Job]) -> None:
     await finish(jobs, "jobs/001")
     page, _ = await jobs.page("ann", 10, "", [State.STATE_SUCCEEDED])
     assert [job.name for job in page] == ["jobs/001"]
+
+
+async def test_lists_find_by_label_and_text_in_every_order(jobs: Store[Job]) -> None:
+    named = {
+        "jobs/1": ("Drone Café", {"project": "film", "take": ""}),
+        "jobs/2": ("", {"project": "film"}),
+        "jobs/3": ("anna", {"project": "test", "take": "2"}),
+        "jobs/4": ("100%_drone", {}),
+        "jobs/5": ("", {}),
+    }
+    for name, (display_name, labels) in named.items():
+        made = Job(name=name, display_name=display_name, labels=labels)
+        await jobs.create(made, owner="ann", request_id="", digest=b"")
+    await jobs.create(Job(name="jobs/6", labels={"project": "film"}), owner="bob", request_id="", digest=b"")
+
+    async def found(size: int = 10, **filters: Any) -> str:
+        numbers, token = "", ""
+        while True:
+            page, token = await jobs.page("ann", size, token, **filters)
+            numbers += "".join(job.name[-1] for job in page)
+            if not token:
+                return numbers
+
+    assert await found(labels=["project=film"]) == "21"
+    assert await found(labels=["project", "take"]) == "31" and await found(labels=["take="]) == "1"
+    assert await found(labels=["project=film", "project=test"]) == await found(labels=["none", ""]) == ""
+    assert await found(text="DRONE") == "41" and await found(text="CAFÉ") == "1" and await found(text="jobs/5") == "5"
+    assert await found(text="%_d") == "4" and await found(text="_") == "4", "no pattern but a text"
+    for size in (1, 2, 10):
+        assert await found(size) == "54321"
+        assert await found(size, order=ListOrder.LIST_ORDER_OLDEST_FIRST) == "12345"
+        assert await found(size, order=ListOrder.LIST_ORDER_DISPLAY_NAME) == "43152"
+    _, token = await jobs.page("ann", 1, "", labels=["project"])
+    for other in ({"labels": ["take"]}, {"text": "a"}, {"order": ListOrder.LIST_ORDER_DISPLAY_NAME}):
+        with pytest.raises(PageTokenInvalid):
+            await jobs.page("ann", 1, token, **{"labels": ["project"], **other})  # type: ignore[arg-type]
+    assert (await jobs.get("jobs/1")).lifecycle.created_by == "ann"
+
+
+async def test_labels_go_with_their_resource(jobs: Store[Job]) -> None:
+    for _ in range(2):
+        await jobs.create(Job(name="jobs/1", labels={"a": "1"}), owner="ann", request_id="", digest=b"")
+        await finish(jobs, "jobs/1")
+        await jobs.delete("jobs/1")
+    assert await jobs.page("ann", 10, "", labels=["a"]) == ([], "")
+
+
+async def test_a_database_of_an_earlier_version_is_refused_by_name(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "old.db") as old:
+        old.execute("CREATE TABLE resource (name TEXT PRIMARY KEY, owner TEXT, body BLOB)")
+    with pytest.raises(SettingsError, match=r"earlier version.*resource lacks .*display_name.*LTXTRAIN_STATE_DIR"):
+        await Database.open(f"sqlite+aiosqlite:///{tmp_path / 'old.db'}", tmp_path)
 
 
 async def test_an_edit_is_all_or_nothing(jobs: Store[Job]) -> None:

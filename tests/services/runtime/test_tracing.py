@@ -105,7 +105,7 @@ async def test_work_and_the_watches_that_it_opens_belong_to_the_call_that_began_
 ) -> None:
     class Watching:
         async def run(self, attempt: Attempt[Job]) -> Callable[[Edit[Job]], None]:
-            upstream = await behind.submit(Job().spec)
+            upstream = await behind.submit(Job().spec.extend_prefix)
             await front.book.finish(upstream.name)
             assert [sequence async for sequence, _ in behind.watch_job(upstream.name)] == [1, 2]
             return lambda edit: None

@@ -9,7 +9,8 @@ import grpc
 import grpc.aio
 import pytest
 from ltxtrain.v1 import ingest_pb2, preprocess_pb2, train_pb2
-from ltxtrain.v1.work_pb2 import State
+from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.work_pb2 import EventKind, State
 from ltxtrain_client import Backoff, TrainClient, connect
 from ltxtrain_client.channel import service_config
 from ltxtrain_client.watch import STEADY, Pace, is_terminal
@@ -57,6 +58,128 @@ async def some(watch: Any, count: int) -> list[int]:
         response = await watch.read()
         seen += [response.sequence] if response.HasField("event") else []
     return seen
+
+
+async def test_only_the_kinds_that_are_asked_for_come_and_the_last_one(front: Front, stub: Stub, job: str) -> None:
+    await front.book.add(job, 2)
+    await front.book.add(job, 1, text="careful")
+    await front.book.add(job, 2)
+    await front.book.finish(job)
+    assert await sequences(stub.watch(job, kinds=[EventKind.EVENT_KIND_WARNING])) == [4, 7]
+    assert await sequences(stub.watch(job, 1, kinds=[EventKind.EVENT_KIND_LIFECYCLE, 99])) == [7]
+    async with connect(front.address) as channel:
+        seen = TrainClient(channel).watch_job(job, kinds=[EventKind.EVENT_KIND_WARNING])
+        assert [sequence async for sequence, _ in seen] == [4, 7]
+
+
+async def test_events_that_nobody_asked_for_move_the_cursor_of_heartbeats(front: Front, stub: Stub, job: str) -> None:
+    watch = stub.watch(job, kinds=[EventKind.EVENT_KIND_WARNING])
+    reached, last = 0, 1
+    while reached < 20:
+        await front.book.add(job)
+        last += 1
+        if last % 5 == 0:
+            response = await watch.read()
+            assert not response.HasField("event") and reached <= response.sequence <= last
+            reached = response.sequence
+    watch.cancel()
+
+
+# WatchJobs: all of a caller's jobs.
+
+
+async def told(watch: Any, count: int) -> list[tuple[str, int]]:
+    """Job and sequence of the next messages about jobs, 0 for a deletion; their cursors grow."""
+    seen: list[tuple[str, int]] = []
+    cursor = 0
+    while len(seen) < count:
+        response = await watch.read()
+        assert response.cursor >= cursor and (not response.job or response.cursor > cursor)
+        cursor = response.cursor
+        if response.job:
+            assert response.deleted != response.HasField("event")
+            seen.append((response.job, response.sequence))
+    return seen
+
+
+async def test_one_stream_has_every_event_of_all_jobs_those_to_come_included(
+    front: Front, stub: Stub, job: str
+) -> None:
+    await front.book.add(job, 2 * PAGE)
+    watches = [stub.watch_all() for _ in range(3)]
+    past = [(job, sequence) for sequence in range(1, 2 * PAGE + 2)]
+    assert [await told(watch, len(past)) for watch in watches] == [past] * 3
+    other = (await stub.create()).name
+    await front.book.add(other, 2)
+    await front.book.finish(job)
+    news = [(other, 1), (other, 2), (other, 3), (job, 2 * PAGE + 2)]
+    assert [await told(watch, len(news)) for watch in watches] == [news] * 3
+    late = stub.watch_all()
+    assert await told(late, len(past + news)) == past + news
+
+
+async def test_a_feed_goes_on_at_its_cursor_across_reconnects_and_restarts_of_the_log(
+    front: Front, stub: Stub, job: str
+) -> None:
+    async with connect(front.address) as channel:
+        feed = TrainClient(channel).watch_jobs(pace=QUICK)
+        first = await anext(feed)
+        await front.book.add(job, 3)
+        second = await anext(feed)
+        await feed.aclose()
+        await front.book.add(job, 1)
+        again = TrainClient(channel).watch_jobs(second.cursor, QUICK)
+        assert [first.sequence, second.sequence] == [1, 2]
+        assert [(await anext(again)).sequence for _ in range(3)] == [3, 4, 5]
+        await again.aclose()
+    with pytest.raises(grpc.aio.AioRpcError) as beyond:
+        await stub.watch_all(6).read()
+    assert beyond.value.code() == grpc.StatusCode.OUT_OF_RANGE
+    info = info_of(beyond.value)
+    assert (info.reason, info.metadata["lastSequence"]) == ("CURSOR_OUT_OF_RANGE", "5")
+
+
+async def test_a_feed_of_few_kinds_skips_the_rest_and_its_cursor_moves_all_the_same(
+    front: Front, stub: Stub, job: str
+) -> None:
+    await front.book.add(job, 3 * PAGE)
+    await front.book.finish(job)
+    watch = stub.watch_all(kinds=[EventKind.EVENT_KIND_LIFECYCLE])
+    assert await told(watch, 2) == [(job, 1), (job, 3 * PAGE + 2)]
+    other = (await stub.create()).name
+    assert await told(watch, 1) == [(other, 1)]
+    await front.book.add(other, 5)
+    while (response := await watch.read()).cursor < 3 * PAGE + 8:
+        assert not response.job
+    assert not response.job, "a heartbeat, past what nobody asked for"
+
+
+async def test_a_deleted_job_is_told_and_its_events_are_gone_from_the_feed(front: Front, stub: Stub, job: str) -> None:
+    other = (await stub.create()).name
+    await front.book.finish(job)
+    watch = stub.watch_all()
+    assert await told(watch, 3) == [(job, 1), (other, 1), (job, 2)]
+    await stub.delete(job)
+    assert await told(watch, 1) == [(job, 0)]
+    await front.book.finish(other)
+    assert await told(watch, 1) == [(other, 2)]
+    assert await told(stub.watch_all(), 3) == [(other, 1), (job, 0), (other, 2)]
+    # The newest position is never given away again, although its rows are gone.
+    assert await told(stub.watch_all(4, kinds=[EventKind.EVENT_KIND_LIFECYCLE]), 1) == [(other, 2)]
+
+
+async def test_a_feed_holds_the_jobs_of_its_owner_alone_and_ends_with_the_server(front: Front, stub: Stub) -> None:
+    mine = (await stub.create()).name
+    await front.book.jobs.create(Job(name="jobs/bobs"), owner="bob", request_id="", digest=b"")
+    assert await told(stub.watch_all(), 1) == [(mine, 1)]
+    assert await front.book.log.newest("local") == await front.book.log.newest("bob") == 1
+    watch = stub.watch_all(1)
+    await watch.read()
+    await front.drain()
+    with pytest.raises(grpc.aio.AioRpcError) as drained:
+        while await watch.read() is not grpc.aio.EOF:
+            pass
+    assert info_of(drained.value).reason == "DRAINING"
 
 
 # Rule 1: dense from 1; 0 replays everything, also of what has ended.
@@ -115,7 +238,8 @@ async def test_the_terminal_event_is_the_last_and_then_comes_ok(front: Front, st
     watch = stub.watch(job)
     assert await some(watch, 1) == [1]
     await front.book.finish(job)
-    final = await watch.read()
+    while not (final := await watch.read()).HasField("event"):
+        pass
     assert (final.sequence, final.event.lifecycle.state) == (2, State.STATE_SUCCEEDED)
     assert await watch.read() is grpc.aio.EOF
     assert await watch.code() == grpc.StatusCode.OK
@@ -207,6 +331,7 @@ def test_every_call_but_the_watches_has_a_deadline() -> None:
         "WatchDataset",
         "WatchTrainingSet",
         "WatchJob",
+        "WatchJobs",
     }
     unary = {(method.containing_service.full_name, method.name) for method in methods if not method.server_streaming}
     assert timed == unary

@@ -6,7 +6,7 @@ from ltxtrain.v1.preprocess_pb2 import Sample
 
 from ltxtrain_services.runtime.cluster import Cluster
 from ltxtrain_services.runtime.objects import StoreAddress
-from tests.services.train.running import Trainer, running
+from tests.services.train.running import COMPARED, Trainer, running
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ async def samples(trainer: Trainer) -> Sequence[Sample]:
 @pytest.fixture(scope="module")
 async def undisturbed(trainer: Trainer, samples: Sequence[Sample]) -> str:
     """A job that nothing happened to."""
-    job = await trainer.start(samples, {"checkpoint_interval": 10, "holdout_fraction": 0.25})
+    job = await trainer.start(samples, COMPARED)
     ended = await trainer.ended(job)
     assert ended.output.lora_file, ended.lifecycle.error
     return job

@@ -14,12 +14,14 @@ from google.rpc.status_pb2 import Status
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
-from ltxtrain.v1.train_pb2 import Job, JobOptions
+from ltxtrain.v1.task_pb2 import TaskSpec
+from ltxtrain.v1.train_pb2 import Job, JobOptions, Schedule
 from ltxtrain.v1.work_pb2 import Event, State
 
 from ltxtrain_services.runtime.blobs import Blobs
 from ltxtrain_services.runtime.cluster import Cluster
 from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.extend_prefix import resolve, resolve_options
 from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
 from ltxtrain_services.runtime.requests import new_name
 from ltxtrain_services.runtime.service import Runtime
@@ -30,7 +32,7 @@ from ltxtrain_services.runtime.work import Attempt, WorkRunner
 from ltxtrain_services.train.artifacts import COLLECTION
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.job_plan import Prepared
-from ltxtrain_services.train.spec import resolve, resolve_options
+from ltxtrain_services.train.service import TrainService
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_services.train.workflow import TrainWorkflow
 from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
@@ -45,6 +47,8 @@ SHEET: dict[str, Any] = {
     "number_of_frames": 17,
     "training_data_url": "https://example.com/clips.zip",
 }
+# Of the job that others are compared with.
+COMPARED: dict[str, Any] = {"checkpoint_interval": 10, "holdout_fraction": 0.25, "schedule": Schedule.SCHEDULE_CONSTANT}
 LATENTS = (128, 3, 2, 2)
 AUDIO_LATENTS = 18
 PROMPT_TOKENS = 16
@@ -59,7 +63,19 @@ class TrainingAlone(TrainWorkflow):
         self._trainer = trainer
 
     async def _prepare(self, attempt: Attempt[Job]) -> Prepared:
-        return self._trainer.prepared[attempt.name]
+        job = await attempt.get()
+        while job.name not in self._trainer.prepared:
+            # One that goes on from another has its data from there.
+            job = await self._trainer.jobs.get(job.continue_from.source)
+        return self._trainer.prepared.setdefault(attempt.name, self._trainer.prepared[job.name])
+
+
+class TrainServiceAlone(TrainService):
+    """The RPCs over the work of a trainer, without the two services that jobs are prepared by."""
+
+    def __init__(self, trainer: "Trainer") -> None:
+        super().__init__(trainer.runtime)
+        self.work, self._workflow = trainer.work, trainer.workflow
 
 
 @dataclass
@@ -73,7 +89,8 @@ class Trainer:
     prepared: dict[str, Prepared] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.work: WorkRunner[Job] = WorkRunner(self.jobs, TrainingAlone(self))
+        self.workflow = TrainingAlone(self)
+        self.work: WorkRunner[Job] = WorkRunner(self.jobs, self.workflow)
 
     async def start(self, samples: Sequence[Sample], options: dict[str, Any] | None = None, **sheet: Any) -> str:
         """A job of SHEET, changed by keywords; its name."""
@@ -83,7 +100,12 @@ class Trainer:
             JobOptions(**{"preview_interval": 0} | (options or {})), spec.number_of_steps
         )
         assert not wrong and not wrong_options
-        job = Job(name=new_name("jobs"), spec=given, effective_spec=spec, options=chosen)
+        job = Job(
+            name=new_name("jobs"),
+            spec=TaskSpec(extend_prefix=given),
+            effective_spec=TaskSpec(extend_prefix=spec),
+            options=chosen,
+        )
         self.prepared[job.name] = Prepared(
             model=resolve_model(str(self.model)),
             training_set=TrainingSet(name="trainingSets/1"),

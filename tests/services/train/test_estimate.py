@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from google.type.money_pb2 import Money
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
 from ltxtrain.v1.train_pb2 import BasePrecision, EstimateJobResponse, JobOptions
 
+from ltxtrain_services.runtime.extend_prefix import resolve, resolve_options
 from ltxtrain_services.runtime.service import Runtime
-from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.settings import Settings, UnitPrice
 from ltxtrain_services.train.estimate import Estimator
-from ltxtrain_services.train.spec import resolve, resolve_options
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_trainer.reports import Preflight, Step
 
@@ -52,10 +53,12 @@ def step(number: int, tokens_per_second: float) -> Step:
 async def test_tokens_and_price_are_exact(tmp_path: Path) -> None:
     plain = await estimate(estimator(tmp_path))
     assert (plain.tokens_per_clip, plain.audio_tokens_per_clip) == (TOKENS, 0)
-    assert plain.billable_units == 2000 and plain.price_usd == pytest.approx(12.4)
+    assert plain.billable_units == 2000 and not plain.HasField("price")
     assert not plain.HasField("total_samples")
-    heard = await estimate(estimator(tmp_path, unit_price_usd=1.0), with_audio=True, number_of_steps=100)
-    assert (heard.audio_tokens_per_clip, heard.price_usd) == (93, 100.0)
+    heard = await estimate(
+        estimator(tmp_path, unit_price=UnitPrice.parse("0.0062 EUR")), with_audio=True, number_of_steps=100
+    )
+    assert (heard.audio_tokens_per_clip, heard.price) == (93, Money(currency_code="EUR", nanos=620_000_000))
 
 
 async def test_time_grows_with_steps_batch_and_previews(tmp_path: Path) -> None:

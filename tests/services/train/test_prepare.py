@@ -6,9 +6,10 @@ import pytest
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution, ValidationInput
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, Geometry, OnSkippedClip, PreprocessSettings
 from ltxtrain.v1.train_pb2 import Job, JobOptions
+from ltxtrain.v1.work_pb2 import Progress, Stage
 
-from ltxtrain_services.train.prepare import preprocess_settings
-from ltxtrain_services.train.spec import resolve, resolve_options
+from ltxtrain_services.runtime.extend_prefix import preprocess_settings, resolve, resolve_options
+from ltxtrain_services.train.prepare import enter_stage
 
 URL = "https://example.com/clips.zip"
 
@@ -17,7 +18,7 @@ def asked(options: JobOptions | None = None, **fields: Any) -> PreprocessSetting
     spec, wrong = resolve(ExtendPrefixSpec(training_data_url=URL, **fields), lambda url: None)
     chosen, wrong_options = resolve_options(options or JobOptions(), spec.number_of_steps)
     assert not wrong and not wrong_options
-    return preprocess_settings(Job(effective_spec=spec, options=chosen), "a revision")
+    return preprocess_settings(spec, chosen.on_skipped_clip, "a revision")
 
 
 def test_the_defaults() -> None:
@@ -90,3 +91,11 @@ def test_texts_and_choices_go_along() -> None:
     assert settings.trigger_phrase == "sks" and settings.auto_scale_input and settings.export_archive
     assert list(settings.validation_prompts) == ["one", ""] and settings.negative_prompt == ""
     assert settings.on_skipped_clip == OnSkippedClip.ON_SKIPPED_CLIP_FAIL
+
+
+def test_progress_is_of_the_stage_that_is_told() -> None:
+    job = Job()
+    enter_stage(job, Stage.STAGE_ENCODE, Progress(completed=11, total=11))
+    assert (job.stage, job.progress.total) == (Stage.STAGE_ENCODE, 11)
+    enter_stage(job, Stage.STAGE_QUEUE)
+    assert job.stage == Stage.STAGE_QUEUE and not job.HasField("progress"), "no 11/11 of a queue"

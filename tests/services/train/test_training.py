@@ -12,9 +12,17 @@ from typing import Any
 import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.preprocess_pb2 import Sample
-from ltxtrain.v1.work_pb2 import Stage, State
+from ltxtrain.v1.train_pb2 import (
+    CheckpointJobRequest,
+    ContinueFrom,
+    CreateJobRequest,
+    DeleteJobRequest,
+    RetryJobRequest,
+)
+from ltxtrain.v1.work_pb2 import State
 
 from ltxtrain_services.runtime import cluster
+from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.cluster import Cluster, Placement
 from ltxtrain_services.runtime.objects import StoreAddress
 from ltxtrain_services.train.actors import Stored, TrainTask
@@ -22,7 +30,7 @@ from ltxtrain_services.train.training import Training
 from ltxtrain_trainer.errors import DeviceMemoryExhausted, PeerLost
 from ltxtrain_trainer.seeds import epoch_order
 from tests import processes
-from tests.services.train.running import Trainer, reason, reason_of, running, steps_of
+from tests.services.train.running import COMPARED, Trainer, TrainServiceAlone, reason, reason_of, running, steps_of
 
 STEPS = 100
 
@@ -43,15 +51,12 @@ async def test_events_and_file_agree_on_every_step(trainer: Trainer, undisturbed
     ]
 
 
-async def test_two_checkpoints_are_kept(trainer: Trainer, undisturbed: str) -> None:
-    kept = [
-        item.step for item in (await trainer.artifacts(undisturbed)).values() if item.kind == Artifact.KIND_CHECKPOINT
-    ]
-    assert kept == [90, 100]
-    keys = [item.key for item in await trainer.runtime.objects.list_prefix(f"{undisturbed}/")]
-    assert sorted(key for key in keys if "/checkpoint-" in key) == [
-        f"{undisturbed}/checkpoint-{step:06}.safetensors" for step in kept
-    ]
+async def test_the_last_state_of_a_job_is_kept_and_counted(trainer: Trainer, undisturbed: str) -> None:
+    found = await trainer.artifacts(undisturbed)
+    assert [item.step for item in found.values() if item.kind == Artifact.KIND_CHECKPOINT] == [STEPS]
+    stored = {item.key: item.size_bytes for item in await trainer.runtime.objects.list_prefix(f"{undisturbed}/")}
+    assert [key for key in stored if "/checkpoint-" in key] == [f"{undisturbed}/checkpoint-{STEPS:06}.safetensors"]
+    assert (await trainer.jobs.get(undisturbed)).stored_bytes == sum(stored.values()) > 0
 
 
 async def papers(trainer: Trainer, job: str) -> tuple[dict[str, Any], str]:
@@ -66,7 +71,7 @@ async def papers(trainer: Trainer, job: str) -> tuple[dict[str, Any], str]:
 async def test_a_killed_actor_changes_no_byte(
     trainer: Trainer, samples: Sequence[Sample], undisturbed: str, tmp_path: Path
 ) -> None:
-    job = await trainer.start(samples, {"checkpoint_interval": 10, "holdout_fraction": 0.25})
+    job = await trainer.start(samples, COMPARED)
     for step in (13, 47):
         await trainer.reached(job, step)
         [actor] = processes.find(processes.TRAIN_ACTOR)
@@ -79,7 +84,7 @@ async def test_a_killed_actor_changes_no_byte(
     assert steps == sorted(set(steps)) and steps[-1] == STEPS
 
 
-async def test_a_service_that_is_stopped_goes_on_where_it_was(
+async def test_a_service_that_is_stopped_goes_on_where_it_was_and_does_what_was_asked(
     tiny_model: Path,
     object_store: StoreAddress,
     ray_cluster: Cluster,
@@ -89,14 +94,28 @@ async def test_a_service_that_is_stopped_goes_on_where_it_was(
     tmp_path: Path,
 ) -> None:
     async with running(tmp_path, tiny_model, object_store, ray_cluster) as first:
-        job = await first.start(samples, {"checkpoint_interval": 10, "holdout_fraction": 0.25})
+        job = await first.start(samples, COMPARED)
         await first.reached(job, 25)
     await processes.none_left(processes.TRAIN_ACTOR)
     async with running(tmp_path, tiny_model, object_store, ray_cluster) as second:
         second.prepared |= first.prepared
-        assert (await second.jobs.get(job)).checkpoint_step >= 20
+        began = (await second.jobs.get(job)).checkpoint_step
+        assert began >= 20
+        caller.set("me")
+        service = TrainServiceAlone(second)
+        # Nobody trains it now; asked twice, done once.
+        for _ in range(2):
+            asked = await service.CheckpointJob(CheckpointJobRequest(name=job), None)
+            assert asked.job.checkpoint_requested
         await second.work.resume()
-        assert (await second.ended(job)).lifecycle.state == State.STATE_SUCCEEDED
+        ended = await second.ended(job)
+        assert ended.lifecycle.state == State.STATE_SUCCEEDED and not ended.checkpoint_requested
+        [kept] = [
+            item
+            for item in (await second.artifacts(job)).values()
+            if item.requested and item.HasField("step") and item.kind == Artifact.KIND_LORA
+        ]
+        assert kept.step == began + 1 and await second.runtime.objects.exists(kept.blob.key)
         assert await second.lora(job) == await trainer.lora(undisturbed)
 
 
@@ -133,25 +152,60 @@ async def test_an_actor_that_dies_again_and_again_ends_the_job(trainer: Trainer,
     assert reason(ended) == ("WORKER_LOST", {"step": "0", "losses": "5"})
 
 
-async def test_a_cancelled_training_gives_back_its_last_checkpoint(trainer: Trainer, samples: Sequence[Sample]) -> None:
-    job = await trainer.start(samples, {"checkpoint_interval": 5})
-    await trainer.reached(job, 11)
+async def test_a_cancelled_training_keeps_its_step_and_others_go_on_from_it(
+    trainer: Trainer, samples: Sequence[Sample], undisturbed: str, tmp_path: Path
+) -> None:
+    """Cancelled, continued to another number of steps, cancelled again, retried: as if nothing had happened."""
+    caller.set("me")
+    service = TrainServiceAlone(trainer)
+    job = await trainer.start(samples, COMPARED | {"checkpoint_interval": 1000}, number_of_steps=150)
+    await trainer.reached(job, 7)
     await trainer.work.cancel(job, "me")
     ended = await trainer.ended(job)
     assert ended.lifecycle.state == State.STATE_CANCELLED
-    assert ended.billable_units == 0 and ended.price_usd == 0
-    loras = {item.step: item for item in (await trainer.artifacts(job)).values() if item.kind == Artifact.KIND_LORA}
-    assert ended.checkpoint_step == max(loras) >= 10
-    assert ended.output.lora_file == loras[max(loras)].name
+    assert ended.billable_units == 0 and not ended.HasField("price")
+    found = await trainer.artifacts(job)
+    stopped = ended.checkpoint_step
+    assert 7 <= stopped < 100
+    assert {name for name in found if f"{stopped:06}" in name} == {
+        f"{kind}-{stopped:06}.{suffix}"
+        for kind, suffix in (("checkpoint", "safetensors"), ("lora", "safetensors"), ("metrics", "parquet"))
+    }
+    assert ended.output.lora_file == f"{job}/artifacts/lora-{stopped:06}.safetensors"
     config, page = await papers(trainer, job)
     assert ended.output.config_file == f"{job}/artifacts/config.json"
     assert config["state"] == "cancelled" and config["billing"]["billable_units"] == 0
     assert config["audit"]["modules"] > 0 and config["manifest"]["device"]
-    assert ">cancelled<" in page and f"{ended.checkpoint_step} of 100" in page
+    assert ">cancelled<" in page and f"{stopped} of 150" in page
     events = await trainer.events(job)
     cancelled_at = [event.lifecycle.state for event in events].index(State.STATE_CANCELLING)
-    assert not any(event.stage == Stage.STAGE_TRAIN for event in events[cancelled_at:])
+    assert max(steps_of(events)) == stopped
+    assert not any(event.HasField("train_metrics") for event in events[cancelled_at + 4 :])
     await processes.none_left(processes.TRAIN_ACTOR)
+
+    request = CreateJobRequest(continue_from=ContinueFrom(source=job), options={"checkpoint_interval": 1000})
+    request.spec.extend_prefix.number_of_steps = STEPS
+    more = (await service.CreateJob(request, None)).job
+    assert (more.continue_from.step, more.effective_spec.extend_prefix.rank, more.options.seed) == (stopped, 8, 42)
+    await trainer.reached(more.name, stopped + 5)
+    await trainer.work.cancel(more.name, "me")
+    last = (await trainer.ended(more.name)).checkpoint_step
+    assert last >= stopped + 5
+    assert steps_of(await trainer.events(more.name))[0] > stopped
+    # What it goes on from is its own from then on.
+    await service.DeleteJob(DeleteJobRequest(name=job), None)
+
+    retried = (await service.RetryJob(RetryJobRequest(name=more.name), None)).job
+    assert (await service.RetryJob(RetryJobRequest(name=more.name), None)).job.name == retried.name
+    assert (retried.continue_from.source, retried.continue_from.step) == (more.name, last)
+    ended = await trainer.ended(retried.name)
+    assert ended.lifecycle.state == State.STATE_SUCCEEDED and ended.billable_units == STEPS
+    assert await trainer.lora(retried.name) == await trainer.lora(undisturbed)
+    rows = await trainer.metrics(retried.name, tmp_path)
+    expected = await trainer.metrics(undisturbed, tmp_path)
+    assert [(row["step"], row["loss"], row["held_out_loss"]) for row in rows] == [
+        (row["step"], row["loss"], row["held_out_loss"]) for row in expected
+    ]
 
 
 async def test_an_unsound_lora_is_not_given_back(trainer: Trainer, samples: Sequence[Sample]) -> None:
@@ -223,7 +277,7 @@ async def test_a_full_device_is_tried_once_more_from_the_checkpoint_with_the_pla
                     raise DeviceMemoryExhausted("The device is full.", next_streamed_blocks=3)
 
     monkeypatch.setattr(Training, "_reports", full_at_step_20)
-    job = await trainer.start(samples, {"checkpoint_interval": 10, "holdout_fraction": 0.25})
+    job = await trainer.start(samples, COMPARED)
     assert (await trainer.ended(job)).lifecycle.state == State.STATE_SUCCEEDED
     assert started == [(0, False), (3, True)]
     assert await trainer.lora(job) == await trainer.lora(undisturbed), "blocks in host memory change no byte"

@@ -1,3 +1,4 @@
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -6,23 +7,29 @@ from typing import Any
 
 import pytest
 from google.protobuf import json_format
+from google.type.money_pb2 import Money
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution, ValidationInput
-from ltxtrain.v1.train_pb2 import JobOptions
+from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer
 
 from ltxtrain_services.runtime.errors import InvalidSpec, reason_name
-from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES
-from ltxtrain_services.train.spec import (
+from ltxtrain_services.runtime.extend_prefix import (
+    LIBRARIES,
     OPTIONS,
     SPEC,
     Choice,
     Flag,
     Named,
     Number,
+    Offer,
     Text,
     billable_units,
+    check_offered,
+    price,
     resolve,
     resolve_options,
 )
+from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES, check_names
+from ltxtrain_services.runtime.settings import SettingsError, read_settings
 
 PROTOS = Path(__file__).parents[3] / "protos/ltxtrain/v1"
 URL = "https://example.com/clips.zip"
@@ -85,10 +92,10 @@ def test_ranges_hold_at_their_ends(rule: Number) -> None:
     if step != 1:
         outside += [math.nan, math.inf]
     for value in outside:
-        assert violations(spec(**{rule.name: value}))[f"spec.{rule.name}"] == "FIELD_OUT_OF_RANGE"
+        assert violations(spec(**{rule.name: value}))[f"spec.extend_prefix.{rule.name}"] == "FIELD_OUT_OF_RANGE"
     inside = [rule.maximum] if rule.above else [rule.minimum, rule.maximum]
     for value in inside:
-        assert violations(spec(**{rule.name: value})).get(f"spec.{rule.name}") in (
+        assert violations(spec(**{rule.name: value})).get(f"spec.extend_prefix.{rule.name}") in (
             None,
             "PREFIX_COVERS_CLIP",
             "NOT_ONE",
@@ -97,13 +104,13 @@ def test_ranges_hold_at_their_ends(rule: Number) -> None:
 
 @pytest.mark.parametrize("rank", [0, 1, 7, 33, 129, -8])
 def test_ranks_are_a_set(rank: int) -> None:
-    assert violations(spec(rank=rank)) == {"spec.rank": "FIELD_NOT_ALLOWED"}
+    assert violations(spec(rank=rank)) == {"spec.extend_prefix.rank": "FIELD_NOT_ALLOWED"}
 
 
 @pytest.mark.parametrize("frames", [10, 16, 24, 120])
 def test_the_prefix_is_refused_not_rounded(frames: int) -> None:
     assert violations(spec(conditioning_frames=frames, number_of_frames=121)) == {
-        "spec.conditioning_frames": "NOT_ONE_MODULO_EIGHT"
+        "spec.extend_prefix.conditioning_frames": "NOT_ONE_MODULO_EIGHT"
     }
 
 
@@ -120,7 +127,7 @@ def test_the_prefix_is_refused_not_rounded(frames: int) -> None:
     ],
 )
 def test_the_prefix_leaves_something_to_generate(fields: dict[str, Any], covers: bool) -> None:
-    expected = {"spec.conditioning_frames": "PREFIX_COVERS_CLIP"} if covers else {}
+    expected = {"spec.extend_prefix.conditioning_frames": "PREFIX_COVERS_CLIP"} if covers else {}
     assert violations(spec(**fields)) == expected
 
 
@@ -128,22 +135,24 @@ def test_texts_have_a_limit() -> None:
     at_most, above = "ä" * (MAX_TEXT_BYTES // 2), "ä" * (MAX_TEXT_BYTES // 2) + "x"
     for text, found in ((at_most, {}), (above, "FIELD_OUT_OF_RANGE")):
         for name in ("trigger_phrase", "validation_negative_prompt"):
-            assert violations(spec(**{name: text})) == (found and {f"spec.{name}": found})
+            assert violations(spec(**{name: text})) == (found and {f"spec.extend_prefix.{name}": found})
         entries = [ValidationInput(prompt="", video_url=URL), ValidationInput(prompt=text, video_url=URL)]
-        assert violations(spec(validation=entries)) == (found and {"spec.validation[1].prompt": found})
+        assert violations(spec(validation=entries)) == (found and {"spec.extend_prefix.validation[1].prompt": found})
 
 
 def test_sources_are_checked() -> None:
     given = ExtendPrefixSpec(validation=[ValidationInput(video_url=URL), ValidationInput(), ValidationInput()])
     assert violations(given) == {
-        "spec.training_data_url": "FIELD_REQUIRED",
-        "spec.validation": "TOO_MANY_VALIDATION_INPUTS",
-        "spec.validation[1].video_url": "FIELD_REQUIRED",
-        "spec.validation[2].video_url": "FIELD_REQUIRED",
+        "spec.extend_prefix.training_data_url": "FIELD_REQUIRED",
+        "spec.extend_prefix.validation": "TOO_MANY_VALIDATION_INPUTS",
+        "spec.extend_prefix.validation[1].video_url": "FIELD_REQUIRED",
+        "spec.extend_prefix.validation[2].video_url": "FIELD_REQUIRED",
     }
     assert violations(ExtendPrefixSpec(dataset="datasets/1")) == {}
     _, wrong = resolve(spec(), lambda url: "no")
-    assert [(item.field, reason_name(item.reason)) for item in wrong] == [("spec.training_data_url", "URL_NOT_ALLOWED")]
+    assert [(item.field, reason_name(item.reason)) for item in wrong] == [
+        ("spec.extend_prefix.training_data_url", "URL_NOT_ALLOWED")
+    ]
 
 
 def test_every_field_wrong_at_once_fits_into_a_status() -> None:
@@ -162,7 +171,7 @@ def test_every_field_wrong_at_once_fits_into_a_status() -> None:
 def test_an_explicit_zero_is_not_a_default() -> None:
     assert resolve(spec(stg_scale=0.0), allow)[0].stg_scale == 0.0
     assert resolve(spec(validation_negative_prompt=""), allow)[0].validation_negative_prompt == ""
-    assert violations(spec(number_of_steps=0)) == {"spec.number_of_steps": "FIELD_OUT_OF_RANGE"}
+    assert violations(spec(number_of_steps=0)) == {"spec.extend_prefix.number_of_steps": "FIELD_OUT_OF_RANGE"}
 
 
 def test_options_have_defaults_and_ranges() -> None:
@@ -242,3 +251,63 @@ def test_the_readmes_tables_say_what_the_table_says(rule: Number | Choice | Name
         assert default == str(rule.default).lower()
     if isinstance(rule, Text):
         assert str(MAX_TEXT_BYTES) in allowed
+
+
+@pytest.mark.parametrize(
+    ("setting", "units", "expected"),
+    [
+        ("0.0062 USD", 2000, Money(currency_code="USD", units=12, nanos=400_000_000)),
+        ("1 JPY", 100, Money(currency_code="JPY", units=100)),
+        ("0.000000001 EUR", 100, Money(currency_code="EUR", nanos=100)),
+        ("", 100, None),
+    ],
+)
+def test_the_price_is_exact_and_only_where_the_operator_set_one(
+    setting: str, units: int, expected: Money | None
+) -> None:
+    settings = read_settings({"LTXTRAIN_UNIT_PRICE": setting})
+    assert price(units, settings.unit_price) == expected
+
+
+@pytest.mark.parametrize("wrong", ["0.0062", "USD", "-1 USD", "1e3 USD", "0.0062 usd", "nan USD", "0.0000000001 USD"])
+def test_a_price_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(SettingsError, match=r"LTXTRAIN_UNIT_PRICE.*amount and a currency, as in 0.0062 USD"):
+        read_settings({"LTXTRAIN_UNIT_PRICE": wrong})
+
+
+@pytest.mark.parametrize(
+    ("options", "gpus", "expected"),
+    [
+        (JobOptions(gpu_count=4, batch_size=4), 4, {}),
+        (JobOptions(gpu_count=8, batch_size=8), 4, {"options.gpu_count": "the cluster has 4."}),
+        (JobOptions(gpu_count=2, batch_size=2), 0, {"options.gpu_count": "the cluster has none, and 1 on CPUs"}),
+        (JobOptions(base_precision=BasePrecision.BASE_PRECISION_NF4), 0, {"options.base_precision": "a CUDA device"}),
+        (JobOptions(base_precision=BasePrecision.BASE_PRECISION_BF16), 0, {}),
+    ],
+)
+def test_what_the_cluster_does_not_offer_is_told_at_submit(
+    options: JobOptions, gpus: int, expected: dict[str, str]
+) -> None:
+    resolved, wrong = resolve_options(options, 100)
+    assert not wrong
+    found = {item.field: item.description for item in check_offered(resolved, Offer(gpus or 1, gpus > 0))}
+    assert found.keys() == expected.keys() and all(part in found[field] for field, part in expected.items())
+
+
+def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LIBRARIES, "fp8", "no_such_library")
+    monkeypatch.setitem(LIBRARIES, "adamw_8bit", "no_such_library")
+    asked = JobOptions(base_precision=BasePrecision.BASE_PRECISION_FP8, optimizer=Optimizer.OPTIMIZER_ADAMW_8BIT)
+    found = check_offered(resolve_options(asked, 100)[0], Offer(1))
+    assert [item.field for item in found] == ["options.base_precision", "options.optimizer"]
+    assert all("needs no_such_library, which is not installed" in item.description for item in found)
+
+
+def test_names_and_labels_have_their_form() -> None:
+    good = {"a": "", "project": "Ä 車", "team/k-1_x.y": "x" * 63}
+    assert check_names("Drone style 🎬", good) == [] == check_names("x" * 128, {})
+    wrong = {"": "x", "Ab": "x", "1a": "x", "a" * 64: "x", "b": "x" * 64, "c": "a\u2028b", "d\n": "x"}
+    fields = {violation.field for violation in check_names("x" * 129, wrong)}
+    assert fields == {"display_name"} | {f"labels[{json.dumps(key)}]" for key in wrong}
+    many = {f"k{number}": "" for number in range(65)}
+    assert [item.field for item in check_names("\x00", many)] == ["display_name", "labels"]

@@ -1,28 +1,35 @@
-"""The parameter sheet as one table: defaults, ranges and how a request becomes a resolved spec.
+"""The parameter sheet of extend-prefix as one table: defaults, ranges and how a request becomes a resolved spec.
 
 The comments of extend_prefix.proto and train.proto and the README's table say the same; a test compares them.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
+from google.type.money_pb2 import Money
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution
-from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
+from ltxtrain.v1.preprocess_pb2 import AudioSettings, OnSkippedClip, PreprocessSettings
+from ltxtrain.v1.preprocess_pb2 import Geometry as GeometryMessage
 from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer, Schedule
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.errors import SHEET_PATH
 
 from ltxtrain_services.runtime.addresses import CLIP
 from ltxtrain_services.runtime.errors import Violation
 from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES, excess
+from ltxtrain_services.runtime.settings import UnitPrice
 from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT
 from ltxtrain_trainer.geometry import BUCKETS, Geometry, snap_frames
 from ltxtrain_trainer.preview.recipe import SCHEDULE_TOKENS
 
 MAX_VALIDATION_INPUTS = 2
+# What a way to hold weights or to move them needs; services and workers have one environment.
+LIBRARIES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes", "adamw_8bit": "torchao"}
 # Of too many, so many are looked at: a request may name twenty thousand.
 CHECKED_VALIDATION_INPUTS = 100
 T = TypeVar("T", bound=Message)
@@ -160,12 +167,12 @@ def resolve(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None]) -> t
 
     `check_url` says why a URL is refused, or None. The resolved spec means something only without violations.
     """
-    resolved, violations = _fill(_without_excess(spec), SPEC, "spec")
+    resolved, violations = _fill(_without_excess(spec), SPEC)
     violations += _check_sources(spec, check_url)
     wrong = {violation.field for violation in violations}
-    if "spec.conditioning_frames" not in wrong and (reason := _check_prefix(spec, resolved, wrong)) is not None:
-        violations.append(Violation("spec.conditioning_frames", *reason))
-    return resolved, sorted(violations, key=lambda violation: violation.field)
+    if "conditioning_frames" not in wrong and (reason := _check_prefix(spec, resolved, wrong)) is not None:
+        violations.append(Violation("conditioning_frames", *reason))
+    return resolved, sorted(_below(SHEET_PATH, violations), key=lambda violation: violation.field)
 
 
 def _without_excess(spec: ExtendPrefixSpec) -> ExtendPrefixSpec:
@@ -181,16 +188,62 @@ def _without_excess(spec: ExtendPrefixSpec) -> ExtendPrefixSpec:
 
 def resolve_options(options: JobOptions, number_of_steps: int) -> tuple[JobOptions, list[Violation]]:
     """The options with every default filled, and every violation, one a field."""
-    resolved, violations = _fill(options, OPTIONS, "options")
+    resolved, violations = _fill(options, OPTIONS)
     if not options.HasField("preview_interval"):
         resolved.preview_interval = max(1, number_of_steps // 4)
     if not violations and resolved.gpu_count and resolved.batch_size % resolved.gpu_count:
         text = f"{resolved.gpu_count} GPUs do not divide a batch of {resolved.batch_size}."
-        violations.append(Violation("options.gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
-    return resolved, violations
+        violations.append(Violation("gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
+    return resolved, _below("options.", violations)
 
 
-def _fill(given: T, rules: tuple[Rule, ...], path: str) -> tuple[T, list[Violation]]:
+@dataclass(frozen=True)
+class Offer:
+    """Workers that a cluster has now: one a GPU, or some on CPUs where models go to none; and the limits on them."""
+
+    present: int
+    on_gpus: bool = True
+    # GPUs of a cluster that grows, as many as there can be; 0: those that there are.
+    most: int = 0
+    # GPUs of one caller's jobs together; 0: no such limit.
+    most_of_an_owner: int = 0
+
+
+def check_offered(options: JobOptions, offer: Offer) -> list[Violation]:
+    """Violations of resolved options that this cluster cannot fulfil, now or later."""
+    violations = []
+    wanted, share = options.gpu_count, offer.most_of_an_owner
+    text = ""
+    if wanted > max(offer.present, offer.most):
+        there = f"has {offer.present or 'none'}"
+        if not offer.on_gpus:
+            there = f"has none, and {offer.present} on CPUs in their place"
+        if offer.most:
+            there += f"; it can have {offer.most} at most"
+        text = f"The job asks for {wanted} GPUs and the cluster {there}."
+    elif share and wanted > share:
+        text = f"The job asks for {wanted} GPUs, and the jobs of one caller may have {share} together."
+    if text:
+        violations.append(Violation("gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
+    reason = ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED
+    precision = word(BasePrecision.DESCRIPTOR, options.base_precision)
+    if precision == "nf4" and not offer.on_gpus:
+        violations.append(Violation("base_precision", reason, "nf4 needs a CUDA device, and the cluster has none."))
+    elif (library := LIBRARIES.get(precision)) and find_spec(library) is None:
+        text = f"{precision} needs {library}, which is not installed in the suite. Choose bf16 or auto."
+        violations.append(Violation("base_precision", reason, text))
+    optimizer = word(Optimizer.DESCRIPTOR, options.optimizer)
+    if (library := LIBRARIES.get(optimizer)) and find_spec(library) is None:
+        text = f"{optimizer} needs {library}, which is not installed in the suite. Choose adamw."
+        violations.append(Violation("optimizer", reason, text))
+    return _below("options.", violations)
+
+
+def _below(path: str, violations: Iterable[Violation]) -> list[Violation]:
+    return [replace(violation, field=f"{path}{violation.field}") for violation in violations]
+
+
+def _fill(given: T, rules: tuple[Rule, ...]) -> tuple[T, list[Violation]]:
     resolved = type(given)()
     resolved.CopyFrom(given)
     violations = []
@@ -200,7 +253,7 @@ def _fill(given: T, rules: tuple[Rule, ...], path: str) -> tuple[T, list[Violati
             continue
         value = getattr(given, rule.name)
         if (found := rule.check(value)) is not None:
-            violations.append(Violation(f"{path}.{rule.name}", *found))
+            violations.append(Violation(rule.name, *found))
         elif isinstance(rule, Number) and rule.snapped:
             setattr(resolved, rule.name, snap_frames(value))
     return resolved, violations
@@ -221,16 +274,16 @@ def _check_sources(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None
             violations.append(Violation(field, ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal))
 
     if spec.WhichOneof("training_data") != "dataset" or not spec.dataset:
-        check("spec.training_data_url", spec.training_data_url, "Name a .zip of videos, or a dataset ingested earlier.")
+        check("training_data_url", spec.training_data_url, "Name a .zip of videos, or a dataset ingested earlier.")
     for index, entry in enumerate(spec.validation[:CHECKED_VALIDATION_INPUTS]):
         if not CLIP.fullmatch(entry.video_url):
-            check(f"spec.validation[{index}].video_url", entry.video_url, "Name a video whose opening is continued.")
+            check(f"validation[{index}].video_url", entry.video_url, "Name a video whose opening is continued.")
         if (found := excess(entry.prompt)) is not None:
             reason = ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE
-            violations.append(Violation(f"spec.validation[{index}].prompt", reason, found))
+            violations.append(Violation(f"validation[{index}].prompt", reason, found))
     if len(spec.validation) > MAX_VALIDATION_INPUTS:
         text = f"{len(spec.validation)} entries, at most {MAX_VALIDATION_INPUTS} are allowed."
-        violations.append(Violation("spec.validation", ErrorReason.ERROR_REASON_TOO_MANY_VALIDATION_INPUTS, text))
+        violations.append(Violation("validation", ErrorReason.ERROR_REASON_TOO_MANY_VALIDATION_INPUTS, text))
     return violations
 
 
@@ -246,7 +299,7 @@ def _check_prefix(
         counts.append("validation_number_of_frames")
     for name in counts:
         count = getattr(resolved, name)
-        if f"spec.{name}" not in wrong and prefix >= count:
+        if name not in wrong and prefix >= count:
             text = f"A prefix of {prefix} frames leaves nothing to generate of {name} = {count} (after snapping)."
             return ErrorReason.ERROR_REASON_PREFIX_COVERS_CLIP, text
     return None
@@ -259,6 +312,37 @@ def _sentence(rule: str) -> str:
 def billable_units(number_of_steps: int) -> int:
     """Units of a successful job (conformance B1)."""
     return max(100, number_of_steps)
+
+
+def price(units: int, unit_price: UnitPrice | None) -> Money | None:
+    """The price of some units; None where the operator has set none."""
+    if unit_price is None:
+        return None
+    whole, rest = divmod(units * unit_price.amount, 1)
+    return Money(currency_code=unit_price.currency, units=int(whole), nanos=int(rest * 10**9))
+
+
+def preprocess_settings(
+    spec: ExtendPrefixSpec, on_skipped_clip: "OnSkippedClip", model_revision: str = ""
+) -> PreprocessSettings:
+    """The PreprocessSettings of a resolved spec."""
+    settings = PreprocessSettings(
+        training=GeometryMessage(**asdict(training_geometry(spec))),
+        validation=GeometryMessage(**asdict(preview_geometry(spec))),
+        conditioning_frames=spec.conditioning_frames,
+        trigger_phrase=spec.trigger_phrase,
+        auto_scale_input=spec.auto_scale_input,
+        export_archive=spec.debug_dataset,
+        model_revision=model_revision,
+        validation_prompts=[entry.prompt for entry in spec.validation],
+        negative_prompt=spec.validation_negative_prompt,
+        on_skipped_clip=on_skipped_clip,
+    )
+    if spec.split_input_into_scenes:
+        settings.split_above_seconds = spec.split_input_duration_threshold
+    if spec.with_audio:
+        settings.audio.CopyFrom(AudioSettings(normalize=spec.audio_normalize, preserve_pitch=spec.audio_preserve_pitch))
+    return settings
 
 
 def training_geometry(spec: ExtendPrefixSpec) -> Geometry:
