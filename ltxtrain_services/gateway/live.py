@@ -222,5 +222,5 @@ def _version(part: str, found: Any, story: Story) -> object:
 
 
 def _requested(found: Any) -> frozenset[str]:
-    """What is asked of a job, and not done yet."""
+    """Requests to a job that are not done yet."""
     return views.requested(found) if isinstance(found, Job) else frozenset()

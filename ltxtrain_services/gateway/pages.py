@@ -140,7 +140,7 @@ async def create_job(request: web.Request) -> web.StreamResponse:
 
 
 def _given(query: Mapping[str, str]) -> dict[str, Any]:
-    """What a form has beside the sheet: the name, and the job to go on from. Raises ValueError for no mode."""
+    """The fields of a form beside the sheet: the name, and the job to go on from. Raises ValueError for no mode."""
     found: dict[str, Any] = {NAME: query.get(NAME, "")}
     if source := query.get(SOURCE):
         mode: Any = number(ContinueMode.DESCRIPTOR, query.get(MODE) or 0)

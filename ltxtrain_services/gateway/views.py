@@ -98,7 +98,7 @@ def job_values(job: Job, story: Story) -> dict[str, Any]:
 
 
 def requested(job: Job) -> frozenset[str]:
-    """What is asked of a training and not done yet, by the words of its calls; nothing of one that has ended."""
+    """Requests to a training that are not done yet, by the words of its calls; none to one that has ended."""
     if job.lifecycle.state in TERMINAL:
         return frozenset()
     flags = {"checkpoint": job.checkpoint_requested, "preview": job.preview_requested}
@@ -106,7 +106,7 @@ def requested(job: Job) -> frozenset[str]:
 
 
 def _asks(job: Job, story: Story) -> list[dict[str, Any]]:
-    """What can be asked of a training now, or is asked already."""
+    """Requests that a training takes now, or has already."""
     waiting = frozenset[str]() if story.lifecycle.state in TERMINAL else requested(job)
     possible = ["checkpoint"] + ["preview"] * bool(job.effective_spec.extend_prefix.validation)
     return [{"call": call, "waits": call in waiting} for call in possible if story.training or call in waiting]
