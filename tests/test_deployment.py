@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +34,17 @@ def test_every_setting_exists(name: str) -> None:
     given = {variable for variable in SERVICES[name]["environment"] if variable.startswith("LTXTRAIN_")}
     assert given <= VARIABLES
     assert {"LTXTRAIN_BIND", "LTXTRAIN_TOKENS_FILE", "LTXTRAIN_DATABASE_URL_FILE"} <= given
+
+
+def test_every_direct_dependency_is_pinned_for_the_image() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [
+        *project["dependencies"],
+        *(item for extra in project["optional-dependencies"].values() for item in extra),
+    ]
+    pinned = {line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").open()}
+    names = {re.split(r"[\[<>=!;~ ]", item)[0].lower().replace("_", "-") for item in wanted}
+    assert names - pinned == {project["name"]}
 
 
 def test_the_readme_names_settings_that_exist() -> None:

@@ -3,7 +3,17 @@
 from dataclasses import dataclass
 
 from ltxtrain.v1.train_pb2 import EstimateBasis, EstimateJobResponse
-from ltxtrain.v1.work_pb2 import Event, Outcome, PreviewMetrics, Progress, ReportLine, ReportReason, Stage, State
+from ltxtrain.v1.work_pb2 import (
+    Event,
+    Outcome,
+    PreviewMetrics,
+    Progress,
+    QueuePosition,
+    ReportLine,
+    ReportReason,
+    Stage,
+    State,
+)
 
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import CallError, from_status
@@ -41,11 +51,20 @@ def describe(event: Event) -> str | None:
         case "preview_metrics":
             return describe_preview(event.preview_metrics)
         case "queue_position":
-            ahead = event.queue_position.ahead
-            return f"waiting for a GPU, {ahead} job{'' if ahead == 1 else 's'} ahead"
+            return waiting_text(event.queue_position)
         case "train_metrics" if event.train_metrics.HasField("held_out_loss"):
             return f"step {event.train_metrics.step}: held-out loss {event.train_metrics.held_out_loss:.4f}"
     return None
+
+
+def waiting_text(position: QueuePosition) -> str:
+    """The cause of a job's waiting: others that are ahead of it, or GPUs that the cluster does not have."""
+    ahead = f"{position.ahead} job{'' if position.ahead == 1 else 's'} ahead"
+    if position.needed_gpus <= position.cluster_gpus:
+        return f"waiting for a GPU, {ahead}"
+    text = f"waits for {position.needed_gpus} GPU{'' if position.needed_gpus == 1 else 's'}; "
+    text += f"the cluster has {position.cluster_gpus or 'none'}"
+    return f"{text}; {ahead}" if position.ahead else text
 
 
 def describe_error(error: CallError) -> str:

@@ -123,7 +123,7 @@ async def stream(request: web.Request) -> web.StreamResponse:
                 # The past is told at once.
                 if story.cursor < job.lifecycle.last_sequence:
                     continue
-                document = _status(story.lifecycle, story.ahead)
+                document = _status(story.lifecycle, story.waiting.ahead if story.waiting else None)
                 lines = [line for line in story.lines if line.sequence > told] if wants_logs else None
                 if document != shown or lines:
                     await events.send(document | urls | {"logs": _logs(lines)}, story.cursor)

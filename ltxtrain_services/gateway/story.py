@@ -17,6 +17,7 @@ from ltxtrain.v1.work_pb2 import (
     Outcome,
     PreviewMetrics,
     Progress,
+    QueuePosition,
     ReportLine,
     Stage,
     State,
@@ -76,8 +77,8 @@ class Story:
     lines: deque[LogLine] = field(default_factory=lambda: deque(maxlen=MOST_LINES))
     # Latest progress of each stage, in the order in which the stages came.
     stages: dict[int, Progress] = field(default_factory=dict)
-    # Jobs ahead while the job waits for a GPU.
-    ahead: int | None = None
+    # While the job waits for GPUs.
+    waiting: QueuePosition | None = None
     numbers: TrainMetrics = field(default_factory=TrainMetrics)
     curves: dict[str, Curve] = field(default_factory=dict)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
@@ -121,14 +122,14 @@ class Story:
                 self.ended = is_terminal(event)
                 return ("head", "actions", "files")
             case "progress":
-                self.ahead = None
+                self.waiting = None
                 self.stages[event.stage] = event.progress
                 return ("head",)
             case "queue_position":
-                self.ahead = event.queue_position.ahead
+                self.waiting = event.queue_position
                 return ("head",)
             case "train_metrics":
-                self.ahead = None
+                self.waiting = None
                 self._add_numbers(event.train_metrics)
                 return ("head", "training")
             case "report_line":

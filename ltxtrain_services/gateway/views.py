@@ -12,7 +12,15 @@ from ltxtrain.v1.work_pb2 import Outcome, Progress, ReportLine, ReportReason, St
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, time_text, title
+from ltxtrain_client.event_text import (
+    describe_error,
+    measure,
+    stage_word,
+    state_word,
+    time_text,
+    title,
+    waiting_text,
+)
 from ltxtrain_client.outputs import LABELLED, file_name, is_result
 from ltxtrain_client.quantities import duration_text, money_text, price_text, size_text
 from ltxtrain_client.report_summary import training_summary
@@ -121,6 +129,8 @@ def job_row(job: Job) -> dict[str, Any]:
     if job.HasField("queue_position") and not ended:
         ahead = job.queue_position
         where = "next in line" if ahead == 0 else f"{ahead} job{'' if ahead == 1 else 's'} ahead"
+        if job.waiting.needed_gpus > job.waiting.cluster_gpus:
+            where = waiting_text(job.waiting)
     return {
         "id": job.name.removeprefix("jobs/"),
         "state": state_word(lifecycle.state),
@@ -152,13 +162,17 @@ def _head(name: str, story: Story) -> dict[str, Any]:
         "id": name.partition("/")[2],
         "state": state_word(story.lifecycle.state) if story.lifecycle.state else "pending",
         "stages": _stages(story),
-        "ahead": story.ahead,
+        "waits": _sentence(waiting_text(story.waiting)) if story.waiting else "",
         "warnings": story.warnings,
         "error": describe_error(error) if error is not None else "",
         "ended": story.lifecycle.state in TERMINAL,
         "usable": story.lifecycle.state == State.STATE_SUCCEEDED,
         "lines": list(story.lines)[-200:],
     }
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _stages(story: Story) -> list[dict[str, Any]]:

@@ -34,8 +34,9 @@ class Probing:
     ) -> AsyncGenerator[tuple[StoredCandidate, ProbeResult], None]:
         """Each candidate with its result, as it comes. Raises ObjectStoreUnavailable, Retryable, ClusterLost."""
         cluster = self._runtime.cluster
-        size = min(cluster.cpu_count, MAX_ACTORS)
-        found = map_bounded(cluster, self._make_actor, stored, self._probe, size=size)
+        found = map_bounded(
+            cluster, self._make_actor, stored, self._probe, size=lambda: min(cluster.cpu_count, MAX_ACTORS)
+        )
         async with aclosing(found) as results:
             async for item, result in results:
                 if isinstance(result, ActorKilled):

@@ -6,6 +6,7 @@ systemd or supervisord would do as much, but neither is on every machine that `l
 import contextlib
 import logging
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -144,11 +145,9 @@ class Child:
         self._started.set()
         if self._stopping.is_set():
             self._process.kill()
-        while True:
-            try:
-                return self._process.wait(LOG_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._rotate_log()
+        while not _ends_within(self._process, LOG_SECONDS):
+            self._rotate_log()
+        return self._process.wait()
 
     def _rotate_log(self) -> None:
         """Keep the log and one older part, each about MAX_LOG_BYTES; lines written meanwhile may be lost."""
@@ -157,3 +156,19 @@ class Child:
                 shutil.copyfile(self._log_path, self._log_path.with_suffix(".old.log"))
                 # The command goes on appending to the same file.
                 os.truncate(self._log_path, 0)
+
+
+def _ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether a process ends within some seconds. Popen.wait would look twenty times a second."""
+    if not hasattr(os, "pidfd_open"):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        return process.returncode is not None
+    try:
+        handle = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([handle], [], [], seconds)[0])
+    finally:
+        os.close(handle)

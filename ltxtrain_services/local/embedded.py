@@ -62,6 +62,8 @@ OPTIONS = (
     "-s3.allowDeleteBucketNotEmpty=false",
 )
 MEMORY_LIMIT = "256MiB"
+# Garbage is collected when so much has come since the last time, in percent of what was in use: half of Go's default.
+COLLECT_AT_PERCENT = "50"
 READY_SECONDS = 30.0
 # It may hang; whatever was acknowledged survives a kill.
 GRACE_SECONDS = 3.0
@@ -151,6 +153,7 @@ class EmbeddedStore:
             "AWS_ACCESS_KEY_ID": address.access_key,
             "AWS_SECRET_ACCESS_KEY": address.secret_key,
             "GOMEMLIMIT": MEMORY_LIMIT,
+            "GOGC": COLLECT_AT_PERCENT,
         }
         folder = f"-dir={self._folder / 'data'}"
         command = [str(program), "-logtostderr=true", "mini", folder, *OPTIONS, *ports]

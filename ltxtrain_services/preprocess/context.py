@@ -38,8 +38,10 @@ class Context:
 
     @property
     def encoder_count(self) -> int:
-        """GPUs of the cluster, or as many processes on CPUs as the operator allows."""
-        return self.runtime.cluster.gpu_count or self.runtime.settings.cpu_encoders
+        """GPUs that the cluster has now, or as many processes on CPUs as the operator allows."""
+        cluster = self.runtime.cluster
+        # Where there is no GPU yet, one encoder waits for it.
+        return max(1, cluster.gpu_count) if cluster.uses_gpus else self.runtime.settings.cpu_encoders
 
     def make_encoder(self) -> Any:
         settings = self.runtime.settings

@@ -58,26 +58,30 @@ class ClipPipeline:
         self._encoders = encoders
         self._known = known
         self._fittings: dict[str, _Fitting] = {}
-        training = context.settings.training
-        picture_bytes = training.width * training.height * 3 * training.frame_count
-        room = int(self._cluster.object_store_bytes * IN_FLIGHT_SHARE) // picture_bytes
-        self._size, slots = widths(room, self._cluster.cpu_count, context.encoder_count)
-        self._slots = asyncio.Semaphore(slots)
+        self._slot_count = 0
+        self._slots = asyncio.Semaphore(0)
 
     async def make(self, items: Sequence[Item]) -> AsyncGenerator[ClipResult, None]:
         """Each item as it is done.
 
         Raises ClipGone, the status of DeviceMemoryExhausted, Retryable, ClusterLost and ObjectStoreUnavailable.
         """
-        size = min(self._size, len(items))
         finishing: set[asyncio.Task[ClipResult]] = set()
-        fitted = map_bounded(self._cluster, self._context.make_fitter, items, self._fit, size=size)
+        fitted = map_bounded(
+            self._cluster,
+            self._context.make_fitter,
+            items,
+            self._fit,
+            size=lambda: min(self._widths()[0], len(items)),
+        )
+        self._grow(len(items))
         try:
-            async with aclosing(fitted) as results:
-                async for item, result in results:
-                    finishing.add(asyncio.create_task(self._finish(item, result)))
-                    for made in _taken(finishing):
-                        yield made
+            with self._cluster.calling(lambda: self._grow(len(items))):
+                async with aclosing(fitted) as results:
+                    async for item, result in results:
+                        finishing.add(asyncio.create_task(self._finish(item, result)))
+                        for made in _taken(finishing):
+                            yield made
             while finishing:
                 await asyncio.wait(finishing, return_when=asyncio.FIRST_COMPLETED)
                 for made in _taken(finishing):
@@ -88,6 +92,22 @@ class ClipPipeline:
             for one in tasks:
                 one.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _widths(self) -> tuple[int, int]:
+        """Fitters and places for pictures, by the nodes that there are now."""
+        training = self._context.settings.training
+        picture_bytes = training.width * training.height * 3 * training.frame_count
+        room = int(self._cluster.object_store_bytes * IN_FLIGHT_SHARE) // picture_bytes
+        return widths(room, self._cluster.cpu_count, self._context.encoder_count)
+
+    def _grow(self, item_count: int) -> None:
+        """Have more pictures wait, and more encoders, where nodes have come. Those that go take theirs with them."""
+        slots = self._widths()[1]
+        while self._slot_count < slots:
+            self._slot_count += 1
+            self._slots.release()
+        if self._encoders is not None and not self._context.settings.fit_only:
+            self._encoders.grow(min(self._context.encoder_count, item_count))
 
     async def _fit(self, actor: Any, item: Item) -> FitOutcome:
         """Fit all scenes of an item; each is handed to the encoders as it comes."""

@@ -49,9 +49,13 @@ class Encoders:
         self._phase = phase
         while not self._free.empty():
             self._load_soon(self._free.get_nowait())
+        self.grow(size)
+        self._free.put_nowait(await self._take())
+
+    def grow(self, size: int) -> None:
+        """Have up to `size` actors from now on, in the same phase."""
         for _ in range(size - len(self._actors)):
             self._load_soon(self._make())
-        self._free.put_nowait(await self._take())
 
     async def call(self, method: str, argument: Any) -> Any:
         """Call a method of a free actor. Raises ActorKilled when three actors ended, and all that the method raises."""

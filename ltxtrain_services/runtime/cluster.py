@@ -7,9 +7,10 @@ import asyncio
 import contextlib
 import logging
 import socket
+import sys
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast
 
 import ray
@@ -22,10 +23,14 @@ log = logging.getLogger(__name__)
 NAMESPACE = "ltxtrain"
 # The raylets beside services have the label ltxtrain=service (docker/entrypoint); nodes without any are meant.
 NOT_A_SERVICE = {"ltxtrain": "!service"}
+# Without a CPU to ask for, Ray might place an actor on the raylet beside a service, whose memory is not meant for it.
+ON_CPU: dict[str, Any] = {"num_cpus": 0, "label_selector": NOT_A_SERVICE}
 PROBE_SECONDS = 5.0
 # Probes in a row without an answer until the cluster counts as lost: a busy head may miss one.
 PROBES = 2
 PROBE_TIMEOUT_SECONDS = 5.0
+# A whole number: how long Ray is asked at a time whether GPUs are set aside.
+PLACE_SECONDS = 1
 # A head that is started again beside this process takes about five.
 ATTACH_SECONDS = 30.0
 ATTEMPTS = 3
@@ -50,16 +55,20 @@ class ActorKilled(Exception):
 
 
 class Cluster:
-    """The Ray cluster that this process is attached to."""
+    """The Ray cluster that this process is attached to, with the nodes that it has now.
 
-    def __init__(self) -> None:
+    needs_gpus: models wait for a GPU where there is none, and are never taken to a CPU.
+    """
+
+    def __init__(self, *, needs_gpus: bool = False) -> None:
         self.lost = asyncio.Event()
+        self.needs_gpus = needs_gpus
         self._node_id = ray.get_runtime_context().get_node_id()
-        # False while there is no node with CPUs, as when a head has lost its raylet: all work would wait for ever.
-        self.can_work = _can_work(_nodes())
+        self._nodes = _living_nodes()
+        self._changed: list[Callable[[], None]] = []
 
     @classmethod
-    def attach(cls, address: str, token: str) -> "Cluster":
+    def attach(cls, address: str, token: str, *, needs_gpus: bool = False) -> "Cluster":
         """Attach before any gRPC server starts. Raises ClusterRefused."""
         if address.startswith("ray://"):
             raise ClusterRefused(
@@ -78,56 +87,89 @@ class Cluster:
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                 )
-                # The first object that is serialized imports pyarrow: now, and not on the event loop of a service.
-                ray.put(None)
+                # The first object that is serialized imports pyarrow where it is installed, whose tables no service
+                # sends: 20 MB less without.
+                with _not_found("pyarrow"):
+                    ray.put(None)
             except (OSError, RuntimeError, ValueError, RayError) as error:
                 raise ClusterRefused(f"LTXTRAIN_RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from error
-        return cls()
+        return cls(needs_gpus=needs_gpus)
 
     @property
     def gpu_count(self) -> int:
-        return int(_resources().get("GPU", 0))
+        return int(self._total("GPU"))
 
     @property
     def cpu_count(self) -> int:
-        return max(1, int(_resources().get("CPU", 1)))
+        return max(1, int(self._total("CPU")))
 
     @property
     def object_store_bytes(self) -> int:
         """Memory for what goes from one actor to another, over all nodes."""
-        return int(_resources().get("object_store_memory", 0))
+        return int(self._total("object_store_memory"))
+
+    @property
+    def can_work(self) -> bool:
+        """False while there is no node with CPUs, as when a head has lost its raylet: all work would wait for ever."""
+        return self._total("CPU") > 0
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether models go to GPUs, and wait for one where there is none."""
+        return self.needs_gpus or self.gpu_count > 0
 
     def model_options(self) -> dict[str, Any]:
-        """Ray resources of a model actor: a GPU, or on CPU-only clusters no CPU, so that it is scheduled at once.
-
-        Without a CPU to ask for, Ray might place it on the raylet beside a service, whose memory is not meant for it.
-        """
-        return {"num_gpus": 1, "num_cpus": 0} if self.gpu_count else {"num_cpus": 0, "label_selector": NOT_A_SERVICE}
+        """Ray resources of a model actor: a GPU, or on CPU-only clusters no CPU, so that it is scheduled at once."""
+        return {"num_gpus": 1, "num_cpus": 0} if self.uses_gpus else ON_CPU
 
     async def watch(self) -> None:
-        """Set `lost` when the cluster stops answering, or is another one; runs until then."""
+        """Follow the nodes; set `lost` when the cluster stops answering, or is another one. Runs until then."""
         missed = 0
         while missed < PROBES:
             await asyncio.sleep(0 if missed else PROBE_SECONDS)
-            if await ask(self._has_node, PROBE_TIMEOUT_SECONDS):
+            if await self.refresh() and self._node_id in self._nodes:
                 missed = 0
             else:
                 missed += 1
                 log.warning("the Ray cluster does not answer")
         self.lost.set()
 
-    def _has_node(self) -> bool:
-        """Whether the cluster still has the node that this process is attached to. Without a head it hangs."""
-        nodes = _nodes()
-        could, self.can_work = self.can_work, _can_work(nodes)
-        if could != self.can_work:
-            log.warning("the Ray cluster has %s node with CPUs", "a" if self.can_work else "no")
-        return any(node["NodeID"] == self._node_id and node["Alive"] for node in nodes)
+    async def refresh(self) -> bool:
+        """Ask Ray for the nodes that there are now; whether it answered. Without a head, the question hangs."""
+        before = self._nodes
+        answered = await ask(self._look, PROBE_TIMEOUT_SECONDS)
+        if self._nodes != before:
+            log.info("the cluster has %d nodes, %d CPUs, %d GPUs", len(self._nodes), self._total("CPU"), self.gpu_count)
+            if not self.can_work:
+                log.warning("the Ray cluster has no node with CPUs")
+            for call in list(self._changed):
+                call()
+        return answered
+
+    @contextlib.contextmanager
+    def calling(self, call: Callable[[], None]) -> Iterator[None]:
+        """Have something called in the event loop, during the block, whenever nodes have come or gone."""
+        self.on_change(call)
+        try:
+            yield
+        finally:
+            self._changed.remove(call)
+
+    def on_change(self, call: Callable[[], None]) -> None:
+        """Have something called in the event loop whenever nodes have come or gone."""
+        self._changed.append(call)
+
+    def _look(self) -> bool:
+        self._nodes = _living_nodes()
+        return True
+
+    def _total(self, resource: str) -> float:
+        return sum(resources.get(resource, 0.0) for resources in self._nodes.values())
 
     async def value(self, reference: Any) -> Any:
         """The result of a call. Raises WorkerLost, ClusterLost, and the call's own exception."""
         with _translated():
-            return await self._or_lost(asyncio.wrap_future(reference.future()))
+            return await self.or_lost(asyncio.wrap_future(reference.future()))
 
     async def reference(self, references: Any) -> Any:
         """The next reference of a streaming call, None after the last. Raises as `value`.
@@ -135,7 +177,7 @@ class Cluster:
         The value stays where it is: Ray's own `anext` would fetch it to this node.
         """
         with _translated():
-            return await self._or_lost(in_thread(lambda: next(references, None)))
+            return await self.or_lost(in_thread(lambda: next(references, None)))
 
     async def stream(self, references: Any) -> AsyncGenerator[Any, None]:
         """The values of a streaming call. Raises as `value`."""
@@ -143,13 +185,14 @@ class Cluster:
         while True:
             with _translated():
                 try:
-                    reference = await self._or_lost(asyncio.ensure_future(anext(items)))
+                    reference = await self.or_lost(asyncio.ensure_future(anext(items)))
                 except StopAsyncIteration:
                     return
-                item = await self._or_lost(asyncio.wrap_future(reference.future()))
+                item = await self.or_lost(asyncio.wrap_future(reference.future()))
             yield item
 
-    async def _or_lost(self, future: "asyncio.Future[R]") -> R:
+    async def or_lost(self, future: "asyncio.Future[R]") -> R:
+        """The result of a future. Raises ClusterLost once the cluster is lost."""
         lost = asyncio.ensure_future(self.lost.wait())
         try:
             waiting: set[asyncio.Future[Any]] = {future, lost}
@@ -172,28 +215,22 @@ class ActorGroup:
     @classmethod
     @contextlib.asynccontextmanager
     async def start(
-        cls, cluster: Cluster, actor_class: Any, arguments: Sequence[tuple[Any, ...]]
+        cls,
+        cluster: Cluster,
+        actor_class: Any,
+        arguments: Sequence[tuple[Any, ...]],
+        placement: "Placement | None" = None,
     ) -> AsyncIterator["ActorGroup"]:
-        """One actor for each tuple of arguments, in one placement group; waits for its GPUs in Ray's queue."""
-        options: list[dict[str, Any]] = [cluster.model_options() for _ in arguments]
-        group = None
+        """One actor for each tuple of arguments, each on a GPU of the placement; without one, on CPUs."""
         actors: list[Any] = []
         try:
-            if cluster.gpu_count:
-                group = placement_group([{"GPU": 1} for _ in arguments], strategy="PACK")
-                await cluster.value(group.ready())
-                for rank, option in enumerate(options):
-                    option["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, rank)
-            actors += [
-                actor_class.options(**option).remote(*argument)
-                for option, argument in zip(options, arguments, strict=True)
-            ]
+            for rank, argument in enumerate(arguments):
+                options = placement.options(rank) if placement else ON_CPU
+                actors.append(actor_class.options(**options).remote(*argument))
             yield cls(cluster, actors)
         finally:
             for actor in actors:
                 kill(actor)
-            if group is not None:
-                remove_placement_group(group)
 
     async def call(self, rank: int, method: str, *arguments: Any) -> Any:
         return await self._cluster.value(getattr(self._actors[rank], method).remote(*arguments))
@@ -221,18 +258,50 @@ class ActorGroup:
                 await stream.aclose()
 
 
-def _nodes() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = ray.nodes()
-    return found
+class Placement:
+    """GPUs that Ray sets aside for a group of actors: a demand that its autoscaler sees, until they are there."""
+
+    def __init__(self, cluster: Cluster, group: Any) -> None:
+        self._cluster = cluster
+        self._group = group
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def request(cls, cluster: Cluster, gpu_count: int) -> AsyncIterator["Placement"]:
+        """Ask for so many GPUs, on as few nodes as can be; they are given back when the context is left."""
+        made: list[Any] = []
+        left = threading.Event()
+
+        def create() -> None:
+            made.append(placement_group([{"GPU": 1}] * gpu_count, "PACK"))
+            # Nobody may have waited for it.
+            if left.is_set():
+                remove_placement_group(made[0])
+
+        try:
+            with _translated():
+                await cluster.or_lost(in_thread(create))
+            yield cls(cluster, made[0])
+        finally:
+            left.set()
+            for group in made:
+                remove_placement_group(group)
+
+    async def waiting(self) -> AsyncIterator[None]:
+        """Iterate until the GPUs are set aside: an item about each second. Raises WorkerLost and ClusterLost."""
+        with _translated():
+            while not await self._cluster.or_lost(in_thread(lambda: self._group.wait(PLACE_SECONDS))):
+                yield
+
+    def options(self, rank: int) -> dict[str, Any]:
+        """Ray options of the group's actor of that rank."""
+        strategy = PlacementGroupSchedulingStrategy(self._group, rank)
+        return {"num_gpus": 1, "num_cpus": 0, "scheduling_strategy": strategy}
 
 
-def _can_work(nodes: Sequence[Mapping[str, Any]]) -> bool:
-    return any(node["Alive"] and node["Resources"].get("CPU", 0) > 0 for node in nodes)
-
-
-def _resources() -> dict[str, float]:
-    found: dict[str, float] = ray.cluster_resources()
-    return found
+def _living_nodes() -> dict[str, dict[str, float]]:
+    """Resources of each node that lives, by its id."""
+    return {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
 
 
 def gpu_assigned() -> bool:
@@ -244,6 +313,19 @@ def kill(actor: Any) -> None:
     """End an actor's process at once; one that has ended already is fine."""
     with contextlib.suppress(RayError, ValueError):
         ray.kill(actor)
+
+
+@contextlib.contextmanager
+def _not_found(module: str) -> Iterator[None]:
+    """Have imports of a module that is not loaded yet fail, as if it were not installed."""
+    absent = module not in sys.modules
+    if absent:
+        sys.modules[module] = None  # type: ignore[assignment] # Python's own way to say so
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules[module]
 
 
 @contextlib.contextmanager

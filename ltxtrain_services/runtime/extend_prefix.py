@@ -197,16 +197,37 @@ def resolve_options(options: JobOptions, number_of_steps: int) -> tuple[JobOptio
     return resolved, _below("options.", violations)
 
 
-def check_offered(options: JobOptions, gpu_count: int, has_gpus: bool) -> list[Violation]:
-    """Violations of resolved options that this cluster cannot fulfil: it has so many GPUs, or trainers without any."""
+@dataclass(frozen=True)
+class Offer:
+    """Workers that a cluster has now: one a GPU, or some on CPUs where models go to none; and the limits on them."""
+
+    present: int
+    on_gpus: bool = True
+    # GPUs of a cluster that grows, as many as there can be; 0: those that there are.
+    most: int = 0
+    # GPUs of one caller's jobs together; 0: no such limit.
+    most_of_an_owner: int = 0
+
+
+def check_offered(options: JobOptions, offer: Offer) -> list[Violation]:
+    """Violations of resolved options that this cluster cannot fulfil, now or later."""
     violations = []
-    if options.gpu_count > gpu_count:
-        there = f"has {gpu_count}" if has_gpus else f"has none, and {gpu_count} on CPUs in their place"
-        text = f"The job asks for {options.gpu_count} GPUs and the cluster {there}."
+    wanted, share = options.gpu_count, offer.most_of_an_owner
+    text = ""
+    if wanted > max(offer.present, offer.most):
+        there = f"has {offer.present or 'none'}"
+        if not offer.on_gpus:
+            there = f"has none, and {offer.present} on CPUs in their place"
+        if offer.most:
+            there += f"; it can have {offer.most} at most"
+        text = f"The job asks for {wanted} GPUs and the cluster {there}."
+    elif share and wanted > share:
+        text = f"The job asks for {wanted} GPUs, and the jobs of one caller may have {share} together."
+    if text:
         violations.append(Violation("gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
     reason = ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED
     precision = word(BasePrecision.DESCRIPTOR, options.base_precision)
-    if precision == "nf4" and not has_gpus:
+    if precision == "nf4" and not offer.on_gpus:
         violations.append(Violation("base_precision", reason, "nf4 needs a CUDA device, and the cluster has none."))
     elif (library := LIBRARIES.get(precision)) and find_spec(library) is None:
         text = f"{precision} needs {library}, which is not installed in the suite. Choose bf16 or auto."

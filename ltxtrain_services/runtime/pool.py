@@ -22,13 +22,14 @@ async def map_bounded(
     items: Iterable[I] | AsyncIterable[I],
     call: Callable[[Any, I], Awaitable[R]],
     *,
-    size: int,
+    size: int | Callable[[], int],
     attempts: int = ATTEMPTS,
 ) -> AsyncGenerator[tuple[I, R | Exception], None]:
     """Each item with what `call(actor, item)` gave or raised, as they come, on `size` actors.
 
-    No more than `size` items are under way or unread. An actor that dies in a call costs its item a retry on a new one;
-    an item that has killed `attempts` comes with ActorKilled. One that dies before costs no item anything. Closing the
+    A callable size is asked again whenever nodes have come or gone, and more actors are made where it has grown. No
+    more than `size` items are under way or unread. An actor that dies in a call costs its item a retry on a new one; an
+    item that has killed `attempts` comes with ActorKilled. One that dies before costs no item anything. Closing the
     iterator kills the actors. Raises ClusterLost, Unavailable (WORKER_LOST) when no actor stays alive until it has an
     item, and what `items` and `make_actor` raise.
     """
@@ -44,10 +45,19 @@ async def map_bounded(
             place.clear()
 
     async def all_workers() -> None:
+        workers: list[asyncio.Task[None]] = []
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(size):
-                    group.create_task(worker())
+
+                def grow() -> None:
+                    # Once one has found no more items, there are none for another.
+                    if not any(task.done() for task in workers):
+                        wanted = size() if callable(size) else size
+                        workers.extend(group.create_task(worker()) for _ in range(wanted - len(workers)))
+
+                grow()
+                with cluster.calling(grow):
+                    await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
         except* Exception as errors:
             await queue.put(errors.exceptions[0])
         else:

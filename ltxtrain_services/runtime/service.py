@@ -90,7 +90,7 @@ async def serve(settings: Settings, build: Callable[[Runtime], Service]) -> int:
 
 async def _serve(settings: Settings, build: Callable[[Runtime], Service]) -> int:
     # Ray before the gRPC server: it forks, and a fork under live gRPC threads can hang.
-    cluster = Cluster.attach(settings.ray_address, settings.ray_token)
+    cluster = Cluster.attach(settings.ray_address, settings.ray_token, needs_gpus=settings.require_gpus)
     database = await Database.open(settings.database, settings.state_dir)
     objects = ObjectStore(store_address(settings))
     return await run(Runtime(settings, database, EventLog(database), Blobs(database), objects, cluster), build)

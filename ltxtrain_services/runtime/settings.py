@@ -49,54 +49,73 @@ class Settings:
     database_url: str = field(default="", repr=False)
     # Seconds that running calls get after SIGTERM.
     grace_seconds: float = 10.0
+    # Whether gRPC reflection tells the contract to whoever asks, as grpcurl does.
     reflection: bool = False
+    # DEBUG, INFO, WARNING or ERROR.
     log_level: str = "INFO"
     # host:port for Prometheus; empty: none.
     metrics_bind: str = ""
     # OTLP endpoint (http) for traces; empty: none.
     otlp_endpoint: str = ""
 
-    # Addresses of the other services.
+    # Address of Ingest, for the services that call it.
     ingest: str = "127.0.0.1:7001"
+    # Address of Preprocess, for Train.
     preprocess: str = "127.0.0.1:7002"
-    # Called by the gateway alone.
+    # Address of Train, for the gateway.
     train: str = "127.0.0.1:7003"
 
     # Address that people reach the gateway by, as in https://train.example.com; empty: the one that a request names.
     gateway_url: str = ""
 
+    # PEM file of the certificate that this service shows; with its key, it listens with TLS.
     tls_cert: Path | None = None
+    # PEM file of the certificate's private key.
     tls_key: Path | None = None
-    # With it, callers must show a certificate that it signed (mTLS).
+    # PEM file of a certificate authority: with it, callers must show a certificate that it signed (mTLS).
     tls_client_root: Path | None = None
-    # What this service trusts when it calls another, and shows it.
+    # PEM file of the authorities that this service trusts when it calls another, to which it shows its certificate.
     tls_root: Path | None = None
     # Lines "subject token"; the subject owns what is made with the token.
     tokens_file: Path | None = None
     # Shown between services; a caller with it may act for any owner.
     service_token: str = field(default="", repr=False)
 
+    # host:port of the object store, as services and Ray's nodes reach it.
     s3_endpoint: str = "127.0.0.1:9000"
     # What clients reach the store by; empty: s3_endpoint. Presigned URLs hold it.
     s3_public_endpoint: str = ""
+    # Its access key.
     s3_access_key: str = ""
+    # Its secret key.
     s3_secret_key: str = field(default="", repr=False)
+    # Region that requests are signed for.
     s3_region: str = "us-east-1"
+    # Bucket of all objects of the suite; it is made where it is not there.
     s3_bucket: str = "ltxtrain"
+    # Whether the object store is reached by https.
     s3_secure: bool = False
     # Where a store on this machine keeps its data, for errors that say that there is no space left; None: elsewhere.
     s3_folder: Path | None = None
 
+    # HEAD:PORT of the Ray cluster; empty: RAY_ADDRESS. `ltxtrain up` starts one of its own.
     ray_address: str = ""
+    # Ray's token: whoever has it may run code in the cluster.
     ray_token: str = field(default="", repr=False)
-    # Encoder and trainer actors where the cluster has no GPU.
+    # Whether models wait for a GPU where the cluster has none, and are never taken to a CPU.
+    require_gpus: bool = False
+    # GPUs that a cluster with an autoscaler may come to have, so that jobs ask for them; 0: those that it has now.
+    max_gpus: int = 0
+    # Encoder actors where the cluster has no GPU.
     cpu_encoders: int = 1
+    # Trainer actors where the cluster has no GPU.
     cpu_trainers: int = 1
-    # Torch threads of one such actor.
+    # Torch threads of one encoder or trainer.
     torch_threads: int = 2
 
     # A folder or a repo id in diffusers layout.
     model: str = DEFAULT_MODEL
+    # Commit or tag of the repository; empty: its newest.
     model_revision: str = ""
 
     # "host:port,host:port" that may be fetched from although private or on another port.
@@ -106,18 +125,29 @@ class Settings:
     # http://host:port of a proxy that URLs are fetched through; empty: none, whatever http_proxy says. A proxy resolves
     # names itself, so that it has to keep callers from private addresses. Hosts of fetch_allow are reached past it.
     fetch_proxy: str = field(default="", repr=False)
+    # Size of one download or upload at most.
     fetch_max_bytes: int = 100 * GIB
+    # Time of one download at most.
     fetch_seconds: float = 6 * 3600.0
+    # Time without a byte, after which a download is given up.
     fetch_idle_seconds: float = 60.0
+    # Files of one archive at most.
     archive_max_entries: int = 100_000
+    # Size of all that one archive holds at most.
     archive_max_bytes: int = 400 * GIB
+    # Size of a file over its size in the archive at most.
     archive_max_ratio: float = 100.0
-    # Limits of one probe or fit of one clip.
+    # Time of one probe or fit of one clip at most.
     clip_seconds: float = 600.0
+    # Memory of one probe or fit of one clip at most.
     clip_memory_bytes: int = 4 * GIB
 
     # Jobs of all callers that are not finished yet.
     max_queued_jobs: int = 100
+    # Of these, jobs of one caller; 0: no limit of its own.
+    max_owner_jobs: int = 0
+    # GPUs that the jobs of one caller may have at the same time; 0: no limit.
+    max_owner_gpus: int = 0
     # Open watches of one caller.
     max_watches: int = 1000
     # Calls of one caller that are answered at the same time.
@@ -125,7 +155,7 @@ class Settings:
     # Keep the last optimizer state of jobs that succeeded, from which they can be continued exactly, until they are
     # deleted. Those that failed or were cancelled keep theirs.
     keep_optimizer_state: bool = True
-    # Of a billable unit, as in "0.0062 USD"; unset: no price is shown anywhere.
+    # Price of a billable unit, as in "0.0062 USD"; unset: no price is shown anywhere.
     unit_price: UnitPrice | None = None
 
     @property

@@ -17,7 +17,7 @@ from ltxtrain_services.runtime.edit import OUTBOX as OUTBOX
 from ltxtrain_services.runtime.edit import Edit as Edit
 from ltxtrain_services.runtime.edit import M, move_cursors, put_children
 from ltxtrain_services.runtime.edit import Resource as Resource
-from ltxtrain_services.runtime.errors import NotFound, NotReady, RequestIdReused
+from ltxtrain_services.runtime.errors import NotFound, NotReady, QueueFull, RequestIdReused
 from ltxtrain_services.runtime.events import Entry, EventLog
 from ltxtrain_services.runtime.paging import MAX_PAGE_BYTES, make_token, page_size, read_token
 
@@ -49,22 +49,28 @@ class Store(Generic[M]):
         request_id: str,
         digest: bytes,
         limit: int | None = None,
+        owner_limit: int = 0,
         outgoing: Message | None = None,
-    ) -> M | None:
+    ) -> M:
         """Make a resource and its first event durable, or return what an equal earlier request made.
 
         `outgoing` is kept until `settle`, beyond the resource's end; see also `outbox`.
-        Raises RequestIdReused. Returns None, and makes nothing, when `limit` unfinished resources exist already.
+        Raises RequestIdReused, and QueueFull when `limit` unfinished resources exist already, or `owner_limit` of the
+        owner's (0: no limit).
         """
         events: list[tuple[int, Event]] = []
         entries: list[tuple[int, Entry]] = []
         async with self._database.write(lambda: self._publish(body.name, events, owner, entries)) as connection:
             if request_id and (earlier := await self._earlier(connection, owner, request_id, digest)) is not None:
                 return earlier
-            if limit is not None:
-                unfinished = select(func.count()).where(*self._of_kind(), tables.resource.c.state.not_in(TERMINAL))
-                if (await connection.scalar(unfinished) or 0) >= limit:
-                    return None
+            unfinished = select(func.count()).where(*self._of_kind(), tables.resource.c.state.not_in(TERMINAL))
+            if limit is not None and (await connection.scalar(unfinished) or 0) >= limit:
+                text = f"{limit} {self.kind} are unfinished already. Try again later."
+                raise QueueFull(text, metadata={"limit": limit})
+            own = unfinished.where(tables.resource.c.owner == owner)
+            if owner_limit and (await connection.scalar(own) or 0) >= owner_limit:
+                text = f"{owner_limit} {self.kind} of yours are unfinished already, as many as one caller may have."
+                raise QueueFull(text, metadata={"limit": owner_limit})
             body.lifecycle.state = State.STATE_PENDING
             body.lifecycle.create_time.GetCurrentTime()
             body.lifecycle.last_sequence = 1

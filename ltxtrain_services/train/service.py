@@ -21,8 +21,8 @@ from ltxtrain_client.sheet import name_datasets
 from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.cluster import ClusterLost, WorkerLost
-from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, NotReady, QueueFull, Violation
-from ltxtrain_services.runtime.extend_prefix import check_offered, resolve, resolve_options
+from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, NotReady, Violation
+from ltxtrain_services.runtime.extend_prefix import Offer, check_offered, resolve, resolve_options
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import (
     MAX_FILTERS,
@@ -194,17 +194,15 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
     ) -> Job:
         """Make a job durable and start it. Raises QueueFull and RequestIdReused."""
         job.name = new_name("jobs")
-        limit = self._runtime.settings.max_queued_jobs
         made = await self._jobs.create(
             job,
             owner=owner or caller.get(),
             request_id=request_id,
             digest=request_digest(request),
-            limit=limit,
+            limit=self._runtime.settings.max_queued_jobs,
+            owner_limit=self._runtime.settings.max_owner_jobs,
             outgoing=StringValue(value=webhook_url) if webhook_url else None,
         )
-        if made is None:
-            raise QueueFull(f"{limit} jobs are unfinished already. Try again later.", metadata={"limit": limit})
         self.work.start(made.name)
         return made
 
@@ -252,7 +250,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
             spec, violations = resolve(asked[0], lambda url: check_url(url, allow, buckets))
             options, wrong_options = resolve_options(asked[1], spec.number_of_steps)
             if not wrong_options:
-                wrong_options = check_offered(options, gpu_count, has_gpus)
+                wrong_options = check_offered(options, offer)
             violations += [*wrong_options, *check_names(request.display_name, request.labels)]
             if request.webhook_url and (refusal := webhook_refusal(request.webhook_url, allow)) is not None:
                 violations.append(Violation("webhook_url", ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal))
@@ -274,5 +272,13 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
                 raise InvalidSpec(violations)
             return job
 
-        gpu_count, has_gpus = self._workflow.gpu_count, self._runtime.cluster.gpu_count > 0
+        offer = await self._offer(max(request.options.gpu_count, origin.job.options.gpu_count if origin else 0))
         return await beside(request.ByteSize(), resolved)
+
+    async def _offer(self, wanted: int) -> Offer:
+        """The cluster's offer; when more is wanted than there was, nodes that have come since are counted."""
+        cluster, settings = self._runtime.cluster, self._runtime.settings
+        if wanted > cluster.gpu_count:
+            await cluster.refresh()
+        room = self._workflow.room()
+        return Offer(room.present, room.on_gpus, most=settings.max_gpus, most_of_an_owner=settings.max_owner_gpus)

@@ -2,19 +2,19 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job, Optimizer
-from ltxtrain.v1.work_pb2 import State
+from ltxtrain.v1.work_pb2 import Event, QueuePosition, Stage, State
 from ltxtrain_client.enum_words import word
 
 from ltxtrain_services.runtime import errors
-from ltxtrain_services.runtime.cluster import ActorGroup, WorkerLost
+from ltxtrain_services.runtime.cluster import ActorGroup, Placement, WorkerLost
 from ltxtrain_services.runtime.service import Runtime, store_address
 from ltxtrain_services.runtime.trainer_errors import api_error
 from ltxtrain_services.runtime.work import Attempt
@@ -22,6 +22,8 @@ from ltxtrain_services.train.actors import Stored, TrainActor, TrainTask
 from ltxtrain_services.train.artifacts import artifacts, latest_checkpoint
 from ltxtrain_services.train.job_plan import Prepared, train_task
 from ltxtrain_services.train.measured import Conditions
+from ltxtrain_services.train.prepare import enter_stage
+from ltxtrain_services.train.queue import Place, Turn, Waiting
 from ltxtrain_services.train.recorder import REQUESTED, Recorder, TrainingResult
 from ltxtrain_trainer.errors import DeviceMemoryExhausted, PeerLost, TrainerError, TrainingDiverged
 from ltxtrain_trainer.reports import Loaded, Step
@@ -65,18 +67,18 @@ class Training:
             if getattr(job, field):
                 await group.call(0, "request", request)
 
-    async def run(self, attempt: Attempt[Job], prepared: Prepared, workers: int) -> TrainingResult:
-        """Train to the end. Raises ApiError for what ended the training.
+    async def run(self, attempt: Attempt[Job], prepared: Prepared, place: Place) -> TrainingResult:
+        """Train to the end, in the job's turn, or another one after a loss. Raises ApiError for what ended it.
 
         Cancelled, a training of a job that is being cancelled leaves a checkpoint of its last step first.
         """
         self._running[attempt.name] = _Running(attempt)
         try:
-            return await self._run(attempt, prepared, workers)
+            return await self._run(attempt, prepared, place)
         finally:
             del self._running[attempt.name]
 
-    async def _run(self, attempt: Attempt[Job], prepared: Prepared, workers: int) -> TrainingResult:
+    async def _run(self, attempt: Attempt[Job], prepared: Prepared, place: Place) -> TrainingResult:
         restarts, last_step, streamed_blocks = 0, -1, 0
         job = await attempt.get()
         while True:
@@ -86,10 +88,12 @@ class Training:
             restarts = 0 if step > last_step else restarts
             last_step = step
             steps = job.effective_spec.extend_prefix.number_of_steps
-            observe = self._observing(job, workers)
-            recorder = Recorder(attempt, self._runtime.objects, steps, observe, step)
             try:
-                return await self._recorded(recorder, train_task(job, prepared, found, workers, streamed_blocks))
+                async with self._turn(attempt, job, place) as (turn, placement):
+                    observe = self._observing(job, turn.workers)
+                    recorder = Recorder(attempt, self._runtime.objects, steps, observe, step)
+                    task = train_task(job, prepared, found, turn.workers, streamed_blocks)
+                    return await self._recorded(recorder, task, placement)
             except DeviceMemoryExhausted as error:
                 if streamed_blocks or not error.next_streamed_blocks:
                     raise api_error(error) from error
@@ -108,11 +112,35 @@ class Training:
                         metadata={"step": step, "losses": restarts},
                     ) from error
 
-    async def _recorded(self, recorder: Recorder, task: TrainTask) -> TrainingResult:
+    @asynccontextmanager
+    async def _turn(
+        self, attempt: Attempt[Job], job: Job, place: Place
+    ) -> AsyncIterator[tuple[Turn, Placement | None]]:
+        """The job's turn, once it has come, with its GPUs; none on CPUs."""
+        cluster = self._runtime.cluster
+        await cluster.refresh()
+        turn = place.turn(lambda available: worker_count(job, available))
+        async for waiting in turn.waiting():
+            await _tell(attempt, waiting, cluster.uses_gpus)
+        if not turn.on_gpus:
+            await _begin(attempt)
+            yield turn, None
+            return
+        async with Placement.request(cluster, turn.workers) as placement:
+            told: Waiting | None = None
+            async for _ in placement.waiting():
+                waiting = Waiting(ahead=0, needed=turn.workers, present=cluster.gpu_count)
+                if waiting != told:
+                    told = waiting
+                    await _tell(attempt, waiting, True)
+            await _begin(attempt)
+            yield turn, placement
+
+    async def _recorded(self, recorder: Recorder, task: TrainTask, placement: Placement | None) -> TrainingResult:
         """The result of one start. In a task of its own: who is cancelled meanwhile may let it come to a checkpoint."""
 
         async def follow() -> TrainingResult | None:
-            async with aclosing(self._reports(task)) as reports:
+            async with aclosing(self._reports(task, placement)) as reports:
                 return await recorder.follow(reports)
 
         following = asyncio.create_task(follow())
@@ -152,10 +180,10 @@ class Training:
 
         return observe
 
-    async def _reports(self, task: TrainTask) -> AsyncGenerator[Stored | PeerLost, None]:
+    async def _reports(self, task: TrainTask, placement: Placement | None) -> AsyncGenerator[Stored | PeerLost, None]:
         settings = self._runtime.settings
         arguments = [(store_address(settings), rank, settings.torch_threads) for rank in range(task.worker_count)]
-        async with ActorGroup.start(self._runtime.cluster, TrainActor, arguments) as group:
+        async with ActorGroup.start(self._runtime.cluster, TrainActor, arguments, placement) as group:
             meeting_point = await group.call(0, "meeting_point")
             running = self._running[task.job]
             running.group = group
@@ -167,6 +195,30 @@ class Training:
                         yield report
             finally:
                 running.group = None
+
+
+def worker_count(job: Job, available: int) -> int:
+    """Workers of a job: as many as it asks for, or the most of those that there are that its batch can be shared by."""
+    wanted, batch = job.options.gpu_count, job.options.batch_size
+    return wanted or max(count for count in range(1, available + 1) if batch % count == 0)
+
+
+async def _tell(attempt: Attempt[Job], waiting: Waiting, on_gpus: bool) -> None:
+    position = QueuePosition(ahead=waiting.ahead)
+    if on_gpus:
+        position.needed_gpus, position.cluster_gpus = waiting.needed, waiting.present
+    async with attempt.edit() as edit:
+        enter_stage(edit.body, Stage.STAGE_QUEUE)
+        edit.body.queue_position = waiting.ahead
+        edit.body.waiting.CopyFrom(position)
+        edit.add_event(Event(stage=Stage.STAGE_QUEUE, queue_position=position))
+
+
+async def _begin(attempt: Attempt[Job]) -> None:
+    async with attempt.edit() as edit:
+        enter_stage(edit.body, Stage.STAGE_TRAIN)
+        edit.body.ClearField("queue_position")
+        edit.body.ClearField("waiting")
 
 
 def _ended(error: TrainerError, found: Sequence[Artifact]) -> errors.ApiError:

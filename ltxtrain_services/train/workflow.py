@@ -2,13 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from google.protobuf.struct_pb2 import Struct
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job, JobOutput
-from ltxtrain.v1.work_pb2 import Event, Progress, QueuePosition, ReportLine, Stage, State
+from ltxtrain.v1.work_pb2 import Event, Progress, ReportLine, Stage, State
 from ltxtrain_client.as_json import as_json
 
 from ltxtrain_services.runtime import errors
@@ -32,8 +32,8 @@ from ltxtrain_services.train.continuation import take_over
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.job_plan import Prepared
 from ltxtrain_services.train.prepare import Preparation, enter_stage
-from ltxtrain_services.train.publication import Published, lora_audit, publish_papers
-from ltxtrain_services.train.queue import GpuQueue
+from ltxtrain_services.train.publication import FACTS, Published, lora_audit, publish_papers
+from ltxtrain_services.train.queue import GpuQueue, Room
 from ltxtrain_services.train.recorder import REQUESTED, TrainingResult
 from ltxtrain_services.train.training import Training
 from ltxtrain_services.train.upstream import Upstream
@@ -49,12 +49,15 @@ class TrainWorkflow:
         self._upstream = upstream
         self._estimator = estimator
         self._training = Training(runtime, estimator.observe)
-        self._queue = GpuQueue(runtime.cluster.gpu_count or runtime.settings.cpu_trainers)
+        self._queue = GpuQueue(self.room, most_of_an_owner=runtime.settings.max_owner_gpus)
+        runtime.cluster.on_change(self._queue.settle)
 
-    @property
-    def gpu_count(self) -> int:
-        """GPUs that a job can have at most; on a cluster without any, trainers on its CPUs."""
-        return self._queue.capacity
+    def room(self) -> Room:
+        """Workers that jobs are given now."""
+        cluster, settings = self._runtime.cluster, self._runtime.settings
+        if not cluster.uses_gpus:
+            return Room(settings.cpu_trainers, on_gpus=False)
+        return Room(cluster.gpu_count, settings.max_gpus)
 
     async def deliver(self, name: str) -> None:
         """Tell a training, if it runs now, what its job says is asked of it."""
@@ -63,14 +66,13 @@ class TrainWorkflow:
     async def run(self, attempt: Attempt[Job]) -> Ending[Job]:
         await take_over(self._runtime.objects, attempt)
         job = await attempt.get()
-        with self._queue.place(job.name, job.lifecycle.create_time.ToNanoseconds()) as place:
+        # One that goes on from another job has a checkpoint, but has not run.
+        created, resumed = job.lifecycle.create_time.ToNanoseconds(), bool(await attempt.children(FACTS, Struct))
+        with self._queue.place(job.name, attempt.owner, created, resumed=resumed) as place:
             begun = time.monotonic()
             prepared = await self._prepare(attempt)
             self._estimator.observe_preparation(time.monotonic() - begun)
-            workers = _worker_count(job, self._queue.capacity)
-            async with place.turn(workers) as positions:
-                await _wait(attempt, positions)
-                result = await self._training.run(attempt, prepared, workers)
+            result = await self._training.run(attempt, prepared, place)
         return await self._publish(attempt, result)
 
     async def salvage(self, attempt: Attempt[Job]) -> Ending[Job]:
@@ -95,6 +97,7 @@ class TrainWorkflow:
 
         def ending(edit: Edit[Job]) -> None:
             edit.body.ClearField("queue_position")
+            edit.body.ClearField("waiting")
             record(edit, papers.artifacts)
             close(edit, [*stored, *papers.artifacts])
             if fault is not None:
@@ -206,26 +209,3 @@ def job_output(files: Sequence[Artifact], audit: Mapping[str, Any]) -> JobOutput
         lora_video_only_file=names.get(Artifact.KIND_LORA_VIDEO_ONLY, ""),
         audit=lora_audit(audit) if audit else None,
     )
-
-
-async def _wait(attempt: Attempt[Job], positions: AsyncIterator[int]) -> None:
-    """Tell the number of jobs ahead each time it changes, until it is this job's turn."""
-    async for ahead in positions:
-        async with attempt.edit() as edit:
-            enter_stage(edit.body, Stage.STAGE_QUEUE)
-            edit.body.queue_position = ahead
-            edit.add_event(Event(stage=Stage.STAGE_QUEUE, queue_position=QueuePosition(ahead=ahead)))
-    async with attempt.edit() as edit:
-        enter_stage(edit.body, Stage.STAGE_TRAIN)
-        edit.body.ClearField("queue_position")
-
-
-def _worker_count(job: Job, available: int) -> int:
-    wanted, batch = job.options.gpu_count, job.options.batch_size
-    if wanted > available:
-        raise errors.FailedPrecondition(
-            ErrorReason.ERROR_REASON_RESOURCE_NOT_READY,
-            f"The job asks for {wanted} GPUs and the cluster has {available}.",
-            metadata={"gpuCount": wanted, "available": available},
-        )
-    return wanted or max(count for count in range(1, available + 1) if batch % count == 0)

@@ -96,6 +96,11 @@ def failed() -> Event:
         ),
         (Event(warning=status(grpc.StatusCode.ABORTED, "9 clips", "X")), "warning: 9 clips (X)"),
         (Event(queue_position=QueuePosition(ahead=1)), "waiting for a GPU, 1 job ahead"),
+        (Event(queue_position=QueuePosition(needed_gpus=4, cluster_gpus=2)), "waits for 4 GPUs; the cluster has 2"),
+        (
+            Event(queue_position=QueuePosition(ahead=3, needed_gpus=1)),
+            "waits for 1 GPU; the cluster has none; 3 jobs ahead",
+        ),
         (
             Event(preview_metrics=PreviewMetrics(step=50, prefix_latents_equal=True, prefix_psnr_db=38.25)),
             "preview of clip 1, step 50: prefix 38.2 dB; at the join colour 0.00x, luminance 0.00x, motion 0.00x; "

@@ -81,9 +81,13 @@ async def check_installation(
         if finding.verdict is Verdict.OK:
             reachable.add(name)
         yield finding
+    may_call = True
     if "train" in reachable:
-        yield await check_access(settings)
-    if "ingest" in reachable:
+        access = await check_access(settings)
+        may_call = access.verdict is Verdict.OK
+        yield access
+    # Without access, no upload would get as far as the store.
+    if "ingest" in reachable and may_call:
         yield await check_store(settings)
 
 

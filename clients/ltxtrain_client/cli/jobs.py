@@ -17,7 +17,7 @@ from ltxtrain_client.cli.session import Exit, Json, fail, run, settings_of
 from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
 from ltxtrain_client.enum_words import word, words
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, title
+from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, title, waiting_text
 from ltxtrain_client.outputs import file_name, is_result
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.quantities import price_text, size_text
@@ -117,7 +117,7 @@ def job(
             ("made by", lifecycle.created_by),
             ("state", state_word(lifecycle.state)),
             ("stage", _where(item)),
-            ("queue", f"{item.queue_position} ahead" if item.HasField("queue_position") else ""),
+            ("queue", waiting_text(item.waiting) if item.HasField("waiting") else ""),
             ("created", time_text(lifecycle.create_time)),
             ("started", time_text(lifecycle.start_time)),
             ("ended", time_text(lifecycle.end_time)),

@@ -91,7 +91,8 @@ async def running(state: Path, settings: Settings, store: StoreAddress = STORE) 
     """The gateway on a free port, by these settings; the service in plain text on another."""
     database = await Database.open(f"sqlite+aiosqlite:///{state / 'state.db'}", state)
     open_settings = replace(settings, bind="127.0.0.1:0", tls_cert=None, tls_key=None, state_dir=state)
-    cluster: Any = SimpleNamespace(gpu_count=0)  # nothing is trained here
+    # Nothing is trained here.
+    cluster: Any = SimpleNamespace(gpu_count=0, uses_gpus=False, on_change=lambda call: None)
     runtime = Runtime(open_settings, database, EventLog(database, 0.2), Blobs(database), ObjectStore(store), cluster)
     train = PlayedTrain(runtime)
     server = Server(open_settings, [TrainService.full_name])

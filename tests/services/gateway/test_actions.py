@@ -14,6 +14,8 @@ from ltxtrain.v1.train_pb2 import ContinueMode, Job
 from ltxtrain.v1.work_pb2 import Event, Stage, State, TrainMetrics
 from ltxtrain_client import TrainClient, connect, parse_sheet
 
+from ltxtrain_services.gateway import live, views
+from ltxtrain_services.gateway.story import Story
 from ltxtrain_services.runtime.errors import FailedPrecondition
 from ltxtrain_services.runtime.work import Attempt, Ending
 from ltxtrain_services.train.publication import FACTS
@@ -117,7 +119,7 @@ async def test_a_training_is_asked_for_a_checkpoint_and_previews(
         assert await browser.press(f"/{job}/{call}") == (303, f"/{job}")
     found = await train.get_job(job)
     assert found.checkpoint_requested and found.preview_requested
-    # Both the page that is opened now and its stream, although another reader has had the same events drawn.
+    # Both the page that is opened now and its stream.
     asked = actions(await browser.get(f"/{job}"))
     assert {"Checkpoint", "Preview"} <= asked and not {"checkpoint", "preview"} & asked
     later = browser.parts(job, "actions")
@@ -132,6 +134,16 @@ async def test_a_training_is_asked_for_a_checkpoint_and_previews(
     assert not {"checkpoint", "preview", "cancel", "retry"} & actions(ended)
     assert {f"new?continue_from={job[5:]}", "delete"} <= actions(ended)
     assert (await browser.press(f"/{job}/preview"))[0] == 422
+
+
+def test_a_shared_drawing_is_one_of_the_same_requests() -> None:
+    """Requests are no events: the cursor alone does not tell drawings apart."""
+    story = Story()
+    drawn = [
+        live._drawn(Job(name=f"jobs/{'0' * 32}", checkpoint_requested=asked), story, ["actions"], views.job_part)
+        for asked in (False, True, False)
+    ]
+    assert ["asked for" in text for text in drawn] == [False, True, False]
 
 
 async def test_going_on_with_a_failed_job_leads_to_the_new_one(

@@ -20,6 +20,7 @@ from ltxtrain_services.runtime.extend_prefix import (
     Flag,
     Named,
     Number,
+    Offer,
     Text,
     billable_units,
     check_offered,
@@ -289,7 +290,7 @@ def test_what_the_cluster_does_not_offer_is_told_at_submit(
 ) -> None:
     resolved, wrong = resolve_options(options, 100)
     assert not wrong
-    found = {item.field: item.description for item in check_offered(resolved, gpus or 1, gpus > 0)}
+    found = {item.field: item.description for item in check_offered(resolved, Offer(gpus or 1, gpus > 0))}
     assert found.keys() == expected.keys() and all(part in found[field] for field, part in expected.items())
 
 
@@ -297,7 +298,7 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(LIBRARIES, "fp8", "no_such_library")
     monkeypatch.setitem(LIBRARIES, "adamw_8bit", "no_such_library")
     asked = JobOptions(base_precision=BasePrecision.BASE_PRECISION_FP8, optimizer=Optimizer.OPTIMIZER_ADAMW_8BIT)
-    found = check_offered(resolve_options(asked, 100)[0], 1, True)
+    found = check_offered(resolve_options(asked, 100)[0], Offer(1))
     assert [item.field for item in found] == ["options.base_precision", "options.optimizer"]
     assert all("needs no_such_library, which is not installed" in item.description for item in found)
 

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from ltxtrain_services.runtime import service, tables
 from ltxtrain_services.runtime.blobs import Blobs
-from ltxtrain_services.runtime.cluster import Cluster, _can_work
+from ltxtrain_services.runtime.cluster import Cluster
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
 from ltxtrain_services.runtime.server import Server
@@ -136,8 +136,12 @@ async def test_a_lost_cluster_ends_the_process_with_a_status_of_its_own(runtime:
         ([{"Alive": True, "Resources": {}}, {"Alive": True, "Resources": {"CPU": 8.0}}], True),
     ],
 )
-def test_a_cluster_without_cpus_cannot_work(nodes: list[dict[str, Any]], can_work: bool) -> None:
-    assert _can_work(nodes) is can_work
+def test_a_cluster_without_cpus_cannot_work(
+    nodes: list[dict[str, Any]], can_work: bool, ray_cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = [{"NodeID": str(number), **node} for number, node in enumerate(nodes)]
+    monkeypatch.setattr("ray.nodes", lambda: named)
+    assert Cluster().can_work is can_work
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from ltxtrain.v1.train_pb2 import CreateJobRequest, Job
 from ltxtrain.v1.work_pb2 import Event, ListOrder, Progress, State
 
 from ltxtrain_services.runtime.blobs import Blobs
-from ltxtrain_services.runtime.errors import NotFound, NotReady, PageTokenInvalid, RequestIdReused
+from ltxtrain_services.runtime.errors import NotFound, NotReady, PageTokenInvalid, QueueFull, RequestIdReused
 from ltxtrain_services.runtime.paging import MAX_PAGE_BYTES, make_token, request_digest
 from ltxtrain_services.runtime.settings import SettingsError
 from ltxtrain_services.runtime.store import StaleAttempt, Store
@@ -35,7 +35,7 @@ async def test_a_repeated_request_returns_the_first_resource(jobs: Store[Job]) -
     first = await jobs.create(Job(name="jobs/1"), owner="ann", request_id=REQUEST, digest=b"a")
     again = await jobs.create(Job(name="jobs/2"), owner="ann", request_id=REQUEST, digest=b"a")
     other_owner = await jobs.create(Job(name="jobs/3"), owner="bob", request_id=REQUEST, digest=b"b")
-    assert (first.name, again.name, other_owner.name) == ("jobs/1", "jobs/1", "jobs/3")  # type: ignore[union-attr]
+    assert (first.name, again.name, other_owner.name) == ("jobs/1", "jobs/1", "jobs/3")
     with pytest.raises(RequestIdReused):
         await jobs.create(Job(name="jobs/4"), owner="ann", request_id=REQUEST, digest=b"other")
 
@@ -233,9 +233,13 @@ async def test_only_what_is_finished_can_be_deleted(jobs: Store[Job]) -> None:
 
 async def test_a_full_queue_makes_nothing(jobs: Store[Job]) -> None:
     await make(jobs, 1)
-    assert await jobs.create(Job(name="jobs/2"), owner="ann", request_id="", digest=b"", limit=1) is None
+    limits: list[dict[str, Any]] = [{"limit": 1}, {"owner_limit": 1}]
+    for full in limits:
+        with pytest.raises(QueueFull):
+            await jobs.create(Job(name="jobs/2"), owner="ann", request_id="", digest=b"", **full)
+    await jobs.create(Job(name="jobs/3"), owner="bob", request_id="", digest=b"", owner_limit=1)
     await finish(jobs, "jobs/001")
-    assert await jobs.create(Job(name="jobs/2"), owner="ann", request_id="", digest=b"", limit=1) is not None
+    await jobs.create(Job(name="jobs/2"), owner="ann", request_id="", digest=b"", limit=2, owner_limit=1)
 
 
 async def test_what_is_to_be_sent_outlives_the_end_and_goes_with_the_resource(jobs: Store[Job]) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from google.protobuf.struct_pb2 import Struct
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import (
     CheckpointJobRequest,
     ContinueFrom,
@@ -13,6 +15,7 @@ from ltxtrain.v1.train_pb2 import (
     CreateJobRequest,
     DeleteJobRequest,
     Job,
+    JobOptions,
     PreviewJobRequest,
     RetryJobRequest,
 )
@@ -78,6 +81,41 @@ async def test_a_job_that_runs_keeps_its_bytes(
         with pytest.raises(NotReady):
             await TrainService(trainer.runtime).DeleteJob(DeleteJobRequest(name="jobs/new"), None)
         assert await trainer.runtime.objects.exists("jobs/new/lora.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpu_count", "says"),
+    [
+        ({}, 1, ""),
+        ({}, 4, "has none, and 1 on CPUs in their place."),
+        ({"cpu_trainers": 4}, 4, ""),
+        ({"max_gpus": 4}, 4, ""),
+        ({"max_gpus": 4}, 8, "it can have 4 at most."),
+        ({"max_gpus": 8, "max_owner_gpus": 4}, 8, "may have 4 together"),
+    ],
+)
+async def test_more_gpus_than_there_can_be_are_refused_at_submit(
+    tiny_model: Path,
+    object_store: StoreAddress,
+    ray_cluster: Cluster,
+    tmp_path: Path,
+    as_me: None,
+    settings: dict[str, int],
+    gpu_count: int,
+    says: str,
+) -> None:
+    async with running(tmp_path, tiny_model, object_store, ray_cluster, **settings) as trainer:
+        service = TrainService(trainer.runtime)
+        spec = TaskSpec(extend_prefix=ExtendPrefixSpec(training_data_url="https://example.com/clips.zip"))
+        options = JobOptions(batch_size=8, gpu_count=gpu_count)
+        request = CreateJobRequest(spec=spec, options=options, validate_only=True)
+        if not says:
+            await service.CreateJob(request, None)
+            return
+        with pytest.raises(InvalidSpec) as refused:
+            await service.CreateJob(request, None)
+        (violation,) = refused.value.violations
+        assert violation.field == "options.gpu_count" and says in violation.description
 
 
 async def job_with_files(trainer: Trainer, job: Job, files: Sequence[Artifact], *, begun: bool = True) -> None:

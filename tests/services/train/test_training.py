@@ -21,8 +21,9 @@ from ltxtrain.v1.train_pb2 import (
 )
 from ltxtrain.v1.work_pb2 import State
 
+from ltxtrain_services.runtime import cluster
 from ltxtrain_services.runtime.auth import caller
-from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.cluster import Cluster, Placement
 from ltxtrain_services.runtime.objects import StoreAddress
 from ltxtrain_services.train.actors import Stored, TrainTask
 from ltxtrain_services.train.training import Training
@@ -250,8 +251,8 @@ async def test_a_device_with_too_little_memory_ends_the_job_before_step_1(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(EXHAUSTED)
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    options = trainer.runtime.cluster.model_options() | {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
-    monkeypatch.setattr(Cluster, "model_options", lambda cluster: options)
+    options = cluster.ON_CPU | {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
+    monkeypatch.setattr(cluster, "ON_CPU", options)
     job = await trainer.start(samples)
     ended = await trainer.ended(job)
     assert reason(ended)[0] == "GPU_OUT_OF_MEMORY" and "base_precision" in ended.lifecycle.error.message
@@ -265,9 +266,11 @@ async def test_a_full_device_is_tried_once_more_from_the_checkpoint_with_the_pla
     started: list[tuple[int, bool]] = []
     reports = Training._reports
 
-    async def full_at_step_20(training: Training, task: TrainTask) -> AsyncGenerator[Stored | PeerLost, None]:
+    async def full_at_step_20(
+        training: Training, task: TrainTask, placement: Placement | None
+    ) -> AsyncGenerator[Stored | PeerLost, None]:
         started.append((task.plan.streamed_blocks, task.plan.checkpoint is not None))
-        async with contextlib.aclosing(reports(training, task)) as coming:
+        async with contextlib.aclosing(reports(training, task, placement)) as coming:
             async for item in coming:
                 yield item
                 if len(started) == 1 and isinstance(item, Stored) and getattr(item.report, "step", 0) == 20:
@@ -279,7 +282,9 @@ async def test_a_full_device_is_tried_once_more_from_the_checkpoint_with_the_pla
     assert started == [(0, False), (3, True)]
     assert await trainer.lora(job) == await trainer.lora(undisturbed), "blocks in host memory change no byte"
 
-    async def always_full(training: Training, task: TrainTask) -> AsyncGenerator[Stored | PeerLost, None]:
+    async def always_full(
+        training: Training, task: TrainTask, placement: Placement | None
+    ) -> AsyncGenerator[Stored | PeerLost, None]:
         started.append((task.plan.streamed_blocks, False))
         raise DeviceMemoryExhausted("The device is full.", next_streamed_blocks=3)
         yield
@@ -289,11 +294,6 @@ async def test_a_full_device_is_tried_once_more_from_the_checkpoint_with_the_pla
     job = await trainer.start(samples)
     assert reason(await trainer.ended(job))[0] == "GPU_OUT_OF_MEMORY"
     assert [blocks for blocks, _ in started] == [0, 3], "once, not for ever"
-
-
-async def test_more_gpus_than_there_are_is_said_at_once(trainer: Trainer, samples: Sequence[Sample]) -> None:
-    job = await trainer.start(samples, {"batch_size": 4, "gpu_count": 4})
-    assert reason(await trainer.ended(job)) == ("RESOURCE_NOT_READY", {"gpuCount": "4", "available": "1"})
 
 
 async def test_what_one_of_two_workers_cannot_do_ends_the_job(

@@ -34,6 +34,7 @@ def change(folder: Path, component: str, **settings: Any) -> None:
 def test_a_folder_resolves_to_itself(tiny_model: Path) -> None:
     found = resolve_model(str(tiny_model))
     assert (found.path, found.reference, found.original) == (tiny_model, str(tiny_model), None)
+    assert found.public_name == tiny_model.name, "a LoRA says what it was trained on, and not where that lay"
     assert found.digests.keys() == COMPONENTS.keys()
     assert (found.prompt_tokens, found.layer_count) == (128, 4)
     assert resolve_model(str(tiny_model), found.revision) == found
@@ -212,6 +213,7 @@ def test_the_cache_is_used_without_a_network(tiny_model: Path, cache: Path, monk
     snapshot = place(cache, tiny_model)
     found = resolve_model(REPOSITORY)
     assert (found.path, found.revision, found.reference) == (snapshot, COMMIT, REPOSITORY)
+    assert found.public_name == REPOSITORY
     assert resolve_model(REPOSITORY, COMMIT) == found
     assert found.digests == resolve_model(str(tiny_model)).digests
 
