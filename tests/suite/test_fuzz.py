@@ -5,6 +5,7 @@ import hashlib
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import grpc
@@ -106,7 +107,7 @@ class Fuzz:
         stream = open_stream(request, metadata=self._metadata)
         try:
             for _ in range(MESSAGES):
-                response = await stream.read()
+                response: Any = await stream.read()
                 # One without an event is a heartbeat, or says that a job is gone: the feed of all jobs never ends.
                 if response is grpc.aio.EOF or not response.HasField("event"):
                     return
