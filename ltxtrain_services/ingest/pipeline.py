@@ -23,7 +23,7 @@ from ltxtrain_services.ingest.unpacking import Unpacking
 from ltxtrain_services.runtime.addresses import shown
 from ltxtrain_services.runtime.disk import told_when_full
 from ltxtrain_services.runtime.errors import ApiError, FailedPrecondition, NotFound
-from ltxtrain_services.runtime.report import add_missing
+from ltxtrain_services.runtime.report import COLLECTION, add_missing
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Edit
 from ltxtrain_services.runtime.work import Attempt, Ending
@@ -64,18 +64,23 @@ class IngestWorkflow:
         """The report of what was looked at, and a line for every file that was not."""
         dataset = await attempt.get()
         cancelled = dataset.lifecycle.state == State.STATE_CANCELLING
-        unseen = [(path, not_examined(path, cancelled=cancelled)) for path in await self._files(dataset)]
+        reported = bool(await attempt.named_children(COLLECTION, ReportLine))
+        files = await self._files(dataset, reported=reported)
+        unseen = [(path, not_examined(path, cancelled=cancelled)) for path in files]
         lines = await add_missing(attempt, Stage.STAGE_INGEST, unseen)
         await self._clear(attempt.name)
         return lambda edit: count_lines(edit.body, lines)
 
-    async def _files(self, dataset: Dataset) -> Sequence[str]:
-        """Every path of a dataset as far as it is known; the archive itself before it is here."""
+    async def _files(self, dataset: Dataset, *, reported: bool) -> Sequence[str]:
+        """Every path of a dataset as far as it is known; the archive itself before it is here.
+
+        reported: lines were written, so that an archive which is not here has been looked at as a whole.
+        """
         if dataset.WhichOneof("source") == "videos":
             return [await self._shown(url) for url in dataset.videos.urls]
         archive = self._folder(dataset.name) / ARCHIVE
         if not archive.exists():
-            return [await self._shown(_archive_url(dataset))]
+            return [] if reported else [await self._shown(_archive_url(dataset))]
         try:
             return [entry.path for entry in await asyncio.to_thread(read_directory, archive, self._settings)]
         except ArchiveRefused:

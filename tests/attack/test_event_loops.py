@@ -89,7 +89,7 @@ async def addresses(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[d
         folder = tmp_path_factory.mktemp(kind.__name__)
         settings = Settings(bind="127.0.0.1:0", state_dir=folder, grace_seconds=1.0)
         database = await Database.open(settings.database, folder)
-        cluster: Any = SimpleNamespace(gpu_count=0, cpu_count=1)
+        cluster: Any = SimpleNamespace(gpu_count=0, cpu_count=1, uses_gpus=False, on_change=lambda call: None)
         runtime = Runtime(settings, database, EventLog(database), Blobs(database), ObjectStore(STORE), cluster)
         service: Any = kind(runtime)
         service.work.start = lambda name: None  # only requests are looked at
