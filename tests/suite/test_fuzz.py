@@ -26,6 +26,8 @@ from tests.suite.random_requests import PAYLOADS, RandomRequests, Rpc, every_rpc
 WORKERS = 8
 # A watch is silent for 15 s at most, and no other call takes so long.
 HANG_SECONDS = 30.0
+# What is cancelled waits a minute at most for the end of what it started elsewhere.
+END_SECONDS = 120.0
 NO_TOKEN = Credentials()
 # Messages of a stream that are read before it is left.
 MESSAGES = 20
@@ -179,7 +181,7 @@ async def check_what_was_made(suite: Suite, source: RandomRequests, credentials:
                     await cancel(name)
                 except NotFound:  # a random request has deleted it
                     continue
-                async with asyncio.timeout(HANG_SECONDS):
+                async with asyncio.timeout(END_SECONDS):
                     async for _ in watch(name):
                         pass
                 lifecycle = (await get(name)).lifecycle
