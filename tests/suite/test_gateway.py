@@ -57,11 +57,11 @@ async def test_from_a_zip_to_a_lora(
             assert answer.content_type == "text/html" and "given to the model" in await answer.text()
         # Then the job, with what was typed.
         await page.click(".actions .button.main")
-        await page.until("document.querySelector('#estimate')?.innerText.includes('USD')")
+        await page.until("document.querySelector('#estimate')?.innerText.includes('billable unit')")
         assert await page.run("document.querySelector('#validation-0-prompt').value") == "drifting shapes, a disc"
         await page.choose("#validation-0-video_url-file", opening)
         await page.until("document.querySelector('#validation-0-video_url').value.startsWith('upload:')")
-        await page.until("document.querySelector('#estimate').innerText.includes('USD')")
+        await page.until("document.querySelector('#estimate').innerText.includes('billable unit')")
         await page.click("button[type=submit]")
         await page.until("location.pathname.startsWith('/jobs/')")
         address = str(await page.run("location.href"))

@@ -57,6 +57,7 @@ async def test_preprocess_is_killed_under_its_watchers(suite: Suite, clients: Cl
     assert all(sequences == list(range(1, ended.lifecycle.last_sequence + 1)) for sequences in seen)
 
 
+@pytest.mark.soak
 async def test_train_is_killed_under_its_watchers(suite: Suite, clients: Clients, clips_zip: Path) -> None:
     job = await submit(clients, clips_zip, options={"checkpoint_interval": 20})
     seen = await killed_while_watched(suite, "train", lambda: clients.train.watch_job(job.name), 20)
