@@ -15,21 +15,12 @@ from torch import Tensor
 from ltxtrain_pocket.least_squares import encode_by_components, solve
 from ltxtrain_pocket.pretraining import Plan, pretrain
 from ltxtrain_pocket.world import LOW, Style, draw_scene, render, styled
+from ltxtrain_trainer.model.tiny import VIDEO_VAE
 
-CONFIG: dict[str, Any] = {
+CONFIG: dict[str, Any] = VIDEO_VAE | {
     "block_out_channels": (64, 64, 128, 128),
     "layers_per_block": (0, 0, 0, 0, 0),
     "decoder_block_out_channels": (32, 64, 64, 128),
-    "decoder_layers_per_block": (1, 1, 1, 1, 1),
-    "decoder_spatio_temporal_scaling": (True, True, True, True),
-    "decoder_inject_noise": (False, False, False, False, False),
-    "upsample_type": ("spatiotemporal", "spatiotemporal", "temporal", "spatial"),
-    "upsample_residual": (False, False, False, False),
-    "upsample_factor": (2, 2, 1, 2),
-    "decoder_causal": False,
-    "decoder_spatial_padding_mode": "zeros",
-    "spatial_compression_ratio": 32,
-    "temporal_compression_ratio": 8,
 }
 PLAN = Plan(name="video-vae", steps=500, learning_rate=1.2e-4)
 SEED = 1301

@@ -21,13 +21,11 @@ from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, Violation
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import (
-    MAX_FILTERS,
-    MAX_LABELS,
     Watches,
     beside,
-    check_count,
     check_names,
     check_request_id,
+    listed,
     new_name,
     sign_download,
     visible_owner,
@@ -106,7 +104,6 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
             made = await self._datasets.create(
                 dataset, owner=caller.get(), request_id=request.request_id, digest=request_digest(request)
             )
-        assert made is not None  # there is no limit
         self.work.start(made.name)
         return ingest_pb2.CreateDatasetResponse(dataset=made)
 
@@ -116,17 +113,7 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     async def ListDatasets(
         self, request: ingest_pb2.ListDatasetsRequest, context: Any
     ) -> ingest_pb2.ListDatasetsResponse:
-        check_count("states", request.states, MAX_FILTERS)
-        check_count("labels", request.labels, MAX_LABELS)
-        datasets, token = await self._datasets.page(
-            visible_owner(),
-            request.page_size,
-            request.page_token,
-            request.states,
-            labels=request.labels,
-            text=request.text,
-            order=request.order_by,
-        )
+        datasets, token = await listed(self._datasets, request)
         return ingest_pb2.ListDatasetsResponse(datasets=datasets, next_page_token=token)
 
     async def CancelDataset(

@@ -17,12 +17,10 @@ from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.errors import NotFound
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import (
-    MAX_FILTERS,
-    MAX_LABELS,
     Watches,
     beside,
-    check_count,
     check_request_id,
+    listed,
     new_name,
     sign_download,
     visible_owner,
@@ -60,7 +58,6 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
         training_set.name = new_name("trainingSets")
         digest = request_digest(request)
         made = await self._sets.create(training_set, owner=caller.get(), request_id=request.request_id, digest=digest)
-        assert made is not None  # only a limit on unfinished resources, which is not asked for, makes none
         self.work.start(made.name)
         return preprocess_pb2.CreateTrainingSetResponse(training_set=made)
 
@@ -73,17 +70,7 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
     async def ListTrainingSets(
         self, request: preprocess_pb2.ListTrainingSetsRequest, context: Any
     ) -> preprocess_pb2.ListTrainingSetsResponse:
-        check_count("states", request.states, MAX_FILTERS)
-        check_count("labels", request.labels, MAX_LABELS)
-        found, token = await self._sets.page(
-            visible_owner(),
-            request.page_size,
-            request.page_token,
-            request.states,
-            labels=request.labels,
-            text=request.text,
-            order=request.order_by,
-        )
+        found, token = await listed(self._sets, request)
         return preprocess_pb2.ListTrainingSetsResponse(training_sets=found, next_page_token=token)
 
     async def CancelTrainingSet(

@@ -15,15 +15,19 @@ from typing import Any, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.error_pb2 import ErrorReason
-from ltxtrain.v1.train_pb2 import WatchJobsResponse
+from ltxtrain.v1.ingest_pb2 import ListDatasetsRequest
+from ltxtrain.v1.preprocess_pb2 import ListTrainingSetsRequest
+from ltxtrain.v1.train_pb2 import ListJobsRequest, WatchJobsResponse
 from ltxtrain.v1.work_pb2 import Event
 from ltxtrain_client.watch import is_terminal
 
 from ltxtrain_services.runtime import metrics
 from ltxtrain_services.runtime.auth import SERVICE, caller
+from ltxtrain_services.runtime.edit import M
 from ltxtrain_services.runtime.errors import InvalidSpec, Violation
 from ltxtrain_services.runtime.events import Entry, EventLog, event_kind
 from ltxtrain_services.runtime.objects import ObjectStore
+from ltxtrain_services.runtime.store import Store
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -111,6 +115,23 @@ def check_count(field: str, items: Sized, most: int) -> None:
     if len(items) > most:
         text = f"{len(items)} entries, at most {most} are taken."
         raise InvalidSpec([Violation(field, ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text)])
+
+
+async def listed(
+    store: Store[M], request: ListDatasetsRequest | ListTrainingSetsRequest | ListJobsRequest
+) -> tuple[list[M], str]:
+    """The page that a list call asks for, of what its caller may see. Raises InvalidSpec and PageTokenInvalid."""
+    check_count("states", request.states, MAX_FILTERS)
+    check_count("labels", request.labels, MAX_LABELS)
+    return await store.page(
+        visible_owner(),
+        request.page_size,
+        request.page_token,
+        request.states,
+        labels=request.labels,
+        text=request.text,
+        order=request.order_by,
+    )
 
 
 def excess(text: str) -> str | None:

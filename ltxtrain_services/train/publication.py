@@ -42,6 +42,7 @@ from ltxtrain_services.train.artifacts import artifact, artifacts, object_key
 from ltxtrain_services.train.comfy_workflow import comfy_workflow
 from ltxtrain_services.train.config_file import config_content, prompt_form
 from ltxtrain_services.train.job_plan import train_settings
+from ltxtrain_trainer.model.folder import public_name
 from ltxtrain_trainer.preview import metrics
 from ltxtrain_trainer.reports import LABELLED, TrainingFacts
 from ltxtrain_trainer.training.step_log import COLUMNS, StepLog
@@ -230,7 +231,7 @@ async def publish_papers(
 
 def training_summary(facts: TrainingFacts, steps: StepLog) -> TrainingSummary:
     return TrainingSummary(
-        model=facts.model,
+        model=public_name(facts.model, facts.model_revision),
         model_revision=facts.model_revision,
         precision=facts.precision,
         device=facts.device,

@@ -26,12 +26,12 @@ from ltxtrain_services.runtime.extend_prefix import Offer, check_offered, resolv
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import (
     MAX_FILTERS,
-    MAX_LABELS,
     Watches,
     beside,
     check_count,
     check_names,
     check_request_id,
+    listed,
     new_name,
     sign_download,
     visible_owner,
@@ -119,18 +119,8 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         return train_pb2.GetJobResponse(job=await self._jobs.get(request.name, visible_owner()))
 
     async def ListJobs(self, request: train_pb2.ListJobsRequest, context: Any) -> train_pb2.ListJobsResponse:
-        check_count("states", request.states, MAX_FILTERS)
-        check_count("labels", request.labels, MAX_LABELS)
         cursor = await self._runtime.log.newest(caller.get())
-        jobs, token = await self._jobs.page(
-            visible_owner(),
-            request.page_size,
-            request.page_token,
-            request.states,
-            labels=request.labels,
-            text=request.text,
-            order=request.order_by,
-        )
+        jobs, token = await listed(self._jobs, request)
         return train_pb2.ListJobsResponse(jobs=jobs, next_page_token=token, watch_cursor=cursor)
 
     async def CancelJob(self, request: train_pb2.CancelJobRequest, context: Any) -> train_pb2.CancelJobResponse:
