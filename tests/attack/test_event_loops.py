@@ -1,7 +1,8 @@
 """Requests as large as they may be, made of as many parts as that allows: no callback of an event loop bears them."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,7 @@ from tests.suite.random_requests import Rpc, every_rpc
 
 # Each takes one or two; what was on the loop before took thirty to a hundred thousand. Machines differ.
 LONGEST_MS = 15.0
+TRIES = 3
 PATIENCE_SECONDS = 120.0
 SUBMIT = "/fal-ai/ltx23-trainer-v2/extend-prefix"
 
@@ -124,14 +126,28 @@ async def send(addresses: dict[str, str], rpc: Rpc, requests: list[bytes]) -> No
         kind = channel.unary_stream if rpc.method.server_streaming else channel.unary_unary
         call: Any = kind(f"/{service}/{rpc.method.name}")
         for body in requests:
-            with timed_callbacks() as found:
+
+            async def act(body: bytes = body) -> None:
                 try:
                     made = call(body, timeout=PATIENCE_SECONDS)
                     await (made.read() if rpc.method.server_streaming else made)
                 except grpc.aio.AioRpcError as error:
                     assert error.code() not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN), error
-            longest = max(found)
+
+            longest = await longest_callback(act)
             assert longest[0] <= LONGEST_MS, (body[:20], longest)
+
+
+async def longest_callback(act: Callable[[], Awaitable[None]]) -> tuple[float, str]:
+    """The longest callback of the best of some tries: what a request costs comes again, other work of the machine not."""
+    best = (math.inf, "")
+    for _ in range(TRIES):
+        with timed_callbacks() as found:
+            await act()
+        best = min(best, max(found))
+        if best[0] <= LONGEST_MS:
+            break
+    return best
 
 
 def sheets() -> dict[str, bytes]:
@@ -168,11 +184,14 @@ async def gateway(addresses: dict[str, str], tmp_path: Path) -> AsyncIterator[st
 async def test_no_json_is_a_burden_on_the_gateway(gateway: str, path: str) -> None:
     async with aiohttp.ClientSession() as session:
         for name, body in sheets().items():
-            with timed_callbacks() as found:
+
+            async def act(name: str = name, body: bytes = body) -> None:
                 async with session.post(gateway + path, data=body) as answer:
                     await answer.read()
-            assert answer.status in (413, 422), (name, answer.status)
-            assert max(found)[0] <= LONGEST_MS, (name, max(found))
+                assert answer.status in (413, 422), (name, answer.status)
+
+            longest = await longest_callback(act)
+            assert longest[0] <= LONGEST_MS, (name, longest)
 
 
 async def test_no_form_is_a_burden_on_the_gateway(gateway: str) -> None:
@@ -182,8 +201,11 @@ async def test_no_form_is_a_burden_on_the_gateway(gateway: str) -> None:
     forms |= {b"--x\r\nContent-Disposition: form-data; name=a\r\n\r\n\r\n" * 15_000: parts, b"--x" * 300_000: parts}
     async with aiohttp.ClientSession() as session:
         for body, headers in forms.items():
-            with timed_callbacks() as found:
+
+            async def act(body: bytes = body, headers: dict[str, str] = headers) -> None:
                 async with session.post(f"{gateway}/sign-in", data=body, headers=headers) as answer:
                     await answer.read()
-            assert answer.status in (401, 413), (body[:20], answer.status)
-            assert max(found)[0] <= LONGEST_MS, (body[:20], max(found))
+                assert answer.status in (401, 413), (body[:20], answer.status)
+
+            longest = await longest_callback(act)
+            assert longest[0] <= LONGEST_MS, (body[:20], longest)
