@@ -139,7 +139,7 @@ async def send(addresses: dict[str, str], rpc: Rpc, requests: list[bytes]) -> No
 
 
 async def longest_callback(act: Callable[[], Awaitable[None]]) -> tuple[float, str]:
-    """The longest callback of the best of some tries: what a request costs comes again, other work of the machine not."""
+    """The longest callback of the best of some tries: a request costs the same each time, other work comes and goes."""
     best = (math.inf, "")
     for _ in range(TRIES):
         with timed_callbacks() as found:
