@@ -4,6 +4,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -127,7 +128,9 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         return train_pb2.CancelJobResponse(job=await self.work.cancel(request.name, visible_owner()))
 
     async def EstimateJob(self, request: train_pb2.EstimateJobRequest, context: Any) -> train_pb2.EstimateJobResponse:
-        job = await self._resolved(CreateJobRequest(spec=request.spec, options=request.options))
+        # Copied beside the loop: the copy of a megabyte of empty entries takes ten milliseconds and more.
+        asked = partial(CreateJobRequest, spec=request.spec, options=request.options)
+        job = await self._resolved(await beside(request.ByteSize(), asked))
         return await self._estimator.estimate(job.effective_spec.extend_prefix, job.options, caller.get())
 
     async def DeleteJob(self, request: train_pb2.DeleteJobRequest, context: Any) -> train_pb2.DeleteJobResponse:
