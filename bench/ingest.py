@@ -232,9 +232,7 @@ def peak_mb(path: Path, address: StoreAddress) -> float:
     """Peak memory of a process of its own."""
     values = {name: getattr(address, name) for name in StoreAddress.__dataclass_fields__}
     command = [sys.executable, __file__, "--whole", str(path)]
-    done = subprocess.run(
-        command, input=json.dumps(values), text=True, stdout=subprocess.PIPE, check=True, env=dict(os.environ)
-    )
+    done = subprocess.run(command, input=json.dumps(values, default=str), text=True, stdout=subprocess.PIPE, check=True)
     return float(done.stdout)
 
 
@@ -276,13 +274,17 @@ def main() -> None:
     parser.add_argument("--whole", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.whole is not None:
-        address = StoreAddress(**json.load(sys.stdin))
+        given = json.load(sys.stdin)
+        address = StoreAddress(**given | {"folder": given["folder"] and Path(given["folder"])})
         with tempfile.TemporaryDirectory() as folder:
             asyncio.run(whole(Path(folder), address, arguments.whole))
         # Not ru_maxrss, which begins with the size of the process that started this one.
         print(int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) / 1024)
         return
-    print(json.dumps(measure(*((10, 200) if arguments.quick else (50, 2000)))))
+    figures = measure(*((10, 200) if arguments.quick else (50, 2000)))
+    for name, value in figures.items():
+        print(f"{name:28} {value:>10}")
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":
