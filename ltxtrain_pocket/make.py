@@ -83,12 +83,13 @@ def untrained_transformer() -> Any:
 
 
 def prompt_embeddings(work: Path, captions: list[str]) -> dict[str, PromptEmbedding]:
-    """Embeddings of every caption and of the texts that stand for none."""
+    """Embeddings of every caption, plain and led, and of the texts that stand for none."""
     folder = work / "untrained"
     if not (folder / "model_index.json").exists():
         build_untrained(folder)
     encoder = PromptEncoder(resolve_model(str(folder)), "cpu")
-    texts = ["", NEGATIVE_PROMPT, *sorted(set(captions))]
+    plain = sorted(set(captions))
+    texts = ["", NEGATIVE_PROMPT, *plain, *(text for caption in plain for text in transformer.led(caption))]
     return dict(zip(texts, encoder.encode(texts), strict=True))
 
 
