@@ -55,7 +55,7 @@ class Project:
         self._environ = environ
 
     def run(self, *command: str, check: bool = True) -> str:
-        """What a command prints. Raises Failed with its last words."""
+        """Run a command in the folder; its output. Raises Failed with its last words."""
         done = subprocess.run(command, cwd=self._folder, env=self._environ, capture_output=True, timeout=3600)
         if check and done.returncode:
             words = (done.stdout + done.stderr).decode(errors="replace").strip()
@@ -75,7 +75,7 @@ class Project:
             return []
         # One that goes away in between is left out.
         found = self.engine("inspect", "--type", "container", *names, check=False)
-        return [_container(detail) for detail in json.loads(found or "[]")]
+        return [container_of(detail) for detail in json.loads(found or "[]")]
 
     def container(self, service: str) -> Container:
         for container in self.containers():
@@ -116,7 +116,8 @@ class Project:
         return found.strip()
 
 
-def _container(detail: dict[str, Any]) -> Container:
+def container_of(detail: dict[str, Any]) -> Container:
+    """A container from what `inspect` says of it."""
     state = detail["State"]
     check = detail["Config"].get("Healthcheck")
     health = (state.get("Health") or {}).get("Status", "")
