@@ -87,7 +87,7 @@ class Rehearsal:
             self.project.engine("image", "rm", other)
 
     def _build(self, image: str) -> None:
-        named = [name for name in ("PYTHON_IMAGE", "TORCH_INDEX") if name in os.environ]
+        named = [name for name in ("PYTHON_IMAGE", "TORCH_INDEX") if os.environ.get(name)]
         given = [f"--build-arg={name}={os.environ[name]}" for name in named]
         options = shlex.split(os.environ.get("BUILD_OPTIONS", ""))
         self.project.engine("build", "--tag", image, *given, *options, str(self.folder))
@@ -190,8 +190,8 @@ class Rehearsal:
             async for _, event in events:
                 if event.stage in (Stage.STAGE_PREPROCESS, Stage.STAGE_ENCODE):
                     break
-            await asyncio.to_thread(project.compose, "kill", "ray-worker")
-            self.note("worker", "gone", "in preprocessing, the second node")
+            await asyncio.to_thread(project.lose, "ray-worker")
+            self.note("worker", "lost", "while data is prepared, the second node")
             plan: list[tuple[int, Callable[[], None]]] = [
                 (STEPS // 10, lambda: self.crashed("train")),
                 (STEPS * 3 // 10, lambda: self.crashed("ray-head")),

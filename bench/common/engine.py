@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+COMMAND_SECONDS = 3600.0
 WAIT_SECONDS = 900.0
-POLL_SECONDS = 2.0
+POLL_SECONDS = 3.0
 SECOND_NS = 10**9
 
 
@@ -56,7 +57,12 @@ class Project:
 
     def run(self, *command: str, check: bool = True) -> str:
         """Run a command in the folder; its output. Raises Failed with its last words."""
-        done = subprocess.run(command, cwd=self._folder, env=self._environ, capture_output=True, timeout=3600)
+        try:
+            done = subprocess.run(
+                command, cwd=self._folder, env=self._environ, capture_output=True, timeout=COMMAND_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise Failed(f"{shlex.join(command)} has not ended after {COMMAND_SECONDS:.0f} s") from None
         if check and done.returncode:
             words = (done.stdout + done.stderr).decode(errors="replace").strip()
             raise Failed(f"{shlex.join(command)} ended with {done.returncode}:\n{words[-3000:]}")
@@ -96,6 +102,12 @@ class Project:
 
     def wait_healthy(self) -> float:
         return self.wait("all containers are healthy", lambda: all(c.running and c.healthy for c in self.containers()))
+
+    def lose(self, service: str) -> None:
+        """Kill a container at once and for good."""
+        name = self.container(service).name
+        self.engine("kill", name)
+        self.engine("rm", "--force", name)
 
     def crash(self, service: str) -> float:
         """SIGKILL to all that runs in a container but its init; seconds until the engine has started it again."""
@@ -182,7 +194,7 @@ def _check_health(project: Project, ended: threading.Event) -> None:
                 if container.running and interval and due and not ended.is_set():
                     project.engine("healthcheck", "run", container.name, check=False)
                     last[container.started_at] = time.monotonic()
-        except (Failed, subprocess.TimeoutExpired):
+        except Failed:
             continue
 
 
