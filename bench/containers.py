@@ -134,6 +134,12 @@ class Rehearsal:
         with urllib.request.urlopen("http://127.0.0.1:7000/healthz", timeout=10) as answer:
             self.note("gateway", answer.status, "doctor finds no fault, and the gateway answers")
 
+    def weigh(self) -> None:
+        """Memory of each container at rest, in MB, as the engine counts it."""
+        for container in self.project.containers():
+            said = self.project.engine("stats", "--no-stream", "--format", "{{.MemUsage}}", container.name)
+            self.note(f"{container.service}_mb", megabytes(said.partition("/")[0]), f"{container.service} at rest, MB")
+
     async def submit(self, suite: Suite) -> str:
         """Upload the clips and submit a job; its name."""
         from ltxtrain_services.local.demo import SHEET
@@ -237,6 +243,15 @@ class Rehearsal:
             raise Failed(f"Left behind after down: {left}")
 
 
+def megabytes(said: str) -> float:
+    """A size as engines print it: 1.5GiB, 12.3MB, 900kB."""
+    found = re.fullmatch(r"([\d.]+)\s*([kMG]?)(i?)B", said.strip())
+    if found is None:
+        raise Failed(f"No size: {said!r}")
+    base = 1024 if found[3] else 1000
+    return float(found[1]) * base ** ("kMG".find(found[2] or "?") + 1) / 1e6
+
+
 def get(url: str, headers: dict[str, str]) -> tuple[int, bytes]:
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30) as answer:
@@ -304,6 +319,7 @@ def rehearse(folder: Path, *, rebuild: bool) -> dict[str, float | str]:
             steps.check_containers()
             steps.doctor()
             expected = asyncio.run(steps.undisturbed())
+            steps.weigh()
             steps.remove()
             steps.put_model()
             steps.up("up_new_seconds")

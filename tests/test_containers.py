@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bench.common.engine import NoEngine, container_of, opened
-from bench.containers import NOTHING_TO_RUN_WITH, base_images, image_of
+from bench.containers import NOTHING_TO_RUN_WITH, base_images, image_of, megabytes
 from ltxtrain_services.local.embedded import weed_program
 from ltxtrain_services.local.ports import remembered_ports
 from ltxtrain_services.runtime.objects import Objects, ObjectStoreUnavailable, StoreAddress
@@ -53,6 +53,11 @@ def test_images_are_those_of_the_files_or_of_the_environment(monkeypatch: pytest
     monkeypatch.setenv("STORE_IMAGE", "mirror.example/seaweedfs:1")
     assert "mirror.example/seaweedfs:1" in base_images(ROOT)
     assert image_of((ROOT / "compose.yaml").read_text()) == f"docker.io/library/{SERVICES['train']['image']}"
+
+
+def test_sizes_are_read_as_engines_print_them() -> None:
+    said = ("1.5GiB ", "12.3MB", "900kB", "12B")
+    assert [round(megabytes(text), 3) for text in said] == [1610.613, 12.3, 0.9, 0.0]
 
 
 def test_without_an_engine_nothing_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
