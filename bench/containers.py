@@ -41,7 +41,7 @@ from bench.common.engine import Failed, NoEngine, Project, opened  # noqa: E402
 NAME = "ltxtrain-rehearsal"
 PORTS = (7000, 7001, 7002, 7003, 9000)
 NOTHING_TO_RUN_WITH = 77
-STEPS = 200
+STEPS = 100
 SETTINGS = """LTXTRAIN_MODEL=/models/pocket
 LTXTRAIN_SHM=2gb
 """
