@@ -6,7 +6,6 @@ a client which starts again sends only what the store lacks.
 
 import asyncio
 import contextlib
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -31,6 +30,7 @@ from ltxtrain_services.runtime.addresses import UPLOAD
 from ltxtrain_services.runtime.errors import FailedPrecondition, InvalidSpec, NotFound, PageTokenInvalid, Violation
 from ltxtrain_services.runtime.objects import ObjectMissing, ObjectStore
 from ltxtrain_services.runtime.requests import new_name
+from ltxtrain_services.runtime.rules import line
 from ltxtrain_services.runtime.store import Store
 
 # One PUT of S3 holds no more.
@@ -45,7 +45,7 @@ MAX_FILE_NAME = 255
 PREFIX = "ingest/uploads/"
 # An upload that no unfinished dataset reads is kept for this long after its last CreateUpload.
 KEEP_SECONDS = 24 * 3600
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = line(CreateUploadRequest, "sha256")
 
 
 class Uploads:
@@ -211,7 +211,7 @@ class Uploads:
             more = "" if request.multipart or limit == self._max_bytes else " Larger ones are sent with multipart."
             text = f"{request.size_bytes} bytes; an upload has 1 to {limit}.{more}"
             violations.append(Violation("size_bytes", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
-        if not _SHA256.fullmatch(request.sha256):
+        if not SHA256.fits(request.sha256):
             text = "The sha256 of the file in 64 lowercase hexadecimal digits."
             violations.append(Violation("sha256", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text))
         return violations

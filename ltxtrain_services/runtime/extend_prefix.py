@@ -1,14 +1,16 @@
 """The parameter sheet of extend-prefix as one table: defaults, ranges and how a request becomes a resolved spec.
 
-The comments of extend_prefix.proto and train.proto and the README's table say the same; a test compares them.
+Ranges are the contract's rules. Comments of extend_prefix.proto and train.proto and the README's table say the same; a
+test compares them.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.type.money_pb2 import Money
 from ltxtrain.v1.error_pb2 import ErrorReason
@@ -22,12 +24,13 @@ from ltxtrain_client.errors import SHEET_PATH
 from ltxtrain_services.runtime.addresses import CLIP
 from ltxtrain_services.runtime.errors import Violation
 from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES, excess
+from ltxtrain_services.runtime.rules import allowed, field_of, limits, max_items
 from ltxtrain_services.runtime.settings import UnitPrice
 from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT
 from ltxtrain_trainer.geometry import BUCKETS, Geometry, snap_frames
 from ltxtrain_trainer.preview.recipe import SCHEDULE_TOKENS
 
-MAX_VALIDATION_INPUTS = 2
+MAX_VALIDATION_INPUTS = max_items(ExtendPrefixSpec, "validation")
 # What a way to hold weights or to move them needs; services and workers have one environment.
 LIBRARIES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes", "adamw_8bit": "torchao"}
 # Of too many, so many are looked at: a request may name twenty thousand.
@@ -49,7 +52,7 @@ class Number:
     @property
     def rule(self) -> str:
         if self.above:
-            return f"finite, above {self.minimum}, at most {self.maximum}"
+            return f"finite, above {self.minimum:g}, at most {self.maximum:g}"
         return f"Range: {self.minimum}..{self.maximum}."
 
     def check(self, value: float) -> tuple["ErrorReason", str] | None:
@@ -120,45 +123,76 @@ class Text:
 
 Rule = Number | Choice | Named | Flag | Text
 
-# Numbers are the public sheet's (conformance P1..P25).
-SPEC: tuple[Rule, ...] = (
-    Text(name="trigger_phrase", default=""),
-    Choice(name="rank", default=32, allowed=(8, 16, 32, 64, 128)),
-    Number(name="number_of_steps", default=2000, minimum=100, maximum=20000),
-    Number(name="learning_rate", default=0.0002, minimum=0, maximum=1, above=True),
-    Number(name="conditioning_frames", default=9, minimum=9, maximum=121),
-    Number(name="number_of_frames", default=89, minimum=9, maximum=121, snapped=True),
-    Number(name="frame_rate", default=24, minimum=8, maximum=60),
-    Named(name="resolution", default=Resolution.RESOLUTION_MEDIUM, kind=Resolution),
-    Named(name="aspect_ratio", default=AspectRatio.ASPECT_RATIO_1_1, kind=AspectRatio),
-    Flag(name="auto_scale_input", default=False),
-    Flag(name="split_input_into_scenes", default=True),
-    Number(name="split_input_duration_threshold", default=30.0, minimum=1.0, maximum=60.0),
-    Flag(name="with_audio", default=False),
-    Flag(name="audio_normalize", default=True),
-    Flag(name="audio_preserve_pitch", default=True),
-    Text(name="validation_negative_prompt", default=NEGATIVE_PROMPT),
-    Number(name="validation_number_of_frames", default=89, minimum=9, maximum=121, snapped=True),
-    Number(name="validation_frame_rate", default=24, minimum=8, maximum=60),
-    Named(name="validation_resolution", default=Resolution.RESOLUTION_HIGH, kind=Resolution),
-    Named(name="validation_aspect_ratio", default=AspectRatio.ASPECT_RATIO_1_1, kind=AspectRatio),
-    Number(name="stg_scale", default=1.0, minimum=0.0, maximum=3.0),
-    Flag(name="debug_dataset", default=False),
+ENUMS = {
+    kind.DESCRIPTOR.name: kind for kind in (Resolution, AspectRatio, OnSkippedClip, BasePrecision, Optimizer, Schedule)
+}
+
+
+def _table(message: type[Message], defaults: Mapping[str, Any], snapped: Iterable[str] = ()) -> tuple[Rule, ...]:
+    """One rule for each default, of the kind that the field is."""
+    return tuple(_rule(message, name, default, name in snapped) for name, default in defaults.items())
+
+
+def _rule(message: type[Message], name: str, default: Any, snapped: bool) -> Rule:
+    field = field_of(message, name)
+    if field.enum_type is not None:
+        return Named(name=name, default=default, kind=ENUMS[field.enum_type.name])
+    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
+        return Flag(name=name, default=default)
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return Text(name=name, default=default)
+    if values := allowed(message, name):
+        return Choice(name=name, default=default, allowed=values)
+    minimum, maximum, above = limits(message, name)
+    return Number(name=name, default=default, minimum=minimum, maximum=maximum, above=above, snapped=snapped)
+
+
+# Defaults are the public sheet's (conformance P1..P25).
+SPEC = _table(
+    ExtendPrefixSpec,
+    {
+        "trigger_phrase": "",
+        "rank": 32,
+        "number_of_steps": 2000,
+        "learning_rate": 0.0002,
+        "conditioning_frames": 9,
+        "number_of_frames": 89,
+        "frame_rate": 24,
+        "resolution": Resolution.RESOLUTION_MEDIUM,
+        "aspect_ratio": AspectRatio.ASPECT_RATIO_1_1,
+        "auto_scale_input": False,
+        "split_input_into_scenes": True,
+        "split_input_duration_threshold": 30.0,
+        "with_audio": False,
+        "audio_normalize": True,
+        "audio_preserve_pitch": True,
+        "validation_negative_prompt": NEGATIVE_PROMPT,
+        "validation_number_of_frames": 89,
+        "validation_frame_rate": 24,
+        "validation_resolution": Resolution.RESOLUTION_HIGH,
+        "validation_aspect_ratio": AspectRatio.ASPECT_RATIO_1_1,
+        "stg_scale": 1.0,
+        "debug_dataset": False,
+    },
+    snapped=("number_of_frames", "validation_number_of_frames"),
 )
 
-OPTIONS: tuple[Rule, ...] = (
-    Number(name="seed", default=42, minimum=-(2**63), maximum=2**63 - 1),
-    Named(name="on_skipped_clip", default=OnSkippedClip.ON_SKIPPED_CLIP_CONTINUE, kind=OnSkippedClip),
-    Number(name="batch_size", default=1, minimum=1, maximum=64),
-    Number(name="gpu_count", default=0, minimum=0, maximum=64),
-    Named(name="base_precision", default=BasePrecision.BASE_PRECISION_AUTO, kind=BasePrecision),
-    Named(name="optimizer", default=Optimizer.OPTIMIZER_ADAMW, kind=Optimizer),
-    Named(name="schedule", default=Schedule.SCHEDULE_LINEAR, kind=Schedule),
-    Number(name="checkpoint_interval", default=250, minimum=1, maximum=20000),
-    Number(name="preview_interval", default=0, minimum=0, maximum=20000),
-    Number(name="holdout_fraction", default=0.0, minimum=0.0, maximum=0.5),
-    Number(name="preview_schedule_tokens", default=SCHEDULE_TOKENS, minimum=0, maximum=65536),
-    Flag(name="compile_blocks", default=False),
+OPTIONS = _table(
+    JobOptions,
+    {
+        "seed": 42,
+        "on_skipped_clip": OnSkippedClip.ON_SKIPPED_CLIP_CONTINUE,
+        "batch_size": 1,
+        "gpu_count": 0,
+        "base_precision": BasePrecision.BASE_PRECISION_AUTO,
+        "optimizer": Optimizer.OPTIMIZER_ADAMW,
+        "schedule": Schedule.SCHEDULE_LINEAR,
+        "checkpoint_interval": 250,
+        "preview_interval": 0,
+        "holdout_fraction": 0.0,
+        "preview_schedule_tokens": SCHEDULE_TOKENS,
+        "compile_blocks": False,
+    },
 )
 
 
@@ -278,6 +312,17 @@ def _check_sources(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None
     for index, entry in enumerate(spec.validation[:CHECKED_VALIDATION_INPUTS]):
         if not CLIP.fullmatch(entry.video_url):
             check(f"validation[{index}].video_url", entry.video_url, "Name a video whose opening is continued.")
+    return violations + _check_entries(spec)
+
+
+def check_validation(spec: ExtendPrefixSpec) -> list[Violation]:
+    """Violations of the validation inputs whose videos are named elsewhere."""
+    return _below(SHEET_PATH, _check_entries(spec))
+
+
+def _check_entries(spec: ExtendPrefixSpec) -> list[Violation]:
+    violations = []
+    for index, entry in enumerate(spec.validation[:CHECKED_VALIDATION_INPUTS]):
         if (found := excess(entry.prompt)) is not None:
             reason = ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE
             violations.append(Violation(f"validation[{index}].prompt", reason, found))

@@ -194,7 +194,7 @@ def comments(file: str, message: str) -> dict[str, str]:
     for line in map(str.strip, body.splitlines()):
         if line.startswith("//"):
             comment.append(line[2:].strip())
-        elif match := re.match(r"(?:optional |repeated )?[\w.]+ (\w+) = \d+;", line):
+        elif match := re.match(r"(?:optional |repeated )?[\w.]+ (\w+) = \d+[ ;]", line):
             found[match[1]] = " ".join(comment)
             comment = []
         else:
