@@ -29,6 +29,7 @@ from ltxtrain_services.ingest.names import printable
 from ltxtrain_services.runtime.addresses import UPLOAD
 from ltxtrain_services.runtime.errors import FailedPrecondition, InvalidSpec, NotFound, PageTokenInvalid, Violation
 from ltxtrain_services.runtime.objects import ObjectMissing, ObjectStore
+from ltxtrain_services.runtime.paging import page_size
 from ltxtrain_services.runtime.requests import new_name
 from ltxtrain_services.runtime.rules import line
 from ltxtrain_services.runtime.store import Store
@@ -74,6 +75,7 @@ class Uploads:
 
     async def missing_parts(self, request: ListUploadPartsRequest, owner: str | None) -> ListUploadPartsResponse:
         """A page of the parts that the store lacks. Raises NotFound, and FailedPrecondition for a single PUT."""
+        size = page_size(request.page_size, DEFAULT_PAGE, MAX_PAGE)
         upload = await self._store.get(request.upload, owner)
         response = ListUploadPartsResponse(expire_time=_after_now(PUT_SECONDS), stored_bytes=upload.size_bytes)
         if await self._is_complete(upload):
@@ -81,9 +83,6 @@ class Uploads:
         stored = await self._stored_parts(upload)
         missing = [part for part in _parts(upload) if stored.get(part.number) != part.size_bytes]
         response.stored_bytes -= sum(part.size_bytes for part in missing)
-        size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-        if size < 0:
-            raise PageTokenInvalid("page_size is negative.", metadata={"pageSize": size})
         rest = [part for part in missing if part.number > _after(request.page_token)]
         for part in rest[:size]:
             part.put_url = await self._objects.presign_part(

@@ -4,13 +4,11 @@ Ranges are the contract's rules. Comments of extend_prefix.proto and train.proto
 test compares them.
 """
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from google.type.money_pb2 import Money
 from ltxtrain.v1.error_pb2 import ErrorReason
@@ -23,8 +21,9 @@ from ltxtrain_client.errors import SHEET_PATH
 
 from ltxtrain_services.runtime.addresses import CLIP
 from ltxtrain_services.runtime.errors import Violation
-from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES, excess
-from ltxtrain_services.runtime.rules import allowed, field_of, limits, max_items
+from ltxtrain_services.runtime.parameters import Number, Rule, table
+from ltxtrain_services.runtime.requests import excess
+from ltxtrain_services.runtime.rules import max_items
 from ltxtrain_services.runtime.settings import UnitPrice
 from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT
 from ltxtrain_trainer.geometry import BUCKETS, Geometry, snap_frames
@@ -37,118 +36,8 @@ LIBRARIES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes", "adamw_
 CHECKED_VALIDATION_INPUTS = 100
 T = TypeVar("T", bound=Message)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Number:
-    """A whole or real number within [minimum, maximum]; `above` excludes the minimum itself."""
-
-    name: str
-    default: float
-    minimum: float
-    maximum: float
-    above: bool = False
-    snapped: bool = False
-
-    @property
-    def rule(self) -> str:
-        if self.above:
-            return f"finite, above {self.minimum:g}, at most {self.maximum:g}"
-        return f"Range: {self.minimum}..{self.maximum}."
-
-    def check(self, value: float) -> tuple["ErrorReason", str] | None:
-        low = self.minimum < value if self.above else self.minimum <= value
-        if math.isfinite(value) and low and value <= self.maximum:
-            return None
-        return ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, f"{value} is out of range. {_sentence(self.rule)}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One of a few numbers."""
-
-    name: str
-    default: int
-    allowed: tuple[int, ...]
-
-    @property
-    def rule(self) -> str:
-        return "one of " + ", ".join(map(str, self.allowed))
-
-    def check(self, value: int) -> tuple["ErrorReason", str] | None:
-        if value in self.allowed:
-            return None
-        return ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, f"{value} is not allowed: {self.rule}."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Named:
-    """A value of an enum; UNSPECIFIED stands for the default."""
-
-    name: str
-    default: int
-    kind: Any
-    rule: str = ""
-
-    def check(self, value: int) -> tuple["ErrorReason", str] | None:
-        if value in self.kind.values():
-            return None
-        names = ", ".join(item.name for item in self.kind.DESCRIPTOR.values[1:])
-        return ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, f"{value} is none of {names}."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flag:
-    """True or false."""
-
-    name: str
-    default: bool
-    rule: str = ""
-
-    def check(self, value: bool) -> None:
-        return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """Any text that is not too long."""
-
-    name: str
-    default: str
-    rule: str = f"At most {MAX_TEXT_BYTES} bytes."
-
-    def check(self, value: str) -> tuple["ErrorReason", str] | None:
-        found = excess(value)
-        return None if found is None else (ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, found)
-
-
-Rule = Number | Choice | Named | Flag | Text
-
-ENUMS = {
-    kind.DESCRIPTOR.name: kind for kind in (Resolution, AspectRatio, OnSkippedClip, BasePrecision, Optimizer, Schedule)
-}
-
-
-def _table(message: type[Message], defaults: Mapping[str, Any], snapped: Iterable[str] = ()) -> tuple[Rule, ...]:
-    """One rule for each default, of the kind that the field is."""
-    return tuple(_rule(message, name, default, name in snapped) for name, default in defaults.items())
-
-
-def _rule(message: type[Message], name: str, default: Any, snapped: bool) -> Rule:
-    field = field_of(message, name)
-    if field.enum_type is not None:
-        return Named(name=name, default=default, kind=ENUMS[field.enum_type.name])
-    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL:
-        return Flag(name=name, default=default)
-    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
-        return Text(name=name, default=default)
-    if values := allowed(message, name):
-        return Choice(name=name, default=default, allowed=values)
-    minimum, maximum, above = limits(message, name)
-    return Number(name=name, default=default, minimum=minimum, maximum=maximum, above=above, snapped=snapped)
-
-
 # Defaults are the public sheet's (conformance P1..P25).
-SPEC = _table(
+SPEC = table(
     ExtendPrefixSpec,
     {
         "trigger_phrase": "",
@@ -177,7 +66,7 @@ SPEC = _table(
     snapped=("number_of_frames", "validation_number_of_frames"),
 )
 
-OPTIONS = _table(
+OPTIONS = table(
     JobOptions,
     {
         "seed": 42,
@@ -348,10 +237,6 @@ def _check_prefix(
             text = f"A prefix of {prefix} frames leaves nothing to generate of {name} = {count} (after snapping)."
             return ErrorReason.ERROR_REASON_PREFIX_COVERS_CLIP, text
     return None
-
-
-def _sentence(rule: str) -> str:
-    return rule[0].upper() + rule[1:].rstrip(".") + "."
 
 
 def billable_units(number_of_steps: int) -> int:

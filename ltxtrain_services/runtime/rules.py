@@ -44,13 +44,13 @@ def allowed(message: type[Message], name: str) -> tuple[int, ...]:
 
 
 def max_items(message: type[Message], name: str) -> int:
-    """Of a list or a map."""
+    """The most entries that a list or a map may have."""
     rules = rules_of(field_of(message, name))
     return rules.map.max_pairs if rules.HasField("map") else rules.repeated.max_items
 
 
 def max_bytes(message: type[Message], name: str) -> int:
-    """Of a text in UTF-8."""
+    """The most bytes that a text may have in UTF-8."""
     return rules_of(field_of(message, name)).string.max_bytes
 
 
