@@ -39,7 +39,8 @@ async def test_jobs_are_listed_by_the_words_of_their_states(far: FarSide, train:
         f"jobs/{number}": Job(name=f"jobs/{number}", lifecycle=Lifecycle(state=state))
         for number, state in ((1, State.STATE_FAILED), (2, State.STATE_RUNNING), (3, State.STATE_CANCELLED))
     }
-    for states in (["failed", "cancelled"], ["STATE_FAILED", State.STATE_CANCELLED]):
+    wanted: list[list[State | str]] = [["failed", "cancelled"], ["STATE_FAILED", State.STATE_CANCELLED]]
+    for states in wanted:
         assert [job.name async for job in train.list_jobs(states)] == ["jobs/1", "jobs/3"]
     with pytest.raises(ValueError, match="'faild' is none of pending, running, cancelling, succeeded, failed, cancel"):
         train.list_jobs(["faild"])
