@@ -85,9 +85,9 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     async def CreateDataset(
         self, request: ingest_pb2.CreateDatasetRequest, context: Any
     ) -> ingest_pb2.CreateDatasetResponse:
-        check_request_id(request.request_id)
         # A hundred URLs of eight kilobytes take a few milliseconds.
         violations = await beside(request.ByteSize(), lambda: self._violations(request))
+        violations = [*violations, *check_request_id(request.request_id)]
         if violations := [*violations, *check_names(request.display_name, request.labels)]:
             raise InvalidSpec(violations)
         dataset = Dataset(name=new_name("datasets"), display_name=request.display_name, labels=request.labels)

@@ -12,7 +12,7 @@ from ltxtrain.v1.preprocess_pb2 import (
 
 from ltxtrain_services.runtime.errors import InvalidSpec, Violation
 from ltxtrain_services.runtime.extend_prefix import check_validation, preprocess_settings, resolve
-from ltxtrain_services.runtime.requests import check_names, excess
+from ltxtrain_services.runtime.requests import check_names, check_request_id, excess
 from ltxtrain_services.runtime.rules import limits, max_items
 from ltxtrain_trainer.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 
@@ -46,6 +46,7 @@ def requested(request: CreateTrainingSetRequest) -> TrainingSet:
         violations.append(_required("validation_dataset", "Name a dataset, as in datasets/{dataset}."))
     if (wrong := _check_on_skipped_clip("on_skipped_clip", request.on_skipped_clip)) is not None:
         violations.append(wrong)
+    violations += check_request_id(request.request_id)
     if violations := violations + check_names(request.display_name, request.labels):
         raise InvalidSpec(violations)
     return made

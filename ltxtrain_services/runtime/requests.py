@@ -59,13 +59,12 @@ def visible_owner() -> str | None:
     return None if owner == SERVICE else owner
 
 
-def check_request_id(request_id: str) -> None:
-    """A request id is a UUID, or absent. Raises InvalidSpec."""
-    if not request_id:
-        return
-    if not REQUEST_ID.fits(request_id):
-        text = "Not a UUID. Send a fresh UUID for every new request and the same one for a repeat."
-        raise InvalidSpec([Violation("request_id", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)])
+def check_request_id(request_id: str) -> list[Violation]:
+    """The violation of a request id that is neither a UUID nor absent."""
+    if not request_id or REQUEST_ID.fits(request_id):
+        return []
+    text = "Not a UUID. Send a fresh UUID for every new request and the same one for a repeat."
+    return [Violation("request_id", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)]
 
 
 def check_names(display_name: str, labels: Mapping[str, str]) -> list[Violation]:
