@@ -1,4 +1,4 @@
-"""What each process of the suite takes: at rest, and most of all in a job with the tiny model.
+"""Memory and disk of each process of the suite: at rest, and at most in a job with the tiny model.
 
 `ltxtrain up` is started, left alone, and given one job; memory is resident memory (VmRSS at rest, VmHWM in the job),
 shared memory what is mapped of it (RssShmem), both of every process, by what it is; disk is what lies in the folder of

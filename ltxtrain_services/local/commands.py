@@ -43,7 +43,10 @@ def up(
         typer.Option("--nodes", help="Have Ray nodes of other hosts join there; needs LTXTRAIN_RAY_TOKEN."),
     ] = False,
 ) -> None:
-    """Run the whole suite until Ctrl-C, on loopback or for other hosts: object store, Ray, the three services."""
+    """Run the whole suite until Ctrl-C, on loopback or for other hosts: object store, Ray, the three services.
+
+    Its ports are those of the addresses LTXTRAIN_TRAIN, LTXTRAIN_INGEST, LTXTRAIN_PREPROCESS and LTXTRAIN_GATEWAY.
+    """
     with _server_packages():
         from ltxtrain_services.local.up import run
     raise typer.Exit(run(state_dir=state_dir, model=model, host=host, nodes=nodes))

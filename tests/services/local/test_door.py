@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,9 +18,12 @@ from ltxtrain_client.upload_source import FileSource
 from ltxtrain_services.local import door
 from ltxtrain_services.local.door import SuiteRefused, checked_settings, port_of, relaying, store_port, tls_context
 from ltxtrain_services.local.ports import HOST, remembered_ports
+from ltxtrain_services.local.ray_head import OPEN_PORTS
+from ltxtrain_services.local.up import STORE, Suite, run
 from ltxtrain_services.runtime.objects import ObjectStore, ObjectStoreUnavailable, StoreAddress
 from ltxtrain_services.runtime.service import store_address
 from ltxtrain_services.runtime.settings import Settings, SettingsError
+from tests.loops import loop_kept
 
 OPEN = "192.0.2.7"
 
@@ -56,6 +59,44 @@ def test_the_stores_port_is_that_of_its_public_endpoint_unless_a_proxy_has_it() 
     name = "LTXTRAIN_S3_PUBLIC_ENDPOINT"
     given = [f"https://{OPEN}:9443", f"{OPEN}:81", "https://files.example.com:443", ""]
     assert [store_port(OPEN, {name: address}) for address in given] == [9443, 81, None, None]
+
+
+TOKENS = {"LTXTRAIN_TOKENS_FILE": "tokens", "LTXTRAIN_RAY_TOKEN": "word"}
+
+
+@pytest.mark.parametrize("nodes", [False, True])
+def test_services_are_told_addresses_that_others_reach(object_store: StoreAddress, tmp_path: Path, nodes: bool) -> None:
+    suite = Suite(tmp_path, host=OPEN, nodes=nodes, ports={STORE: 9000}, environ=TOKENS)
+    suite.store._address = object_store
+    suite.ray._ports = OPEN_PORTS
+    told = suite._common_settings()
+    assert told["LTXTRAIN_INGEST"] == f"{OPEN}:7001"
+    assert told["LTXTRAIN_S3_PUBLIC_ENDPOINT"] == f"http://{OPEN}:9000"
+    # Ray's nodes get the second.
+    assert told["LTXTRAIN_S3_ENDPOINT"] == (f"http://{OPEN}:9000" if nodes else object_store.endpoint)
+    assert told["LTXTRAIN_RAY_ADDRESS"] == (f"{OPEN}:6379" if nodes else f"{HOST}:6379")
+    assert told["LTXTRAIN_RAY_TOKEN"] == "word"
+    proxied = {**TOKENS, "LTXTRAIN_S3_PUBLIC_ENDPOINT": "https://files.example.com"}
+    suite = Suite(tmp_path, host=OPEN, nodes=nodes, ports={STORE: 9000}, environ=proxied)
+    suite.store._address, suite.ray._ports = object_store, OPEN_PORTS
+    assert suite._common_settings()["LTXTRAIN_S3_PUBLIC_ENDPOINT"] == "https://files.example.com"
+    with pytest.raises(SuiteRefused, match=rf"{OPEN}:\d+ cannot be listened on"):
+        suite._choose_ports()
+
+
+@pytest.mark.usefixtures("restored_loop")
+def test_up_refuses_what_would_be_open_before_it_starts_anything(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, host=OPEN) == 1
+    assert "LTXTRAIN_TOKENS_FILE" in capfd.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.fixture
+def restored_loop() -> Iterator[None]:
+    with loop_kept():
+        yield
 
 
 @pytest.fixture
