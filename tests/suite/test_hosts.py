@@ -140,7 +140,7 @@ def hosts(tmp_path: Path) -> Iterator[dict[str, Host]]:
 
 
 def lines_until(process: subprocess.Popen[str], word: str) -> list[str]:
-    """What a process says up to the first line with the word."""
+    """Lines of a process up to the first with the word."""
     assert process.stdout is not None
     killer = threading.Timer(READY_SECONDS, process.kill)
     killer.start()
