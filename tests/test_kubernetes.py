@@ -54,7 +54,8 @@ VARIANTS: dict[str, Manifest] = {
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
     },
     "without GPUs": {
-        "store": {"bundled": True, "publicEndpoint": "http://files.example.com"},
+        "store": {"bundled": True, "publicEndpoint": "http://files.example.com:9000"},
+        "model": {"name": "/models/tiny"},
         "ray": {"gpuWorkers": {"maxReplicas": 0}},
         "gateway": {"enabled": False},
         "networkPolicy": {"enabled": False},
