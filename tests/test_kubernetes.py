@@ -126,7 +126,7 @@ def pods(variant: str) -> dict[str, Manifest]:
 
 def containers(variant: str) -> Iterator[tuple[str, Manifest]]:
     for name, template in pods(variant).items():
-        for container in [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]:
+        for container in template["spec"]["containers"]:
             yield f"{name}/{container['name']}", container
 
 
@@ -252,7 +252,7 @@ def test_every_setting_exists(variant: str) -> None:
     for name, container in containers(variant):
         given = {item["name"] for item in container.get("env", []) if item["name"].startswith("LTXTRAIN_")}
         assert given <= VARIABLES, name
-        if name.partition("/")[0] in OURS and not name.endswith("wait-for-ray"):
+        if name.partition("/")[0] in OURS:
             assert {"LTXTRAIN_BIND", "LTXTRAIN_TOKENS_FILE", "LTXTRAIN_REQUIRE_GPUS"} <= given
 
 
@@ -351,8 +351,7 @@ def test_containers_are_bounded_watched_and_may_do_little(variant: str) -> None:
         security = container["securityContext"]
         assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
         assert security["capabilities"] == {"drop": ["ALL"]}
-        if not name.endswith("wait-for-ray"):
-            assert container["livenessProbe"] and container["readinessProbe"], name
+        assert container["livenessProbe"] and container["readinessProbe"], name
         assert re.search(r":[\w.-]*\d", container["image"])
     for template in pods(variant).values():
         assert template["spec"]["securityContext"]["runAsNonRoot"] and template["spec"]["securityContext"]["runAsUser"]

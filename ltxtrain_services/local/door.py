@@ -19,8 +19,8 @@ from ltxtrain_services.runtime.settings import Settings, SettingsError, read_set
 CHUNK_BYTES = 256 * 1024
 # Of all peers together; others wait to be accepted.
 MAX_CONNECTIONS = 512
-# Without a byte in either direction, after which a connection is closed.
-IDLE_SECONDS = 300.0
+# After which a connection is closed: of a caller that says nothing at first, and without a byte in either direction.
+FIRST_SECONDS, IDLE_SECONDS = 20.0, 300.0
 
 
 class SuiteRefused(Exception):
@@ -93,7 +93,8 @@ async def relaying(host: str, port: int, to: tuple[str, int], context: ssl.SSLCo
                 await _pass_on(reader, writer, to)
         writer.transport.abort()
 
-    server = await asyncio.start_server(serve, host, port, ssl=context, limit=CHUNK_BYTES)
+    handshake = {"ssl": context, "ssl_handshake_timeout": FIRST_SECONDS} if context else {}
+    server = await asyncio.start_server(serve, host, port, limit=CHUNK_BYTES, **handshake)
     try:
         yield
     finally:
@@ -105,7 +106,9 @@ async def relaying(host: str, port: int, to: tuple[str, int], context: ssl.SSLCo
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, to: tuple[str, int]) -> None:
     """Both ways, until both have ended or nothing comes any more."""
+    first = await asyncio.wait_for(reader.read(CHUNK_BYTES), FIRST_SECONDS)
     onward_reader, onward_writer = await asyncio.open_connection(*to, limit=CHUNK_BYTES)
+    onward_writer.write(first)
     now = asyncio.get_running_loop().time
     last = now()
 

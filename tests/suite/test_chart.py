@@ -87,9 +87,11 @@ class Pod:
     def command(self) -> str:
         if self.host.name in ("ray-head", "cpu"):
             return started_by_kuberay(self.host.name)
-        words = [*self._container.get("command", [str(ROOT / "docker/entrypoint")]), *self._container["args"]]
-        words[0] = str(weed_program()) if words[0] == "weed" else words[0]
-        return f"exec {shlex.join(moved(word) for word in words)}"
+        command = shlex.join([*self._container["command"], *map(moved, self._container["args"])])
+        image = {"weed": str(weed_program()), "exec entrypoint": f"exec {ROOT / 'docker/entrypoint'}"}
+        for program, here in image.items():
+            command = command.replace(program, here, 1)
+        return f"exec {command}"
 
     def start(self) -> Running:
         mounts = f"mount --bind {self.host.folder} /tmp && mount -t tmpfs -o size={SHM_BYTES} tmpfs /dev/shm"

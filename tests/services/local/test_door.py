@@ -170,13 +170,17 @@ async def test_the_door_passes_on_both_ways_until_both_have_ended(
         assert await reader.read() == b"cba" * 200_000
         writer.close()
         # Nothing comes any more: neither side keeps the other's place.
-        monkeypatch.setattr(door, "IDLE_SECONDS", 0.05)
-        reader, writer = await asyncio.open_connection(HOST, port)
-        assert await reader.read() == b""
-        writer.close()
+        for limit, word in (("FIRST_SECONDS", b""), ("IDLE_SECONDS", b"abc")):
+            with monkeypatch.context() as patched:
+                patched.setattr(door, limit, 0.05)
+                reader, writer = await asyncio.open_connection(HOST, port)
+                writer.write(word)
+                assert await reader.read() == b""
+                writer.close()
         server.close()
         # The store is away.
         reader, writer = await asyncio.open_connection(HOST, port)
+        writer.write(b"abc")
         with contextlib.suppress(ConnectionResetError):
             assert await reader.read() == b""
     with pytest.raises(ConnectionRefusedError):
