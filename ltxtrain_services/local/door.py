@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from ltxtrain_client.channel import is_loopback
@@ -93,7 +94,7 @@ async def relaying(host: str, port: int, to: tuple[str, int], context: ssl.SSLCo
                 await _pass_on(reader, writer, to)
         writer.transport.abort()
 
-    handshake = {"ssl": context, "ssl_handshake_timeout": FIRST_SECONDS} if context else {}
+    handshake: dict[str, Any] = {"ssl": context, "ssl_handshake_timeout": FIRST_SECONDS} if context else {}
     server = await asyncio.start_server(serve, host, port, limit=CHUNK_BYTES, **handshake)
     try:
         yield
