@@ -67,7 +67,7 @@ SIZES_HEAD = """
 Measured by `bench/sizes.py` with the tiny model, in MB: resident memory of each process of `ltxtrain up` at rest and at
 most in a job of 100 steps, the part of it that is shared memory (`/dev/shm`), and the disk that its folder then took.
 Actors come and go with the work; there are several of a kind. With the published model a trainer takes a GPU and up to
-96 GiB of host memory ([kubernetes.md](kubernetes.md#sizes) says of what), an encoder as much as Gemma (30 GiB, or
+41 GiB of host memory ([kubernetes.md](kubernetes.md#sizes) says of what), an encoder as much as Gemma (30 GiB, or
 22 GiB layer by layer), and `/dev/shm` three times width × height × 3 × frames of the largest clip, in bytes.
 
 | process | listens on | at rest | in a job | shared | disk |
