@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +18,7 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
 from ltxtrain.v1.train_pb2 import Job, JobOptions
 
 from ltxtrain_client.as_json import as_json
@@ -122,7 +122,12 @@ def name_datasets(spec: ExtendPrefixSpec, dataset: str, validation_dataset: str,
     """
     if dataset and (not uploads_only or spec.training_data_url.startswith(UPLOAD)):
         spec.dataset = dataset
-    for index, entry in enumerate(spec.validation):
+    name_openings(spec.validation, validation_dataset, uploads_only=uploads_only)
+
+
+def name_openings(openings: Iterable[ValidationInput], validation_dataset: str, *, uploads_only: bool = False) -> None:
+    """name_datasets for clips that are continued."""
+    for index, entry in enumerate(openings):
         if validation_dataset and (not uploads_only or entry.video_url.startswith(UPLOAD)):
             entry.video_url = f"dataset:{validation_dataset}/clips/{index}"
 
