@@ -18,7 +18,9 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
+from ltxtrain.v1.continue_clips_pb2 import ContinueClipsSpec
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import Job, JobOptions
 
 from ltxtrain_client.as_json import as_json
@@ -97,12 +99,17 @@ def parse_sheet(source: str | bytes | Mapping[str, Any], settings: Sequence[str]
     return sheet
 
 
-def format_sheet(spec: ExtendPrefixSpec, options: JobOptions | None = None) -> dict[str, Any]:
-    """JSON of the fields that are set; `parse_sheet` reads it back."""
+def format_sheet(spec: ExtendPrefixSpec | ContinueClipsSpec, options: JobOptions | None = None) -> dict[str, Any]:
+    """JSON of the fields that are set; `parse_sheet` reads that of a training back."""
     document = as_json(spec, whole=False)
     if options is not None and (chosen := as_json(options, whole=False)):
         document[OPTIONS] = chosen
     return document
+
+
+def spec_of(task: TaskSpec) -> ExtendPrefixSpec | ContinueClipsSpec:
+    """The spec of whatever kind a task is."""
+    return task.continue_clips if task.HasField("continue_clips") else task.extend_prefix
 
 
 def sheet_of_job(job: Job) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ltxtrain_client.event_text import describe_error, measure, stage_word, stat
 from ltxtrain_client.outputs import file_name, is_result
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.quantities import price_text, size_text
-from ltxtrain_client.sheet import format_sheet
+from ltxtrain_client.sheet import format_sheet, spec_of
 from ltxtrain_client.suite import open_suite
 
 STATES = tuple(words(State.DESCRIPTOR))
@@ -30,6 +30,7 @@ _UNITS = {
     Stage.STAGE_PREPROCESS: "clips",
     Stage.STAGE_ENCODE: "clips",
     Stage.STAGE_TRAIN: "steps",
+    Stage.STAGE_PREVIEW: "steps",
 }
 Name = Annotated[
     str,
@@ -132,7 +133,7 @@ def job(
             ("error", describe_error(from_status(lifecycle.error)) if lifecycle.HasField("error") else ""),
         ]
     )
-    print(indented(format_sheet(item.effective_spec.extend_prefix, item.options)))
+    print(indented(format_sheet(spec_of(item.effective_spec), item.options)))
     if made:
         print()
         print_table(("FILE", "KIND", "SIZE", "DOWNLOADED BY"), _artifact_rows(item, made))
@@ -199,6 +200,8 @@ def delete(
 
 def _origin(item: Job) -> str:
     origin = item.continue_from
+    if item.effective_spec.HasField("continue_clips"):
+        return f"clips with {origin.artifact}"
     if origin.mode == ContinueMode.CONTINUE_MODE_WEIGHTS:
         return f"the weights of {origin.source}"
     return f"{origin.source} from {f'step {origin.step}' if origin.step else 'its beginning'}" if origin.source else ""
