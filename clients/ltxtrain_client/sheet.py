@@ -99,6 +99,17 @@ def parse_sheet(source: str | bytes | Mapping[str, Any], settings: Sequence[str]
     return sheet
 
 
+def parse_clips(document: Mapping[str, Any]) -> tuple[ContinueClipsSpec, JobOptions]:
+    """The spec and options of a continuation from JSON, as parse_sheet those of a training. Raises SheetInvalid."""
+    problems: list[Problem] = []
+    spec, options = ContinueClipsSpec(), JobOptions()
+    _fill(spec, {key: value for key, value in document.items() if key != OPTIONS}, "", problems)
+    _fill(options, document.get(OPTIONS) or {}, OPTIONS, problems)
+    if problems:
+        raise SheetInvalid(problems)
+    return spec, options
+
+
 def format_sheet(spec: ExtendPrefixSpec | ContinueClipsSpec, options: JobOptions | None = None) -> dict[str, Any]:
     """JSON of the fields that are set; `parse_sheet` reads that of a training back."""
     document = as_json(spec, whole=False)

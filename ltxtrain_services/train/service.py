@@ -113,13 +113,12 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
             name_openings(job.effective_spec.continue_clips.openings, validation)
         else:
             name_datasets(job.effective_spec.extend_prefix, dataset, validation)
-        if violations := check_offered(job.options, await self._offer(job.options.gpu_count)):
+        violations = check_offered(job.options, await self._offer(job.options.gpu_count))
+        violations += self._check_webhook(request.webhook_url)
+        if violations:
             raise InvalidSpec(violations)
         again = request.request_id or str(uuid.uuid5(uuid.NAMESPACE_URL, f"{old.name}/retry"))
         if request.webhook_url:
-            allow = self._runtime.settings.fetch_allow
-            if (refusal := webhook_refusal(request.webhook_url, allow)) is not None:
-                raise InvalidSpec([Violation("webhook_url", ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal)])
             job.webhook.origin = webhook_origin(request.webhook_url)
         made = await self._create(job, again, request, owner=owner, webhook_url=request.webhook_url)
         return train_pb2.RetryJobResponse(job=made)
@@ -265,9 +264,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
             named = {violation.field for violation in violations}
             violations += [item for item in check_offered(options, offer) if item.field not in named]
             violations += check_names(request.display_name, request.labels)
-            allow = self._runtime.settings.fetch_allow
-            if request.webhook_url and (refusal := webhook_refusal(request.webhook_url, allow)) is not None:
-                violations.append(Violation("webhook_url", ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal))
+            violations += self._check_webhook(request.webhook_url)
             job = Job(
                 spec=request.spec,
                 effective_spec=made.spec,
@@ -302,6 +299,12 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         assert origin is not None, "CreateJob has read it"
         clips = request.spec.continue_clips
         return resolve_clips(origin, request.continue_from, clips, request.options, self._check_url)
+
+    def _check_webhook(self, url: str) -> list[Violation]:
+        refusal = webhook_refusal(url, self._runtime.settings.fetch_allow) if url else None
+        if refusal is None:
+            return []
+        return [Violation("webhook_url", ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal)]
 
     def _check_url(self, url: str) -> str | None:
         return check_url(url, self._runtime.settings.fetch_allow, self._runtime.settings.source_buckets)

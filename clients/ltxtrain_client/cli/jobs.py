@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain.v1.train_pb2 import ContinueMode, Job
+from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Stage, State
 
 from ltxtrain_client.as_json import as_json
@@ -17,7 +17,7 @@ from ltxtrain_client.cli.session import Exit, Json, fail, run, settings_of
 from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
 from ltxtrain_client.enum_words import word, words
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, title, waiting_text
+from ltxtrain_client.event_text import describe_error, measure, origin_text, stage_word, state_word, title, waiting_text
 from ltxtrain_client.outputs import file_name, is_result
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.quantities import price_text, size_text
@@ -123,7 +123,7 @@ def job(
             ("started", time_text(lifecycle.start_time)),
             ("ended", time_text(lifecycle.end_time)),
             ("checkpoint", f"step {item.checkpoint_step}" if item.checkpoint_step else ""),
-            ("continues", _origin(item)),
+            ("continues", origin_text(item)),
             ("asked for", " and ".join(_asked(item))),
             ("stored", size_text(item.stored_bytes) if item.stored_bytes else ""),
             ("dataset", item.dataset),
@@ -196,15 +196,6 @@ def delete(
         print_json({"deleted": full_name})
     else:
         print(f"{full_name} deleted")
-
-
-def _origin(item: Job) -> str:
-    origin = item.continue_from
-    if item.effective_spec.HasField("continue_clips"):
-        return f"clips with {origin.artifact}"
-    if origin.mode == ContinueMode.CONTINUE_MODE_WEIGHTS:
-        return f"the weights of {origin.source}"
-    return f"{origin.source} from {f'step {origin.step}' if origin.step else 'its beginning'}" if origin.source else ""
 
 
 def _asked(item: Job) -> list[str]:
