@@ -130,7 +130,7 @@ class Previewer:
             raise SamplingFailed(failures[0])
 
     def _sides(self, index: int) -> tuple[bool, ...]:
-        """Of an entry that is to be sampled: true for the base model's, which comes first."""
+        """The sides of an entry to sample, true for the base model's, which comes first."""
         return (True, False) if self.settings.base_model and index not in self._base else (False,)
 
     def _finished(self, step: int, entry: PreviewInput, is_base: bool, sampled: Sampled) -> Previewed:
