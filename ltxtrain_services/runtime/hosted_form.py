@@ -7,7 +7,7 @@ import grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import State
-from ltxtrain_client.errors import CallError, Violation, from_status
+from ltxtrain_client.errors import CLIPS_PATH, SHEET_PATH, CallError, Violation, from_status
 from ltxtrain_client.outputs import LISTED_RESULTS, RESULTS, file_name
 
 HTTP_STATUS = {
@@ -103,7 +103,9 @@ def error_items(error: CallError) -> list[dict[str, Any]]:
     """An error as items of `detail`: each wrong field, or the fault itself and each clip that shows it."""
     if error.violations:
         return [violation_item(violation) for violation in error.violations]
-    place = ["body", "validation" if error.reason in VALIDATION_REASONS else "training_data_url"]
+    place: list[str | int] = ["body", "validation" if error.reason in VALIDATION_REASONS else "training_data_url"]
+    if field := error.metadata.get("field"):
+        place = ["body", *path_steps(field.removeprefix(SHEET_PATH).removeprefix(CLIPS_PATH))]
     if error.reason == "REQUEST_ID_REUSED":
         place = ["header", "Idempotency-Key"]
     first = fault_item(place, error.message, error.reason, dict(error.metadata))

@@ -6,18 +6,23 @@ what the first start made. Relayed events and the cursor that says how far they 
 
 import asyncio
 import contextlib
+import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from typing import Any, TypeVar
 
+from google.rpc.error_details_pb2 import ErrorInfo, PreconditionFailure
+from google.rpc.status_pb2 import Status
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
 from ltxtrain.v1.preprocess_pb2 import TrainingSet
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, Progress, Stage, State
+from ltxtrain_client.errors import CLIPS_PATH, SHEET_PATH
 from ltxtrain_client.sheet import name_datasets
 from ltxtrain_client.watch import TERMINAL, is_terminal
 
 from ltxtrain_services.runtime import errors
+from ltxtrain_services.runtime.addresses import CLIP, shown
 from ltxtrain_services.runtime.extend_prefix import preprocess_settings
 from ltxtrain_services.runtime.upstream import errors_passed_on, passing_errors_on
 from ltxtrain_services.runtime.work import Attempt
@@ -45,6 +50,12 @@ class Preparation:
         """Return the finished training set. Raises errors.Upstream with the status that ended it or its dataset."""
         if (kept := await self._kept(job, model_revision)) is not None:
             return kept
+        try:
+            return await self._made_anew(job, model_revision)
+        except errors.Upstream as error:
+            raise named_culprit(error, job) from error
+
+    async def _made_anew(self, job: Job, model_revision: str) -> TrainingSet:
         if continues_clips(job):
             dataset, validation = "", await self._validation_dataset(job)
             settings = opening_settings(job.effective_spec.continue_clips, model_revision)
@@ -198,6 +209,30 @@ def openings(job: Job) -> Sequence[ValidationInput]:
     """The clips that a job continues: at the end, or as all that it does."""
     task = job.effective_spec
     return task.continue_clips.openings if continues_clips(job) else task.extend_prefix.validation
+
+
+def named_culprit(error: errors.Upstream, job: Job) -> errors.Upstream:
+    """The error with the field and the file of the opening that it is about; as it is, when it is about none."""
+    status = error.status()
+    info, failure = ErrorInfo(), PreconditionFailure()
+    for detail in status.details:
+        detail.Unpack(info) or detail.Unpack(failure)
+    texts = [*(item.subject for item in failure.violations), *info.metadata.values()]
+    path = f"{CLIPS_PATH}openings" if continues_clips(job) else f"{SHEET_PATH}validation"
+    for index, entry in enumerate(openings(job)):
+        source = entry.video_url if CLIP.fullmatch(entry.video_url) else shown(entry.video_url)
+        names = [text for text in texts if text.startswith(source)]
+        names += re.findall(rf"{re.escape(source)}(?:/[^\s:;]+)?", status.message)
+        if not source or not names:
+            continue
+        field, file = f"{path}[{index}].video_url", max(names, key=len).rstrip(".,").rpartition("/")[2]
+        info.metadata["field"], info.metadata["file"] = field, file
+        named = Status(code=status.code, message=f"{field} ({file}): {status.message}")
+        for detail in status.details:
+            named.details.add().CopyFrom(detail)
+        named.details[0].Pack(info)
+        return errors.Upstream(named)
+    return error
 
 
 def enter_stage(job: Job, stage: "Stage", progress: Progress | None = None) -> None:

@@ -211,5 +211,8 @@ def estimate_lines(answer: EstimateJobResponse) -> list[str]:
             how += f", {plan.streamed_blocks} blocks in {size_text(plan.host_bytes)} of host memory"
         lines.append(f"{plan.card_gib:2d} GB     {how if plan.fits else 'too small'}")
     if answer.HasField("total_samples"):
-        lines.append(f"encoded   {answer.cached_samples} of {answer.total_samples} samples already")
+        done, total = answer.cached_samples, answer.total_samples
+        lines.append(
+            f"encoded   {done} of {total} samples already" if done else "encoded   nothing yet: the job does it"
+        )
     return lines
