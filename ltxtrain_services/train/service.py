@@ -273,10 +273,10 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
                 display_name=request.display_name,
                 labels=request.labels,
             )
-            if request.webhook_url:
-                job.webhook.origin = webhook_origin(request.webhook_url)
             if violations:
                 raise InvalidSpec(violations)
+            if request.webhook_url:
+                job.webhook.origin = webhook_origin(request.webhook_url)
             return job
 
         offer = await self._offer(max(request.options.gpu_count, origin.job.options.gpu_count if origin else 0))
