@@ -83,19 +83,19 @@ async def test_the_videos_are_fetched_at_the_end(
 ) -> None:
     far.events = progress_events(2)
     for name, kind in (
-        ("continued-0.mp4", Artifact.KIND_CONTINUED_VIDEO),
+        ("continued-clip-1.mp4", Artifact.KIND_CONTINUED_VIDEO),
         ("base-0.mp4", Artifact.KIND_BASE_VIDEO),
         ("lora.safetensors", Artifact.KIND_LORA),
     ):
         content = name.encode()
         far.add_artifact(JOB, name, content, kind, hashlib.sha256(content).hexdigest())
         store.objects[f"/{JOB}/{name}"] = content
-    far.output.continued_videos.append(f"{JOB}/artifacts/continued-0.mp4")
+    far.output.continued_videos.append(f"{JOB}/artifacts/continued-clip-1.mp4")
     far.output.base_videos.append(f"{JOB}/artifacts/base-0.mp4")
     out = tmp_path / "out"
     await ltxtrain("continue", "1", "https://example.com/a.mp4", "-p", "a", "--out", out)
     assert {path.name: path.read_text() for path in out.iterdir()} == {
-        name: name for name in ("continued-0.mp4", "base-0.mp4")
+        name: name for name in ("continued-clip-1.mp4", "base-0.mp4")
     }
 
 
@@ -112,9 +112,9 @@ async def test_a_job_that_continues_clips_is_shown_as_one(far: FarSide, ltxtrain
     assert f"clips with {lora}" in shown and '"sampling_steps": 12' in shown
     assert json.loads((await ltxtrain("job", "1", "--json")).stdout)["effective_spec"]["continue_clips"]["openings"]
     assert "trained nothing" in (await ltxtrain("submit", "--like", "1", code=2)).output
-    job.output.continued_videos.append(f"{JOB}/artifacts/continued-0.mp4")
-    assert result_files(job) == {"continued-0.mp4": f"{JOB}/artifacts/continued-0.mp4"}
-    assert is_result(Artifact(name=f"{JOB}/artifacts/continued-0.mp4", kind=Artifact.KIND_CONTINUED_VIDEO), job)
+    job.output.continued_videos.append(f"{JOB}/artifacts/continued-clip-1.mp4")
+    assert result_files(job) == {"continued-clip-1.mp4": f"{JOB}/artifacts/continued-clip-1.mp4"}
+    assert is_result(Artifact(name=f"{JOB}/artifacts/continued-clip-1.mp4", kind=Artifact.KIND_CONTINUED_VIDEO), job)
 
 
 async def test_clips_are_continued_through_the_client(far: FarSide, train: TrainClient) -> None:

@@ -119,9 +119,9 @@ async def test_its_own_opening_is_continued_to_its_last_preview(clients: Clients
     files, earlier = await files_of(clients, used.name), await files_of(clients, job.name)
     # Nothing of the LoRA is in it: byte for byte the same.
     assert files["base-0.mp4"].blob.sha256 == earlier["base-0.mp4"].blob.sha256
-    assert set(files) == {"base-0.mp4", "continued-0.mp4", "reel.mp4"}, "the LoRA stays its job's"
+    assert set(files) == {"base-0.mp4", "continued-clip-1.mp4", "reel.mp4"}, "the LoRA stays its job's"
     sides = {}
-    for name, item in (("made", files["continued-0.mp4"]), ("preview", earlier["preview-000100-0.mp4"]),
+    for name, item in (("made", files["continued-clip-1.mp4"]), ("preview", earlier["preview-000100-0.mp4"]),
                        ("base", files["base-0.mp4"])):  # fmt: skip
         path = await clients.train.download(item.name, tmp_path / f"{name}.mp4")
         with av.open(str(path)) as container:
@@ -131,7 +131,7 @@ async def test_its_own_opening_is_continued_to_its_last_preview(clients: Clients
     # But for the file's bfloat16, in which the LoRA's weights are rounded.
     assert np.abs(sides["made"] - sides["preview"]).mean() < 0.5
     assert np.abs(sides["made"] - sides["base"]).mean() > 2 * np.abs(sides["made"] - sides["preview"]).mean()
-    assert [*used.output.continued_videos] == [f"{used.name}/artifacts/continued-0.mp4"]
+    assert [*used.output.continued_videos] == [f"{used.name}/artifacts/continued-clip-1.mp4"]
     assert (used.billable_units, used.training_summary.clip_count, used.training_summary.steps) == (0, 1, 0)
     sampled = [event.progress for event in events if event.HasField("progress") and event.stage == Stage.STAGE_PREVIEW]
     assert (sampled[-1].completed, sampled[-1].total) == (60, 60)

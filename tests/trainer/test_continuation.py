@@ -67,7 +67,7 @@ def difference(ours: Path, theirs: Path) -> float:
 def test_a_jobs_own_opening_is_continued_to_its_last_preview(trained: JobPlan, tmp_path: Path) -> None:
     reports = continued(plan_for(trained, tmp_path))
     assert (tmp_path / "base-0.mp4").read_bytes() == (trained.work_dir / "base-0.mp4").read_bytes()
-    made, preview = tmp_path / "continued-0.mp4", trained.work_dir / f"preview-{LAST}-0.mp4"
+    made, preview = tmp_path / "continued-clip-1.mp4", trained.work_dir / f"preview-{LAST}-0.mp4"
     # A LoRA file is bfloat16 where the job's last preview had its adapter in float32: no more than that rounding.
     assert difference(made, preview) < 0.3
     assert difference(made, tmp_path / "base-0.mp4") > 1, "the LoRA is not used"
@@ -87,10 +87,10 @@ def test_without_the_base_model_there_is_one_video_of_an_opening(trained: JobPla
     reports = continued(dataclasses.replace(plan_for(trained, tmp_path), clips=clips))
     files = [file for report in reports if isinstance(report, Previewed | Finished) for file in report.files]
     assert [(file.kind, file.path.name, file.step, file.validation_index) for file in files] == [
-        (FileKind.CONTINUED_VIDEO, "continued-1.mp4", trained.settings.steps, 1)
+        (FileKind.CONTINUED_VIDEO, "continued-clip-2.mp4", trained.settings.steps, 1)
     ]
-    assert [path.name for path in tmp_path.iterdir()] == ["continued-1.mp4"]
-    ours, first = frames(tmp_path / "continued-1.mp4"), frames(trained.work_dir / f"preview-{LAST}-0.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["continued-clip-2.mp4"]
+    ours, first = frames(tmp_path / "continued-clip-2.mp4"), frames(trained.work_dir / f"preview-{LAST}-0.mp4")
     assert np.abs(ours[PREFIX:] - first[PREFIX:]).mean() > 1, "the noise of one opening is not another's"
 
 

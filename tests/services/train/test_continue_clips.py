@@ -188,7 +188,7 @@ def test_a_start_makes_what_an_earlier_one_has_not() -> None:
     ]
     model = ModelFolder(path=Path("model"), reference="model", revision="r", digests={}, original=None)
     prepared = Prepared(model=model, training_set=TrainingSet(negative_prompt=blob("negative")), samples=samples)
-    lora, made = Artifact(blob=blob("lora")), [file("continued-0.mp4", Artifact.KIND_CONTINUED_VIDEO)]
+    lora, made = Artifact(blob=blob("lora")), [file("continued-clip-1.mp4", Artifact.KIND_CONTINUED_VIDEO)]
     made[0].validation_index = 0
     for job, found, left in (
         (continued_job(), [], [0, 1]),
@@ -209,14 +209,17 @@ def test_the_output_has_the_videos_in_the_order_of_their_openings() -> None:
     found = []
     for name, kind, index in (
         ("base-0.mp4", Artifact.KIND_BASE_VIDEO, 0),
-        ("continued-1.mp4", Artifact.KIND_CONTINUED_VIDEO, 1),
-        ("continued-0.mp4", Artifact.KIND_CONTINUED_VIDEO, 0),
+        ("continued-clip-2.mp4", Artifact.KIND_CONTINUED_VIDEO, 1),
+        ("continued-clip-1.mp4", Artifact.KIND_CONTINUED_VIDEO, 0),
         ("reel.mp4", Artifact.KIND_VALIDATION_REEL, 0),
     ):
         found.append(file(name, kind))
         found[-1].validation_index = index
     output = clips_output(found)
-    assert [name.rpartition("/")[2] for name in output.continued_videos] == ["continued-0.mp4", "continued-1.mp4"]
+    assert [name.rpartition("/")[2] for name in output.continued_videos] == [
+        "continued-clip-1.mp4",
+        "continued-clip-2.mp4",
+    ]
     assert list(output.base_videos) == [f"{OLD}/artifacts/base-0.mp4"] and output.video == f"{OLD}/artifacts/reel.mp4"
     assert not output.lora_file
 
