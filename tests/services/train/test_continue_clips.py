@@ -24,6 +24,8 @@ from ltxtrain.v1.work_pb2 import Lifecycle, State
 from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, NotReady, reason_name
 from ltxtrain_services.runtime.extend_prefix import preprocess_settings
+from ltxtrain_services.runtime.work import Attempt
+from ltxtrain_services.train.artifacts import COLLECTION
 from ltxtrain_services.train.continuation import Origin, Resolved, used_lora
 from ltxtrain_services.train.continue_clips import (
     RULES,
@@ -248,3 +250,24 @@ async def test_calls_that_are_for_trainings_are_refused(trainer: Trainer) -> Non
     assert [violation.field for violation in refused.value.violations] == ["continue_from.source"]
     with pytest.raises(NotFound, match=r"jobs/old/artifacts/lora\.safetensors"):
         await used_lora(trainer.jobs, job)
+
+
+async def test_a_continuation_that_ends_early_keeps_the_clips_that_are_made(trainer: Trainer) -> None:
+    job = continued_job()
+    job.name, job.queue_position = "jobs/early", 2
+    await trainer.jobs.create(job, owner="me", request_id="", digest=b"")
+    async with trainer.jobs.edit(job.name) as edit:
+        made = Artifact(
+            name=f"{job.name}/artifacts/continued-clip-2.mp4",
+            kind=Artifact.KIND_CONTINUED_VIDEO,
+            validation_index=1,
+            blob=Blob(key=f"{job.name}/continued-clip-2.mp4", size_bytes=7),
+        )
+        edit.put_child(COLLECTION, "continued-clip-2.mp4", made)
+    ending = await trainer.workflow._publish_clips(Attempt(trainer.jobs, job.name, 0, "me"))
+    async with trainer.jobs.edit(job.name) as edit:
+        ending(edit)
+        edit.enter(State.STATE_CANCELLED)
+    ended = await trainer.jobs.get(job.name)
+    assert list(ended.output.continued_videos) == [made.name] and ended.stored_bytes == 7
+    assert not ended.HasField("queue_position") and not ended.HasField("training_summary") and not ended.billable_units
