@@ -111,29 +111,30 @@ async def test_its_own_opening_is_continued_to_its_last_preview(clients: Clients
         prompt=job.effective_spec.extend_prefix.validation[0].prompt,
         video_url=f"dataset:{job.validation_dataset}/clips/0",
     )
-    spec = ContinueClipsSpec(openings=[opening], base_model=True)
+    spec = ContinueClipsSpec(openings=[opening])
     made = await clients.train.submit(spec, continue_from=ContinueFrom(source=job.name))
     events = [event for _, event in await follow(clients, made.name)]
     used = await clients.train.get_job(made.name)
     assert not used.lifecycle.HasField("error"), str(from_status(used.lifecycle.error))
     files, earlier = await files_of(clients, used.name), await files_of(clients, job.name)
-    # Nothing of the LoRA is in it: byte for byte the same.
-    assert files["base-0.mp4"].blob.sha256 == earlier["base-0.mp4"].blob.sha256
-    assert set(files) == {"base-0.mp4", "continued-clip-1.mp4", "reel.mp4"}, "the LoRA stays its job's"
-    sides = {}
-    for name, item in (("made", files["continued-clip-1.mp4"]), ("preview", earlier["preview-000100-0.mp4"]),
-                       ("base", files["base-0.mp4"])):  # fmt: skip
-        path = await clients.train.download(item.name, tmp_path / f"{name}.mp4")
+    assert set(files) == {"continued-clip-1.mp4"}, "the LoRA stays its job's"
+    shown = {}
+    for side, item in (
+        ("continued", files["continued-clip-1.mp4"]),
+        ("preview", earlier["preview-000100-0.mp4"]),
+        ("base", earlier["base-0.mp4"]),
+    ):
+        path = await clients.train.download(item.name, tmp_path / f"{side}.mp4")
         with av.open(str(path)) as container:
             assert sorted(stream.type for stream in container.streams) == ["audio", "video"]
             pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-        sides[name] = np.stack(pictures).astype(float)
-    # But for the file's bfloat16, in which the LoRA's weights are rounded.
-    assert np.abs(sides["made"] - sides["preview"]).mean() < 0.5
-    assert np.abs(sides["made"] - sides["base"]).mean() > 2 * np.abs(sides["made"] - sides["preview"]).mean()
+        shown[side] = np.stack(pictures).astype(float)
+    # Not to the byte: a LoRA file has the weights in bfloat16. Nearer to the preview than the LoRA is to the base.
+    learned = np.abs(shown["preview"] - shown["base"]).mean()
+    assert np.abs(shown["continued"] - shown["preview"]).mean() < 0.3 * learned
     assert [*used.output.continued_videos] == [f"{used.name}/artifacts/continued-clip-1.mp4"]
     assert (used.billable_units, used.training_summary.clip_count, used.training_summary.steps) == (0, 1, 0)
     sampled = [event.progress for event in events if event.HasField("progress") and event.stage == Stage.STAGE_PREVIEW]
-    assert (sampled[-1].completed, sampled[-1].total) == (60, 60)
+    assert (sampled[-1].completed, sampled[-1].total) == (30, 30)
     training_set = await clients.preprocess.get_training_set(used.training_set)
     assert training_set.dataset == "" and training_set.report.cache_misses == 0, "encoded for the job's previews"

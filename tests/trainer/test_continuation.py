@@ -14,10 +14,12 @@ from safetensors import safe_open
 
 from ltxtrain_trainer.continuation import continue_clips
 from ltxtrain_trainer.errors import AuditFailed
+from ltxtrain_trainer.lora_file.export import PREFIX as PREFIX_OF_KEYS
 from ltxtrain_trainer.lora_file.export import write_lora
 from ltxtrain_trainer.plan import ContinuationPlan, JobPlan
 from ltxtrain_trainer.reports import FileKind, Finished, Loaded, Previewed, Previewing, Report, Warned
-from tests.trainer.test_job import FRAMES, PREFIX, RATE, STEPS, run
+from ltxtrain_trainer.training.checkpoint import read_checkpoint
+from tests.trainer.test_job import FRAMES, RATE, STEPS, run
 from tests.trainer.test_job import make_plan as make_job_plan
 
 SAMPLING_STEPS = 3
@@ -65,12 +67,16 @@ def difference(ours: Path, theirs: Path) -> float:
 
 
 def test_a_jobs_own_opening_is_continued_to_its_last_preview(trained: JobPlan, tmp_path: Path) -> None:
-    reports = continued(plan_for(trained, tmp_path))
-    assert (tmp_path / "base-0.mp4").read_bytes() == (trained.work_dir / "base-0.mp4").read_bytes()
+    """To the byte, with the weights as they were; a LoRA file has them in bfloat16."""
+    unrounded = read_checkpoint(trained.work_dir / f"checkpoint-{LAST}.safetensors").adapter
+    write_lora(
+        {f"{PREFIX_OF_KEYS}{name}": tensor for name, tensor in unrounded.items()}, {}, tmp_path / "exact.safetensors"
+    )
+    reports = continued(dataclasses.replace(plan_for(trained, tmp_path), lora=tmp_path / "exact.safetensors"))
     made, preview = tmp_path / "continued-clip-1.mp4", trained.work_dir / f"preview-{LAST}-0.mp4"
-    # A LoRA file is bfloat16 where the job's last preview had its adapter in float32: no more than that rounding.
-    assert difference(made, preview) < 0.3
-    assert difference(made, tmp_path / "base-0.mp4") > 1, "the LoRA is not used"
+    assert made.read_bytes() == preview.read_bytes()
+    assert (tmp_path / "base-0.mp4").read_bytes() == (trained.work_dir / "base-0.mp4").read_bytes()
+    assert made.read_bytes() != (tmp_path / "base-0.mp4").read_bytes()
     with av.open(str(made)) as video:
         assert sum(frame.samples for frame in video.decode(audio=0)) >= round(FRAMES / RATE * 48_000)
     first, *_, last = reports
@@ -80,18 +86,20 @@ def test_a_jobs_own_opening_is_continued_to_its_last_preview(trained: JobPlan, t
     assert [file.kind for file in last.files] == [FileKind.VALIDATION_REEL]
 
 
-def test_without_the_base_model_there_is_one_video_of_an_opening(trained: JobPlan, tmp_path: Path) -> None:
+def test_without_the_base_model_there_is_one_video_of_each_opening(trained: JobPlan, tmp_path: Path) -> None:
     assert trained.previews is not None
-    second = dataclasses.replace(trained.previews.inputs[0], index=1)
-    clips = dataclasses.replace(trained.previews, inputs=(second,), base_model=False)
+    (first,) = trained.previews.inputs
+    clips = dataclasses.replace(trained.previews, inputs=(first, dataclasses.replace(first, index=1)), base_model=False)
     reports = continued(dataclasses.replace(plan_for(trained, tmp_path), clips=clips))
     files = [file for report in reports if isinstance(report, Previewed | Finished) for file in report.files]
     assert [(file.kind, file.path.name, file.step, file.validation_index) for file in files] == [
-        (FileKind.CONTINUED_VIDEO, "continued-clip-2.mp4", trained.settings.steps, 1)
+        (FileKind.CONTINUED_VIDEO, f"continued-clip-{index + 1}.mp4", STEPS, index) for index in range(2)
     ]
-    assert [path.name for path in tmp_path.iterdir()] == ["continued-clip-2.mp4"]
-    ours, first = frames(tmp_path / "continued-clip-2.mp4"), frames(trained.work_dir / f"preview-{LAST}-0.mp4")
-    assert np.abs(ours[PREFIX:] - first[PREFIX:]).mean() > 1, "the noise of one opening is not another's"
+    assert {path.name for path in tmp_path.iterdir()} == {file.path.name for file in files}
+    preview, base = trained.work_dir / f"preview-{LAST}-0.mp4", trained.work_dir / "base-0.mp4"
+    rounding = difference(tmp_path / "continued-clip-1.mp4", preview)
+    assert 0 < rounding < 0.2 * difference(preview, base)
+    assert difference(tmp_path / "continued-clip-2.mp4", preview) > 1, "the noise of one opening is not another's"
 
 
 def test_a_lora_that_is_not_sound_continues_nothing(trained: JobPlan, tmp_path: Path) -> None:
