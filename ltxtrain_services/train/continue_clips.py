@@ -18,17 +18,15 @@ from ltxtrain_client.errors import CLIPS_PATH
 from ltxtrain_services.runtime.errors import Violation
 from ltxtrain_services.runtime.extend_prefix import (
     OPTIONS,
-    Flag,
-    Named,
-    Number,
-    Rule,
-    Text,
     below,
     bucket_geometry,
-    check_openings,
     check_prefix,
+    check_prompts,
+    check_videos,
     fill,
 )
+from ltxtrain_services.runtime.parameters import table
+from ltxtrain_services.runtime.rules import max_items
 from ltxtrain_services.runtime.telemetry import current_trace
 from ltxtrain_services.train.actors import TrainTask
 from ltxtrain_services.train.continuation import Origin, Resolved, continues_clips, over
@@ -37,26 +35,30 @@ from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT
 from ltxtrain_trainer.plan import ContinuationPlan, PreviewSettings
 from ltxtrain_trainer.preview.recipe import AUDIO_TEXT_GUIDANCE, STEPS, VIDEO_TEXT_GUIDANCE
 
-MAX_OPENINGS = 8
+MAX_OPENINGS = max_items(ContinueClipsSpec, "openings")
 # The options that decide something of a continuation.
 TAKEN_OPTIONS = frozenset({"seed", "base_precision", "preview_schedule_tokens"})
 
 # Most defaults are the source's, which `inherited` fills in.
-RULES: tuple[Rule, ...] = (
-    Number(name="number_of_frames", default=89, minimum=9, maximum=257, snapped=True),
-    Number(name="conditioning_frames", default=9, minimum=9, maximum=121),
-    Number(name="frame_rate", default=24, minimum=8, maximum=60),
-    Named(name="resolution", default=Resolution.RESOLUTION_HIGH, kind=Resolution),
-    Named(name="aspect_ratio", default=AspectRatio.ASPECT_RATIO_1_1, kind=AspectRatio),
-    Flag(name="with_audio", default=False),
-    Flag(name="audio_normalize", default=True),
-    Text(name="trigger_phrase", default=""),
-    Text(name="negative_prompt", default=NEGATIVE_PROMPT),
-    Number(name="guidance_scale", default=VIDEO_TEXT_GUIDANCE, minimum=1.0, maximum=20.0),
-    Number(name="audio_guidance_scale", default=AUDIO_TEXT_GUIDANCE, minimum=1.0, maximum=20.0),
-    Number(name="stg_scale", default=1.0, minimum=0.0, maximum=3.0),
-    Number(name="sampling_steps", default=STEPS, minimum=2, maximum=200),
-    Flag(name="base_model", default=False),
+RULES = table(
+    ContinueClipsSpec,
+    {
+        "number_of_frames": 89,
+        "conditioning_frames": 9,
+        "frame_rate": 24,
+        "resolution": Resolution.RESOLUTION_HIGH,
+        "aspect_ratio": AspectRatio.ASPECT_RATIO_1_1,
+        "with_audio": False,
+        "audio_normalize": True,
+        "trigger_phrase": "",
+        "negative_prompt": NEGATIVE_PROMPT,
+        "guidance_scale": VIDEO_TEXT_GUIDANCE,
+        "audio_guidance_scale": AUDIO_TEXT_GUIDANCE,
+        "stg_scale": 1.0,
+        "sampling_steps": STEPS,
+        "base_model": False,
+    },
+    snapped=("number_of_frames",),
 )
 
 
@@ -115,7 +117,7 @@ def resolve(
         if field.name != "openings":
             setattr(asked, field.name, value)
     spec, violations = fill(over(base, asked), RULES)
-    violations += check_openings("openings", openings, check_url)
+    violations += [*check_videos("openings", openings, check_url), *check_prompts("openings", openings)]
     if not count:
         text = "Name a clip whose opening is continued, and say what happens next."
         violations.append(Violation("openings", ErrorReason.ERROR_REASON_FIELD_REQUIRED, text))

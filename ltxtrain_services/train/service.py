@@ -79,12 +79,12 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         """A job's own blobs go with the job; nothing is shared here."""
 
     async def CreateJob(self, request: train_pb2.CreateJobRequest, context: Any) -> train_pb2.CreateJobResponse:
-        check_request_id(request.request_id)
         origin = None
         if request.HasField("continue_from") or request.spec.HasField("continue_clips"):
             if not request.continue_from.source:
                 text = "Name a job that has ended, or a checkpoint or LoRA of one."
-                raise InvalidSpec([Violation(SOURCE_FIELD, ErrorReason.ERROR_REASON_FIELD_REQUIRED, text)])
+                missing = Violation(SOURCE_FIELD, ErrorReason.ERROR_REASON_FIELD_REQUIRED, text)
+                raise InvalidSpec([missing, *check_request_id(request.request_id)])
             origin = await Origin.read(self._jobs, request.continue_from.source, visible_owner())
         job = await self._resolved(request, origin)
         if continues_clips(job):
@@ -98,7 +98,8 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         return train_pb2.CreateJobResponse(job=job)
 
     async def RetryJob(self, request: train_pb2.RetryJobRequest, context: Any) -> train_pb2.RetryJobResponse:
-        check_request_id(request.request_id)
+        if wrong := check_request_id(request.request_id):
+            raise InvalidSpec(wrong)
         origin = await Origin.read(self._jobs, request.name, visible_owner())
         if origin.named is not None:
             raise NotFound(request.name)
@@ -263,6 +264,7 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
             options, violations = made.options, made.violations
             named = {violation.field for violation in violations}
             violations += [item for item in check_offered(options, offer) if item.field not in named]
+            violations += check_request_id(request.request_id)
             violations += check_names(request.display_name, request.labels)
             violations += self._check_webhook(request.webhook_url)
             job = Job(

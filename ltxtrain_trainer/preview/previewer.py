@@ -238,10 +238,10 @@ class Previewer:
         self, step: int, entry: PreviewInput, is_base: bool, result: _Result, prefix: Frames, frame_rate: float
     ) -> Previewed:
         kind = FileKind.BASE_VIDEO if is_base else self.kind
-        stem = f"base-{entry.index}" if is_base else f"preview-{step:06}-{entry.index}"
-        if kind is FileKind.CONTINUED_VIDEO:
-            # Counted from 1, as people count clips.
-            stem = f"continued-clip-{entry.index + 1}"
+        # Counted from 1, as on pages and in lines of the log.
+        clip = f"clip-{entry.index + 1}"
+        stems = {FileKind.BASE_VIDEO: "base", FileKind.CONTINUED_VIDEO: "continued"}
+        stem = f"{stems.get(kind, f'preview-{step:06}')}-{clip}"
         plain = self.work_dir / f"{stem}.mp4"
         write_preview(plain, result.continuation, prefix, frame_rate)
         files = [MadeFile(kind=kind, path=plain, content_type="video/mp4", step=step, validation_index=entry.index)]

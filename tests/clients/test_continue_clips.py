@@ -84,18 +84,18 @@ async def test_the_videos_are_fetched_at_the_end(
     far.events = progress_events(2)
     for name, kind in (
         ("continued-clip-1.mp4", Artifact.KIND_CONTINUED_VIDEO),
-        ("base-0.mp4", Artifact.KIND_BASE_VIDEO),
+        ("base-clip-1.mp4", Artifact.KIND_BASE_VIDEO),
         ("lora.safetensors", Artifact.KIND_LORA),
     ):
         content = name.encode()
         far.add_artifact(JOB, name, content, kind, hashlib.sha256(content).hexdigest())
         store.objects[f"/{JOB}/{name}"] = content
     far.output.continued_videos.append(f"{JOB}/artifacts/continued-clip-1.mp4")
-    far.output.base_videos.append(f"{JOB}/artifacts/base-0.mp4")
+    far.output.base_videos.append(f"{JOB}/artifacts/base-clip-1.mp4")
     out = tmp_path / "out"
     await ltxtrain("continue", "1", "https://example.com/a.mp4", "-p", "a", "--out", out)
     assert {path.name: path.read_text() for path in out.iterdir()} == {
-        name: name for name in ("continued-clip-1.mp4", "base-0.mp4")
+        name: name for name in ("continued-clip-1.mp4", "base-clip-1.mp4")
     }
 
 

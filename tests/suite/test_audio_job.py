@@ -121,8 +121,8 @@ async def test_its_own_opening_is_continued_to_its_last_preview(clients: Clients
     shown = {}
     for side, item in (
         ("continued", files["continued-clip-1.mp4"]),
-        ("preview", earlier["preview-000100-0.mp4"]),
-        ("base", earlier["base-0.mp4"]),
+        ("preview", earlier["preview-000100-clip-1.mp4"]),
+        ("base", earlier["base-clip-1.mp4"]),
     ):
         path = await clients.train.download(item.name, tmp_path / f"{side}.mp4")
         with av.open(str(path)) as container:

@@ -73,10 +73,10 @@ def test_a_jobs_own_opening_is_continued_to_its_last_preview(trained: JobPlan, t
         {f"{PREFIX_OF_KEYS}{name}": tensor for name, tensor in unrounded.items()}, {}, tmp_path / "exact.safetensors"
     )
     reports = continued(dataclasses.replace(plan_for(trained, tmp_path), lora=tmp_path / "exact.safetensors"))
-    made, preview = tmp_path / "continued-clip-1.mp4", trained.work_dir / f"preview-{LAST}-0.mp4"
+    made, preview = tmp_path / "continued-clip-1.mp4", trained.work_dir / f"preview-{LAST}-clip-1.mp4"
     assert made.read_bytes() == preview.read_bytes()
-    assert (tmp_path / "base-0.mp4").read_bytes() == (trained.work_dir / "base-0.mp4").read_bytes()
-    assert made.read_bytes() != (tmp_path / "base-0.mp4").read_bytes()
+    assert (tmp_path / "base-clip-1.mp4").read_bytes() == (trained.work_dir / "base-clip-1.mp4").read_bytes()
+    assert made.read_bytes() != (tmp_path / "base-clip-1.mp4").read_bytes()
     with av.open(str(made)) as video:
         assert sum(frame.samples for frame in video.decode(audio=0)) >= round(FRAMES / RATE * 48_000)
     first, *_, last = reports
@@ -96,7 +96,7 @@ def test_without_the_base_model_there_is_one_video_of_each_opening(trained: JobP
         (FileKind.CONTINUED_VIDEO, f"continued-clip-{index + 1}.mp4", STEPS, index) for index in range(2)
     ]
     assert {path.name for path in tmp_path.iterdir()} == {file.path.name for file in files}
-    preview, base = trained.work_dir / f"preview-{LAST}-0.mp4", trained.work_dir / "base-0.mp4"
+    preview, base = trained.work_dir / f"preview-{LAST}-clip-1.mp4", trained.work_dir / "base-clip-1.mp4"
     rounding = difference(tmp_path / "continued-clip-1.mp4", preview)
     assert 0 < rounding < 0.2 * difference(preview, base)
     assert difference(tmp_path / "continued-clip-2.mp4", preview) > 1, "the noise of one opening is not another's"

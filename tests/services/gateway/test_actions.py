@@ -237,7 +237,7 @@ async def test_a_form_continues_a_clip_with_a_jobs_lora(suite: Suite, train: Tra
         shown = html
     found = await train.get_job(made)
     assert found.effective_spec.continue_clips.number_of_frames == 57 and found.options.seed == 7
-    assert f'src="/{made}/files/continued-clip-1.mp4"' in shown and f'src="/{made}/files/base-0.mp4"' in shown
+    assert f'src="/{made}/files/continued-clip-1.mp4"' in shown and f'src="/{made}/files/base-clip-1.mp4"' in shown
     page = await browser.get(f"/{made}")
     assert f'<a href="/{source}">clips with {source}/artifacts/lora.safetensors</a>' in page
     offered = actions(page)
@@ -251,7 +251,7 @@ async def continue_one(attempt: Attempt[Job]) -> Ending[Job]:
     """A clip continued with the LoRA and without."""
 
     def ending(edit: Edit[Job]) -> None:
-        kinds = {"base-0.mp4": Artifact.KIND_BASE_VIDEO, "continued-clip-1.mp4": Artifact.KIND_CONTINUED_VIDEO}
+        kinds = {"base-clip-1.mp4": Artifact.KIND_BASE_VIDEO, "continued-clip-1.mp4": Artifact.KIND_CONTINUED_VIDEO}
         for name, kind in kinds.items():
             made = file_of(edit.body.name, name, kind, step=100, validation_index=0)
             edit.put_child("artifacts", name, made)

@@ -210,7 +210,7 @@ def test_a_start_makes_what_an_earlier_one_has_not() -> None:
 def test_the_output_has_the_videos_in_the_order_of_their_openings() -> None:
     found = []
     for name, kind, index in (
-        ("base-0.mp4", Artifact.KIND_BASE_VIDEO, 0),
+        ("base-clip-1.mp4", Artifact.KIND_BASE_VIDEO, 0),
         ("continued-clip-2.mp4", Artifact.KIND_CONTINUED_VIDEO, 1),
         ("continued-clip-1.mp4", Artifact.KIND_CONTINUED_VIDEO, 0),
         ("reel.mp4", Artifact.KIND_VALIDATION_REEL, 0),
@@ -222,7 +222,9 @@ def test_the_output_has_the_videos_in_the_order_of_their_openings() -> None:
         "continued-clip-1.mp4",
         "continued-clip-2.mp4",
     ]
-    assert list(output.base_videos) == [f"{OLD}/artifacts/base-0.mp4"] and output.video == f"{OLD}/artifacts/reel.mp4"
+    assert (
+        list(output.base_videos) == [f"{OLD}/artifacts/base-clip-1.mp4"] and output.video == f"{OLD}/artifacts/reel.mp4"
+    )
     assert not output.lora_file
 
 
