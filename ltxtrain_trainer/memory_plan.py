@@ -29,7 +29,10 @@ WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0005, "fp8": 1.001, "nf4": 0
 MAX_CPU_WEIGHTS = 2 * 10**9
 
 BUFFERED_BLOCKS = 2  # ltxtrain_trainer.model.streaming
-ADAPTER_BYTES = {"adamw": 16, "adamw_8bit": 10.1}  # of a weight: itself, gradient, moments
+# Of a use of a LoRA, which trains nothing.
+NO_OPTIMIZER = "none"
+# Of a weight: itself, gradient, moments.
+ADAPTER_BYTES = {"adamw": 16, "adamw_8bit": 10.1, NO_OPTIMIZER: 4}
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ PUBLISHED = ModelSize()
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """The load of a plan: tokens of one training clip and of one preview (0: none), adapter and optimizer."""
+    """The load of a plan: tokens of one training clip and of one preview (0: none of it), adapter and optimizer."""
 
     tokens: int
     rank: int
@@ -250,6 +253,8 @@ def remedy(plan: MemoryPlan, load: Load, host_bytes: int, precisions: Collection
     if others := [rung for rung in smaller if rung.precision != plan.precision]:
         best = max(others, key=lambda rung: rung.total_bytes)
         return f"set base_precision to {best.precision} (about {best.total_bytes / GIB:.0f} GiB)"
+    if load.optimizer == NO_OPTIMIZER:
+        return "lower resolution or number_of_frames"
     if load.optimizer == "adamw":
         smaller_optimizer = plan_for(replace(load, optimizer="adamw_8bit"), plan.precision, plan.streamed_blocks, model)
         return f"set optimizer to adamw_8bit (about {smaller_optimizer.total_bytes / GIB:.0f} GiB)"

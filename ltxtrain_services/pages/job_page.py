@@ -10,11 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from google.type.money_pb2 import Money
+from ltxtrain.v1.continue_clips_pb2 import ContinueClipsSpec
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import Job, LoraAudit, TrainingSummary
 from ltxtrain_client.as_json import as_json
+from ltxtrain_client.event_text import origin_text
 from ltxtrain_client.quantities import price_text
-from ltxtrain_client.sheet import name_datasets
+from ltxtrain_client.sheet import name_datasets, name_openings
 from markupsafe import Markup
 
 from ltxtrain_services.pages.charts import Line, Points, legend, line_chart, number, smoothed
@@ -105,8 +107,22 @@ METRIC_CHARTS: dict[str, tuple[str, tuple[float, str] | None]] = {
 }
 
 
+def continues_clips(job: Job) -> bool:
+    """Whether a job uses a LoRA, and trains none."""
+    uses: bool = job.effective_spec.HasField("continue_clips")
+    return uses
+
+
 def shown_spec(job: Job) -> dict[str, Any]:
     """The resolved spec in the sheet's own words: datasets in place of uploads, URLs without possible secrets."""
+    if continues_clips(job):
+        clips = ContinueClipsSpec()
+        clips.CopyFrom(job.effective_spec.continue_clips)
+        name_openings(clips.openings, job.validation_dataset, uploads_only=True)
+        document = as_json(clips)
+        for entry in document["openings"]:
+            entry["video_url"] = shown(entry["video_url"])
+        return document
     resolved = ExtendPrefixSpec()
     resolved.CopyFrom(job.effective_spec.extend_prefix)
     name_datasets(resolved, job.dataset, job.validation_dataset, uploads_only=True)
@@ -123,10 +139,16 @@ def training_facts(job: Job, summary: TrainingSummary, units: int, price: Money 
     wanted = job.effective_spec.extend_prefix.number_of_steps
     steps = f"{wanted}" if summary.steps == wanted else f"{summary.steps} of {wanted}"
     streamed = f", {summary.streamed_blocks} blocks in host memory" if summary.streamed_blocks else ""
-    return {
+    facts = {
         "Base model": f"{summary.model} at {summary.model_revision[:19]}, {summary.precision}",
         "Device": f"{summary.device}, {summary.planned_memory_bytes / 2**30:.1f} GiB planned{streamed}",
         "Clips": f"{summary.clip_count}",
+    }
+    if job.HasField("continue_from"):
+        facts = {"Continues": origin_text(job)} | facts
+    if continues_clips(job):
+        return facts
+    return facts | {
         "Steps": f"{steps} in {summary.step_seconds:.0f} s",
         "Price": price_text(units, price),
     }
@@ -226,7 +248,12 @@ def _loss_chart(curves: Mapping[str, Points]) -> Markup:
         if mean != list(points):
             lines.append(Line(name=f"{name}, each step", points=points, tone=tone, style="faint"))
         lines.append(Line(name=name, points=mean, tone=tone))
-    return line_chart(lines, title="Loss over steps", width=1040, height=320) + legend(lines)
+    title = "Loss over steps"
+    if not any(line.points for line in lines):
+        return line_chart(lines, title=title, width=1040, height=320)
+    # A page shows one of them: the text of the wide one is too small on a phone.
+    wide = line_chart(lines, title=title, width=1040, height=320)
+    return wide + line_chart(lines, title=title, width=400, height=240, narrow=True) + legend(lines)
 
 
 def _metric_charts(measured: Sequence[MeasuredPreview]) -> list[dict[str, Any]]:

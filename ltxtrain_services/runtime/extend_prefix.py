@@ -1,18 +1,19 @@
 """The parameter sheet of extend-prefix as one table: defaults, ranges and how a request becomes a resolved spec.
 
-The comments of extend_prefix.proto and train.proto and the README's table say the same; a test compares them.
+Ranges are the contract's rules. Comments of extend_prefix.proto and train.proto and the README's table say the same; a
+test compares them.
 """
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import Message
 from google.type.money_pb2 import Money
+from ltxtrain.v1.continue_clips_pb2 import ContinueClipsSpec
 from ltxtrain.v1.error_pb2 import ErrorReason
-from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution
+from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution, ValidationInput
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, OnSkippedClip, PreprocessSettings
 from ltxtrain.v1.preprocess_pb2 import Geometry as GeometryMessage
 from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer, Schedule
@@ -21,144 +22,67 @@ from ltxtrain_client.errors import SHEET_PATH
 
 from ltxtrain_services.runtime.addresses import CLIP
 from ltxtrain_services.runtime.errors import Violation
-from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES, excess
+from ltxtrain_services.runtime.parameters import Number, Rule, table
+from ltxtrain_services.runtime.requests import excess
+from ltxtrain_services.runtime.rules import max_items
 from ltxtrain_services.runtime.settings import UnitPrice
 from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT
 from ltxtrain_trainer.geometry import BUCKETS, Geometry, snap_frames
 from ltxtrain_trainer.preview.recipe import SCHEDULE_TOKENS
 
-MAX_VALIDATION_INPUTS = 2
+MAX_VALIDATION_INPUTS = max_items(ExtendPrefixSpec, "validation")
 # What a way to hold weights or to move them needs; services and workers have one environment.
 LIBRARIES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes", "adamw_8bit": "torchao"}
 # Of too many, so many are looked at: a request may name twenty thousand.
 CHECKED_VALIDATION_INPUTS = 100
 T = TypeVar("T", bound=Message)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Number:
-    """A whole or real number within [minimum, maximum]; `above` excludes the minimum itself."""
-
-    name: str
-    default: float
-    minimum: float
-    maximum: float
-    above: bool = False
-    snapped: bool = False
-
-    @property
-    def rule(self) -> str:
-        if self.above:
-            return f"finite, above {self.minimum}, at most {self.maximum}"
-        return f"Range: {self.minimum}..{self.maximum}."
-
-    def check(self, value: float) -> tuple["ErrorReason", str] | None:
-        low = self.minimum < value if self.above else self.minimum <= value
-        if math.isfinite(value) and low and value <= self.maximum:
-            return None
-        return ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, f"{value} is out of range. {_sentence(self.rule)}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One of a few numbers."""
-
-    name: str
-    default: int
-    allowed: tuple[int, ...]
-
-    @property
-    def rule(self) -> str:
-        return "one of " + ", ".join(map(str, self.allowed))
-
-    def check(self, value: int) -> tuple["ErrorReason", str] | None:
-        if value in self.allowed:
-            return None
-        return ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, f"{value} is not allowed: {self.rule}."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Named:
-    """A value of an enum; UNSPECIFIED stands for the default."""
-
-    name: str
-    default: int
-    kind: Any
-    rule: str = ""
-
-    def check(self, value: int) -> tuple["ErrorReason", str] | None:
-        if value in self.kind.values():
-            return None
-        names = ", ".join(item.name for item in self.kind.DESCRIPTOR.values[1:])
-        return ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, f"{value} is none of {names}."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flag:
-    """True or false."""
-
-    name: str
-    default: bool
-    rule: str = ""
-
-    def check(self, value: bool) -> None:
-        return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """Any text that is not too long."""
-
-    name: str
-    default: str
-    rule: str = f"At most {MAX_TEXT_BYTES} bytes."
-
-    def check(self, value: str) -> tuple["ErrorReason", str] | None:
-        found = excess(value)
-        return None if found is None else (ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, found)
-
-
-Rule = Number | Choice | Named | Flag | Text
-
-# Numbers are the public sheet's (conformance P1..P25).
-SPEC: tuple[Rule, ...] = (
-    Text(name="trigger_phrase", default=""),
-    Choice(name="rank", default=32, allowed=(8, 16, 32, 64, 128)),
-    Number(name="number_of_steps", default=2000, minimum=100, maximum=20000),
-    Number(name="learning_rate", default=0.0002, minimum=0, maximum=1, above=True),
-    Number(name="conditioning_frames", default=9, minimum=9, maximum=121),
-    Number(name="number_of_frames", default=89, minimum=9, maximum=121, snapped=True),
-    Number(name="frame_rate", default=24, minimum=8, maximum=60),
-    Named(name="resolution", default=Resolution.RESOLUTION_MEDIUM, kind=Resolution),
-    Named(name="aspect_ratio", default=AspectRatio.ASPECT_RATIO_1_1, kind=AspectRatio),
-    Flag(name="auto_scale_input", default=False),
-    Flag(name="split_input_into_scenes", default=True),
-    Number(name="split_input_duration_threshold", default=30.0, minimum=1.0, maximum=60.0),
-    Flag(name="with_audio", default=False),
-    Flag(name="audio_normalize", default=True),
-    Flag(name="audio_preserve_pitch", default=True),
-    Text(name="validation_negative_prompt", default=NEGATIVE_PROMPT),
-    Number(name="validation_number_of_frames", default=89, minimum=9, maximum=121, snapped=True),
-    Number(name="validation_frame_rate", default=24, minimum=8, maximum=60),
-    Named(name="validation_resolution", default=Resolution.RESOLUTION_HIGH, kind=Resolution),
-    Named(name="validation_aspect_ratio", default=AspectRatio.ASPECT_RATIO_1_1, kind=AspectRatio),
-    Number(name="stg_scale", default=1.0, minimum=0.0, maximum=3.0),
-    Flag(name="debug_dataset", default=False),
+# Defaults are the public sheet's (conformance P1..P25).
+SPEC = table(
+    ExtendPrefixSpec,
+    {
+        "trigger_phrase": "",
+        "rank": 32,
+        "number_of_steps": 2000,
+        "learning_rate": 0.0002,
+        "conditioning_frames": 9,
+        "number_of_frames": 89,
+        "frame_rate": 24,
+        "resolution": Resolution.RESOLUTION_MEDIUM,
+        "aspect_ratio": AspectRatio.ASPECT_RATIO_1_1,
+        "auto_scale_input": False,
+        "split_input_into_scenes": True,
+        "split_input_duration_threshold": 30.0,
+        "with_audio": False,
+        "audio_normalize": True,
+        "audio_preserve_pitch": True,
+        "validation_negative_prompt": NEGATIVE_PROMPT,
+        "validation_number_of_frames": 89,
+        "validation_frame_rate": 24,
+        "validation_resolution": Resolution.RESOLUTION_HIGH,
+        "validation_aspect_ratio": AspectRatio.ASPECT_RATIO_1_1,
+        "stg_scale": 1.0,
+        "debug_dataset": False,
+    },
+    snapped=("number_of_frames", "validation_number_of_frames"),
 )
 
-OPTIONS: tuple[Rule, ...] = (
-    Number(name="seed", default=42, minimum=-(2**63), maximum=2**63 - 1),
-    Named(name="on_skipped_clip", default=OnSkippedClip.ON_SKIPPED_CLIP_CONTINUE, kind=OnSkippedClip),
-    Number(name="batch_size", default=1, minimum=1, maximum=64),
-    Number(name="gpu_count", default=0, minimum=0, maximum=64),
-    Named(name="base_precision", default=BasePrecision.BASE_PRECISION_AUTO, kind=BasePrecision),
-    Named(name="optimizer", default=Optimizer.OPTIMIZER_ADAMW, kind=Optimizer),
-    Named(name="schedule", default=Schedule.SCHEDULE_LINEAR, kind=Schedule),
-    Number(name="checkpoint_interval", default=250, minimum=1, maximum=20000),
-    Number(name="preview_interval", default=0, minimum=0, maximum=20000),
-    Number(name="holdout_fraction", default=0.0, minimum=0.0, maximum=0.5),
-    Number(name="preview_schedule_tokens", default=SCHEDULE_TOKENS, minimum=0, maximum=65536),
-    Flag(name="compile_blocks", default=False),
+OPTIONS = table(
+    JobOptions,
+    {
+        "seed": 42,
+        "on_skipped_clip": OnSkippedClip.ON_SKIPPED_CLIP_CONTINUE,
+        "batch_size": 1,
+        "gpu_count": 0,
+        "base_precision": BasePrecision.BASE_PRECISION_AUTO,
+        "optimizer": Optimizer.OPTIMIZER_ADAMW,
+        "schedule": Schedule.SCHEDULE_LINEAR,
+        "checkpoint_interval": 250,
+        "preview_interval": 0,
+        "holdout_fraction": 0.0,
+        "preview_schedule_tokens": SCHEDULE_TOKENS,
+        "compile_blocks": False,
+    },
 )
 
 
@@ -167,12 +91,12 @@ def resolve(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None]) -> t
 
     `check_url` says why a URL is refused, or None. The resolved spec means something only without violations.
     """
-    resolved, violations = _fill(_without_excess(spec), SPEC)
+    resolved, violations = fill(_without_excess(spec), SPEC)
     violations += _check_sources(spec, check_url)
     wrong = {violation.field for violation in violations}
     if "conditioning_frames" not in wrong and (reason := _check_prefix(spec, resolved, wrong)) is not None:
         violations.append(Violation("conditioning_frames", *reason))
-    return resolved, sorted(_below(SHEET_PATH, violations), key=lambda violation: violation.field)
+    return resolved, sorted(below(SHEET_PATH, violations), key=lambda violation: violation.field)
 
 
 def _without_excess(spec: ExtendPrefixSpec) -> ExtendPrefixSpec:
@@ -188,13 +112,13 @@ def _without_excess(spec: ExtendPrefixSpec) -> ExtendPrefixSpec:
 
 def resolve_options(options: JobOptions, number_of_steps: int) -> tuple[JobOptions, list[Violation]]:
     """The options with every default filled, and every violation, one a field."""
-    resolved, violations = _fill(options, OPTIONS)
+    resolved, violations = fill(options, OPTIONS)
     if not options.HasField("preview_interval"):
         resolved.preview_interval = max(1, number_of_steps // 4)
     if not violations and resolved.gpu_count and resolved.batch_size % resolved.gpu_count:
         text = f"{resolved.gpu_count} GPUs do not divide a batch of {resolved.batch_size}."
         violations.append(Violation("gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
-    return resolved, _below("options.", violations)
+    return resolved, below("options.", violations)
 
 
 @dataclass(frozen=True)
@@ -236,19 +160,21 @@ def check_offered(options: JobOptions, offer: Offer) -> list[Violation]:
     if (library := LIBRARIES.get(optimizer)) and find_spec(library) is None:
         text = f"{optimizer} needs {library}, which is not installed in the suite. Choose adamw."
         violations.append(Violation("optimizer", reason, text))
-    return _below("options.", violations)
+    return below("options.", violations)
 
 
-def _below(path: str, violations: Iterable[Violation]) -> list[Violation]:
+def below(path: str, violations: Iterable[Violation]) -> list[Violation]:
+    """The violations with their fields below a path."""
     return [replace(violation, field=f"{path}{violation.field}") for violation in violations]
 
 
-def _fill(given: T, rules: tuple[Rule, ...]) -> tuple[T, list[Violation]]:
+def fill(given: T, rules: tuple[Rule, ...]) -> tuple[T, list[Violation]]:
+    """The message with a default in every gap and every frame count snapped, and every violation of its rules."""
     resolved = type(given)()
     resolved.CopyFrom(given)
     violations = []
     for rule in rules:
-        if not _is_given(given, rule):
+        if not is_given(given, rule):
             setattr(resolved, rule.name, rule.default)
             continue
         value = getattr(given, rule.name)
@@ -259,54 +185,86 @@ def _fill(given: T, rules: tuple[Rule, ...]) -> tuple[T, list[Violation]]:
     return resolved, violations
 
 
-def _is_given(message: Message, rule: Rule) -> bool:
+def is_given(message: Message, rule: Rule) -> bool:
     field = message.DESCRIPTOR.fields_by_name[rule.name]
     return message.HasField(rule.name) if field.has_presence else bool(getattr(message, rule.name))
 
 
 def _check_sources(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None]) -> list[Violation]:
     violations = []
-
-    def check(field: str, url: str, missing: str) -> None:
-        if not url:
-            violations.append(Violation(field, ErrorReason.ERROR_REASON_FIELD_REQUIRED, missing))
-        elif (refusal := check_url(url)) is not None:
-            violations.append(Violation(field, ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal))
-
     if spec.WhichOneof("training_data") != "dataset" or not spec.dataset:
-        check("training_data_url", spec.training_data_url, "Name a .zip of videos, or a dataset ingested earlier.")
-    for index, entry in enumerate(spec.validation[:CHECKED_VALIDATION_INPUTS]):
-        if not CLIP.fullmatch(entry.video_url):
-            check(f"validation[{index}].video_url", entry.video_url, "Name a video whose opening is continued.")
-        if (found := excess(entry.prompt)) is not None:
-            reason = ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE
-            violations.append(Violation(f"validation[{index}].prompt", reason, found))
+        missing = "Name a .zip of videos, or a dataset ingested earlier."
+        violations += _check_source("training_data_url", spec.training_data_url, missing, check_url)
+    violations += check_videos("validation", spec.validation, check_url)
+    return violations + _check_entries(spec)
+
+
+def check_validation(spec: ExtendPrefixSpec) -> list[Violation]:
+    """Violations of the validation inputs whose videos are named elsewhere."""
+    return below(SHEET_PATH, _check_entries(spec))
+
+
+def _check_entries(spec: ExtendPrefixSpec) -> list[Violation]:
+    violations = check_prompts("validation", spec.validation)
     if len(spec.validation) > MAX_VALIDATION_INPUTS:
         text = f"{len(spec.validation)} entries, at most {MAX_VALIDATION_INPUTS} are allowed."
         violations.append(Violation("validation", ErrorReason.ERROR_REASON_TOO_MANY_VALIDATION_INPUTS, text))
     return violations
 
 
+def check_videos(
+    field: str, openings: Sequence[ValidationInput], check_url: Callable[[str], str | None]
+) -> list[Violation]:
+    """Violations of the videos of the first hundred entries of a list of openings; a clip of a dataset is none."""
+    missing = "Name a video whose opening is continued."
+    return [
+        violation
+        for index, entry in enumerate(openings[:CHECKED_VALIDATION_INPUTS])
+        if not CLIP.fullmatch(entry.video_url)
+        for violation in _check_source(f"{field}[{index}].video_url", entry.video_url, missing, check_url)
+    ]
+
+
+def check_prompts(field: str, openings: Sequence[ValidationInput]) -> list[Violation]:
+    """Violations of the prompts of the first hundred entries of a list of openings."""
+    reason = ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE
+    return [
+        Violation(f"{field}[{index}].prompt", reason, found)
+        for index, entry in enumerate(openings[:CHECKED_VALIDATION_INPUTS])
+        if (found := excess(entry.prompt)) is not None
+    ]
+
+
+def _check_source(field: str, url: str, missing: str, check_url: Callable[[str], str | None]) -> list[Violation]:
+    if not url:
+        return [Violation(field, ErrorReason.ERROR_REASON_FIELD_REQUIRED, missing)]
+    refusal = check_url(url)
+    return [] if refusal is None else [Violation(field, ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal)]
+
+
 def _check_prefix(
     given: ExtendPrefixSpec, resolved: ExtendPrefixSpec, wrong: set[str]
 ) -> tuple["ErrorReason", str] | None:
+    counts = ["number_of_frames"]
+    if given.validation or given.HasField("validation_number_of_frames"):
+        counts.append("validation_number_of_frames")
+    return check_prefix(resolved, [name for name in counts if name not in wrong])
+
+
+def check_prefix(
+    resolved: ExtendPrefixSpec | ContinueClipsSpec, counts: Sequence[str]
+) -> tuple["ErrorReason", str] | None:
+    """The fault of resolved conditioning_frames, which leave frames to generate of each of the counts."""
     prefix = resolved.conditioning_frames
     if prefix % 8 != 1:
         text = f"{prefix} is not 1 modulo 8; {snap_frames(prefix)} and {snap_frames(prefix) + 8} are the nearest."
         return ErrorReason.ERROR_REASON_NOT_ONE_MODULO_EIGHT, text
-    counts = ["number_of_frames"]
-    if given.validation or given.HasField("validation_number_of_frames"):
-        counts.append("validation_number_of_frames")
     for name in counts:
         count = getattr(resolved, name)
-        if name not in wrong and prefix >= count:
+        if prefix >= count:
             text = f"A prefix of {prefix} frames leaves nothing to generate of {name} = {count} (after snapping)."
             return ErrorReason.ERROR_REASON_PREFIX_COVERS_CLIP, text
     return None
-
-
-def _sentence(rule: str) -> str:
-    return rule[0].upper() + rule[1:].rstrip(".") + "."
 
 
 def billable_units(number_of_steps: int) -> int:
@@ -347,12 +305,12 @@ def preprocess_settings(
 
 def training_geometry(spec: ExtendPrefixSpec) -> Geometry:
     """The shape of training clips; of a resolved spec."""
-    return _geometry(spec.resolution, spec.aspect_ratio, spec.number_of_frames, spec.frame_rate)
+    return bucket_geometry(spec.resolution, spec.aspect_ratio, spec.number_of_frames, spec.frame_rate)
 
 
 def preview_geometry(spec: ExtendPrefixSpec) -> Geometry:
     """The shape of whole previews, prefix included; of a resolved spec."""
-    return _geometry(
+    return bucket_geometry(
         spec.validation_resolution,
         spec.validation_aspect_ratio,
         spec.validation_number_of_frames,
@@ -360,7 +318,8 @@ def preview_geometry(spec: ExtendPrefixSpec) -> Geometry:
     )
 
 
-def _geometry(resolution: int, aspect_ratio: int, frame_count: int, frame_rate: int) -> Geometry:
+def bucket_geometry(resolution: int, aspect_ratio: int, frame_count: int, frame_rate: int) -> Geometry:
+    """The shape of clips of a budget and an aspect ratio."""
     bucket = word(Resolution.DESCRIPTOR, resolution), word(AspectRatio.DESCRIPTOR, aspect_ratio)
     width, height = BUCKETS[bucket]
     return Geometry(width=width, height=height, frame_count=frame_count, frame_rate=frame_rate)

@@ -1,4 +1,4 @@
-"""`ltxtrain retry`, `checkpoint` and `preview`, and the options of `submit` that name a job to go on from."""
+"""`ltxtrain retry`, `checkpoint` and `preview`, and options that commands which start jobs share."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.follow import PATIENCE_SECONDS, Patience, follow_to_end
 from ltxtrain_client.cli.resources import job_name
 from ltxtrain_client.cli.session import Exit, Json, fail, run, settings_of
-from ltxtrain_client.event_text import state_word
+from ltxtrain_client.event_text import state_word, title
 from ltxtrain_client.progress import make_view, print_json
 from ltxtrain_client.suite import Suite, open_suite
 
@@ -35,6 +35,24 @@ Weights = Annotated[
     ),
 ]
 
+Labels = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Label to find the job by; may be repeated.")
+]
+RequestId = Annotated[
+    str | None, typer.Option(help="UUID that makes repeating the command safe: it starts no second job.")
+]
+WebhookUrl = Annotated[
+    str,
+    typer.Option(
+        "--webhook", metavar="URL", help="Have a signed message sent here when the job has ended.", show_default=False
+    ),
+]
+
+
+def labels_of(texts: list[str] | None) -> dict[str, str]:
+    """The labels of options KEY=VALUE."""
+    return {key: value for key, _, value in (text.partition("=") for text in texts or [])}
+
 
 def continuation(source: str | None, weights: bool) -> ContinueFrom | None:
     """The message of the two options of `submit`. Raises typer.Exit for the second without the first."""
@@ -55,19 +73,18 @@ def retry(
         Path | None, typer.Option(help="Watch, then download the results to this folder.", file_okay=False)
     ] = None,
     patience: Patience = PATIENCE_SECONDS,
+    webhook: WebhookUrl = "",
     json_lines: Json = False,
 ) -> None:
     """Go on with a failed or cancelled job from its last checkpoint, in a new job. Repeating it starts no other."""
     settings, view = settings_of(context), make_view(json_lines=json_lines)
-    made = run(_call(settings, lambda suite: suite.train.retry_job(job_name(job))))
+    made = run(_call(settings, lambda suite: suite.train.retry_job(job_name(job), webhook_url=webhook)))
     if json_lines:
         print_json({"job": as_json(made)})
     else:
-        at = made.continue_from.step
-        print(
-            f"{made.name} {state_word(made.lifecycle.state)}, from {f'step {at}' if at else 'the beginning'}",
-            flush=True,
-        )
+        step = made.continue_from.step
+        start = f"step {step}" if step else "the beginning"
+        print(f"{title(made.name, made.display_name)} {state_word(made.lifecycle.state)}, from {start}", flush=True)
     if watch or out is not None:
         raise typer.Exit(
             follow_to_end(settings, made.name, view, out=out, json_lines=json_lines, patience_seconds=patience)
@@ -90,7 +107,7 @@ def _show(job: Job, what: str, json_lines: bool) -> None:
     if json_lines:
         print_json(as_json(job))
     else:
-        print(f"{job.name}: {what} after the present step")
+        print(f"{title(job.name, job.display_name)}: {what} after the present step")
 
 
 async def _call(settings: ClientSettings, call: Callable[[Suite], Awaitable[Job]]) -> Job:

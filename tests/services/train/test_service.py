@@ -118,6 +118,20 @@ async def test_more_gpus_than_there_can_be_are_refused_at_submit(
         assert violation.field == "options.gpu_count" and says in violation.description
 
 
+async def test_a_retry_is_checked_as_a_new_job_is(trainer: Trainer, as_me: None) -> None:
+    """For GPUs, which may have gone since, and for where its message is to go."""
+    service = TrainService(trainer.runtime)
+    old = Job(name="jobs/large", options=JobOptions(batch_size=8, gpu_count=8))
+    await trainer.jobs.create(old, owner="me", request_id="", digest=b"")
+    async with trainer.jobs.edit(old.name) as edit:
+        edit.enter(State.STATE_FAILED)
+    with pytest.raises(InvalidSpec) as refused:
+        await service.RetryJob(RetryJobRequest(name=old.name, webhook_url="ftp://example.com"), None)
+    assert [violation.field for violation in refused.value.violations] == ["options.gpu_count", "webhook_url"]
+    unfinished = await trainer.jobs.unfinished()
+    assert not [job for job in unfinished if job.continue_from.source == old.name], "nothing is started"
+
+
 async def job_with_files(trainer: Trainer, job: Job, files: Sequence[Artifact], *, begun: bool = True) -> None:
     """A job that runs, with files in the store whose bytes are their names."""
     await trainer.jobs.create(job, owner="me", request_id="", digest=b"")
@@ -141,14 +155,14 @@ def files_of(job: str) -> list[Artifact]:
     return [
         Artifact(name=f"{job}/artifacts/{name}", kind=kind, step=step)
         for name, kind, step in (
-            ("base-0.mp4", kinds.KIND_BASE_VIDEO, 20),
-            ("preview-000020-0.mp4", kinds.KIND_VALIDATION_VIDEO, 20),
+            ("base-clip-1.mp4", kinds.KIND_BASE_VIDEO, 20),
+            ("preview-000020-clip-1.mp4", kinds.KIND_VALIDATION_VIDEO, 20),
             ("checkpoint-000040.safetensors", kinds.KIND_CHECKPOINT, 40),
             ("lora-000040.safetensors", kinds.KIND_LORA, 40),
             ("metrics-000040.parquet", kinds.KIND_METRICS, 40),
             ("checkpoint-000050.safetensors", kinds.KIND_CHECKPOINT, 50),
             ("lora-000050.safetensors", kinds.KIND_LORA, 50),
-            ("preview-000060-0.mp4", kinds.KIND_VALIDATION_VIDEO, 60),
+            ("preview-000060-clip-1.mp4", kinds.KIND_VALIDATION_VIDEO, 60),
         )
     ]
 
@@ -161,8 +175,8 @@ async def test_a_job_takes_copies_of_what_it_goes_on_from(trainer: Trainer, as_m
             ContinueMode.CONTINUE_MODE_EXACT,
             "checkpoint-000040.safetensors",
             {
-                "base-0.mp4": "base-0.mp4",
-                "preview-000020-0.mp4": "preview-000020-0.mp4",
+                "base-clip-1.mp4": "base-clip-1.mp4",
+                "preview-000020-clip-1.mp4": "preview-000020-clip-1.mp4",
                 "checkpoint-000040.safetensors": "checkpoint-000040.safetensors",
                 "lora-000040.safetensors": "lora-000040.safetensors",
                 "metrics-000040.parquet": "metrics-000040.parquet",
