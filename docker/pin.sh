@@ -19,7 +19,7 @@ full() {
     esac
 }
 cd "$(dirname "$0")/.."
-files="Dockerfile compose.yaml compose.minio.yaml"
+files="Dockerfile compose.yaml compose.minio.yaml deploy/helm/ltxtrain/values.yaml"
 moved=0
 # shellcheck disable=SC2086 # files are words
 for pinned in $(grep -oh '[a-z0-9][a-z0-9./-]*:[A-Za-z0-9._-]*@sha256:[0-9a-f]\{64\}' $files | sort -u); do

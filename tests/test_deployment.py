@@ -25,6 +25,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 MINIO: dict[str, Any] = yaml.safe_load((ROOT / "compose.minio.yaml").read_text())["services"]["store"]
 OURS = ("ingest", "preprocess", "train")
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PINNED = ("Dockerfile", "compose.yaml", "compose.minio.yaml", "deploy/helm/ltxtrain/values.yaml")
 
 
 VARIABLES = {f"LTXTRAIN_{field.name.upper()}" for field in dataclasses.fields(Settings)}
@@ -363,8 +364,8 @@ def test_ray_knows_the_options_that_it_is_started_with(tmp_path: Path, role: str
 
 def moved(folder: Path, answer: str, *arguments: str) -> tuple[int, str]:
     """Exit status and words of docker/pin.sh on a copy of the files, where every tag has this digest now."""
-    for name in ("Dockerfile", "compose.yaml", "compose.minio.yaml", "docker/pin.sh"):
-        (folder / name).parent.mkdir(exist_ok=True)
+    for name in (*PINNED, "docker/pin.sh"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     (folder / "bin").mkdir(exist_ok=True)
     (folder / "bin/docker").write_text(f'#!/bin/sh\nfor image; do :; done\necho "$image" >>asked\necho "{answer}"\n')
@@ -384,7 +385,7 @@ def test_digests_are_compared_and_moved(tmp_path: Path) -> None:
     assert {"docker.io/chrislusf/seaweedfs:4.48", "docker.io/library/python:3.11-slim-bookworm"} <= asked
     assert (tmp_path / "compose.yaml").read_text() == (ROOT / "compose.yaml").read_text()
     assert moved(tmp_path, new)[0] == 0
-    for name in ("Dockerfile", "compose.yaml", "compose.minio.yaml"):
+    for name in PINNED:
         old = (ROOT / name).read_text()
         assert (tmp_path / name).read_text() == re.sub(r"sha256:[0-9a-f]{64}", new, old) != old
     # What is no digest is not written.

@@ -453,6 +453,7 @@ def test_versions_are_those_of_the_suite() -> None:
     image = f"{VALUES['image']['repository']}:{chart['appVersion']}"
     assert SERVICES["train"]["image"] == image == pods("bundled")["train"]["spec"]["containers"][0]["image"]
     assert f"ray=={VALUES['ray']['version']}\n" in (ROOT / "constraints.txt").read_text()
-    assert VALUES["postgres"]["image"].partition(":")[0] == COMPOSE["services"]["postgres"]["image"].partition(":")[0]
+    for name in ("postgres", "store"):
+        assert f":-{VALUES[name]['image']}}}" in COMPOSE["services"][name]["image"]
     (config,) = of_kind("bundled", "ConfigMap").values()
     assert config["data"]["databases.sql"] == (ROOT / "docker/databases.sql").read_text()
