@@ -151,7 +151,7 @@ async def test_wrong_settings_end_the_start_with_the_services_own_words(shared: 
     """Of a setting that is well-formed: others are refused before anything is started (test_door.py)."""
     environ = shared | {"LTXTRAIN_METRICS_BIND": "127.0.0.1:door"}
     suite = Suite(tmp_path, ports=FREE, environ=environ)
-    with pytest.raises(SuiteRefused, match="LTXTRAIN_METRICS_BIND=127.0.0.1:door"):
+    with pytest.raises(SuiteRefused, match=r"LTXTRAIN_METRICS_BIND=127\.0\.0\.1:door"):
         await suite.__aenter__()
     with pytest.raises(ChildFailed):
         suite.check()
