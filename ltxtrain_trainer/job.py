@@ -128,7 +128,7 @@ class _Job:
         yield Loaded(facts=self._facts(), reason=fit.reason, seconds=report.seconds, size_bytes=report.size_bytes)
         if self._resume is None:
             with fit.memory_for(f"a training step on clips of {fit.load.tokens} tokens"):
-                measured = preflight(self._transformer, SampleFolder(self._plan.samples), settings)
+                measured = preflight(self._transformer, SampleFolder(self._plan.samples), settings, self._worker.team)
             yield measured
         if self._plan.previews is not None:
             self._previewer = Previewer(

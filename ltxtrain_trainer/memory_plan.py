@@ -28,6 +28,9 @@ WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0005, "fp8": 1.001, "nf4": 0
 # and minutes a step.
 MAX_CPU_WEIGHTS = 2 * 10**9
 
+# Tensors of a worker's tokens that are under way between those who share a clip: queries, keys and values, as sent and
+# as received.
+EXCHANGED = 6
 BUFFERED_BLOCKS = 2  # ltxtrain_trainer.model.streaming
 ADAPTER_BYTES = {"adamw": 16, "adamw_8bit": 10.1}  # of a weight: itself, gradient, moments
 
@@ -137,13 +140,22 @@ PUBLISHED = ModelSize()
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """The load of a plan: tokens of one training clip and of one preview (0: none), adapter and optimizer."""
+    """The load of a plan: tokens of one training clip and of one preview (0: none), adapter and optimizer.
+
+    workers_per_clip: that share the tokens of a training clip; each samples whole previews.
+    """
 
     tokens: int
     rank: int
     with_audio: bool
     optimizer: str = "adamw"
     preview_tokens: int = 0
+    workers_per_clip: int = 1
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens of a training clip that are one worker's."""
+        return -(-self.tokens // self.workers_per_clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +167,7 @@ class MemoryPlan:
 
     precision: str
     with_audio: bool
+    workers_per_clip: int
     streamed_blocks: int
     weight_bytes: int
     adapter_bytes: int
@@ -169,7 +182,8 @@ class MemoryPlan:
     def __str__(self) -> str:
         streamed = f", {self.streamed_blocks} of its blocks in host memory" if self.streamed_blocks else ""
         half = "" if self.with_audio else " without its audio half"
-        return f"the base model in {self.precision}{half}{streamed}: about {self.total_bytes / GIB:.1f} GiB"
+        shared = f", each clip shared by {self.workers_per_clip}" if self.workers_per_clip > 1 else ""
+        return f"the base model in {self.precision}{half}{streamed}{shared}: about {self.total_bytes / GIB:.1f} GiB"
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "total_bytes": self.total_bytes}
@@ -189,10 +203,14 @@ def plan_for(load: Load, precision: str, streamed_blocks: int = 0, model: ModelS
     block = linear * WEIGHT_BYTES[precision] + other * size
     held = model.layers - streamed_blocks + (BUFFERED_BLOCKS if streamed_blocks else 0)
     kind = ("bf16" if precision == "fp32" else precision, load.with_audio)
-    step = max(_STEP[kind].at(load.tokens), _FORWARD[kind].at(load.preview_tokens))
+    step = _STEP[kind].at(load.own_tokens)
+    if load.workers_per_clip > 1:
+        step += EXCHANGED * 2 * _REAL_WIDTH * load.own_tokens
+    step = max(step, _FORWARD[kind].at(load.preview_tokens))
     return MemoryPlan(
         precision=precision,
         with_audio=load.with_audio,
+        workers_per_clip=load.workers_per_clip,
         streamed_blocks=streamed_blocks,
         weight_bytes=round(held * block + model.outer_weights(load.with_audio) * size),
         adapter_bytes=round(model.adapter_weights(load.rank, load.with_audio) * ADAPTER_BYTES[load.optimizer]),

@@ -26,6 +26,7 @@ from ltxtrain_services.runtime.settings import UnitPrice
 from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT
 from ltxtrain_trainer.geometry import BUCKETS, Geometry, snap_frames
 from ltxtrain_trainer.preview.recipe import SCHEDULE_TOKENS
+from ltxtrain_trainer.training.settings import TEAM_SIZES
 
 MAX_VALIDATION_INPUTS = 2
 # What a way to hold weights or to move them needs; services and workers have one environment.
@@ -191,9 +192,14 @@ def resolve_options(options: JobOptions, number_of_steps: int) -> tuple[JobOptio
     resolved, violations = _fill(options, OPTIONS)
     if not options.HasField("preview_interval"):
         resolved.preview_interval = max(1, number_of_steps // 4)
-    if not violations and resolved.gpu_count and resolved.batch_size % resolved.gpu_count:
-        text = f"{resolved.gpu_count} GPUs do not divide a batch of {resolved.batch_size}."
+    gpus, clips = resolved.gpu_count, resolved.batch_size
+    shared = gpus % clips == 0 and gpus // clips in TEAM_SIZES
+    if not violations and gpus and clips % gpus and not shared:
+        text = f"{gpus} GPUs neither divide a batch of {clips} nor are 2, 4 or 8 times as many."
         violations.append(Violation("gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
+    elif not violations and gpus > clips and resolved.compile_blocks:
+        text = f"Blocks are not compiled where GPUs share a clip, as {gpus} do with {clips} a step."
+        violations.append(Violation("compile_blocks", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text))
     return resolved, _below("options.", violations)
 
 

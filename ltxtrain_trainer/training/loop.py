@@ -80,8 +80,10 @@ def train(
     if resume is not None:
         require_same(resume.fingerprint, this_training)
     requests = requests or Requests()
+    if worker.team is not None and settings.compile_blocks:
+        raise ValueError("Blocks are not compiled where workers share the tokens of a clip.")
     prepare(transformer, settings)
-    model = VelocityModel(transformer)
+    model = VelocityModel(transformer, worker.team)
     optimizer = AdapterOptimizer(adapter(transformer), settings.optimizer)
     done = 0
     if resume is not None:
@@ -133,7 +135,7 @@ def train(
             learning_rate=rate,
             seconds=seconds,
             tokens_per_second=numbers.tokens / seconds,
-            data_wait_seconds=numbers.waited / worker.count,
+            data_wait_seconds=numbers.waited / worker.shares,
             held_out_loss=held_out_loss(model, samples, held_out, settings, worker) if evaluate else None,
         )
         asked = Request.CHECKPOINT in taken
@@ -199,7 +201,8 @@ class _Tally:
             device=device,
         )
         worker.sum(numbers)
-        video_sum, audio_sum, tokens, waited, asked, *quarters = numbers.tolist()
+        # A team's workers have the same clips, and the same numbers of them.
+        video_sum, audio_sum, tokens, waited, asked, *quarters = (numbers / worker.team_size).tolist()
         return _Numbers(
             video_sum, audio_sum, tokens, waited, asked > 0, tuple(quarters[:QUARTERS]), tuple(quarters[QUARTERS:])
         )

@@ -7,6 +7,13 @@ from typing import Any, Literal
 TRAINING_TYPE = "extend-prefix"
 # When a training reports does not change what it computes.
 REPORTING = ("checkpoint_interval", "preview_interval", "evaluation_interval")
+# Workers that may share the tokens of one clip: divisors of the published model's 32 heads.
+TEAM_SIZES = (2, 4, 8)
+
+
+def workers_per_clip(workers: int, batch_size: int) -> int:
+    """Workers that share the tokens of each clip: 1, unless there are more workers than clips in a step."""
+    return workers // batch_size if workers > batch_size else 1
 
 
 @dataclass(frozen=True, kw_only=True)
