@@ -119,6 +119,7 @@ class Estimator:
             card_plans=[] if on_cpu else [self._card_plan(card, load, asked) for card in CARDS_GIB],
             on_cpu=on_cpu,
             gpu_missing=not self._has_gpu and not may_use_cpu,
+            gpus_per_clip=load.workers_per_clip,
         )
         if spec.dataset:
             async with errors_passed_on():
@@ -133,9 +134,9 @@ class Estimator:
         optimizer = word(Optimizer.DESCRIPTOR, options.optimizer)
 
         def same(kind: str) -> bool:
-            first, *conditions = kind.split("/")
-            precision = conditions[0] if asked == "auto" else asked
-            return first == STEP and conditions == Conditions(precision, optimizer, a_clip).key.split("/")
+            first, _, conditions = kind.partition("/")
+            precision = conditions.partition("/")[0] if asked == "auto" else asked
+            return first == STEP and conditions == Conditions(precision, optimizer, a_clip).key
 
         for fits, basis in (
             (same, EstimateBasis.ESTIMATE_BASIS_MEASURED),

@@ -30,8 +30,10 @@ NOTHING = Range(0.0, 0.0)
 
 @dataclass(frozen=True)
 class Conditions:
-    """How a training was held, as far as it changes its speed a token and a GPU; GPUs that share a clip wait on each
-    other."""
+    """How a training was held, as far as it changes its speed a token and a GPU.
+
+    workers_per_clip: GPUs that share each clip's tokens, and wait on each other.
+    """
 
     precision: str
     optimizer: str
