@@ -64,8 +64,9 @@ def train_transformer(work: Path) -> None:
         latents = transformer.read_latents(work, pictures)
         for clip in latents:  # in place, clip by clip: the whole in float32 would be twice as large
             clip.copy_((clip.float() - mean) / deviation)
-        captions = [pictures.scene(index).caption for index in range(len(latents))]
-        worlds.append(transformer.World(pictures, latents, captions))
+        scenes = [pictures.scene(index) for index in range(len(latents))]
+        captions = [scene.caption for scene in scenes]
+        worlds.append(transformer.World(pictures, latents, captions, transformer.chances(scenes)))
     prompts = prompt_embeddings(work, [caption for world in worlds for caption in world.captions])
     weights = transformer.channel_weights(vae.latents_std)
     transformer.train_transformer(untrained_transformer(), worlds, weights, prompts, work)
@@ -82,12 +83,13 @@ def untrained_transformer() -> Any:
 
 
 def prompt_embeddings(work: Path, captions: list[str]) -> dict[str, PromptEmbedding]:
-    """Embeddings of every caption and of the texts that stand for none."""
+    """Embeddings of every caption, plain and led, and of the texts that stand for none."""
     folder = work / "untrained"
     if not (folder / "model_index.json").exists():
         build_untrained(folder)
     encoder = PromptEncoder(resolve_model(str(folder)), "cpu")
-    texts = ["", NEGATIVE_PROMPT, *sorted(set(captions))]
+    plain = sorted(set(captions))
+    texts = ["", NEGATIVE_PROMPT, *plain, *(text for caption in plain for text in transformer.led(caption))]
     return dict(zip(texts, encoder.encode(texts), strict=True))
 
 

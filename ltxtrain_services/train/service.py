@@ -254,8 +254,6 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
                 display_name=request.display_name,
                 labels=request.labels,
             )
-            if request.webhook_url:
-                job.webhook.origin = webhook_origin(request.webhook_url)
             if origin is not None:
                 continue_from, wrong = origin.continuation(request.continue_from, given[0], spec, options)
                 named = {violation.field for violation in violations}
@@ -263,6 +261,8 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
                 job.continue_from.CopyFrom(continue_from)
             if violations:
                 raise InvalidSpec(violations)
+            if request.webhook_url:
+                job.webhook.origin = webhook_origin(request.webhook_url)
             return job
 
         offer = await self._offer(max(request.options.gpu_count, origin.job.options.gpu_count if origin else 0))

@@ -23,6 +23,7 @@ from ltxtrain_services.train import webhooks
 from ltxtrain_services.train.webhooks import webhook_refusal
 from tests.services.gateway.receiver import SECONDS, Receiver, verified
 from tests.services.gateway.running import Suite, running, succeed
+from tests.suite.random_requests import ODD_URLS
 
 APP = "/fal-ai/ltx23-trainer-v2/extend-prefix"
 SHEET = {"training_data_url": "https://example.com/clips.zip"}
@@ -223,9 +224,10 @@ async def test_an_address_is_refused_with_the_rest_of_the_request(suite: Suite) 
     assert found[("query", "fal_webhook")] == "URL_NOT_ALLOWED" and found[("body", "rank")] == "FIELD_NOT_ALLOWED"
     async with connect(suite.train_address) as channel:
         sheet = parse_sheet(SHEET)
-        with pytest.raises(InvalidArgument) as caught:
-            await TrainClient(channel).submit(sheet.spec, webhook_url="https://10.0.0.1/")
-    assert [violation.field for violation in caught.value.violations] == ["webhook_url"]
+        for url in ("https://10.0.0.1/", *ODD_URLS):
+            with pytest.raises(InvalidArgument) as caught:
+                await TrainClient(channel).submit(sheet.spec, webhook_url=url)
+            assert [violation.field for violation in caught.value.violations] == ["webhook_url"], url
 
 
 async def test_a_name_that_leads_inside_is_not_dialled() -> None:
