@@ -19,7 +19,6 @@ from ltxtrain_trainer.errors import PeerLost, TrainerError
 from ltxtrain_trainer.plan import JobPlan
 from ltxtrain_trainer.reports import Report
 from ltxtrain_trainer.training.requests import Request, Requests
-from ltxtrain_trainer.training.settings import workers_per_clip
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +44,8 @@ class TrainTask:
     worker_count: int
     # The trace that the work belongs to, across processes.
     trace: dict[str, str]
+    # Workers that share the tokens of each clip.
+    team_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,10 @@ class TrainActor:
         from ltxtrain_trainer.training.distributed import join
 
         plan = self._fetched(task, work_dir)
-        team_size = workers_per_clip(task.worker_count, plan.settings.batch_size)
         try:
             with (
                 resumed_trace(task.trace, "train", flush=True),
-                join(self._rank, task.worker_count, meeting_point, device, team_size=team_size) as worker,
+                join(self._rank, task.worker_count, meeting_point, device, team_size=task.team_size) as worker,
                 Beside[Stored]("uploads") as uploads,
             ):
                 try:

@@ -1,6 +1,7 @@
 """A whole job of the trainer on the tiny model: files, previews, resume."""
 
 import dataclasses
+import itertools
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from ltxtrain_trainer.reports import (
     FileKind,
     Finished,
     Loaded,
+    Loading,
     MadeFile,
     Previewed,
     Previewing,
@@ -129,8 +131,12 @@ def made(reports: list[Any], kind: type[Finished | Previewed] = Finished) -> dic
 def test_a_job_leaves_lora_metrics_previews_and_reel(tiny_model: Path, tmp_path: Path) -> None:
     plan = make_plan(tiny_model, tmp_path)
     reports = run(plan)
-    assert isinstance(reports[0], Loaded)
-    facts = reports[0].facts
+    *loading, last = itertools.takewhile(lambda report: isinstance(report, Loading), reports)
+    assert all(report.completed_bytes < report.total_bytes for report in loading)
+    assert last.completed_bytes == last.total_bytes > 0
+    loaded = reports[len(loading) + 1]
+    assert isinstance(loaded, Loaded)
+    facts = loaded.facts
     assert (facts.precision, facts.clip_count, facts.layer_count) == ("fp32", 3, 4)
     assert {"torch", "diffusers", "peft"} <= facts.libraries.keys()
     assert [report.step for report in reports if isinstance(report, Step)] == list(range(1, STEPS + 1))
