@@ -15,6 +15,7 @@ from ltxtrain_trainer.data.dataset import read_files
 from ltxtrain_trainer.data.encoded import load_prompt
 from ltxtrain_trainer.errors import SamplingFailed, TrainerError
 from ltxtrain_trainer.media.video_file import read_lossless
+from ltxtrain_trainer.model.device import is_out_of_memory
 from ltxtrain_trainer.model.folder import ModelFolder
 from ltxtrain_trainer.model.loading import compute_dtype, load_audio_vae, load_video_vae, load_vocoder
 from ltxtrain_trainer.model.transformer import VelocityModel
@@ -116,6 +117,9 @@ class Previewer:
                             completed = first * self.step_count + report.step * len(batch)
                             yield Previewing(completed=completed, total=total)
                 except (TrainerError, RuntimeError, OSError) as error:
+                    if self.worker.count == 1 and is_out_of_memory(error):
+                        # Those after it are as large; the caller knows what would need less.
+                        raise
                     # Said to the first worker, which waits for this one.
                     sampled = str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
             for (index, is_base), found in zip(batch, self.worker.collected(sampled), strict=False):
