@@ -33,14 +33,15 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     async def reports(
         training: Training, task: TrainTask, placement: Placement | None
     ) -> AsyncGenerator[Stored | PeerLost, None]:
-        actor = TrainActor.__ray_metadata__.modified_class(store_address(training._runtime.settings), 0, 1)
+        behind: Any = TrainActor.__ray_metadata__.modified_class  # type: ignore[attr-defined] # ray.remote adds it
+        actor = behind(store_address(training._runtime.settings), 0, 1)
         coming = actor.run(task, "")
         # In one context throughout, as in a process of its own; and ended before whoever stops listening goes on.
         context, loop = contextvars.copy_context(), asyncio.get_running_loop()
         asked = None
         try:
             while True:
-                asked = loop.run_in_executor(None, context.run, next, coming, None)
+                asked = loop.run_in_executor(None, lambda: context.run(next, coming, None))
                 if (item := await asyncio.shield(asked)) is None:
                     return
                 yield item
