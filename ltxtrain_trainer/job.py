@@ -3,7 +3,7 @@
 import importlib.metadata
 import platform
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,6 +43,7 @@ from ltxtrain_trainer.training.lora import adapter, add_lora, fill_adapter
 from ltxtrain_trainer.training.losses import suggested_stop
 from ltxtrain_trainer.training.preflight import preflight
 from ltxtrain_trainer.training.requests import Requests
+from ltxtrain_trainer.training.settings import TrainSettings
 from ltxtrain_trainer.training.step_log import StepLog
 
 Found = TypeVar("Found")
@@ -115,6 +116,7 @@ class _Job:
         self._log = StepLog.read(plan.metrics, self._resume.step) if plan.metrics and self._resume else StepLog()
         self.step = self._resume.step if self._resume else 0
         self._fit: Fit
+        self._held: TrainSettings  # as the fit has it
         self._transformer: Any = None
         self._previewer: Previewer | None = None
 
@@ -127,6 +129,7 @@ class _Job:
         plan, settings = self._plan, self._plan.settings
         self._folder = yield from reported(fetching_model(plan.model, plan.revision, COMPONENTS))
         fit = self._fit = fit_to_device(self._plan, self._folder, self._device, self._worker, self._resume)
+        self._held = replace(settings, kept_blocks=fit.plan.kept_blocks)
         with fit.memory_for("loading the base model"):
             loading = loading_transformer(
                 self._folder,
@@ -143,7 +146,7 @@ class _Job:
         yield Loaded(facts=self._facts(), reason=fit.reason, seconds=report.seconds, size_bytes=report.size_bytes)
         if self._resume is None:
             with fit.memory_for(f"a training step on clips of {fit.load.tokens} tokens"):
-                measured = preflight(self._transformer, SampleFolder(self._plan.samples), settings, self._worker.team)
+                measured = preflight(self._transformer, SampleFolder(plan.samples), self._held, self._worker.team)
             yield measured
         if self._plan.previews is not None:
             self._previewer = Previewer(
@@ -160,7 +163,7 @@ class _Job:
         reports = train(
             self._transformer,
             SampleFolder(self._plan.samples),
-            self._plan.settings,
+            self._held,
             identity={**self._plan.identity, "precision": self._fit.plan.precision},
             worker=self._worker,
             resume=self._resume,

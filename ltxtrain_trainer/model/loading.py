@@ -124,9 +124,14 @@ def loading_transformer(
         quantizer.postprocess_model(model)
     loaded: Any = frozen(model, "transformer", start, in_host_bytes=stream.host_bytes if stream else 0)
     if stream is not None:
-        stream.attach(model.transformer_blocks)
-        _STREAMS[loaded] = stream
+        attach_stream(loaded, stream)
     return loaded
+
+
+def attach_stream(model: Any, stream: BlockStream) -> None:
+    """Have those of a transformer's blocks that a stream took come through it."""
+    stream.attach(model.transformer_blocks)
+    _STREAMS[model] = stream
 
 
 def block_stream(model: nn.Module) -> BlockStream | None:

@@ -7,12 +7,13 @@ the training computes depends on random state or on anything else that such a us
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from ltxtrain_trainer.data.dataset import Samples, prefetch, read_sample, split_held_out
@@ -210,14 +211,28 @@ class _Tally:
 
 def prepare(transformer: Any, settings: TrainSettings) -> None:
     """Sets the transformer up for training; what is set already stays."""
-    if block_stream(transformer) is not None and (settings.compile_blocks or not settings.gradient_checkpointing):
+    kept = settings.kept_blocks or not settings.gradient_checkpointing
+    if block_stream(transformer) is not None and (settings.compile_blocks or kept):
         raise ValueError("Blocks in host memory are there for one pass at a time: they need checkpointing, uncompiled.")
     if settings.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+        transformer.enable_gradient_checkpointing(_checkpointing_all_but(transformer, settings.kept_blocks))
     else:
         transformer.disable_gradient_checkpointing()
     if settings.compile_blocks:
         transformer.compile_repeated_blocks()
+
+
+def _checkpointing_all_but(transformer: Any, kept: int) -> Callable[..., Any]:
+    """Calls a block so that it is computed once more in the backward pass, which comes to the last ones first."""
+    blocks = transformer.transformer_blocks
+    once = {id(block) for block in blocks[len(blocks) - kept :]}
+
+    def call(block: Any, *inputs: Any) -> Any:
+        if id(block) in once:
+            return block(*inputs)
+        return torch.utils.checkpoint.checkpoint(block, *inputs, use_reentrant=False)
+
+    return call
 
 
 @contextmanager
