@@ -16,10 +16,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -43,11 +44,12 @@ class Process:
 
 
 @contextmanager
-def suite(folder: Path) -> Iterator[int]:
-    """A running `ltxtrain up` with its own ports; its process id."""
+def suite(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> Iterator[tuple[int, dict[str, str]]]:
+    """A running `ltxtrain up` with its own ports: its process id, and the environment of its callers."""
     ports = remembered_ports(folder / "bench-ports.json", PARTS)
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("LTXTRAIN_", "RAY_"))}
     environ |= {f"LTXTRAIN_{name.upper()}": f"{HOST}:{port}" for name, port in ports.items()}
+    environ |= settings
     command = [sys.executable, "-m", "ltxtrain_client.cli", "up", "--state-dir", str(folder / "state")]
     process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
@@ -58,7 +60,7 @@ def suite(folder: Path) -> Iterator[int]:
             if not line or time.monotonic() > deadline:
                 raise SystemExit(f"`ltxtrain up` is not ready:\n{said}")
             said += line
-        yield process.pid
+        yield process.pid, environ
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(STOP_SECONDS)
@@ -136,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="fifteen seconds in place of a minute")
     quick = parser.parse_args().quick
-    with tempfile.TemporaryDirectory(prefix="ltxtrain-idle-") as folder, suite(Path(folder)) as root:
+    with tempfile.TemporaryDirectory(prefix="ltxtrain-idle-") as folder, suite(Path(folder)) as (root, _):
         # Starting leaves some work behind: caches that are filled, workers that Ray started ahead.
         time.sleep(8.0 if quick else 30.0)
         found, percent = measure(root, 15.0 if quick else 60.0)

@@ -1,4 +1,4 @@
-"""Write docs/settings.md: every setting, from the code that reads it.
+"""Write docs/settings.md: every setting, from the code that reads it, with ports and measured sizes.
 
 python docs/settings.py            writes the page beside this file
 """
@@ -6,6 +6,7 @@ python docs/settings.py            writes the page beside this file
 import dataclasses
 import inspect
 import io
+import json
 import re
 import textwrap
 import tokenize
@@ -20,6 +21,8 @@ from ltxtrain_services.runtime.settings import PREFIX, Settings, UnitPrice
 
 HERE = Path(__file__).parent
 PAGE = HERE / "settings.md"
+# Written by bench/sizes.py.
+SIZES = HERE / "sizes.json"
 SERVICES = ("ingest", "preprocess", "train", "gateway")
 GIB = 2**30
 # Units by the last word of a name.
@@ -52,9 +55,42 @@ PORTS = """
 | 6379 in containers | Ray's head | every Ray node, the services among them |
 | of Ray's choice | raylets, object managers, workers | every Ray node to every other, both ways |
 
-`ltxtrain up` takes the first four where `LTXTRAIN_GATEWAY`, `LTXTRAIN_INGEST`, `LTXTRAIN_PREPROCESS` and
-`LTXTRAIN_TRAIN` name no others, and free ones on loopback for the object store and for Ray.
+[hosts.md](hosts.md) has who calls whom, as rules of a firewall. `ltxtrain up` takes the first four where
+`LTXTRAIN_GATEWAY`, `LTXTRAIN_INGEST`, `LTXTRAIN_PREPROCESS` and `LTXTRAIN_TRAIN` name no others, and free ones on
+loopback for the object store and for Ray; with `--host` the store's S3 port is 9000, with `--nodes` Ray's are 6379–6381
+and 10002–10999.
 """
+
+SIZES_HEAD = """
+## Sizes
+
+Measured by `bench/sizes.py` with the tiny model, in MB: resident memory of each process of `ltxtrain up` at rest and at
+most in a job of 100 steps, the part of it that is shared memory (`/dev/shm`), and the disk that its folder then took.
+Actors come and go with the work; there are several of a kind. With the published model a trainer takes a GPU and up to
+41 GiB of host memory ([kubernetes.md](kubernetes.md#sizes) says of what), an encoder as much as Gemma (30 GiB, or
+22 GiB layer by layer), and `/dev/shm` three times width × height × 3 × frames of the largest clip, in bytes.
+
+| process | listens on | at rest | in a job | shared | disk |
+| --- | --- | --- | --- | --- | --- |
+"""
+# Processes that listen, by their names in the measurement.
+LISTENS = {
+    "gateway": "7000",
+    "ingest": "7001",
+    "preprocess": "7002",
+    "train": "7003",
+    "object store": "S3 and its own, of 20000–31999",
+    "Ray: GCS": "`--port`",
+    "Ray: raylet": "`--node-manager-port`, `--object-manager-port`",
+}
+# What a process of Ray's own, or an actor, is there for.
+ROLES = {
+    "ltxtrain up": "supervises the rest",
+    "Ray: GCS": "one on the head",
+    "Ray: raylet": "one a node; its shared memory is the object store",
+    "Ray: runtime env agent": "one a node",
+    "Ray: node agent": "one a node, in containers",
+}
 
 
 def comments() -> dict[str, list[str]]:
@@ -132,6 +168,20 @@ def client_rows() -> Iterator[str]:
             yield f"| `{PREFIX}{name.upper()}`{secret} | {default_text(field)} | {meaning} |"
 
 
+def size_rows() -> Iterator[str]:
+    """The largest first; actors last."""
+    sizes: dict[str, dict[str, int]] = json.loads(SIZES.read_text())
+    order = sorted(sizes, key=lambda name: (name.startswith("Ray: ") and name not in ROLES, -sizes[name]["job_mb"]))
+    for name in order:
+        own = sizes[name]
+        role = f" ({ROLES[name]})" if name in ROLES else ""
+        actor = name.removeprefix("Ray: ")
+        shown = f"actor `{actor}`" if actor != name and name not in ROLES else f"{name}{role}"
+        listens = LISTENS.get(name, "a worker port" if shown.startswith("actor") else "–")
+        rest, shared, disk = (own.get(key) or "–" for key in ("rest_mb", "shm_mb", "disk_mb"))
+        yield f"| {shown} | {listens} | {rest} | {own['job_mb']} | {shared} | {disk} |"
+
+
 def page() -> str:
     """The page as it should be."""
     parts = [
@@ -142,7 +192,9 @@ def page() -> str:
         "\n## Clients: the command line and the Python client\n",
         "| variable | default | meaning |\n| --- | --- | --- |",
         *client_rows(),
-        PORTS.format(gateway=up.GATEWAY_PORT, **up.SERVICES),
+        PORTS.format(gateway=up.GATEWAY_PORT, **up.SERVICES) + SIZES_HEAD.rstrip(),
+        *size_rows(),
+        "",
     ]
     return "\n".join(parts)
 

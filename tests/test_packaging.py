@@ -41,8 +41,11 @@ assert {"up", "demo", "submit"} <= get_command(app).commands.keys()
 
 
 def test_a_wheel_puts_nothing_else_at_the_top() -> None:
+    """`buf` holds what generated code imports for the rules of fields; a namespace, which others' packages share."""
     packages = WHOLE["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    assert all(Path(package).name.startswith("ltxtrain") for package in packages)
+    assert [name for name in (Path(item).name for item in packages) if not name.startswith("ltxtrain")] == ["buf"]
+    assert not [*(ROOT / "protos/buf").rglob("__init__.py")]
+    assert ALONE["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]["../protos/buf"] == "buf"
 
 
 def test_both_distributions_agree_about_the_client() -> None:

@@ -82,18 +82,22 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> ClientSettings:
 class Channel:
     """A connection to one service, shared by any number of clients and calls. Close it, or use `async with`."""
 
-    def __init__(self, aio: grpc.aio.Channel, address: str, metadata: Metadata = ()) -> None:
+    def __init__(
+        self, aio: grpc.aio.Channel, address: str, metadata: Metadata = (), tls_root: Path | None = None
+    ) -> None:
         self.aio = aio
         """The underlying gRPC channel."""
         self.address = address
         """Target that was connected to."""
         self.metadata = metadata
         """Metadata sent with every call."""
+        self.tls_root = tls_root
+        """PEM file of authorities that files are up- and downloaded by too, beside the public ones."""
 
     def acting_for(self, owner: str) -> "Channel":
         """The same connection for calls on behalf of `owner`. Only a service's token may do so."""
         kept = tuple(item for item in self.metadata if item[0] != OWNER_KEY)
-        return Channel(self.aio, self.address, (*kept, (OWNER_KEY, owner)))
+        return Channel(self.aio, self.address, (*kept, (OWNER_KEY, owner)), self.tls_root)
 
     async def close(self) -> None:
         """Close the connection and end its calls."""
@@ -141,7 +145,7 @@ def connect(
         else grpc.aio.secure_channel(target, shown, options=options, interceptors=interceptors)
     )
     metadata = (("authorization", f"Bearer {credentials.token}"),) if credentials.token else ()
-    return Channel(aio, target, metadata)
+    return Channel(aio, target, metadata, credentials.tls_root)
 
 
 def service_config(deadline_seconds: float = UNARY_DEADLINE_SECONDS) -> str:

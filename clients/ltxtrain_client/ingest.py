@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from ltxtrain.v1.ingest_pb2 import (
@@ -62,10 +63,11 @@ class Upload:
         if self.complete:
             yield Transfer(self.source.size_bytes, self.source.size_bytes)
         elif self.put_url:
-            async for step in put_source(self.source, self.put_url):
+            async for step in put_source(self.source, self.put_url, self.ingest.channel.tls_root):
                 yield step
         else:
-            async for step in put_parts(self.source, lambda: self.ingest.list_upload_parts(self.name)):
+            missing = partial(self.ingest.list_upload_parts, self.name)
+            async for step in put_parts(self.source, missing, self.ingest.channel.tls_root):
                 yield step
             await self.ingest.complete_upload(self.name)
 

@@ -79,7 +79,8 @@ class Suite:
         async def fresh_url() -> str:
             return (await self.remote_file(name)).download_url
 
-        async for step in get_file(path, FileDigest(blob.size_bytes, blob.sha256), fresh_url):
+        digest = FileDigest(blob.size_bytes, blob.sha256)
+        async for step in get_file(path, digest, fresh_url, self.train.channel.tls_root):
             yield step
 
 

@@ -231,5 +231,6 @@ class TrainClient(Client):
         async def fresh_url() -> str:
             return (await self.get_artifact(artifact)).download_url
 
-        async for step in get_file(path, FileDigest(blob.size_bytes, blob.sha256), fresh_url):
+        digest = FileDigest(blob.size_bytes, blob.sha256)
+        async for step in get_file(path, digest, fresh_url, self.channel.tls_root):
             yield step

@@ -6,6 +6,7 @@ Progress is reported by yielding: a Transfer after each chunk.
 import asyncio
 import hashlib
 import os
+import ssl
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -74,14 +75,14 @@ async def digest_source(source: Source, show: Callable[[Transfer], None] | None 
     return FileDigest(size, digest.hexdigest())
 
 
-async def put_source(source: Source, url: str) -> AsyncGenerator[Transfer, None]:
+async def put_source(source: Source, url: str, tls_root: Path | None = None) -> AsyncGenerator[Transfer, None]:
     """PUT a source to a presigned URL, restarting when the connection breaks.
 
     Raises TransferFailed when the store refuses it, or after several failed attempts in a row.
     """
     failures = 0
     whole = Span(0, source.size_bytes)
-    async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+    async with _session(tls_root) as session:
         while True:
             try:
                 async for sent in _put_spans(session, source, [(whole, url)], expires=False):
@@ -93,7 +94,7 @@ async def put_source(source: Source, url: str) -> AsyncGenerator[Transfer, None]
 
 
 async def put_parts(
-    source: Source, list_parts: Callable[[], Awaitable[ListUploadPartsResponse]]
+    source: Source, list_parts: Callable[[], Awaitable[ListUploadPartsResponse]], tls_root: Path | None = None
 ) -> AsyncGenerator[Transfer, None]:
     """PUT the parts of a source that the store lacks, several at once, until it has all of them.
 
@@ -101,7 +102,7 @@ async def put_parts(
     Raises TransferFailed when the store refuses a part, or after several rounds in a row that stored none.
     """
     failures, most = 0, -1
-    async with aiohttp.ClientSession(timeout=TIMEOUT) as session:
+    async with _session(tls_root) as session:
         while True:
             try:
                 page = await list_parts()
@@ -203,7 +204,7 @@ async def _put_span(
 
 
 async def get_file(
-    path: Path, expected: FileDigest, fresh_url: Callable[[], Awaitable[str]]
+    path: Path, expected: FileDigest, fresh_url: Callable[[], Awaitable[str]], tls_root: Path | None = None
 ) -> AsyncGenerator[Transfer, None]:
     """Download to `path`, which appears whole and checked, or not at all.
 
@@ -217,7 +218,7 @@ async def get_file(
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{expected.sha256[:12]}.part")
     failures, most = 0, 0
-    async with aiohttp.ClientSession(timeout=TIMEOUT, auto_decompress=False) as session:
+    async with _session(tls_root, auto_decompress=False) as session:
         while True:
             digest, size = await asyncio.to_thread(_hash_part, part)
             try:
@@ -237,6 +238,22 @@ async def get_file(
             else:
                 part.replace(path)
                 return
+
+
+def _session(tls_root: Path | None, *, auto_decompress: bool = True) -> aiohttp.ClientSession:
+    """A session for one store; a private authority of the suite stands for its store too.
+
+    Raises TransferFailed when its file cannot be read.
+    """
+    connector = None
+    if tls_root is not None:
+        context = ssl.create_default_context()
+        try:
+            context.load_verify_locations(tls_root)
+        except OSError as error:
+            raise TransferFailed(f"LTXTRAIN_TLS_ROOT={tls_root}: {error.strerror or 'not PEM'}.") from None
+        connector = aiohttp.TCPConnector(ssl=context)
+    return aiohttp.ClientSession(timeout=TIMEOUT, auto_decompress=auto_decompress, connector=connector)
 
 
 async def _append(

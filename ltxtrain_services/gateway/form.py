@@ -1,4 +1,4 @@
-"""The sheet as a form, made from the contract: names from its messages, the rest from the comments of its source.
+"""The sheet as a form, made from the contract: names and ranges from its messages, the rest from its source's comments.
 
 Ranges, defaults and help are said there once. What is sent is checked by the service, whatever a form allows.
 """
@@ -18,7 +18,9 @@ from ltxtrain.v1.train_pb2 import ContinueMode, CreateJobRequest, Job, JobOption
 from ltxtrain_client.enum_words import word, words
 from ltxtrain_client.sheet import OPTIONS, Sheet, SheetInvalid, format_sheet, parse_sheet
 
-MAX_VALIDATION = 2
+from ltxtrain_services.runtime.rules import allowed, limits, max_items, rules_of
+
+MAX_VALIDATION = max_items(ExtendPrefixSpec, "validation")
 # In an address, whose length servers bound.
 MAX_QUERY_CHARS = 4_000
 # The title of each group by the field that it begins with; the contract sets groups apart by blank lines.
@@ -42,10 +44,8 @@ MODE_HELP = (
     "from its first. weights: a new training that starts from its LoRA; every setting but rank and audio may change."
 )
 
-_FIELD = re.compile(r"\s+(?:optional |repeated )?[\w.]+ (\w+) = \d+;")
-_RANGE = re.compile(r"Range: (-?\d+(?:\.\d+)?)\.\.(-?\d+(?:\.\d+)?)")
+_FIELD = re.compile(r"\s+(?:optional |repeated )?[\w.]+ (\w+) = \d+(?:;| \[.*)")
 _DEFAULT = re.compile(r"Default: (.+?)\.(?:\s|$)")
-_ONE_OF = re.compile(r"one of ((?:\d+, )+\d+)")
 
 
 @dataclass(frozen=True)
@@ -148,24 +148,33 @@ def _groups(file: str, message: Any, prefix: str = "") -> tuple[Group, ...]:
 @lru_cache
 def _fields(file: str, message: Any, prefix: str) -> tuple[Field, ...]:
     comments = dict(_comments(file, message.DESCRIPTOR.name))
-    return tuple(_field(item, comments.get(item.name, ""), prefix) for item in message.DESCRIPTOR.fields)
+    return tuple(_field(message, item, comments.get(item.name, ""), prefix) for item in message.DESCRIPTOR.fields)
 
 
-def _field(item: FieldDescriptor, comment: str, prefix: str) -> Field:
-    limits, default, one_of = _RANGE.search(comment), _DEFAULT.search(comment), _ONE_OF.search(comment)
-    numbers = one_of[1].split(", ") if one_of else []
+def _field(message: Any, item: FieldDescriptor, comment: str, prefix: str) -> Field:
+    default = _DEFAULT.search(comment)
+    numbers = [str(value) for value in allowed(message, item.name)]
+    minimum, maximum = _range(message, item, numbers)
     return Field(
         path=f"{prefix}{item.name}",
         name=item.name,
         kind=_kind(item, bool(numbers)),
         help=comment.replace("`", "").removesuffix(' Default: "".'),
         default=default[1].strip('"') if default else "",
-        minimum=limits[1] if limits else "",
-        maximum=limits[2] if limits else "",
+        minimum=minimum,
+        maximum=maximum,
         whole=item.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64),
         choices=tuple(words(item.enum_type)) if item.enum_type is not None else tuple(numbers),
         required=item.name == "training_data_url",
     )
+
+
+def _range(message: Any, item: FieldDescriptor, listed: Sequence[str]) -> tuple[str, str]:
+    """Both ends of the values of a number; empty where an input cannot say them."""
+    if listed or item.is_repeated or _kind(item, False) != "number" or not rules_of(item).WhichOneof("type"):
+        return "", ""
+    minimum, maximum, above = limits(message, item.name)
+    return ("", "") if above else (str(minimum), str(maximum))
 
 
 def _kind(item: FieldDescriptor, listed: bool) -> str:

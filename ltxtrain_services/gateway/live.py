@@ -97,7 +97,8 @@ async def dataset(request: web.Request) -> web.StreamResponse:
     found = await caller_of(request).ingest.get_dataset(f"datasets/{request.match_info['id']}")
     story = _known(request, found)
     parts = {part: views.dataset_part(part, found, story) for part in views.DATASET_PARTS}
-    return html_page(request, "resource.html", title=found.name, name=found.name, parts=parts)
+    page_title = title(found.name, found.display_name)
+    return html_page(request, "resource.html", title=page_title, name=found.name, parts=parts)
 
 
 async def dataset_events(request: web.Request) -> web.StreamResponse:
@@ -136,7 +137,8 @@ async def training_set(request: web.Request) -> web.StreamResponse:
     found = await caller.preprocess.get_training_set(f"trainingSets/{request.match_info['id']}")
     story, earlier = _known(request, found), await _of_dataset(request, caller, found)
     parts = {part: views.training_set_part(part, found, story, earlier) for part in views.TRAINING_SET_PARTS}
-    return html_page(request, "resource.html", title=found.name, name=found.name, parts=parts)
+    page_title = title(found.name, found.display_name)
+    return html_page(request, "resource.html", title=page_title, name=found.name, parts=parts)
 
 
 async def training_set_events(request: web.Request) -> web.StreamResponse:

@@ -13,6 +13,7 @@ from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import ContinueFrom, ContinueMode, Job
 from ltxtrain_client.enum_words import number
 from ltxtrain_client.errors import CallError
+from ltxtrain_client.event_text import title
 from ltxtrain_client.sheet import Sheet, SheetInvalid, sheet_of_job
 
 from ltxtrain_services.gateway import views
@@ -119,9 +120,14 @@ async def new(request: web.Request) -> web.StreamResponse:
         sheet.pop("training_data_url", None)
     # Asks for nothing but the token.
     await check_token(caller_of(request))
-    values = {"beside": beside(name, origin), "groups": form(sheet), "dataset": sheet.get("dataset", "")}
-    source = origin.name if origin is not None else ""
-    return html_page(request, "new.html", **values, source=source, key=str(uuid.uuid4()))
+    values: dict[str, Any] = {
+        "beside": beside(name, origin),
+        "groups": form(sheet),
+        "dataset": sheet.get("dataset", ""),
+    }
+    values["source"] = origin.name if origin is not None else ""
+    values["source_title"] = title(origin.name, origin.display_name) if origin is not None else ""
+    return html_page(request, "new.html", **values, key=str(uuid.uuid4()))
 
 
 async def create_job(request: web.Request) -> web.StreamResponse:

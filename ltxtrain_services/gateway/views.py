@@ -67,7 +67,8 @@ def dataset_part(part: str, dataset: Dataset, story: Story) -> Markup:
     name = dataset.name
     if part == "dataset":
         return render_job_part(JobPage(title=name, state="", facts={}, report=_report(story.report)), part)
-    return render_part("live.html", part, **_head(name, story), kind="dataset", dataset=name, facts={})
+    values = _head(name, story, dataset.display_name) | {"kind": "dataset", "dataset": name}
+    return render_part("live.html", part, **values | {"facts": {"Dataset": name} if dataset.display_name else {}})
 
 
 def training_set_part(part: str, found: TrainingSet, story: Story, earlier: Story) -> Markup:
@@ -75,10 +76,12 @@ def training_set_part(part: str, found: TrainingSet, story: Story, earlier: Stor
     name = found.name
     if part == "dataset":
         return render_job_part(JobPage(title=name, state="", facts={}, report=_joined(earlier, story)), part)
-    values = _head(name, story) | {
+    facts = {"Training set": name} if found.display_name else {}
+    facts |= {"Used": training_summary(earlier.report, story.report)} if story.report else {}
+    values = _head(name, story, found.display_name) | {
         "kind": "training set",
         "dataset": found.dataset,
-        "facts": {"Used": training_summary(earlier.report, story.report)} if story.report else {},
+        "facts": facts,
         "suggestions": list(found.report.suggestions),
         "has_sheet": found.HasField("contact_sheet"),
     }
@@ -86,9 +89,8 @@ def training_set_part(part: str, found: TrainingSet, story: Story, earlier: Stor
 
 
 def job_values(job: Job, story: Story) -> dict[str, Any]:
-    return _head(job.name, story) | {
+    return _head(job.name, story, job.display_name) | {
         "kind": "job",
-        "title": job.display_name,
         "asks": _asks(job, story),
         "facts": _facts(job, story),
         "files": [
@@ -154,11 +156,11 @@ def estimate_text(answer: EstimateJobResponse) -> str:
     return f"{missing}{time_text(answer)}; {size_text(answer.peak_memory_bytes)} {where}; {price}"
 
 
-def _head(name: str, story: Story) -> dict[str, Any]:
+def _head(name: str, story: Story, display_name: str) -> dict[str, Any]:
     error = from_status(story.lifecycle.error) if story.lifecycle.HasField("error") else None
     return {
         "name": name,
-        "title": "",
+        "title": display_name,
         "id": name.partition("/")[2],
         "state": state_word(story.lifecycle.state) if story.lifecycle.state else "pending",
         "stages": _stages(story),

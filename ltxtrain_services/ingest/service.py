@@ -6,7 +6,7 @@ from typing import Any
 import grpc.aio
 from ltxtrain.v1 import ingest_pb2, ingest_pb2_grpc
 from ltxtrain.v1.error_pb2 import ErrorReason
-from ltxtrain.v1.ingest_pb2 import Clip, Dataset, Upload
+from ltxtrain.v1.ingest_pb2 import Clip, Dataset, Upload, VideoUrls
 from ltxtrain.v1.work_pb2 import ReportLine
 
 from ltxtrain_services.ingest.clip_store import ClipStore
@@ -30,11 +30,12 @@ from ltxtrain_services.runtime.requests import (
     sign_download,
     visible_owner,
 )
+from ltxtrain_services.runtime.rules import max_items
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.store import Store
 from ltxtrain_services.runtime.work import WorkRunner
 
-MAX_VIDEOS = 100
+MAX_VIDEOS = max_items(VideoUrls, "urls")
 
 
 class IngestService(ingest_pb2_grpc.IngestServiceServicer):
@@ -84,9 +85,9 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
     async def CreateDataset(
         self, request: ingest_pb2.CreateDatasetRequest, context: Any
     ) -> ingest_pb2.CreateDatasetResponse:
-        check_request_id(request.request_id)
         # A hundred URLs of eight kilobytes take a few milliseconds.
         violations = await beside(request.ByteSize(), lambda: self._violations(request))
+        violations = [*violations, *check_request_id(request.request_id)]
         if violations := [*violations, *check_names(request.display_name, request.labels)]:
             raise InvalidSpec(violations)
         dataset = Dataset(name=new_name("datasets"), display_name=request.display_name, labels=request.labels)

@@ -6,7 +6,6 @@ a client which starts again sends only what the store lacks.
 
 import asyncio
 import contextlib
-import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -30,7 +29,9 @@ from ltxtrain_services.ingest.names import printable
 from ltxtrain_services.runtime.addresses import UPLOAD
 from ltxtrain_services.runtime.errors import FailedPrecondition, InvalidSpec, NotFound, PageTokenInvalid, Violation
 from ltxtrain_services.runtime.objects import ObjectMissing, ObjectStore
+from ltxtrain_services.runtime.paging import page_size
 from ltxtrain_services.runtime.requests import new_name
+from ltxtrain_services.runtime.rules import line
 from ltxtrain_services.runtime.store import Store
 
 # One PUT of S3 holds no more.
@@ -45,7 +46,7 @@ MAX_FILE_NAME = 255
 PREFIX = "ingest/uploads/"
 # An upload that no unfinished dataset reads is kept for this long after its last CreateUpload.
 KEEP_SECONDS = 24 * 3600
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = line(CreateUploadRequest, "sha256")
 
 
 class Uploads:
@@ -74,6 +75,7 @@ class Uploads:
 
     async def missing_parts(self, request: ListUploadPartsRequest, owner: str | None) -> ListUploadPartsResponse:
         """A page of the parts that the store lacks. Raises NotFound, and FailedPrecondition for a single PUT."""
+        size = page_size(request.page_size, DEFAULT_PAGE, MAX_PAGE)
         upload = await self._store.get(request.upload, owner)
         response = ListUploadPartsResponse(expire_time=_after_now(PUT_SECONDS), stored_bytes=upload.size_bytes)
         if await self._is_complete(upload):
@@ -81,9 +83,6 @@ class Uploads:
         stored = await self._stored_parts(upload)
         missing = [part for part in _parts(upload) if stored.get(part.number) != part.size_bytes]
         response.stored_bytes -= sum(part.size_bytes for part in missing)
-        size = min(request.page_size or DEFAULT_PAGE, MAX_PAGE)
-        if size < 0:
-            raise PageTokenInvalid("page_size is negative.", metadata={"pageSize": size})
         rest = [part for part in missing if part.number > _after(request.page_token)]
         for part in rest[:size]:
             part.put_url = await self._objects.presign_part(
@@ -211,7 +210,7 @@ class Uploads:
             more = "" if request.multipart or limit == self._max_bytes else " Larger ones are sent with multipart."
             text = f"{request.size_bytes} bytes; an upload has 1 to {limit}.{more}"
             violations.append(Violation("size_bytes", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
-        if not _SHA256.fullmatch(request.sha256):
+        if not SHA256.fits(request.sha256):
             text = "The sha256 of the file in 64 lowercase hexadecimal digits."
             violations.append(Violation("sha256", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text))
         return violations

@@ -34,11 +34,22 @@ def up(
             show_default=f"{DEFAULT_MODEL}; pocket without a GPU",
         ),
     ] = None,
+    host: Annotated[
+        str,
+        typer.Option(help="Address of this machine for other hosts; needs LTXTRAIN_TOKENS_FILE, or mTLS."),
+    ] = "127.0.0.1",
+    nodes: Annotated[
+        bool,
+        typer.Option("--nodes", help="Have Ray nodes of other hosts join there; needs LTXTRAIN_RAY_TOKEN."),
+    ] = False,
 ) -> None:
-    """Run the whole suite on loopback until Ctrl-C: object store, Ray, Ingest, Preprocess, Train."""
+    """Run the whole suite until Ctrl-C, on loopback or for other hosts: object store, Ray, the three services.
+
+    Its ports are those of the addresses LTXTRAIN_TRAIN, LTXTRAIN_INGEST, LTXTRAIN_PREPROCESS and LTXTRAIN_GATEWAY.
+    """
     with _server_packages():
         from ltxtrain_services.local.up import run
-    raise typer.Exit(run(state_dir=state_dir, model=model))
+    raise typer.Exit(run(state_dir=state_dir, model=model, host=host, nodes=nodes))
 
 
 def demo(

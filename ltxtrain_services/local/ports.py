@@ -1,6 +1,7 @@
 """Ports of this machine for programs that replace a taken one silently, or not at all."""
 
 import contextlib
+import errno
 import json
 import random
 import socket
@@ -18,13 +19,16 @@ _owners: dict[int, Path] = {}
 _choosing = threading.Lock()
 
 
-def is_free(port: int) -> bool:
+def is_free(port: int, host: str = HOST) -> bool:
+    """Whether nobody listens there. Raises OSError for a host that is not this machine's."""
     with socket.socket() as probe:
         # A connection in TIME_WAIT does not matter to a server.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
-        except OSError:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
             return False
     return True
 

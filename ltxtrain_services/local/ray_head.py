@@ -1,4 +1,7 @@
-"""A Ray of one machine, as a supervised child on loopback: `ray start --head --block` without what is not needed."""
+"""Ray's head as a supervised child: `ray start --head --block` without what is not needed.
+
+It is on loopback, on free ports, unless nodes of other hosts are to join it: then on ports that a firewall can name.
+"""
 
 import hashlib
 import logging
@@ -18,6 +21,9 @@ from ltxtrain_services.runtime import ray_hook
 log = logging.getLogger(__name__)
 
 PORTS = ("port", "node-manager-port", "object-manager-port")
+OPEN_PORTS = {"port": 6379, "node-manager-port": 6380, "object-manager-port": 6381}
+# Of workers: one each.
+WORKER_PORTS = range(10_002, 11_000)
 # The sockets in it may have paths of 107 bytes, and Ray adds about 70.
 MAX_FOLDER_BYTES = 36
 GIB = 2**30
@@ -40,19 +46,22 @@ class RayHead:
         num_gpus: int | None = None,
         object_store_bytes: int | None = None,
         token: str | None = None,
+        open_at: str = "",
     ) -> None:
+        """open_at: an address of this machine, for nodes of other hosts, which have the token; empty: loopback."""
         self._state = state_dir.resolve() / "ray"
         self._counts = {"num-cpus": num_cpus, "num-gpus": num_gpus}
         self._object_store_bytes = object_store_bytes or default_object_store_bytes()
         self._folder = short_folder(self._state)
         self._child: Child | None = None
+        self._host, self._open = open_at or HOST, bool(open_at)
         self._ports: dict[str, int] = {}
         # Whoever has it may run code here.
         self.token = token or secrets.token_hex(32)
 
     @property
     def address(self) -> str:
-        return f"{HOST}:{self._ports['port']}"
+        return f"{self._host}:{self._ports['port']}"
 
     @property
     def pid(self) -> int:
@@ -67,11 +76,11 @@ class RayHead:
         """Return when drivers may attach. Raises ChildFailed."""
         self._state.mkdir(parents=True, exist_ok=True)
         _own(self._folder)
-        self._ports = remembered_ports(self._state / "ports.json", PORTS)
+        self._ports = OPEN_PORTS if self._open else remembered_ports(self._state / "ports.json", PORTS)
         command: list[str | Path] = [Path(sysconfig.get_path("scripts")) / "ray", "start", "--head", "--block"]
         options = [f"--{name}={port}" for name, port in self._ports.items()]
         options += [
-            f"--node-ip-address={HOST}",
+            f"--node-ip-address={self._host}",
             f"--temp-dir={self._folder}",
             f"--object-store-memory={self._object_store_bytes}",
             "--include-dashboard=false",
@@ -79,6 +88,8 @@ class RayHead:
             "--no-monitor",
             "--disable-usage-stats",
         ]
+        if self._open:
+            options += [f"--min-worker-port={WORKER_PORTS[0]}", f"--max-worker-port={WORKER_PORTS[-1]}"]
         # What is not named is counted by Ray.
         options += [f"--{name}={count}" for name, count in self._counts.items() if count is not None]
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("LTXTRAIN_", "RAY_"))}

@@ -1,4 +1,7 @@
-"""The whole suite on one machine: object store, Ray, and the three services, started in order and kept running."""
+"""The whole suite on one machine: object store, Ray, and the three services, started in order and kept running.
+
+It is on loopback unless it is told an address for other hosts: docs/hosts.md.
+"""
 
 import asyncio
 import contextlib
@@ -11,13 +14,14 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
-from urllib.parse import urlsplit
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ltxtrain_client.channel import connect, read_settings
 
 from ltxtrain_services.local.child import Child, ChildFailed
+from ltxtrain_services.local.door import SuiteRefused as SuiteRefused
+from ltxtrain_services.local.door import checked_settings, is_open, port_of, relaying, store_port, tls_context
 from ltxtrain_services.local.embedded import EmbeddedStore, StoreRefused
 from ltxtrain_services.local.model import (
     LOCK,
@@ -39,6 +43,8 @@ R = TypeVar("R")
 SERVICES = {"ingest": 7001, "preprocess": 7002, "train": 7003}
 # The gateway, beside them where its port is given.
 GATEWAY, GATEWAY_PORT = "gateway", 7000
+# The object store, for other hosts.
+STORE, STORE_PORT = "store", 9000
 READY_SECONDS = 120.0
 # Above what a service gives the calls and the work that are under way.
 GRACE_SECONDS = 30.0
@@ -54,10 +60,6 @@ def metrics_bind(bind: str, index: int) -> str:
     return f"{host}:{int(port) + index}" if port.isdecimal() and int(port) else bind
 
 
-class SuiteRefused(Exception):
-    """The suite cannot run here; the text says why and what to do."""
-
-
 class Suite:
     """A running suite, whose state is kept in one folder; `async with Suite(folder) as suite`.
 
@@ -65,7 +67,8 @@ class Suite:
     at every start; the gateway is started where its port is given. num_cpus, num_gpus: of the own Ray; None: what there
     is. databases: the services' SQLAlchemy URLs; None: SQLite files in the folder. environ: settings of the services
     beside those of this process. Where either has LTXTRAIN_S3_ENDPOINT or LTXTRAIN_RAY_ADDRESS, that is used in place
-    of an own object store or an own Ray.
+    of an own object store or an own Ray. host: an address of this machine where services, gateway and store are for
+    other hosts, too; the settings then have tokens or mTLS. nodes: other hosts may join the own Ray there.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class Suite:
         num_gpus: int | None = None,
         databases: Mapping[str, str] | None = None,
         environ: Mapping[str, str] | None = None,
+        host: str = HOST,
+        nodes: bool = False,
     ) -> None:
         self.state_dir = state_dir.resolve()
         self._environ = {**os.environ, **(environ or {})}
@@ -85,13 +90,19 @@ class Suite:
             is_folder = model != POCKET and Path(model).exists()
             self._environ["LTXTRAIN_MODEL"] = str(Path(model).resolve()) if is_folder else model
         self.model = self._environ["LTXTRAIN_MODEL"] = chosen_model(self._environ, self.state_dir)
+        self._host = host
         self._ports = {**SERVICES, **(ports or {})}
         self._databases = {**(databases or {})}
         self._lock: IO[str] | None = None
         self.store = EmbeddedStore(self.state_dir)
-        self.ray = RayHead(self.state_dir, num_cpus=num_cpus, num_gpus=num_gpus)
+        self._settings = checked_settings(self._environ, host, nodes=nodes)
+        token, open_at = self._settings.ray_token or None, host if nodes else ""
+        self.ray = RayHead(self.state_dir, num_cpus=num_cpus, num_gpus=num_gpus, token=token, open_at=open_at)
+        self._doors = contextlib.AsyncExitStack()
         self._has_store = "LTXTRAIN_S3_ENDPOINT" not in self._environ
         self._has_ray = not self._environ.keys() & {"LTXTRAIN_RAY_ADDRESS", "RAY_ADDRESS"}
+        # Whether Ray may run actors on other hosts.
+        self._is_spread = nodes or not self._has_ray
         self.services: dict[str, Child] = {}
 
     @property
@@ -113,7 +124,12 @@ class Suite:
         return f"{scheme}://{self.address(GATEWAY)}"
 
     def address(self, service: str) -> str:
-        return f"{HOST}:{self._ports[service]}"
+        return f"{self._host}:{self._ports[service]}"
+
+    @property
+    def store_url(self) -> str:
+        """The own store, as other hosts reach it."""
+        return f"{'https' if self._settings.tls_cert else 'http'}://{self.address(STORE)}"
 
     @property
     def pids(self) -> dict[str, int]:
@@ -139,10 +155,16 @@ class Suite:
         """Stop in reverse order: whoever uses another ends first."""
         for service in reversed(self.services.values()):
             await _in_thread(lambda service=service: service.stop(GRACE_SECONDS))  # type: ignore[misc]
+        await self._doors.aclose()
         await _in_thread(self.ray.stop)
         await _in_thread(self.store.stop)
         if self._lock is not None:
             self._lock.close()
+
+    def lines_for_other_hosts(self) -> list[str]:
+        """Addresses that they need beside the services'."""
+        lines = [f"store      {self._settings.s3_public_endpoint or self.store_url}"] if STORE in self._ports else []
+        return [*lines, f"ray        {self.ray.address}"] if self._has_ray and self._is_spread else lines
 
     def check(self) -> None:
         """Raises ChildFailed when a service has ended for good."""
@@ -203,6 +225,10 @@ class Suite:
         for outcome in started:
             if isinstance(outcome, BaseException):
                 raise outcome
+        if STORE in self._ports:
+            to = HOST, int(self.store.address.endpoint.rpartition(":")[2])
+            door = relaying(self._host, self._ports[STORE], to, tls_context(self._settings))
+            await self._doors.enter_async_context(door)
         for name in SERVICES:
             self.start_service(name)
         await asyncio.gather(*(self.wait_ready(name) for name in SERVICES))
@@ -211,7 +237,7 @@ class Suite:
 
     async def _start_gateway(self) -> None:
         child, deadline = self.start_service(GATEWAY), time.monotonic() + READY_SECONDS
-        while not await _listens(self._ports[GATEWAY]):
+        while not await _listens(self._host, self._ports[GATEWAY]):
             child.check()
             if time.monotonic() > deadline:
                 raise child.failure(f"is not ready after {READY_SECONDS:.0f} s")
@@ -219,12 +245,19 @@ class Suite:
         child.final = frozenset()
 
     def _choose_ports(self) -> None:
+        if is_open(self._host) and self._has_store:
+            self._ports.setdefault(STORE, STORE_PORT)
         wanted = [name for name, port in self._ports.items() if port == 0]
         self._ports |= remembered_ports(self.state_dir / "ports.json", wanted) if wanted else {}
         for name, port in self._ports.items():
-            if not is_free(port):
-                variable = f"LTXTRAIN_{name.upper()}"
-                raise SuiteRefused(f"The port {port} is taken. Set {variable}={HOST}:PORT to use another for {name}.")
+            try:
+                free = is_free(port, self._host)
+            except OSError as error:
+                raise SuiteRefused(f"{self._host}:{port} cannot be listened on: {error.strerror}.") from None
+            if not free:
+                variable = "LTXTRAIN_S3_PUBLIC_ENDPOINT" if name == STORE else f"LTXTRAIN_{name.upper()}"
+                text = f"The port {port} is taken. Set {variable}={self._host}:PORT to use another for {name}."
+                raise SuiteRefused(text)
 
     def _common_settings(self) -> dict[str, str]:
         settings = {f"LTXTRAIN_{name.upper()}": self.address(name) for name in SERVICES}
@@ -238,6 +271,12 @@ class Suite:
                 "LTXTRAIN_S3_BUCKET": address.bucket,
                 "LTXTRAIN_S3_FOLDER": str(address.folder),
             }
+        if STORE in self._ports:
+            settings |= {"LTXTRAIN_S3_PUBLIC_ENDPOINT": self._settings.s3_public_endpoint or self.store_url}
+            if self._is_spread:
+                # What actors on other hosts get.
+                settings |= {"LTXTRAIN_S3_ENDPOINT": self.store_url, "LTXTRAIN_S3_FOLDER": ""}
+                settings |= {"LTXTRAIN_S3_TLS_ROOT": str(self._settings.s3_tls_root or self._settings.tls_root or "")}
         if self._has_ray:
             settings |= self.ray.environ()
             settings |= {"LTXTRAIN_RAY_ADDRESS": self.ray.address, "LTXTRAIN_RAY_TOKEN": self.ray.token}
@@ -254,9 +293,9 @@ async def _in_thread(call: Callable[[], R]) -> R:
         raise
 
 
-async def _listens(port: int) -> bool:
+async def _listens(host: str, port: int) -> bool:
     try:
-        _, writer = await asyncio.open_connection(HOST, port)
+        _, writer = await asyncio.open_connection(host, port)
     except OSError:
         return False
     writer.close()
@@ -279,7 +318,7 @@ def _lock(state_dir: Path, model: str) -> IO[str]:
     return file
 
 
-async def up(state_dir: Path, *, model: str | None = None) -> None:
+async def up(state_dir: Path, *, model: str | None = None, host: str = HOST, nodes: bool = False) -> None:
     """Run a suite until SIGINT or SIGTERM. Raises SuiteRefused, and ChildFailed when a part ends for good."""
     task = asyncio.current_task()
     assert task is not None
@@ -291,14 +330,20 @@ async def up(state_dir: Path, *, model: str | None = None) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)
-    ports = {name: _port(os.environ.get(f"LTXTRAIN_{name.upper()}"), port) for name, port in SERVICES.items()}
-    ports[GATEWAY] = _port(os.environ.get("LTXTRAIN_GATEWAY"), GATEWAY_PORT)
+    ports = {
+        name: port_of(f"LTXTRAIN_{name.upper()}", port, host, os.environ)
+        for name, port in {**SERVICES, GATEWAY: GATEWAY_PORT}.items()
+    }
+    if (port := store_port(host, os.environ)) is not None:
+        ports[STORE] = port
+    suite = Suite(state_dir, model=model, ports=ports, host=host, nodes=nodes)
     print("Starting the object store, Ray and the services …", flush=True)
-    suite = Suite(state_dir, model=model, ports=ports)
     with contextlib.suppress(asyncio.CancelledError):
         async with suite:
             for name in reversed(suite.services):
                 print(f"{name:<11}{suite.gateway_url if name == GATEWAY else suite.address(name)}")
+            for line in suite.lines_for_other_hosts():
+                print(line)
             for line in await _in_thread(lambda: _model_lines(suite)):
                 print(line)
             print(f"State and logs are in {suite.state_dir}. Ctrl-C stops the suite.", flush=True)
@@ -315,14 +360,9 @@ def _model_lines(suite: Suite) -> list[str]:
     return lines
 
 
-def _port(address: str | None, default: int) -> int:
-    """The port of the address that clients use too."""
-    return urlsplit(f"//{address}").port or default if address else default
-
-
-def run(state_dir: Path, model: str | None = None) -> int:
+def run(state_dir: Path, model: str | None = None, host: str = HOST, nodes: bool = False) -> int:
     """`ltxtrain up`: returns the exit status."""
-    return run_to_end(up(state_dir, model=model))
+    return run_to_end(up(state_dir, model=model, host=host, nodes=nodes))
 
 
 def run_to_end(work: Coroutine[Any, Any, int | None]) -> int:

@@ -53,9 +53,11 @@ def line_chart(
     width: int = 960,
     height: int = 280,
     usual: tuple[float, str] | None = None,
+    narrow: bool = False,
 ) -> Markup:
     """An SVG with axes and tooltips; `usual` marks a value to compare with, and says what it is.
 
+    A `narrow` one is shown on narrow screens alone, in place of the wide one before it.
     Points that are not finite are left out; without any left the chart says so.
     """
     lines = [_clean(line) for line in lines]
@@ -75,8 +77,8 @@ def line_chart(
     parts += [_path(line, x_scale, y_scale) for line in sorted(lines, key=lambda line: line.style != "faint")]
     parts.append(Markup("</svg>"))
     parts.append(_tooltips(lines, x_scale, x_name, height))
-    return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        width, height, title, Markup("").join(parts)
+    return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        "chart narrow" if narrow else "chart", width, height, title, Markup("").join(parts)
     )
 
 

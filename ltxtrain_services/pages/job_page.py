@@ -227,7 +227,12 @@ def _loss_chart(curves: Mapping[str, Points]) -> Markup:
         if mean != list(points):
             lines.append(Line(name=f"{name}, each step", points=points, tone=tone, style="faint"))
         lines.append(Line(name=name, points=mean, tone=tone))
-    return line_chart(lines, title="Loss over steps", width=1040, height=320) + legend(lines)
+    title = "Loss over steps"
+    if not any(line.points for line in lines):
+        return line_chart(lines, title=title, width=1040, height=320)
+    # A page shows one of them: the text of the wide one is too small on a phone.
+    wide = line_chart(lines, title=title, width=1040, height=320)
+    return wide + line_chart(lines, title=title, width=400, height=240, narrow=True) + legend(lines)
 
 
 def _metric_charts(measured: Sequence[MeasuredPreview]) -> list[dict[str, Any]]:

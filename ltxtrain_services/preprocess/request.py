@@ -2,17 +2,24 @@
 
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, OnSkippedClip, TrainingSet
+from ltxtrain.v1.preprocess_pb2 import (
+    CreateTrainingSetRequest,
+    Geometry,
+    OnSkippedClip,
+    PreprocessSettings,
+    TrainingSet,
+)
 
 from ltxtrain_services.runtime.errors import InvalidSpec, Violation
-from ltxtrain_services.runtime.extend_prefix import preprocess_settings, resolve
-from ltxtrain_services.runtime.requests import check_names, excess
+from ltxtrain_services.runtime.extend_prefix import check_validation, preprocess_settings, resolve
+from ltxtrain_services.runtime.requests import check_names, check_request_id, excess
+from ltxtrain_services.runtime.rules import limits, max_items
 from ltxtrain_trainer.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION
 
-MAX_SIDE = 4096
-MAX_FRAMES = 1025
-MAX_FRAME_RATE = 240
-MAX_VALIDATION_PROMPTS = 10_000
+MAX_SIDE = limits(Geometry, "width")[1]
+MAX_FRAMES = limits(Geometry, "frame_count")[1]
+MAX_FRAME_RATE = limits(Geometry, "frame_rate")[1]
+MAX_VALIDATION_PROMPTS = max_items(PreprocessSettings, "validation_prompts")
 
 
 def requested(request: CreateTrainingSetRequest) -> TrainingSet:
@@ -37,6 +44,9 @@ def requested(request: CreateTrainingSetRequest) -> TrainingSet:
         violations.append(_required("dataset", "Name a dataset, as in datasets/{dataset}."))
     if made.validation_dataset and not made.validation_dataset.startswith("datasets/"):
         violations.append(_required("validation_dataset", "Name a dataset, as in datasets/{dataset}."))
+    if (wrong := _check_on_skipped_clip("on_skipped_clip", request.on_skipped_clip)) is not None:
+        violations.append(wrong)
+    violations += check_request_id(request.request_id)
     if violations := violations + check_names(request.display_name, request.labels):
         raise InvalidSpec(violations)
     return made
@@ -47,15 +57,16 @@ def _resolve(request: CreateTrainingSetRequest, made: TrainingSet) -> list[Viola
     spec = ExtendPrefixSpec()
     spec.CopyFrom(request.spec.extend_prefix)
     spec.dataset = made.dataset
+    violations = []
     if not request.validation_dataset:
+        # There are no clips for them, but what no job may have is told.
+        violations += check_validation(spec)
         del spec.validation[:]
     for entry in spec.validation:
         entry.video_url = entry.video_url or request.validation_dataset
-    resolved, violations = resolve(spec, lambda url: None)
+    resolved, wrong = resolve(spec, lambda url: None)
     # The dataset is told as the request's own field.
-    violations = [violation for violation in violations if not violation.field.endswith(".training_data_url")]
-    if (wrong := _check_on_skipped_clip("on_skipped_clip", request.on_skipped_clip)) is not None:
-        violations.append(wrong)
+    violations += [violation for violation in wrong if not violation.field.endswith(".training_data_url")]
     if not violations:
         made.settings.CopyFrom(preprocess_settings(resolved, request.on_skipped_clip))
         made.settings.fit_only = request.fit_only
@@ -70,7 +81,7 @@ def _check_settings(request: TrainingSet) -> list[Violation]:
         text = f"{count} prompts, at most {MAX_VALIDATION_PROMPTS} are taken: one for each validation clip."
         violations.append(_out_of_range("settings.validation_prompts", text))
     violations += _check_geometry("settings.training", settings.training)
-    if request.validation_dataset:
+    if request.validation_dataset or settings.HasField("validation"):
         violations += _check_geometry("settings.validation", settings.validation)
     violations += _check_prefix(request)
     texts = {"trigger_phrase": settings.trigger_phrase, "negative_prompt": settings.negative_prompt}

@@ -19,7 +19,6 @@ from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import (
     Watches,
     beside,
-    check_request_id,
     listed,
     new_name,
     sign_download,
@@ -53,7 +52,6 @@ class PreprocessService(preprocess_pb2_grpc.PreprocessServiceServicer):
     async def CreateTrainingSet(
         self, request: preprocess_pb2.CreateTrainingSetRequest, context: Any
     ) -> preprocess_pb2.CreateTrainingSetResponse:
-        check_request_id(request.request_id)
         training_set = await beside(request.ByteSize(), lambda: requested(request))
         training_set.name = new_name("trainingSets")
         digest = request_digest(request)

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import ssl
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 
@@ -188,6 +189,10 @@ class Bucket:
 
 def _client(address: StoreAddress, endpoint: str, retry: urllib3.Retry = RETRY) -> Minio:
     scheme, _, host = endpoint.rpartition("://")
+    context = None
+    if address.tls_root:
+        context = ssl.create_default_context()
+        context.load_verify_locations(cadata=address.tls_root)
     return Minio(
         host,
         access_key=address.access_key,
@@ -195,5 +200,5 @@ def _client(address: StoreAddress, endpoint: str, retry: urllib3.Retry = RETRY) 
         secure=scheme == "https" if scheme else address.secure,
         # Without it the client would ask the store for the region before it can sign anything.
         region=address.region,
-        http_client=urllib3.PoolManager(maxsize=4 * THREADS, retries=retry, timeout=TIMEOUT),
+        http_client=urllib3.PoolManager(maxsize=4 * THREADS, retries=retry, timeout=TIMEOUT, ssl_context=context),
     )

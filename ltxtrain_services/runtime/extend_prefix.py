@@ -1,13 +1,13 @@
 """The parameter sheet of extend-prefix as one table: defaults, ranges and how a request becomes a resolved spec.
 
-The comments of extend_prefix.proto and train.proto and the README's table say the same; a test compares them.
+Ranges are the contract's rules. Comments of extend_prefix.proto and train.proto and the README's table say the same; a
+test compares them.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import Message
 from google.type.money_pb2 import Money
@@ -21,145 +21,68 @@ from ltxtrain_client.errors import SHEET_PATH
 
 from ltxtrain_services.runtime.addresses import CLIP
 from ltxtrain_services.runtime.errors import Violation
-from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES, excess
+from ltxtrain_services.runtime.parameters import Number, Rule, table
+from ltxtrain_services.runtime.requests import excess
+from ltxtrain_services.runtime.rules import max_items
 from ltxtrain_services.runtime.settings import UnitPrice
 from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT
 from ltxtrain_trainer.geometry import BUCKETS, Geometry, snap_frames
 from ltxtrain_trainer.preview.recipe import SCHEDULE_TOKENS
 from ltxtrain_trainer.training.settings import TEAM_SIZES
 
-MAX_VALIDATION_INPUTS = 2
+MAX_VALIDATION_INPUTS = max_items(ExtendPrefixSpec, "validation")
 # What a way to hold weights or to move them needs; services and workers have one environment.
 LIBRARIES = {"int8": "torchao", "fp8": "torchao", "nf4": "bitsandbytes", "adamw_8bit": "torchao"}
 # Of too many, so many are looked at: a request may name twenty thousand.
 CHECKED_VALIDATION_INPUTS = 100
 T = TypeVar("T", bound=Message)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Number:
-    """A whole or real number within [minimum, maximum]; `above` excludes the minimum itself."""
-
-    name: str
-    default: float
-    minimum: float
-    maximum: float
-    above: bool = False
-    snapped: bool = False
-
-    @property
-    def rule(self) -> str:
-        if self.above:
-            return f"finite, above {self.minimum}, at most {self.maximum}"
-        return f"Range: {self.minimum}..{self.maximum}."
-
-    def check(self, value: float) -> tuple["ErrorReason", str] | None:
-        low = self.minimum < value if self.above else self.minimum <= value
-        if math.isfinite(value) and low and value <= self.maximum:
-            return None
-        return ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, f"{value} is out of range. {_sentence(self.rule)}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One of a few numbers."""
-
-    name: str
-    default: int
-    allowed: tuple[int, ...]
-
-    @property
-    def rule(self) -> str:
-        return "one of " + ", ".join(map(str, self.allowed))
-
-    def check(self, value: int) -> tuple["ErrorReason", str] | None:
-        if value in self.allowed:
-            return None
-        return ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, f"{value} is not allowed: {self.rule}."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Named:
-    """A value of an enum; UNSPECIFIED stands for the default."""
-
-    name: str
-    default: int
-    kind: Any
-    rule: str = ""
-
-    def check(self, value: int) -> tuple["ErrorReason", str] | None:
-        if value in self.kind.values():
-            return None
-        names = ", ".join(item.name for item in self.kind.DESCRIPTOR.values[1:])
-        return ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, f"{value} is none of {names}."
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flag:
-    """True or false."""
-
-    name: str
-    default: bool
-    rule: str = ""
-
-    def check(self, value: bool) -> None:
-        return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """Any text that is not too long."""
-
-    name: str
-    default: str
-    rule: str = f"At most {MAX_TEXT_BYTES} bytes."
-
-    def check(self, value: str) -> tuple["ErrorReason", str] | None:
-        found = excess(value)
-        return None if found is None else (ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, found)
-
-
-Rule = Number | Choice | Named | Flag | Text
-
-# Numbers are the public sheet's (conformance P1..P25).
-SPEC: tuple[Rule, ...] = (
-    Text(name="trigger_phrase", default=""),
-    Choice(name="rank", default=32, allowed=(8, 16, 32, 64, 128)),
-    Number(name="number_of_steps", default=2000, minimum=100, maximum=20000),
-    Number(name="learning_rate", default=0.0002, minimum=0, maximum=1, above=True),
-    Number(name="conditioning_frames", default=9, minimum=9, maximum=121),
-    Number(name="number_of_frames", default=89, minimum=9, maximum=121, snapped=True),
-    Number(name="frame_rate", default=24, minimum=8, maximum=60),
-    Named(name="resolution", default=Resolution.RESOLUTION_MEDIUM, kind=Resolution),
-    Named(name="aspect_ratio", default=AspectRatio.ASPECT_RATIO_1_1, kind=AspectRatio),
-    Flag(name="auto_scale_input", default=False),
-    Flag(name="split_input_into_scenes", default=True),
-    Number(name="split_input_duration_threshold", default=30.0, minimum=1.0, maximum=60.0),
-    Flag(name="with_audio", default=False),
-    Flag(name="audio_normalize", default=True),
-    Flag(name="audio_preserve_pitch", default=True),
-    Text(name="validation_negative_prompt", default=NEGATIVE_PROMPT),
-    Number(name="validation_number_of_frames", default=89, minimum=9, maximum=121, snapped=True),
-    Number(name="validation_frame_rate", default=24, minimum=8, maximum=60),
-    Named(name="validation_resolution", default=Resolution.RESOLUTION_HIGH, kind=Resolution),
-    Named(name="validation_aspect_ratio", default=AspectRatio.ASPECT_RATIO_1_1, kind=AspectRatio),
-    Number(name="stg_scale", default=1.0, minimum=0.0, maximum=3.0),
-    Flag(name="debug_dataset", default=False),
+# Defaults are the public sheet's (conformance P1..P25).
+SPEC = table(
+    ExtendPrefixSpec,
+    {
+        "trigger_phrase": "",
+        "rank": 32,
+        "number_of_steps": 2000,
+        "learning_rate": 0.0002,
+        "conditioning_frames": 9,
+        "number_of_frames": 89,
+        "frame_rate": 24,
+        "resolution": Resolution.RESOLUTION_MEDIUM,
+        "aspect_ratio": AspectRatio.ASPECT_RATIO_1_1,
+        "auto_scale_input": False,
+        "split_input_into_scenes": True,
+        "split_input_duration_threshold": 30.0,
+        "with_audio": False,
+        "audio_normalize": True,
+        "audio_preserve_pitch": True,
+        "validation_negative_prompt": NEGATIVE_PROMPT,
+        "validation_number_of_frames": 89,
+        "validation_frame_rate": 24,
+        "validation_resolution": Resolution.RESOLUTION_HIGH,
+        "validation_aspect_ratio": AspectRatio.ASPECT_RATIO_1_1,
+        "stg_scale": 1.0,
+        "debug_dataset": False,
+    },
+    snapped=("number_of_frames", "validation_number_of_frames"),
 )
 
-OPTIONS: tuple[Rule, ...] = (
-    Number(name="seed", default=42, minimum=-(2**63), maximum=2**63 - 1),
-    Named(name="on_skipped_clip", default=OnSkippedClip.ON_SKIPPED_CLIP_CONTINUE, kind=OnSkippedClip),
-    Number(name="batch_size", default=1, minimum=1, maximum=64),
-    Number(name="gpu_count", default=0, minimum=0, maximum=64),
-    Named(name="base_precision", default=BasePrecision.BASE_PRECISION_AUTO, kind=BasePrecision),
-    Named(name="optimizer", default=Optimizer.OPTIMIZER_ADAMW, kind=Optimizer),
-    Named(name="schedule", default=Schedule.SCHEDULE_LINEAR, kind=Schedule),
-    Number(name="checkpoint_interval", default=250, minimum=1, maximum=20000),
-    Number(name="preview_interval", default=0, minimum=0, maximum=20000),
-    Number(name="holdout_fraction", default=0.0, minimum=0.0, maximum=0.5),
-    Number(name="preview_schedule_tokens", default=SCHEDULE_TOKENS, minimum=0, maximum=65536),
-    Flag(name="compile_blocks", default=False),
+OPTIONS = table(
+    JobOptions,
+    {
+        "seed": 42,
+        "on_skipped_clip": OnSkippedClip.ON_SKIPPED_CLIP_CONTINUE,
+        "batch_size": 1,
+        "gpu_count": 0,
+        "base_precision": BasePrecision.BASE_PRECISION_AUTO,
+        "optimizer": Optimizer.OPTIMIZER_ADAMW,
+        "schedule": Schedule.SCHEDULE_LINEAR,
+        "checkpoint_interval": 250,
+        "preview_interval": 0,
+        "holdout_fraction": 0.0,
+        "preview_schedule_tokens": SCHEDULE_TOKENS,
+        "compile_blocks": False,
+    },
 )
 
 
@@ -284,6 +207,17 @@ def _check_sources(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None
     for index, entry in enumerate(spec.validation[:CHECKED_VALIDATION_INPUTS]):
         if not CLIP.fullmatch(entry.video_url):
             check(f"validation[{index}].video_url", entry.video_url, "Name a video whose opening is continued.")
+    return violations + _check_entries(spec)
+
+
+def check_validation(spec: ExtendPrefixSpec) -> list[Violation]:
+    """Violations of the validation inputs whose videos are named elsewhere."""
+    return _below(SHEET_PATH, _check_entries(spec))
+
+
+def _check_entries(spec: ExtendPrefixSpec) -> list[Violation]:
+    violations = []
+    for index, entry in enumerate(spec.validation[:CHECKED_VALIDATION_INPUTS]):
         if (found := excess(entry.prompt)) is not None:
             reason = ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE
             violations.append(Violation(f"validation[{index}].prompt", reason, found))
@@ -309,10 +243,6 @@ def _check_prefix(
             text = f"A prefix of {prefix} frames leaves nothing to generate of {name} = {count} (after snapping)."
             return ErrorReason.ERROR_REASON_PREFIX_COVERS_CLIP, text
     return None
-
-
-def _sentence(rule: str) -> str:
-    return rule[0].upper() + rule[1:].rstrip(".") + "."
 
 
 def billable_units(number_of_steps: int) -> int:

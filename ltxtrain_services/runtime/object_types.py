@@ -32,6 +32,8 @@ class StoreAddress:
     region: str
     bucket: str
     secure: bool
+    # PEM text of authorities that its certificate is trusted by beside the public ones: Ray's nodes have no file.
+    tls_root: str = field(default="", repr=False)
     # Of its data, where it is on this machine: an embedded store does not say itself that its disk is full.
     folder: Path | None = None
 

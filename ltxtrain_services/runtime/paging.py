@@ -23,11 +23,11 @@ MAX_TOKEN_CHARS = 4_096
 MAX_PAGE_BYTES = 2**20 * 3 // 4
 
 
-def page_size(size: int) -> int:
-    """The page size to use: the default for 0, at most MAX_PAGE. Raises PageTokenInvalid for a negative one."""
+def page_size(size: int, default: int = DEFAULT_PAGE, most: int = MAX_PAGE) -> int:
+    """The page size to use: the default for 0, at most `most`. Raises PageTokenInvalid for a negative one."""
     if size < 0:
         raise PageTokenInvalid("page_size is negative.", metadata={"pageSize": size})
-    return min(size or DEFAULT_PAGE, MAX_PAGE)
+    return min(size or default, most)
 
 
 def request_digest(request: Message) -> bytes:

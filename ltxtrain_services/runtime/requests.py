@@ -3,8 +3,6 @@
 import asyncio
 import contextvars
 import json
-import re
-import unicodedata
 import uuid
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +13,10 @@ from typing import Any, TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 from ltxtrain.v1.artifact_pb2 import Blob
 from ltxtrain.v1.error_pb2 import ErrorReason
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.ingest_pb2 import ListDatasetsRequest
 from ltxtrain.v1.preprocess_pb2 import ListTrainingSetsRequest
-from ltxtrain.v1.train_pb2 import ListJobsRequest, WatchJobsResponse
+from ltxtrain.v1.train_pb2 import CreateJobRequest, ListJobsRequest, WatchJobsResponse
 from ltxtrain.v1.work_pb2 import Event
 from ltxtrain_client.watch import is_terminal
 
@@ -27,6 +26,7 @@ from ltxtrain_services.runtime.edit import M
 from ltxtrain_services.runtime.errors import InvalidSpec, Violation
 from ltxtrain_services.runtime.events import Entry, EventLog, event_kind
 from ltxtrain_services.runtime.objects import ObjectStore
+from ltxtrain_services.runtime.rules import labels, line, max_bytes, max_items
 from ltxtrain_services.runtime.store import Store
 
 R = TypeVar("R")
@@ -38,18 +38,14 @@ LARGE_BYTES = 16 * 2**10
 _THREADS = ThreadPoolExecutor(2, thread_name_prefix="requests")
 
 # Of a caption, a prompt or a phrase: far beyond what a text encoder reads.
-MAX_TEXT_BYTES = 64 << 10
+MAX_TEXT_BYTES = max_bytes(ExtendPrefixSpec, "trigger_phrase")
 DOWNLOAD_SECONDS = 15 * 60
 # Of a list of states or kinds to filter by, of which there are a dozen.
-MAX_FILTERS = 100
-# "urn:uuid:" and 36 more. Python's UUID takes any number of braces around, and the id is a key of the database.
-MAX_UUID_CHARS = 45
-MAX_DISPLAY_NAME = 128
-MAX_LABELS = 64
-MAX_LABEL = 63
-LABEL_KEY = re.compile(r"[a-z][a-z0-9_./-]{0,62}")
-# Unicode categories that a line does not hold: control characters and line breaks.
-BREAKS = frozenset({"Cc", "Zl", "Zp"})
+MAX_FILTERS = max_items(ListJobsRequest, "states")
+MAX_LABELS = max_items(CreateJobRequest, "labels")
+REQUEST_ID = line(CreateJobRequest, "request_id")
+DISPLAY_NAME = line(CreateJobRequest, "display_name")
+LABEL_KEY, LABEL_VALUE = labels(CreateJobRequest, "labels")
 
 
 def new_name(kind: str) -> str:
@@ -63,18 +59,12 @@ def visible_owner() -> str | None:
     return None if owner == SERVICE else owner
 
 
-def check_request_id(request_id: str) -> None:
-    """A request id is a UUID, or absent. Raises InvalidSpec."""
-    if not request_id:
-        return
-    try:
-        if len(request_id) > MAX_UUID_CHARS:
-            raise ValueError(request_id)
-        uuid.UUID(request_id)
-    except ValueError:
-        text = "Not a UUID. Send a fresh UUID for every new request and the same one for a repeat."
-        violation = Violation("request_id", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)
-        raise InvalidSpec([violation]) from None
+def check_request_id(request_id: str) -> list[Violation]:
+    """The violation of a request id that is neither a UUID nor absent."""
+    if not request_id or REQUEST_ID.fits(request_id):
+        return []
+    text = "Not a UUID. Send a fresh UUID for every new request and the same one for a repeat."
+    return [Violation("request_id", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)]
 
 
 def check_names(display_name: str, labels: Mapping[str, str]) -> list[Violation]:
@@ -85,21 +75,17 @@ def check_names(display_name: str, labels: Mapping[str, str]) -> list[Violation]
         if wrong:
             violations.append(Violation(field, ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text))
 
-    text = f"A display name is one line of at most {MAX_DISPLAY_NAME} characters."
-    check("display_name", not _is_line(display_name, MAX_DISPLAY_NAME), text)
+    text = f"A display name is one line of at most {DISPLAY_NAME.max_characters} characters."
+    check("display_name", not DISPLAY_NAME.fits(display_name), text)
     check("labels", len(labels) > MAX_LABELS, f"{len(labels)} labels, at most {MAX_LABELS} are allowed.")
     for key, value in sorted(labels.items())[: MAX_LABELS + 1]:
         field = f"labels[{json.dumps(key, ensure_ascii=False)}]"
-        if not LABEL_KEY.fullmatch(key):
+        if not LABEL_KEY.fits(key):
             text = 'A key is 1 to 63 of a-z, 0-9, "_", "-", "." and "/", a letter first.'
         else:
-            text = f"A value is one line of at most {MAX_LABEL} characters."
-        check(field, not LABEL_KEY.fullmatch(key) or not _is_line(value, MAX_LABEL), text)
+            text = f"A value is one line of at most {LABEL_VALUE.max_characters} characters."
+        check(field, not LABEL_KEY.fits(key) or not LABEL_VALUE.fits(value), text)
     return violations
-
-
-def _is_line(text: str, limit: int) -> bool:
-    return len(text) <= limit and not any(unicodedata.category(character) in BREAKS for character in text)
 
 
 async def beside(size: int, call: Callable[[], R]) -> R:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import ssl
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,15 @@ class Service(Protocol):
 
 
 def store_address(settings: Settings) -> StoreAddress:
+    """Raises SettingsError when LTXTRAIN_S3_TLS_ROOT is no file of certificates."""
+    try:
+        tls_root = settings.s3_tls_root.read_text() if settings.s3_tls_root else ""
+        if tls_root:
+            ssl.create_default_context(cadata=tls_root)
+    except (OSError, ValueError) as error:
+        raise SettingsError(
+            f"LTXTRAIN_S3_TLS_ROOT={settings.s3_tls_root} is no file of certificates: {error}"
+        ) from None
     return StoreAddress(
         endpoint=settings.s3_endpoint,
         public_endpoint=settings.public_endpoint,
@@ -74,6 +84,7 @@ def store_address(settings: Settings) -> StoreAddress:
         region=settings.s3_region,
         bucket=settings.s3_bucket,
         secure=settings.s3_secure,
+        tls_root=tls_root,
         folder=settings.s3_folder,
     )
 

@@ -81,7 +81,7 @@ class Settings:
     # Shown between services; a caller with it may act for any owner.
     service_token: str = field(default="", repr=False)
 
-    # host:port of the object store, as services and Ray's nodes reach it.
+    # host:port of the object store (https://host:port with TLS), as services and Ray's nodes reach it.
     s3_endpoint: str = "127.0.0.1:9000"
     # What clients reach the store by; empty: s3_endpoint. Presigned URLs hold it.
     s3_public_endpoint: str = ""
@@ -95,6 +95,8 @@ class Settings:
     s3_bucket: str = "ltxtrain"
     # Whether the object store is reached by https.
     s3_secure: bool = False
+    # PEM file of the authorities that the store's certificate is trusted by, beside the public ones.
+    s3_tls_root: Path | None = None
     # Where a store on this machine keeps its data, for errors that say that there is no space left; None: elsewhere.
     s3_folder: Path | None = None
 

@@ -60,6 +60,8 @@ resource = Table(
     Column("display_name", Text, nullable=False),
     Column("body", LargeBinary, nullable=False),
     Index("resource_by_age", "created", "name"),
+    # A caller's own, however many others have.
+    Index("resource_by_owner", "owner", "created", "name"),
 )
 label = Table(
     "label",
@@ -317,6 +319,10 @@ def _create_tables(connection: Connection) -> None:
                 "delete the old one."
             )
     metadata.create_all(connection)
+    for table in metadata.sorted_tables:
+        for index in table.indexes:
+            # Of a table that an earlier version has made.
+            index.create(connection, checkfirst=True)
 
 
 def _tune_sqlite(engine: AsyncEngine) -> None:

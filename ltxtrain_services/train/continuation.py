@@ -16,8 +16,9 @@ from ltxtrain_client.sheet import name_datasets
 from ltxtrain_client.watch import TERMINAL
 
 from ltxtrain_services.runtime.errors import NotFound, NotReady, Violation
-from ltxtrain_services.runtime.extend_prefix import OPTIONS, SPEC, Named, Rule
+from ltxtrain_services.runtime.extend_prefix import OPTIONS, SPEC
 from ltxtrain_services.runtime.objects import ObjectStore
+from ltxtrain_services.runtime.parameters import Named, Rule
 from ltxtrain_services.runtime.store import Store
 from ltxtrain_services.runtime.work import Attempt
 from ltxtrain_services.train.artifacts import (

@@ -78,12 +78,12 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         """A job's own blobs go with the job; nothing is shared here."""
 
     async def CreateJob(self, request: train_pb2.CreateJobRequest, context: Any) -> train_pb2.CreateJobResponse:
-        check_request_id(request.request_id)
         origin = None
         if request.HasField("continue_from"):
             if not request.continue_from.source:
                 text = "Name a job that has ended, or a checkpoint or LoRA of one."
-                raise InvalidSpec([Violation(SOURCE_FIELD, ErrorReason.ERROR_REASON_FIELD_REQUIRED, text)])
+                missing = Violation(SOURCE_FIELD, ErrorReason.ERROR_REASON_FIELD_REQUIRED, text)
+                raise InvalidSpec([missing, *check_request_id(request.request_id)])
             origin = await Origin.read(self._jobs, request.continue_from.source, visible_owner())
         job = await self._resolved(request, origin)
         if (dataset := job.effective_spec.extend_prefix.dataset) and not await self._has_training_set(job):
@@ -93,7 +93,8 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         return train_pb2.CreateJobResponse(job=job)
 
     async def RetryJob(self, request: train_pb2.RetryJobRequest, context: Any) -> train_pb2.RetryJobResponse:
-        check_request_id(request.request_id)
+        if wrong := check_request_id(request.request_id):
+            raise InvalidSpec(wrong)
         origin = await Origin.read(self._jobs, request.name, visible_owner())
         if origin.named is not None:
             raise NotFound(request.name)
@@ -244,7 +245,8 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
             options, wrong_options = resolve_options(asked[1], spec.number_of_steps)
             if not wrong_options:
                 wrong_options = check_offered(options, offer)
-            violations += [*wrong_options, *check_names(request.display_name, request.labels)]
+            violations += [*check_request_id(request.request_id), *wrong_options]
+            violations += check_names(request.display_name, request.labels)
             if request.webhook_url and (refusal := webhook_refusal(request.webhook_url, allow)) is not None:
                 violations.append(Violation("webhook_url", ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal))
             job = Job(

@@ -232,7 +232,9 @@ class Previewer:
     def _written(
         self, step: int, entry: PreviewInput, is_base: bool, result: _Result, prefix: Frames, frame_rate: float
     ) -> Previewed:
-        stem = f"base-{entry.index}" if is_base else f"preview-{step:06}-{entry.index}"
+        # Counted from 1, as on pages and in lines of the log.
+        clip = f"clip-{entry.index + 1}"
+        stem = f"base-{clip}" if is_base else f"preview-{step:06}-{clip}"
         plain = self.work_dir / f"{stem}.mp4"
         write_preview(plain, result.continuation, prefix, frame_rate)
         kind = FileKind.BASE_VIDEO if is_base else FileKind.VALIDATION_VIDEO

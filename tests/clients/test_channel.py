@@ -75,6 +75,12 @@ async def test_tls_with_a_root_of_ones_own(authority: tuple[trustme.CA, Path]) -
             await metadata_of_a_call(far.address, far, Credentials())
 
 
+async def test_the_root_is_for_files_too_whoever_is_acted_for(authority: tuple[trustme.CA, Path]) -> None:
+    """Files come from the object store, whose certificate may be of the same authority."""
+    async with connect("127.0.0.1:7003", Credentials(tls_root=authority[1])) as channel:
+        assert channel.acting_for("ann").tls_root == TrainClient(channel).channel.tls_root == authority[1]
+
+
 async def test_mutual_tls(authority: tuple[trustme.CA, Path], tmp_path: Path) -> None:
     issued = authority[0].issue_cert("client.example")
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"

@@ -34,6 +34,18 @@ async def test_a_given_request_id_is_kept(far: FarSide, train: TrainClient) -> N
     assert far.requests("CreateJob")[0].request_id == given
 
 
+async def test_jobs_are_listed_by_the_words_of_their_states(far: FarSide, train: TrainClient) -> None:
+    far.jobs = {
+        f"jobs/{number}": Job(name=f"jobs/{number}", lifecycle=Lifecycle(state=state))
+        for number, state in ((1, State.STATE_FAILED), (2, State.STATE_RUNNING), (3, State.STATE_CANCELLED))
+    }
+    wanted: list[list[State | str]] = [["failed", "cancelled"], ["STATE_FAILED", State.STATE_CANCELLED]]
+    for states in wanted:
+        assert [job.name async for job in train.list_jobs(states)] == ["jobs/1", "jobs/3"]
+    with pytest.raises(ValueError, match="'faild' is none of pending, running, cancelling, succeeded, failed, cancel"):
+        train.list_jobs(["faild"])
+
+
 async def test_validate_starts_nothing(far: FarSide, train: TrainClient) -> None:
     job = await train.validate(SPEC)
     assert (job.name, far.jobs) == ("", {})

@@ -44,7 +44,7 @@ def environ(far: FarSide, **more: str) -> dict[str, str]:
 @asynccontextmanager
 async def watching(far: FarSide, *options: str, **streams: int) -> AsyncIterator[asyncio.subprocess.Process]:
     """`ltxtrain watch` on a job whose first stream falls silent after two of six events."""
-    far.jobs[JOB] = Job(name=JOB)
+    far.jobs[JOB] = Job(name=JOB, display_name="Drone style")
     far.events = progress_events(6)
     far.acts.append(Act(send=2, then=stay_silent))
     channels: dict[str, Any] = {
@@ -99,7 +99,7 @@ async def test_ctrl_c_in_a_pipe_leaves_the_job_running(far: FarSide) -> None:
         process.send_signal(signal.SIGINT)
         _, told = await process.communicate()
     assert process.returncode == 130
-    assert b"ltxtrain watch jobs/1 --after" in told
+    assert told.startswith(b"Drone style (jobs/1) is not cancelled.") and b"ltxtrain watch jobs/1 --after" in told
     assert far.requests("CancelJob") == []
 
 

@@ -41,9 +41,9 @@ def add_training(far: FarSide, store: ObjectHost, folder: Path, last: int = 3) -
     job.effective_spec.extend_prefix.validation.add(prompt="it goes on")
     video = write_clip(folder / "preview.mp4", numbered(6)).read_bytes()
     name = far.add_artifact(
-        JOB, "preview-000002-0.mp4", video, Artifact.KIND_VALIDATION_VIDEO, hashlib.sha256(video).hexdigest()
+        JOB, "preview-000002-clip-1.mp4", video, Artifact.KIND_VALIDATION_VIDEO, hashlib.sha256(video).hexdigest()
     )
-    store.objects[f"/{JOB}/preview-000002-0.mp4"] = video
+    store.objects[f"/{JOB}/preview-000002-clip-1.mp4"] = video
     made = far.artifacts[name]
     made.step, made.validation_index = 2, 0
     gone = Artifact(name=f"{JOB}/artifacts/gone.mp4", kind=Artifact.KIND_BASE_VIDEO, blob=Blob(), validation_index=0)

@@ -9,6 +9,7 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import ContinueFrom, ContinueMode, Job
 from ltxtrain.v1.work_pb2 import ClipNumbers, Lifecycle, Outcome, Progress, ReportLine, ReportReason, Stage, State
 from ltxtrain_client.cli.fetch import folder_of
+from ltxtrain_client.cli.show import print_named
 
 from tests.clients.commands import JOB, Ltxtrain, add_job, add_results
 from tests.clients.far_side import FarSide, ObjectHost, status
@@ -39,6 +40,23 @@ async def test_jobs_are_found_and_told_by_name_and_label(far: FarSide, ltxtrain:
     assert ([*asked.labels], asked.text) == (["project=film", "take"], "drone")
     shown = (await ltxtrain("job", "1")).stdout
     assert "Drone style" in shown and "project=film" in shown
+
+
+async def test_every_line_about_a_job_has_the_name_that_people_gave_it(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    add_job(far, State.STATE_CANCELLED).display_name = "Drone style"
+    shown = f"Drone style ({JOB})"
+    for command in ("checkpoint", "preview"):
+        assert (await ltxtrain(command, "1")).stdout.startswith(f"{shown}: ")
+    assert (await ltxtrain("fetch", "1", code=5)).stderr.startswith(f"{shown} was cancelled")
+    assert (await ltxtrain("watch", "1", code=3)).stdout.splitlines()[-1].startswith(f"{shown} cancelled")
+    assert (await ltxtrain("delete", "1", "--yes")).stdout == f"{shown} deleted\n"
+
+
+def test_a_column_of_names_is_shown_where_there_are_any(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, head in (("Drone style", ["DATASET", "NAME", "STATE"]), ("", ["DATASET", "STATE"])):
+        print_named(("DATASET", "NAME", "STATE"), [("datasets/1", name, "running"), ("datasets/2", "", "failed")])
+        first, *rows = capsys.readouterr().out.splitlines()
+        assert first.split() == head and rows[0].split() == ["datasets/1", *name.split(), "running"]
 
 
 async def test_a_job_is_submitted_with_a_name_and_its_files_go_to_a_folder_of_it(

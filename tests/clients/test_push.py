@@ -89,9 +89,9 @@ def add_lora(far: FarSide, store: ObjectHost) -> None:
         "lora.safetensors": (Artifact.KIND_LORA, safetensors({"base_model": MODEL, "step": "500"})),
         "config.json": (Artifact.KIND_CONFIG, json.dumps(CONFIG).encode()),
         "comfyui-workflow.json": (Artifact.KIND_COMFYUI_WORKFLOW, b"{}"),
-        "preview-000250-0.mp4": (Artifact.KIND_VALIDATION_VIDEO, b"early"),
-        "preview-000500-0.mp4": (Artifact.KIND_VALIDATION_VIDEO, b"late"),
-        "preview-000500-0-beside-base.mp4": (Artifact.KIND_VALIDATION_VIDEO, b"late, both"),
+        "preview-000250-clip-1.mp4": (Artifact.KIND_VALIDATION_VIDEO, b"early"),
+        "preview-000500-clip-1.mp4": (Artifact.KIND_VALIDATION_VIDEO, b"late"),
+        "preview-000500-clip-1-beside-base.mp4": (Artifact.KIND_VALIDATION_VIDEO, b"late, both"),
     }
     for file, (kind, content) in kinds.items():
         name = far.add_artifact(JOB, file, content, kind, hashlib.sha256(content).hexdigest())

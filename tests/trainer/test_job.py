@@ -146,7 +146,11 @@ def test_a_job_leaves_lora_metrics_previews_and_reel(tiny_model: Path, tmp_path:
     previews = [report for report in reports if isinstance(report, Previewed)]
     assert [(report.step, report.base_model) for report in previews] == [(STEPS, True), (STEPS, False)]
     assert all(report.metrics.prefix_latents_equal for report in previews)
-    assert set(made(reports, Previewed)) == {"base-0.mp4", "preview-000006-0.mp4", f"preview-000006-0{LABELLED}"}
+    assert set(made(reports, Previewed)) == {
+        "base-clip-1.mp4",
+        "preview-000006-clip-1.mp4",
+        f"preview-000006-clip-1{LABELLED}",
+    }
 
     with av.open(str(files["reel.mp4"].path)) as reel:
         assert [stream.type for stream in reel.streams] == ["video"]

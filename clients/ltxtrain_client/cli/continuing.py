@@ -13,7 +13,7 @@ from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.follow import PATIENCE_SECONDS, Patience, follow_to_end
 from ltxtrain_client.cli.resources import job_name
 from ltxtrain_client.cli.session import Exit, Json, fail, run, settings_of
-from ltxtrain_client.event_text import state_word
+from ltxtrain_client.event_text import state_word, title
 from ltxtrain_client.progress import make_view, print_json
 from ltxtrain_client.suite import Suite, open_suite
 
@@ -63,11 +63,9 @@ def retry(
     if json_lines:
         print_json({"job": as_json(made)})
     else:
-        at = made.continue_from.step
-        print(
-            f"{made.name} {state_word(made.lifecycle.state)}, from {f'step {at}' if at else 'the beginning'}",
-            flush=True,
-        )
+        step = made.continue_from.step
+        start = f"step {step}" if step else "the beginning"
+        print(f"{title(made.name, made.display_name)} {state_word(made.lifecycle.state)}, from {start}", flush=True)
     if watch or out is not None:
         raise typer.Exit(
             follow_to_end(settings, made.name, view, out=out, json_lines=json_lines, patience_seconds=patience)
@@ -90,7 +88,7 @@ def _show(job: Job, what: str, json_lines: bool) -> None:
     if json_lines:
         print_json(as_json(job))
     else:
-        print(f"{job.name}: {what} after the present step")
+        print(f"{title(job.name, job.display_name)}: {what} after the present step")
 
 
 async def _call(settings: ClientSettings, call: Callable[[Suite], Awaitable[Job]]) -> Job:

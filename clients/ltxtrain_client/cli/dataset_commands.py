@@ -14,7 +14,7 @@ from ltxtrain_client.cli.help import Command, Group
 from ltxtrain_client.cli.jobs import Yes, delete
 from ltxtrain_client.cli.report import report
 from ltxtrain_client.cli.session import Json, run, settings_of
-from ltxtrain_client.cli.show import print_pairs, print_table, time_text
+from ltxtrain_client.cli.show import print_named, print_pairs, print_table, time_text
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import describe_error, state_word
 from ltxtrain_client.progress import print_json
@@ -54,10 +54,17 @@ def list_datasets(context: typer.Context, limit: Limit = 50, json_lines: Json = 
             print_json(as_json(item))
         return
     rows = [
-        (item.name, state_word(item.lifecycle.state), str(item.clip_count), *_created(item.lifecycle), _source(item))
+        (
+            item.name,
+            item.display_name,
+            state_word(item.lifecycle.state),
+            str(item.clip_count),
+            *_created(item.lifecycle),
+            _source(item),
+        )
         for item in found
     ]
-    print_table(("DATASET", "STATE", "CLIPS", "CREATED", "REASON", "SOURCE"), rows)
+    print_named(("DATASET", "NAME", "STATE", "CLIPS", "CREATED", "REASON", "SOURCE"), rows)
 
 
 @training_sets.command("list", cls=Command)
@@ -71,6 +78,7 @@ def list_training_sets(context: typer.Context, limit: Limit = 50, json_lines: Js
     rows = [
         (
             item.name,
+            item.display_name,
             state_word(item.lifecycle.state),
             str(item.report.samples),
             *_created(item.lifecycle),
@@ -79,7 +87,7 @@ def list_training_sets(context: typer.Context, limit: Limit = 50, json_lines: Js
         )
         for item in found
     ]
-    print_table(("TRAINING SET", "STATE", "SAMPLES", "CREATED", "REASON", "DATASET", "KIND"), rows)
+    print_named(("TRAINING SET", "NAME", "STATE", "SAMPLES", "CREATED", "REASON", "DATASET", "KIND"), rows)
 
 
 @datasets.command("show", cls=Command)
@@ -92,6 +100,7 @@ def show_dataset(context: typer.Context, name: DatasetName, json_lines: Json = F
     print_pairs(
         [
             ("dataset", item.name),
+            ("name", item.display_name),
             *_lifecycle_pairs(item.lifecycle),
             ("source", _source(item)),
             ("clips", f"{item.clip_count}, {item.caption_count} with a caption"),
@@ -116,6 +125,7 @@ def show_training_set(context: typer.Context, name: TrainingSetName, json_lines:
     print_pairs(
         [
             ("training set", item.name),
+            ("name", item.display_name),
             *_lifecycle_pairs(item.lifecycle),
             ("kind", _kind(item)),
             ("dataset", item.dataset),

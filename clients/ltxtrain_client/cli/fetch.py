@@ -15,7 +15,7 @@ from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.resources import job_name
 from ltxtrain_client.cli.session import Exit, Json, command_line, fail, run, settings_of
 from ltxtrain_client.errors import OutputMissing, from_status
-from ltxtrain_client.event_text import describe_error
+from ltxtrain_client.event_text import describe_error, title
 from ltxtrain_client.outputs import PAGES, file_name, is_result, result_files
 from ltxtrain_client.progress import files_text, make_view, print_json, print_line
 from ltxtrain_client.publish import Published, PublishFailed, collect
@@ -163,14 +163,14 @@ def what_cancelling_left(settings: ClientSettings, job: Job) -> str:
 
 
 async def _why_nothing(settings: ClientSettings, train: TrainClient, job: Job) -> str:
-    left = await left_behind(settings, train, job)
+    left, name = await left_behind(settings, train, job), title(job.name, job.display_name)
     match job.lifecycle.state:
         case State.STATE_FAILED:
-            return f"{job.name} failed: {describe_error(from_status(job.lifecycle.error))}\n{left}"
+            return f"{name} failed: {describe_error(from_status(job.lifecycle.error))}\n{left}"
         case State.STATE_CANCELLED:
-            return f"{job.name} was cancelled {what_cancelling_left(settings, job)}.\n{left}"
+            return f"{name} was cancelled {what_cancelling_left(settings, job)}.\n{left}"
     waiting = command_line(settings, "watch", job.name)
-    return f"{job.name} has no results yet. To wait for them: {waiting}\n{left}"
+    return f"{name} has no results yet. To wait for them: {waiting}\n{left}"
 
 
 def push(
@@ -217,5 +217,7 @@ async def _push(
             return Published(url="", files=await collect(suite.train, job, out, license_name=license_name))
         with tempfile.TemporaryDirectory(prefix="ltxtrain-push-") as folder:
             files = await collect(suite.train, job, Path(folder), license_name=license_name)
-            url = await push_folder(Path(folder), repository, private=private, message=f"LoRA of {name}")
+            url = await push_folder(
+                Path(folder), repository, private=private, message=f"LoRA of {title(job.name, job.display_name)}"
+            )
             return Published(url=url, files=files)

@@ -3,7 +3,7 @@
 import asyncio
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +18,7 @@ from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.fetch import fetch_files, left_behind, what_cancelling_left
 from ltxtrain_client.cli.resources import Resource, cancel_resource, get_resource, resource_name, watch_resource
 from ltxtrain_client.cli.session import Exit, Json, command_line, note, run, run_interruptible, settings_of
+from ltxtrain_client.errors import CallError
 from ltxtrain_client.event_text import state_word, title
 from ltxtrain_client.export import Exporter, run_info
 from ltxtrain_client.progress import make_view, print_json
@@ -53,9 +54,10 @@ NO_EXPORT = Export((), RUNS)
 
 @dataclass
 class Cursor:
-    """Sequence of the last event shown."""
+    """Sequence of the last event shown, and its resource as people know it; empty before the first event."""
 
     sequence: int = 0
+    title: str = ""
 
 
 def watch(
@@ -122,17 +124,16 @@ def follow_to_end(
         try:
             ended = run_interruptible(_follow(settings, name, view, cursor, pace, export))
         except KeyboardInterrupt:
-            choice = _asked(name)
+            choice = _asked(cursor.title or name)
             if choice == "leave":
-                say_how_to_resume(f"{name} is not cancelled. To continue watching")
+                say_how_to_resume(f"{cursor.title or name} is not cancelled. To continue watching")
                 return Exit.INTERRUPTED
             if choice == "cancel":
                 run(_cancel(settings, name))
         except typer.Exit as error:
             if error.exit_code == Exit.UNREACHABLE:
-                say_how_to_resume(
-                    f"The state of {name} is unknown; it resumes when the suite is back. To watch it then"
-                )
+                unknown = f"The state of {cursor.title or name} is unknown"
+                say_how_to_resume(f"{unknown}; it resumes when the suite is back. To watch it then")
             raise
         else:
             if out is not None and isinstance(ended, Job):
@@ -152,11 +153,20 @@ async def _follow(
         with view:
             async with aclosing(watch_resource(suite, name, cursor.sequence, pace)) as events:
                 async for sequence, event in events:
+                    if not cursor.title:
+                        cursor.title = await _title(suite, name)
                     view.show(sequence, event)
                     for exporter in exporters:
                         await exporter.show(sequence, event)
                     cursor.sequence = sequence
         return await get_resource(suite, name)
+
+
+async def _title(suite: Suite, name: str) -> str:
+    """The resource as people know it; its name alone when the call fails, which the watch deals with."""
+    with suppress(CallError):
+        return title(name, (await get_resource(suite, name)).display_name)
+    return name
 
 
 @asynccontextmanager

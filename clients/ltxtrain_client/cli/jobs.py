@@ -12,9 +12,9 @@ from ltxtrain.v1.work_pb2 import Stage, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.completion import job_names
-from ltxtrain_client.cli.resources import cancel_resource, delete_resource, job_name, resource_name
+from ltxtrain_client.cli.resources import cancel_resource, delete_resource, get_resource, job_name, resource_name
 from ltxtrain_client.cli.session import Exit, Json, fail, run, settings_of
-from ltxtrain_client.cli.show import indented, print_pairs, print_table, time_text
+from ltxtrain_client.cli.show import indented, print_named, print_pairs, print_table, time_text
 from ltxtrain_client.enum_words import word, words
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, title, waiting_text
@@ -71,11 +71,10 @@ def jobs(
         for item in found:
             print_json(as_json(item))
         return
-    named = any(item.display_name for item in found)
     rows = [
         (
             item.name,
-            *([item.display_name] if named else []),
+            item.display_name,
             state_word(item.lifecycle.state),
             _where(item),
             time_text(item.lifecycle.create_time),
@@ -83,7 +82,7 @@ def jobs(
         )
         for item in found
     ]
-    print_table(("JOB", *(["NAME"] if named else []), "STATE", "STAGE", "CREATED", "REASON"), rows)
+    print_named(("JOB", "NAME", "STATE", "STAGE", "CREATED", "REASON"), rows)
 
 
 async def _list(
@@ -182,19 +181,24 @@ def delete(
     full_name = resource_name(name)
     if not yes and not sys.stdin.isatty():
         raise fail(Exit.INVALID, f"{full_name} is not deleted: confirmation needs a terminal. Add --yes.")
-    if not yes:
-        # On stderr: stdout is for JSON.
-        typer.confirm(f"Delete {full_name} and its files for good?", abort=True, err=True)
+
+    async def known() -> str:
+        async with open_suite(settings_of(context)) as suite:
+            return title(full_name, (await get_resource(suite, full_name)).display_name)
 
     async def work() -> None:
         async with open_suite(settings_of(context)) as suite:
             await delete_resource(suite, full_name)
 
+    shown = run(known())
+    if not yes:
+        # On stderr: stdout is for JSON.
+        typer.confirm(f"Delete {shown} and its files for good?", abort=True, err=True)
     run(work())
     if json_lines:
         print_json({"deleted": full_name})
     else:
-        print(f"{full_name} deleted")
+        print(f"{shown} deleted")
 
 
 def _origin(item: Job) -> str:

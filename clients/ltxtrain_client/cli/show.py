@@ -27,6 +27,13 @@ def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     console.print(table, highlight=False)
 
 
+def print_named(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """`print_table`, whose second column holds display names; without it where there are none."""
+    if not any(row[1] for row in rows):
+        titles, rows = [*titles[:1], *titles[2:]], [[*row[:1], *row[2:]] for row in rows]
+    print_table(titles, rows)
+
+
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     """Print names and values; pairs without a value are left out."""
     width = max((len(name) for name, value in pairs if value), default=0)

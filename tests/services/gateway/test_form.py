@@ -8,7 +8,8 @@ from ltxtrain.v1.train_pb2 import JobOptions
 from ltxtrain_client.enum_words import word
 
 from ltxtrain_services.gateway.form import Field, form
-from ltxtrain_services.runtime.extend_prefix import OPTIONS, SPEC, Named, Number, Text
+from ltxtrain_services.runtime.extend_prefix import OPTIONS, SPEC
+from ltxtrain_services.runtime.parameters import Named, Number, Text
 
 FIELDS = {field.path: field for group in form({}) for field in group.fields}
 RULES = [(rule.name, rule) for rule in SPEC] + [(f"options.{rule.name}", rule) for rule in OPTIONS]

@@ -42,12 +42,12 @@ def test_an_event_counts_once_and_in_its_place() -> None:
 def test_each_step_has_one_preview_beside_the_base() -> None:
     """The picture of both models in one is a file, and no third preview."""
     assert outputs.LABELLED == LABELLED
-    names = {"base-0.mp4": Artifact.KIND_BASE_VIDEO, "preview-40-0.mp4": Artifact.KIND_VALIDATION_VIDEO}
-    names[f"preview-40-0{LABELLED}"] = Artifact.KIND_VALIDATION_VIDEO
+    names = {"base-clip-1.mp4": Artifact.KIND_BASE_VIDEO, "preview-40-clip-1.mp4": Artifact.KIND_VALIDATION_VIDEO}
+    names[f"preview-40-clip-1{LABELLED}"] = Artifact.KIND_VALIDATION_VIDEO
     files = [file_of(JOB.name, name, kind, step=40, validation_index=0) for name, kind in names.items()]
     story = told(*(Event(stage=Stage.STAGE_PREVIEW, artifact=item) for item in files))
     html = views.job_part("previews", JOB, story)
-    assert html.count("<video") == 2 and f'src="/{JOB.name}/files/preview-40-0.mp4"' in html
+    assert html.count("<video") == 2 and f'src="/{JOB.name}/files/preview-40-clip-1.mp4"' in html
     assert all(name in views.job_part("files", JOB, story) for name in names)
 
 

@@ -18,13 +18,25 @@ from ltxtrain_client.channel import connect
 from ltxtrain_services.local.child import Child, ChildFailed
 from ltxtrain_services.local.demo import run as run_demo
 from ltxtrain_services.local.model import running_model
-from ltxtrain_services.local.up import SERVICES, Suite, SuiteRefused, _lock
+from ltxtrain_services.local.up import SERVICES, Suite, SuiteRefused, _lock, metrics_bind
 from ltxtrain_services.local.up import run as run_up
 from ltxtrain_services.runtime.cluster import Cluster
 from ltxtrain_services.runtime.objects import StoreAddress
 from tests.loops import loop_kept
 
 FREE = dict.fromkeys(SERVICES, 0)
+
+
+@pytest.mark.parametrize(
+    ("bind", "expected"),
+    [
+        ("127.0.0.1:9100", ["127.0.0.1:9100", "127.0.0.1:9101", "127.0.0.1:9102"]),
+        ("[::1]:9100", ["[::1]:9100", "[::1]:9101", "[::1]:9102"]),
+        ("127.0.0.1:0", ["127.0.0.1:0"] * 3),
+    ],
+)
+def test_each_service_has_a_port_for_its_metrics(bind: str, expected: list[str]) -> None:
+    assert [metrics_bind(bind, index) for index in range(3)] == expected
 
 
 @pytest.fixture

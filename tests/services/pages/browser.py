@@ -15,10 +15,11 @@ answer.textContent = document.createElement("video").canPlayType('video/mp4; cod
 </script>"""
 
 
-def open_page(page: Path, folder: Path) -> str:
-    """The document after its scripts ran, as HTML; `page` is a file."""
+def open_page(page: Path, folder: Path, width: int = 1280) -> str:
+    """The document after its scripts ran, as HTML; `page` is a file, shown in a window of so many pixels."""
     assert PROGRAM is not None
     command = [PROGRAM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
+    command.append(f"--window-size={width},800")
     command += ["--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000", "--dump-dom", page.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 

@@ -144,13 +144,34 @@ def test_a_silent_job_says_nothing_of_sound() -> None:
 
 
 @needs_browser
+def test_a_phone_shows_charts_that_can_be_read(page: JobPage, tmp_path: Path) -> None:
+    """Numbers of every chart that is shown have at least 10 pixels on a screen of 390."""
+    script = """<script>
+const sizes = [...document.querySelectorAll("svg.chart")].filter((chart) => chart.clientWidth).map((chart) =>
+  parseFloat(getComputedStyle(chart.querySelector("text")).fontSize) * chart.clientWidth / chart.viewBox.baseVal.width);
+document.body.dataset.sizes = sizes.map((size) => size.toFixed(1)).join(" ");
+</script></body>"""
+    # The page's policy lets no script run that is not its own.
+    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render_job_page(replace(page, entries=[])))
+    file = tmp_path / "narrow.html"
+    file.write_text(html.replace("</body>", script), encoding="utf-8")
+    shown = {}
+    for width in (390, 1280):
+        found = re.search(r'data-sizes="([^"]*)"', open_page(file, tmp_path, width))
+        assert found is not None
+        shown[width] = [float(size) for size in found[1].split()]
+    assert len(shown[390]) == len(shown[1280]) == 2 + len(METRIC_CHARTS)
+    assert min(*shown[390], *shown[1280]) >= 10
+
+
+@needs_browser
 def test_a_browser_opens_it(html: str, tmp_path: Path) -> None:
     file = tmp_path / "job page.html"
     file.write_text(html, encoding="utf-8")
     document = open_page(file, tmp_path)
     assert document.count("<video") == 4
     assert document.count('class="chart"') == 2 + len(METRIC_CHARTS)
-    assert document.count("<polyline") == 5 + 1 + 4 * len(METRIC_CHARTS)
+    assert document.count("<polyline") == 2 * 5 + 1 + 4 * len(METRIC_CHARTS)
     assert not re.search(r'(?:points|d|x|y|cx|cy)="[^"]*(?:NaN|nan|inf)', document)
     if not plays_h264(tmp_path):
         pytest.skip("this browser has no H.264 decoder: players were not loaded")

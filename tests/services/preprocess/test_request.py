@@ -99,7 +99,7 @@ def test_a_dataset_may_be_named_by_the_spec() -> None:
 
 def test_a_wrong_spec_is_told_with_everything_else() -> None:
     made = by_spec(rank=7, conditioning_frames=10, resolution=99, aspect_ratio=-1)
-    made.dataset, made.display_name = "", "a\nb"
+    made.dataset, made.display_name, made.request_id = "", "a\nb", "1"
     made.on_skipped_clip = 9  # type: ignore[assignment]
     made.labels["Upper"] = ""
     assert faults(made) == {
@@ -109,6 +109,7 @@ def test_a_wrong_spec_is_told_with_everything_else() -> None:
         "spec.extend_prefix.conditioning_frames": "NOT_ONE_MODULO_EIGHT",
         "dataset": "FIELD_REQUIRED",
         "on_skipped_clip": "FIELD_NOT_ALLOWED",
+        "request_id": "FIELD_NOT_ALLOWED",
         "display_name": "FIELD_NOT_ALLOWED",
         'labels["Upper"]': "FIELD_NOT_ALLOWED",
     }

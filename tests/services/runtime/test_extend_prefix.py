@@ -16,18 +16,14 @@ from ltxtrain_services.runtime.extend_prefix import (
     LIBRARIES,
     OPTIONS,
     SPEC,
-    Choice,
-    Flag,
-    Named,
-    Number,
     Offer,
-    Text,
     billable_units,
     check_offered,
     price,
     resolve,
     resolve_options,
 )
+from ltxtrain_services.runtime.parameters import Choice, Flag, Named, Number, Text
 from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES, check_names
 from ltxtrain_services.runtime.settings import SettingsError, read_settings
 
@@ -211,7 +207,7 @@ def comments(file: str, message: str) -> dict[str, str]:
     for line in map(str.strip, body.splitlines()):
         if line.startswith("//"):
             comment.append(line[2:].strip())
-        elif match := re.match(r"(?:optional |repeated )?[\w.]+ (\w+) = \d+;", line):
+        elif match := re.match(r"(?:optional |repeated )?[\w.]+ (\w+) = \d+[ ;]", line):
             found[match[1]] = " ".join(comment)
             comment = []
         else:

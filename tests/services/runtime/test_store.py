@@ -179,6 +179,19 @@ async def test_a_database_of_an_earlier_version_is_refused_by_name(tmp_path: Pat
         await Database.open(f"sqlite+aiosqlite:///{tmp_path / 'old.db'}", tmp_path)
 
 
+async def test_a_callers_list_is_read_by_an_index_also_in_a_database_that_was_made_without(tmp_path: Path) -> None:
+    """One that has few among many reads no others."""
+    url = f"sqlite+aiosqlite:///{tmp_path / 'state.db'}"
+    await (await Database.open(url, tmp_path)).close()
+    with sqlite3.connect(tmp_path / "state.db") as old:
+        old.execute("DROP INDEX resource_by_owner")
+    await (await Database.open(url, tmp_path)).close()
+    query = "SELECT * FROM resource WHERE owner = 'ann' AND created < 7 ORDER BY created DESC, name DESC LIMIT 9"
+    with sqlite3.connect(tmp_path / "state.db") as now:
+        (plan,) = now.execute(f"EXPLAIN QUERY PLAN {query}")
+    assert "resource_by_owner (owner=? AND created<?)" in plan[-1]
+
+
 async def test_an_edit_is_all_or_nothing(jobs: Store[Job]) -> None:
     await make(jobs, 1)
     with pytest.raises(ZeroDivisionError):

@@ -212,7 +212,7 @@ def test_a_retry_of_a_continuation_without_a_checkpoint_goes_on_from_where_that_
 
 
 def test_loras_of_previews_and_requests_stay_and_states_of_two_steps() -> None:
-    shown = file("preview-000020-0.mp4", Artifact.KIND_VALIDATION_VIDEO, 20)
+    shown = file("preview-000020-clip-1.mp4", Artifact.KIND_VALIDATION_VIDEO, 20)
     asked = checkpoint(25)
     for item in asked:
         item.requested = True

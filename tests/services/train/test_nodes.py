@@ -94,7 +94,7 @@ def test_jobs_use_the_gpus_that_there_are_while_nodes_join_leave_and_die(
 ) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_GPU)
     paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")]), os.getcwd()])
-    store = json.dumps(dataclasses.asdict(object_store))
+    store = json.dumps(dataclasses.asdict(object_store), default=str)
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path / "state"), str(tiny_model), store],
         env=os.environ | {"PYTHONPATH": paths},

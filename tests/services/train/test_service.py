@@ -141,14 +141,14 @@ def files_of(job: str) -> list[Artifact]:
     return [
         Artifact(name=f"{job}/artifacts/{name}", kind=kind, step=step)
         for name, kind, step in (
-            ("base-0.mp4", kinds.KIND_BASE_VIDEO, 20),
-            ("preview-000020-0.mp4", kinds.KIND_VALIDATION_VIDEO, 20),
+            ("base-clip-1.mp4", kinds.KIND_BASE_VIDEO, 20),
+            ("preview-000020-clip-1.mp4", kinds.KIND_VALIDATION_VIDEO, 20),
             ("checkpoint-000040.safetensors", kinds.KIND_CHECKPOINT, 40),
             ("lora-000040.safetensors", kinds.KIND_LORA, 40),
             ("metrics-000040.parquet", kinds.KIND_METRICS, 40),
             ("checkpoint-000050.safetensors", kinds.KIND_CHECKPOINT, 50),
             ("lora-000050.safetensors", kinds.KIND_LORA, 50),
-            ("preview-000060-0.mp4", kinds.KIND_VALIDATION_VIDEO, 60),
+            ("preview-000060-clip-1.mp4", kinds.KIND_VALIDATION_VIDEO, 60),
         )
     ]
 
@@ -161,8 +161,8 @@ async def test_a_job_takes_copies_of_what_it_goes_on_from(trainer: Trainer, as_m
             ContinueMode.CONTINUE_MODE_EXACT,
             "checkpoint-000040.safetensors",
             {
-                "base-0.mp4": "base-0.mp4",
-                "preview-000020-0.mp4": "preview-000020-0.mp4",
+                "base-clip-1.mp4": "base-clip-1.mp4",
+                "preview-000020-clip-1.mp4": "preview-000020-clip-1.mp4",
                 "checkpoint-000040.safetensors": "checkpoint-000040.safetensors",
                 "lora-000040.safetensors": "lora-000040.safetensors",
                 "metrics-000040.parquet": "metrics-000040.parquet",

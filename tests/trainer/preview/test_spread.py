@@ -30,4 +30,4 @@ def test_two_workers_make_the_previews_of_one(tiny_model: Path, tmp_path: Path) 
     first, second = (torch.load(tmp_path / f"result-{rank}") for rank in range(2))
     assert second["kinds"] == [], "the first worker speaks for all"
     assert first["kinds"].count("Previewed") == 2 and "Warned" not in first["kinds"]
-    assert {"base-0.mp4", "preview-000006-0.mp4", "reel.mp4", "lora.safetensors"} <= set(first["made"])
+    assert {"base-clip-1.mp4", "preview-000006-clip-1.mp4", "reel.mp4", "lora.safetensors"} <= set(first["made"])

@@ -1,0 +1,3 @@
+module example.com/ltxtrain
+
+go 1.23

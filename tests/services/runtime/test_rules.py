@@ -1,0 +1,466 @@
+"""The rules of the contract and the services' own checks agree: at each bound of each rule, and just beyond it.
+
+What other languages ask protovalidate is compared with what the RPCs answer, for every call of the contract.
+"""
+
+import json
+import math
+import re
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any, cast
+
+import protovalidate
+import pytest
+from buf.validate import validate_pb2
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from ltxtrain.v1 import ingest_pb2, preprocess_pb2, train_pb2
+from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
+from ltxtrain.v1.ingest_pb2 import CreateDatasetRequest, CreateUploadRequest, Dataset, Upload, VideoUrls
+from ltxtrain.v1.preprocess_pb2 import CreateTrainingSetRequest, Geometry, PreprocessSettings, TrainingSet
+from ltxtrain.v1.task_pb2 import TaskSpec
+from ltxtrain.v1.train_pb2 import ContinueFrom, CreateJobRequest, EstimateJobRequest, EstimateJobResponse, Job
+from ltxtrain.v1.work_pb2 import State
+
+from ltxtrain_services.ingest.service import IngestService
+from ltxtrain_services.ingest.uploads import Uploads
+from ltxtrain_services.preprocess.service import PreprocessService
+from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.errors import ApiError, InvalidSpec, PageTokenInvalid
+from ltxtrain_services.runtime.events import EventLog
+from ltxtrain_services.runtime.extend_prefix import Offer, resolve, resolve_options
+from ltxtrain_services.runtime.requests import Watches
+from ltxtrain_services.runtime.rules import rules_of
+from ltxtrain_services.runtime.service import Runtime
+from ltxtrain_services.runtime.settings import Settings
+from ltxtrain_services.runtime.store import Store
+from ltxtrain_services.runtime.tables import Database
+from ltxtrain_services.train.service import TrainService
+
+URL = "https://example.com/clips.zip"
+UUID = "6f1c0d3e-0000-4000-8000-0123456789ab"
+ENDED = "jobs/ended"
+# Long enough for every prefix, so that a prefix alone is at fault where one is.
+LONG = ExtendPrefixSpec(training_data_url=URL, number_of_frames=121, validation_number_of_frames=121)
+# Of as many clips as the most GPUs.
+BATCH = train_pb2.JobOptions(batch_size=64)
+GEOMETRY = Geometry(width=512, height=288, frame_count=1017, frame_rate=24)
+SETTINGS = PreprocessSettings(training=GEOMETRY, validation=GEOMETRY, conditioning_frames=9)
+
+# Requests that are right. Each field that has a rule is changed in each of those that hold it; a request without an
+# entry is right when it is empty.
+RIGHT: dict[type[Message], tuple[Message, ...]] = {
+    CreateJobRequest: (
+        CreateJobRequest(spec=TaskSpec(extend_prefix=LONG), options=BATCH),
+        CreateJobRequest(continue_from=ContinueFrom(source=ENDED)),
+    ),
+    EstimateJobRequest: (EstimateJobRequest(spec=TaskSpec(extend_prefix=LONG), options=BATCH),),
+    CreateUploadRequest: (CreateUploadRequest(size_bytes=7, sha256="0" * 64),),
+    CreateDatasetRequest: (
+        CreateDatasetRequest(archive_url=URL),
+        CreateDatasetRequest(upload="uploads/" + "0" * 32),
+        CreateDatasetRequest(videos=VideoUrls(urls=[URL])),
+    ),
+    CreateTrainingSetRequest: (
+        CreateTrainingSetRequest(dataset="datasets/a", validation_dataset="datasets/b", settings=SETTINGS),
+        CreateTrainingSetRequest(dataset="datasets/a", spec=TaskSpec(extend_prefix=LONG)),
+    ),
+}
+# What a call about something that is there names.
+NAMED = {"IngestService": "datasets/a", "PreprocessService": "trainingSets/a", "TrainService": ENDED}
+# Texts on both sides of each pattern, by the name of the field.
+TEXTS = {
+    "request_id": (UUID, UUID.replace("-", ""), "{" + UUID.upper() + "}", f"urn:uuid:{UUID}", "", "1", UUID + "0",
+                   UUID[:-1] + "g", f"{UUID}\n", f"{{{{{UUID}}}}}", " " * 32),
+    "sha256": ("0123456789abcdef" * 4, "A" * 64, "0" * 63, "0" * 65, "", "0" * 64 + "\n"),
+    "display_name": ("", "Drohne 車 🎬 \xa0\xad", "a\nb", "a\n", "\0", "\x1f", "\x7f", "\x9f", "\u2028", "\u2029"),
+    "labels.key": ("a", "a" * 63, "a/b-c_d.0", "", "A", "1", "a" * 64, "a b", "ä", "a\n"),
+    "labels.value": ("", "ä 🎬", "a\tb", "b\n", "\x85"),
+}  # fmt: skip
+# What the services may call the choice between the members of a oneof.
+CALLED = {"plan": "spec", "videos.urls": "source"}
+
+
+Names = tuple[str, ...]
+
+
+def paths_of_rules(message: Descriptor, path: Names = ()) -> Iterator[tuple[Names, FieldDescriptor]]:
+    """Each field of a request that has a rule, and those of the messages within."""
+    for field in message.fields:
+        here = (*path, field.name)
+        if rules_of(field).ByteSize():
+            yield here, field
+        if field.message_type is not None and not field.message_type.GetOptions().map_entry:
+            yield from paths_of_rules(field.message_type, here)
+
+
+def numbers(rules: Any, whole: bool, reach: int) -> list[float]:
+    """Both ends of a range and what is just beyond, the first `reach` values; far beyond, and what is no number."""
+    if values := list(getattr(rules, "in", ())):
+        return sorted({value + step for value in values for step in (-1, 0, 1)})
+    ends = [getattr(rules, name) for name in map(rules.WhichOneof, ("greater_than", "less_than")) if name]
+    if whole:
+        near = {end + step for end in ends for step in (-1, 0, 1)}
+        return sorted({*near, *range(ends[0], ends[0] + reach), -(2**31), 2**31 - 1, 0})
+    beside = [math.nextafter(end, to) for end in ends for to in (-math.inf, math.inf)]
+    return [*ends, *beside, math.nan, math.inf, -math.inf]
+
+
+def texts(rules: validate_pb2.StringRules, name: str) -> list[str]:
+    found: list[str] = []
+    if rules.pattern:
+        found += TEXTS[name]
+    if limit := rules.max_len:
+        found += ["ä" * limit, "ä" * limit + "x"]
+    if limit := rules.max_bytes:
+        found += ["ä" * (limit // 2), "ä" * (limit // 2) + "x"]
+    if rules.HasField("min_len"):
+        found.append("")
+    if prefix := rules.prefix:
+        found += [f"{prefix}a", "", prefix[:-1], f"x{prefix}a"]
+    return found
+
+
+def single(field: FieldDescriptor, rules: validate_pb2.FieldRules, name: str) -> list[Any]:
+    """Values of a field that is no list, or of one entry of a list or map."""
+    if rules.HasField("enum"):
+        assert field.enum_type is not None
+        known = [value.number for value in field.enum_type.values]
+        return [*known, max(known) + 1, -1]
+    if rules.HasField("string"):
+        return texts(rules.string, name)
+    kind = rules.WhichOneof("type")
+    if kind is None:
+        assert rules.required, f"no values are known for the rule of {field.full_name}"
+        return []
+    # Expressions are about remainders of 8 and 32.
+    reach = 34 if rules.cel else 0
+    return numbers(getattr(rules, kind), field.cpp_type != FieldDescriptor.CPPTYPE_DOUBLE, reach)
+
+
+Change = Callable[[Any], None]
+
+
+def setting(name: str, value: Any) -> Change:
+    return lambda holder: setattr(holder, name, value)
+
+
+def entry(field: FieldDescriptor, number: int = 0) -> Any:
+    """Something that may be in a list."""
+    if field.enum_type is not None:
+        return field.enum_type.values[1].number
+    if field.message_type is not None:
+        return ValidationInput(video_url=URL)
+    return URL
+
+
+def listing(name: str, items: list[Any]) -> Change:
+    def change(holder: Any) -> None:
+        holder.ClearField(name)
+        getattr(holder, name).extend(items)
+
+    return change
+
+
+def labelling(name: str, items: dict[str, str]) -> Change:
+    return lambda holder: getattr(holder, name).update(items)
+
+
+def changes(field: FieldDescriptor) -> Iterator[Change]:
+    """Ways to set a field at its rules' bounds and beyond."""
+    rules = rules_of(field)
+    name = field.name
+    if rules.HasField("map"):
+        pairs, values = rules.map, getattr(rules.map, "values")  # noqa: B009
+        for count in (pairs.max_pairs, pairs.max_pairs + 1):
+            yield labelling(name, {f"k{number}": "" for number in range(count)})
+        yield from (labelling(name, {key: ""}) for key in texts(pairs.keys.string, f"{name}.key"))
+        yield from (labelling(name, {"k": value}) for value in texts(values.string, f"{name}.value"))
+    elif field.is_repeated:
+        most, least = rules.repeated.max_items, rules.repeated.min_items
+        for count in {most, most + 1, least, max(0, least - 1)}:
+            yield listing(name, [entry(field)] * count)
+        if rules.repeated.HasField("items"):
+            yield from (listing(name, [URL, value]) for value in single(field, rules.repeated.items, name))
+    else:
+        yield from (setting(name, value) for value in single(field, rules, name))
+        if rules.required:
+            yield lambda holder: holder.ClearField(name)
+
+
+def right_requests(method: Any) -> tuple[Message, ...]:
+    kind = GetMessageClass(method.input_type)
+    names = {"name", "parent"}.intersection(kind.DESCRIPTOR.fields_by_name)
+    return RIGHT.get(kind, (kind(**dict.fromkeys(names, NAMED[method.containing_service.name])),))
+
+
+def held(message: Any, path: Names) -> Any:
+    """The message at a path, with an entry of each list on the way; None: the path is not there."""
+    for name in path:
+        if message.DESCRIPTOR.fields_by_name[name].is_repeated:
+            message = getattr(message, name).add(video_url=URL)
+        elif message.HasField(name):
+            message = getattr(message, name)
+        else:
+            return None
+    return message
+
+
+def probes(method: Any) -> Iterator[Message]:
+    """Right requests, each with one field of the contract's rules changed."""
+    kind = GetMessageClass(method.input_type)
+    for right in right_requests(method):
+        yield right
+        for path, field in paths_of_rules(method.input_type):
+            for change in changes(field):
+                made = kind()
+                made.CopyFrom(right)
+                if (holder := held(made, path[:-1])) is not None:
+                    change(holder)
+                    yield made
+
+
+def sheet(**fields: Any) -> TaskSpec:
+    return TaskSpec(extend_prefix=ExtendPrefixSpec(**{"training_data_url": URL, **fields}))
+
+
+def made_of(spec: TaskSpec, **more: Any) -> list[Message]:
+    return [CreateJobRequest(spec=spec, **more), EstimateJobRequest(spec=spec)]
+
+
+# Requests on both sides of each rule about several fields, and of each oneof that has to be set: by the rule's name.
+TOGETHER: dict[str, list[Message]] = {
+    "training_data_required": [
+        *made_of(TaskSpec()),
+        *made_of(sheet(training_data_url="")),
+        *made_of(TaskSpec(extend_prefix=ExtendPrefixSpec(dataset=""))),
+        *made_of(TaskSpec(extend_prefix=ExtendPrefixSpec(dataset="datasets/a"))),
+        CreateJobRequest(continue_from=ContinueFrom(source=ENDED)),
+    ],
+    "video_url_required": [
+        *made_of(sheet(validation=[ValidationInput(video_url=URL), ValidationInput(prompt="p")])),
+        *made_of(sheet(validation=[ValidationInput(video_url=URL)] * 2)),
+    ],
+    "prefix_below_number_of_frames": [
+        request
+        for prefix, count in ((9, 9), (9, 16), (9, 17), (113, 120), (113, 121), (121, 121))
+        for request in made_of(sheet(conditioning_frames=prefix, number_of_frames=count))
+    ],
+    "prefix_below_validation_number_of_frames": [
+        request
+        for prefix, count in ((9, 9), (9, 16), (9, 17), (113, 120), (113, 121))
+        for request in made_of(
+            sheet(conditioning_frames=prefix, number_of_frames=121, validation_number_of_frames=count)
+        )
+    ],
+    "gpu_count_divides_batch_size": [
+        CreateJobRequest(spec=sheet(), options=train_pb2.JobOptions(batch_size=batch, gpu_count=count))
+        for batch, count in ((4, 3), (4, 2), (4, 0), (1, 2), (64, 64))
+    ],
+    "single_put_at_most_5_gib": [
+        CreateUploadRequest(size_bytes=size, sha256="0" * 64, multipart=multipart)
+        for size in (5 << 30, (5 << 30) + 1)
+        for multipart in (False, True)
+    ],
+    "source": [CreateDatasetRequest(), CreateDatasetRequest(archive_url=URL)],
+    "plan": [
+        CreateTrainingSetRequest(dataset="datasets/a"),
+        CreateTrainingSetRequest(dataset="datasets/a", spec=sheet()),
+    ],
+    "dataset_required": [
+        CreateTrainingSetRequest(dataset=named, spec=spec)
+        for named in ("", "a", "datasets/a")
+        for spec in (sheet(), *(TaskSpec(extend_prefix=ExtendPrefixSpec(dataset=name)) for name in ("a", "datasets/a")))
+    ],
+    "prefix_below_training": [
+        CreateTrainingSetRequest(dataset="datasets/a", settings=PreprocessSettings(training=of, conditioning_frames=9))
+        for of in (Geometry(width=32, height=32, frame_count=count, frame_rate=1) for count in (9, 17))
+    ],
+    "prefix_below_validation": [
+        CreateTrainingSetRequest(dataset="datasets/a", validation_dataset=named, settings=settings)
+        for named in ("", "datasets/b")
+        for count in (9, 17)
+        for of in [Geometry(width=32, height=32, frame_count=count, frame_rate=1)]
+        for settings in [PreprocessSettings(training=GEOMETRY, validation=of, conditioning_frames=9)]
+    ],
+}
+
+
+class Unkept(Store[Any]):
+    """A store that writes nothing: how rows are written is another test's matter."""
+
+    async def create(self, body: Any, **_: Any) -> Any:
+        return body
+
+
+class Unworked:
+    """Nothing is done for what was created."""
+
+    def start(self, name: str) -> None:
+        pass
+
+
+class Train(TrainService):
+    """The RPCs over records alone, with 64 GPUs; what the estimate says is its own matter."""
+
+    def __init__(self, runtime: Runtime, jobs: Store[Job]) -> None:
+        self._runtime, self._jobs, self._watches = runtime, jobs, Watches(runtime.log)
+        self._estimator: Any = self
+        self.work: Any = Unworked()
+
+    async def estimate(self, *_: Any) -> EstimateJobResponse:
+        return EstimateJobResponse()
+
+    async def _offer(self, wanted: int) -> Offer:
+        return Offer(present=64)
+
+    async def _has_training_set(self, job: Job) -> bool:
+        return True
+
+
+class Ingest(IngestService):
+    def __init__(self, runtime: Runtime) -> None:
+        self._settings, self._watches = runtime.settings, Watches(runtime.log)
+        self._datasets = Unkept(runtime.database, runtime.log, "datasets", Dataset)
+        uploads = Store(runtime.database, runtime.log, "uploads", Upload)
+        self._uploads = Uploads(uploads, runtime.objects, 1 << 40)
+        self.work: Any = Unworked()
+
+    async def CreateUpload(self, request: CreateUploadRequest, context: Any) -> ingest_pb2.CreateUploadResponse:
+        if found := self._uploads._violations(request):
+            raise InvalidSpec(found)
+        return ingest_pb2.CreateUploadResponse()
+
+
+class Preprocess(PreprocessService):
+    def __init__(self, runtime: Runtime) -> None:
+        self._sets = Unkept(runtime.database, runtime.log, "trainingSets", TrainingSet)
+        self._watches = Watches(runtime.log)
+        self.work: Any = Unworked()
+
+
+async def ended_job(jobs: Store[Job]) -> None:
+    """A job to continue from, of a constant schedule and all frames."""
+    spec, wrong = resolve(LONG, lambda url: None)
+    options, _ = resolve_options(train_pb2.JobOptions(schedule=train_pb2.SCHEDULE_CONSTANT), spec.number_of_steps)
+    assert not wrong
+    job = Job(name=ENDED, effective_spec=TaskSpec(extend_prefix=spec), options=options, dataset="datasets/a")
+    await jobs.create(job, owner="local", request_id="", digest=b"")
+    async with jobs.edit(ENDED) as edit:
+        for kind in (Artifact.KIND_LORA, Artifact.KIND_CHECKPOINT):
+            name = Artifact.Kind.Name(kind)
+            edit.put_child("artifacts", name, Artifact(name=f"{ENDED}/artifacts/{name}", kind=kind, step=10))
+        edit.body.output.lora_file = f"{ENDED}/artifacts/KIND_LORA"
+        edit.enter(State.STATE_SUCCEEDED)
+
+
+@pytest.fixture(scope="module")
+async def services(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[dict[str, Any]]:
+    """Each service by the name that its calls have in the contract."""
+    nothing: Any = None
+    settings = Settings(state_dir=tmp_path_factory.mktemp("rules"))
+    database = await Database.open(settings.database, settings.state_dir)
+    log = EventLog(database, heartbeat_seconds=0.01)
+    runtime = Runtime(settings, database, log, Blobs(database), objects=nothing, cluster=nothing)
+    jobs = Store(database, log, "jobs", Job)
+    await ended_job(jobs)
+    for store, body in (
+        (Store(database, log, "datasets", Dataset), Dataset(name=NAMED["IngestService"])),
+        (Store(database, log, "trainingSets", TrainingSet), TrainingSet(name=NAMED["PreprocessService"])),
+    ):
+        await cast(Store[Any], store).create(body, owner="local", request_id="", digest=b"")
+    yield {
+        "TrainService": Train(runtime, jobs),
+        "IngestService": Ingest(runtime),
+        "PreprocessService": Preprocess(runtime),
+    }
+    await database.close()
+
+
+async def refused(answer: Any) -> set[str]:
+    """Fields that a call finds wrong. What does not exist was found right before."""
+    try:
+        if hasattr(answer, "__anext__"):
+            await anext(answer)
+        else:
+            await answer
+    except InvalidSpec as error:
+        return {violation.field for violation in error.violations}
+    except PageTokenInvalid:
+        return {"page_size"}
+    except ApiError:
+        pass
+    return set()
+
+
+def path_of(violation: protovalidate.Violation) -> str:
+    """The field of a violation as the services write it."""
+    found = ""
+    for element in violation.proto.field.elements if violation.proto.field else ():
+        found += f".{element.field_name}"
+        if (subscript := element.subscript) is not None:
+            found += f"[{json.dumps(subscript.value, ensure_ascii=False)}]"
+    return found.removeprefix(".")
+
+
+CALLS = [
+    method
+    for file in (ingest_pb2, preprocess_pb2, train_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+]
+
+
+def rules_about_several(message: Descriptor) -> set[str]:
+    """Names of a request's rules about several fields, and of its oneofs that have to be set."""
+    extensions: Any = validate_pb2
+    found = {rule.id for rule in message.GetOptions().Extensions[extensions.message].cel}
+    found |= {item.name for item in message.oneofs if item.GetOptions().Extensions[extensions.oneof].required}
+    within = [field.message_type for field in message.fields if field.message_type is not None]
+    return found.union(*map(rules_about_several, within))
+
+
+def ruled(message: Descriptor) -> bool:
+    return bool(rules_about_several(message)) or any(True for _ in paths_of_rules(message))
+
+
+async def broken(services: dict[str, Any], method: Any, request: Message) -> set[str]:
+    """Fields, and names of rules about several, that a request breaks; the service has to see the same."""
+    if isinstance(request, CreateJobRequest):
+        request.validate_only = True
+    told = await refused(getattr(services[method.containing_service.name], method.name)(request, None))
+    found = protovalidate.collect_violations(request)
+    shown = f"{method.name}: {[str(item.proto) for item in found]} {told} {str(request)[:300]}"
+    assert bool(found) == bool(told), shown
+    several = rules_about_several(method.input_type)
+    rules = {item.proto.rule_id for item in found} & several
+    fields = {path_of(item) for item in found if item.proto.rule_id not in several}
+    for path in fields:
+        names = (path, CALLED.get(path, path))
+        assert any(field in names or field.startswith(f"{path}.") for field in told), shown
+    return rules | {re.sub(r"\[.*?\]", "", path) for path in fields}
+
+
+@pytest.mark.parametrize(
+    "method", [method for method in CALLS if ruled(method.input_type)], ids=lambda method: method.name
+)
+async def test_a_call_refuses_what_the_rules_of_its_fields_refuse(method: Any, services: dict[str, Any]) -> None:
+    seen: set[str] = set()
+    for request in probes(method):
+        seen |= await broken(services, method, request)
+    assert {".".join(path) for path, _ in paths_of_rules(method.input_type)} <= seen, "a rule was not broken"
+
+
+@pytest.mark.parametrize("rule", TOGETHER)
+async def test_a_call_refuses_what_a_rule_about_several_fields_refuses(rule: str, services: dict[str, Any]) -> None:
+    seen = []
+    for request in TOGETHER[rule]:
+        method = next(method for method in CALLS if method.input_type is request.DESCRIPTOR)
+        seen.append(rule in await broken(services, method, request))
+    assert {True, False} == set(seen)
+
+
+def test_every_rule_about_several_fields_is_tried() -> None:
+    assert set().union(*(rules_about_several(method.input_type) for method in CALLS)) == set(TOGETHER)
