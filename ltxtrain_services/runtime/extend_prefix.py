@@ -115,15 +115,23 @@ def resolve_options(options: JobOptions, number_of_steps: int) -> tuple[JobOptio
     resolved, violations = _fill(options, OPTIONS)
     if not options.HasField("preview_interval"):
         resolved.preview_interval = max(1, number_of_steps // 4)
-    gpus, clips = resolved.gpu_count, resolved.batch_size
-    shared = gpus % clips == 0 and gpus // clips in TEAM_SIZES
-    if not violations and gpus and clips % gpus and not shared:
-        text = f"{gpus} GPUs neither divide a batch of {clips} nor are 2, 4 or 8 times as many."
-        violations.append(Violation("gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
-    elif not violations and gpus > clips and resolved.compile_blocks:
-        text = f"Blocks are not compiled where GPUs share a clip, as {gpus} do with {clips} a step."
-        violations.append(Violation("compile_blocks", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text))
+    if not violations and (wrong := _check_sharing(resolved)) is not None:
+        violations.append(wrong)
     return resolved, _below("options.", violations)
+
+
+def _check_sharing(options: JobOptions) -> Violation | None:
+    """GPUs share the clips of a step among them, or else the tokens of each clip."""
+    gpus, clips = options.gpu_count, options.batch_size
+    if not gpus or clips % gpus == 0:
+        return None
+    if gpus % clips or gpus // clips not in TEAM_SIZES:
+        text = f"{gpus} GPUs neither divide a batch of {clips} nor are 2, 4 or 8 times as many."
+        return Violation("gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text)
+    if options.compile_blocks:
+        text = f"Blocks are not compiled where GPUs share a clip, as {gpus} do with {clips} a step."
+        return Violation("compile_blocks", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)
+    return None
 
 
 @dataclass(frozen=True)
