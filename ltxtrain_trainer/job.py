@@ -46,6 +46,12 @@ from ltxtrain_trainer.training.requests import Requests
 from ltxtrain_trainer.training.settings import TrainSettings
 from ltxtrain_trainer.training.step_log import StepLog
 
+# No config tells the two apart.
+DISTILLED = (
+    "By its name the base model is a distilled one, which is made for a few steps without guidance: previews are "
+    "sampled as of the full model, and do not show what the LoRA does. Train on diffusers/LTX-2.3-Diffusers; its LoRA "
+    "can be used with a distilled model."
+)
 Found = TypeVar("Found")
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "torchao", "av", "numpy")
@@ -144,6 +150,8 @@ class _Job:
                 fill_adapter(self._transformer, read_lora(self._plan.initial_lora))
         report = load_report(self._transformer)
         yield Loaded(facts=self._facts(), reason=fit.reason, seconds=report.seconds, size_bytes=report.size_bytes)
+        if "distilled" in self._folder.reference.lower():
+            yield Warned(DISTILLED)
         if self._resume is None:
             with fit.memory_for(f"a training step on clips of {fit.load.tokens} tokens"):
                 measured = preflight(self._transformer, SampleFolder(plan.samples), self._held, self._worker.team)

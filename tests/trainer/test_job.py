@@ -158,6 +158,13 @@ def test_a_job_leaves_lora_metrics_previews_and_reel(tiny_model: Path, tmp_path:
     assert [row["step"] for row in StepLog.read(files["metrics.parquet"].path, 3).rows] == [1, 2, 3]
 
 
+def test_a_distilled_model_is_warned_of(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "LTX-2.3-Distilled").symlink_to(tiny_model)
+    plan = make_plan(tmp_path / "LTX-2.3-Distilled", tmp_path, previews=False)
+    warned = next(report for report in run_job(plan, device=torch.device("cpu")) if isinstance(report, Warned | Step))
+    assert isinstance(warned, Warned) and "distilled" in warned.text
+
+
 def test_with_audio_there_is_a_video_only_file_too(tiny_model: Path, tmp_path: Path) -> None:
     files = made(run(make_plan(tiny_model, tmp_path, with_audio=True, previews=False)))
     assert {"lora.safetensors", "lora-video-only.safetensors"} <= set(files)
