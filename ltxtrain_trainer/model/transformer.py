@@ -111,7 +111,7 @@ class VelocityModel:
         return velocities[0], velocities[1] if audio is not None else None
 
     def _velocities(self, inputs: "list[_Placed]", isolate: bool, pass_values_in: Sequence[int]) -> list[Tensor]:
-        """Of each modality that is given, video first."""
+        """The velocities of each modality that is given, video first."""
         video, video_positions = inputs[0].stream, inputs[0].positions
         scale = float(self.transformer.config.timestep_scale_multiplier)
         if self.video_only:
