@@ -51,6 +51,8 @@ def suite(folder: Path, settings: Mapping[str, str] = MappingProxyType({})) -> I
     environ |= {f"LTXTRAIN_{name.upper()}": f"{HOST}:{port}" for name, port in ports.items()}
     environ |= settings
     command = [sys.executable, "-m", "ltxtrain_client.cli", "up", "--state-dir", str(folder / "state")]
+    # A bench that is told to end, as by `timeout`, ends what it has started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert process.stdout is not None
@@ -128,6 +130,7 @@ def _name(pid: int) -> str:
         "dashboard/dashboard": "Ray: dashboard",
         "log_monitor": "Ray: log monitor",
         "bin/ray": "Ray: ray start",
+        "ray_hook.py": "Ray: ray start",
     }
     if service := re.search(r"-m ltxtrain_services\.(\w+)", line):
         return service[1]

@@ -111,6 +111,22 @@ def reported(fetching: Generator[tuple[int, int], None, Found]) -> Generator[Loa
             return found
 
 
+def facts_of(folder: ModelFolder, fit: Fit, device: torch.device, clip_count: int) -> TrainingFacts:
+    """Machine, model and libraries of work on so many clips."""
+    return TrainingFacts(
+        device=device_name(device),
+        precision=fit.plan.precision,
+        memory=fit.plan.as_dict(),
+        model=folder.reference,
+        model_revision=folder.revision,
+        model_digests=folder.digests,
+        layer_count=folder.layer_count,
+        clip_count=clip_count,
+        libraries=library_versions(),
+        python=platform.python_version(),
+    )
+
+
 class _Job:
     def __init__(self, plan: JobPlan, device: torch.device, worker: Worker, requests: Requests) -> None:
         self._plan = plan
@@ -149,7 +165,8 @@ class _Job:
             if self._plan.initial_lora is not None and self._resume is None:
                 fill_adapter(self._transformer, read_lora(self._plan.initial_lora))
         report = load_report(self._transformer)
-        yield Loaded(facts=self._facts(), reason=fit.reason, seconds=report.seconds, size_bytes=report.size_bytes)
+        facts = facts_of(self._folder, fit, self._device, len(self._plan.samples))
+        yield Loaded(facts=facts, reason=fit.reason, seconds=report.seconds, size_bytes=report.size_bytes)
         if "distilled" in self._folder.reference.lower():
             yield Warned(DISTILLED)
         if self._resume is None:
@@ -202,20 +219,6 @@ class _Job:
         if self._previewer is not None and step == self._plan.settings.preview_left_out:
             last = self._plan.settings.steps
             yield Warned(f"Step {step} has no previews of its own: those of the last step, {last}, come right after.")
-
-    def _facts(self) -> TrainingFacts:
-        return TrainingFacts(
-            device=device_name(self._device),
-            precision=self._fit.plan.precision,
-            memory=self._fit.plan.as_dict(),
-            model=self._folder.reference,
-            model_revision=self._folder.revision,
-            model_digests=self._folder.digests,
-            layer_count=self._folder.layer_count,
-            clip_count=len(self._plan.samples),
-            libraries=library_versions(),
-            python=platform.python_version(),
-        )
 
     def _checkpointed(self, step: int, checkpoint: Checkpoint, log: StepLog, requested: bool) -> Checkpointed:
         work_dir = self._plan.work_dir

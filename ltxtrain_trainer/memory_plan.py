@@ -32,7 +32,10 @@ MAX_CPU_WEIGHTS = 2 * 10**9
 # as received.
 EXCHANGED = 6
 BUFFERED_BLOCKS = 2  # ltxtrain_trainer.model.streaming
-ADAPTER_BYTES = {"adamw": 16, "adamw_8bit": 10.1}  # of a weight: itself, gradient, moments
+# Of a use of a LoRA, which trains nothing.
+NO_OPTIMIZER = "none"
+# Of a weight: itself, gradient, moments.
+ADAPTER_BYTES = {"adamw": 16, "adamw_8bit": 10.1, NO_OPTIMIZER: 4}
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ PUBLISHED = ModelSize()
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """The load of a plan: tokens of one training clip and of one preview (0: none), adapter and optimizer.
+    """The load of a plan: tokens of one training clip and of one preview (0: none of it), adapter and optimizer.
 
     workers_per_clip: that share the tokens of a training clip; each samples whole previews.
     """
@@ -276,7 +279,7 @@ def choose_plan(
 
 def _keeping(plan: MemoryPlan, load: Load, device_bytes: int, host_bytes: int, model: ModelSize) -> MemoryPlan:
     """The same with as many blocks kept as fit well, where there is something to fall back to."""
-    if plan.streamed_blocks or more_streamed(plan, load, host_bytes, model) is None:
+    if not load.tokens or plan.streamed_blocks or more_streamed(plan, load, host_bytes, model) is None:
         return plan
     for kept in range(model.layers, 0, -1):
         keeping = plan_for(load, plan.precision, 0, model, kept)
@@ -303,6 +306,8 @@ def remedy(plan: MemoryPlan, load: Load, host_bytes: int, precisions: Collection
     if others := [rung for rung in smaller if rung.precision != plan.precision]:
         best = max(others, key=lambda rung: rung.total_bytes)
         return f"set base_precision to {best.precision} (about {best.total_bytes / GIB:.0f} GiB)"
+    if load.optimizer == NO_OPTIMIZER:
+        return "lower resolution or number_of_frames"
     if load.optimizer == "adamw":
         smaller_optimizer = plan_for(replace(load, optimizer="adamw_8bit"), plan.precision, plan.streamed_blocks, model)
         return f"set optimizer to adamw_8bit (about {smaller_optimizer.total_bytes / GIB:.0f} GiB)"

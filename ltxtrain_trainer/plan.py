@@ -1,9 +1,10 @@
-"""Input of one training: files on this machine and resolved settings. No tensors."""
+"""Input of one training, or of a use of its LoRA: files on this machine and resolved settings. No tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ltxtrain_trainer.preview.recipe import AUDIO_TEXT_GUIDANCE, STEPS, VIDEO_TEXT_GUIDANCE
 from ltxtrain_trainer.training.settings import TrainSettings
 
 
@@ -34,6 +35,10 @@ class PreviewSettings:
     schedule_tokens: int  # video tokens that the noise schedule is made for; 0: the preview's own
     negative: Path
     inputs: tuple[PreviewInput, ...]
+    text_guidance: float = VIDEO_TEXT_GUIDANCE
+    audio_text_guidance: float = AUDIO_TEXT_GUIDANCE
+    step_count: int = STEPS
+    base_model: bool = True  # also without the LoRA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,5 +60,22 @@ class JobPlan:
     metrics: Path | None = None
     # LoRA whose weights the adapter begins with, as long as there is no checkpoint.
     initial_lora: Path | None = None
+    # At least as many of the base's blocks stay in host memory: after a start that found the device full.
+    streamed_blocks: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContinuationPlan:
+    """Everything that continuing clips with a LoRA needs."""
+
+    model: str  # as resolve_model takes it, with its revision
+    revision: str | None
+    precision: str  # "auto" or one of ltxtrain_trainer.model.precision
+    lora: Path
+    lora_step: int  # of its training
+    with_audio: bool
+    seed: int
+    clips: PreviewSettings
+    work_dir: Path  # where files are made
     # At least as many of the base's blocks stay in host memory: after a start that found the device full.
     streamed_blocks: int = 0

@@ -1,8 +1,10 @@
 """Check training data without a GPU: ingest it, fit it to the sheet's geometry, and report."""
 
-from collections.abc import AsyncGenerator
+import uuid
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.ingest_pb2 import Dataset
@@ -11,15 +13,23 @@ from ltxtrain.v1.train_pb2 import EstimateJobResponse, JobOptions
 from ltxtrain.v1.work_pb2 import Event, ReportLine, State
 
 from ltxtrain_client.errors import CallError, from_status
-from ltxtrain_client.sheet import Sheet, format_sheet, name_datasets, parse_sheet
+from ltxtrain_client.sheet import UPLOAD, Sheet, format_sheet, name_datasets, parse_sheet
 from ltxtrain_client.sheet_files import NO_FILES, SheetFiles
 from ltxtrain_client.suite import Suite
 from ltxtrain_client.view import SilentView, View
+from ltxtrain_client.watch import TERMINAL
 
 # A job on a CPU that may take longer gets a trial.
 PATIENCE_SECONDS = 1800.0
 # Made in this order until the trial is short: the fewest steps that a job may have, then the smallest pictures.
 TRIAL_CHANGES: dict[str, str | int] = {"number_of_steps": 100, "resolution": "low", "validation_resolution": "low"}
+
+
+# Of the request ids of checks: the same bytes are one dataset, however often they are checked.
+CHECKS = uuid.UUID("5c7f5f64-2c3e-5b53-9a43-6c1f8d1b7f0e")
+# Of the clips that fit at some length, the share that has to fit at the length that a check chooses.
+FITTING_SHARE = 0.75
+SHEET_FRAMES, SHEET_PREFIX = 89, 9
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,13 @@ class DataCheck:
     trial: Trial | None = None
     """A shorter job on the same data; None: the job is short, there is a GPU, or the sheet gives its steps."""
 
+    known: bool = False
+    """The same training data was sent and ingested before, and its dataset is used again."""
+
+    chosen: tuple[str, ...] = ()
+    """Settings that the check chose, as `--set` takes them: number_of_frames, where the sheet leaves it open and no
+    clip is as long as its default. They are in `spec`."""
+
     @property
     def error(self) -> CallError | None:
         """Reason that a job on this data would fail; None: it can be trained on."""
@@ -97,24 +114,45 @@ async def check_data(suite: Suite, sheet: Sheet, files: SheetFiles = NO_FILES, v
         found = await _ingested(suite, spec, sheet.options, view)
         if found.error is not None:
             return found
-        validation = found.validation_dataset.name if found.validation_dataset is not None else ""
-        made = await suite.preprocess.create_training_set(
-            found.dataset.name,
-            found.spec,
-            validation_dataset=validation,
-            on_skipped_clip=sheet.options.on_skipped_clip,
-            fit_only=True,
-        )
-        await _show(suite.preprocess.watch_training_set(made.name), view)
-    found = replace(
-        found,
-        training_set=await suite.preprocess.get_training_set(made.name),
-        training_report=tuple([line async for line in suite.preprocess.list_training_set_report(made.name)]),
-    )
+        fitted = await _fitted(suite, found, view)
+        if (frames := _frames_that_fit(fitted)) is not None:
+            found.spec.number_of_frames = frames
+            fitted = replace(await _fitted(suite, found, view), chosen=(f"number_of_frames={frames}",))
+    found = fitted
     if found.error is not None:
         return found
     estimate = await suite.train.estimate(found.spec, found.options)
     return replace(found, estimate=estimate, trial=await _trial(suite, found, estimate))
+
+
+async def _fitted(suite: Suite, found: DataCheck, view: View) -> DataCheck:
+    """The data fitted to the geometry of the spec."""
+    made = await suite.preprocess.create_training_set(
+        found.dataset.name,
+        found.spec,
+        validation_dataset=found.validation_dataset.name if found.validation_dataset is not None else "",
+        on_skipped_clip=found.options.on_skipped_clip,
+        fit_only=True,
+    )
+    await _show(suite.preprocess.watch_training_set(made.name), view)
+    return replace(
+        found,
+        training_set=await suite.preprocess.get_training_set(made.name),
+        training_report=tuple([line async for line in suite.preprocess.list_training_set_report(made.name)]),
+    )
+
+
+def _frames_that_fit(found: DataCheck) -> int | None:
+    """The number_of_frames for clips that are all shorter than its default; None where the sheet gives one."""
+    spec = found.spec
+    if found.error is None or found.error.reason != "ALL_CLIPS_TOO_SHORT" or spec.HasField("number_of_frames"):
+        return None
+    prefix = spec.conditioning_frames if spec.HasField("conditioning_frames") else SHEET_PREFIX
+    counts = [line.frame_count for line in found.training_report if line.HasField("needed_frames")]
+    # 1 modulo 8, as the model counts frames.
+    fitting = sorted((count - 1) // 8 * 8 + 1 for count in counts)
+    fitting = [count for count in fitting if prefix < count < SHEET_FRAMES]
+    return fitting[int((1 - FITTING_SHARE) * len(fitting))] if fitting else None
 
 
 async def _trial(suite: Suite, found: DataCheck, estimate: EstimateJobResponse) -> Trial | None:
@@ -134,17 +172,32 @@ async def _trial(suite: Suite, found: DataCheck, estimate: EstimateJobResponse) 
 
 async def _ingested(suite: Suite, spec: ExtendPrefixSpec, options: JobOptions, view: View) -> DataCheck:
     """The datasets of a check, once they have ended; `spec` names the training data by its dataset then."""
+    known = False
     if not spec.dataset:
-        made = await suite.ingest.create_dataset(archive_url=spec.training_data_url)
+        source = spec.training_data_url
+        made = await _dataset(suite, [source], archive_url=source)
+        known = made.lifecycle.state == State.STATE_SUCCEEDED
         spec.dataset = made.name
     dataset, report = await _ended(suite, spec.dataset, view)
-    found = DataCheck(spec=spec, options=options, dataset=dataset, dataset_report=report)
+    found = DataCheck(spec=spec, options=options, dataset=dataset, dataset_report=report, known=known)
     if found.error is not None or not spec.validation:
         return found
-    made = await suite.ingest.create_dataset(videos=[entry.video_url for entry in spec.validation])
+    videos = [entry.video_url for entry in spec.validation]
+    made = await _dataset(suite, videos, videos=videos)
     validation, report = await _ended(suite, made.name, view)
     name_datasets(spec, "", made.name)
     return replace(found, validation_dataset=validation, validation_report=report)
+
+
+async def _dataset(suite: Suite, sources: Sequence[str], **source: Any) -> Dataset:
+    """A dataset of these sources: that of an earlier check, where all are uploads, whose bytes never change."""
+    if not all(text.startswith(UPLOAD) for text in sources):
+        return await suite.ingest.create_dataset(**source)
+    made = await suite.ingest.create_dataset(**source, request_id=str(uuid.uuid5(CHECKS, " ".join(sources))))
+    if made.lifecycle.state in TERMINAL and made.lifecycle.state != State.STATE_SUCCEEDED:
+        # What ended it may be over.
+        made = await suite.ingest.create_dataset(**source)
+    return made
 
 
 async def _ended(suite: Suite, name: str, view: View) -> tuple[Dataset, tuple[ReportLine, ...]]:

@@ -37,6 +37,7 @@ from grpc_status import rpc_status
 DOMAIN = "ltxtrain"
 # Where the parameter sheet is in a request.
 SHEET_PATH = "spec.extend_prefix."
+CLIPS_PATH = "spec.continue_clips."
 
 _M = TypeVar("_M", bound=Message)
 _ADDRESS = re.compile(r"ipv[46]:(\S{1,80}?): ")
@@ -78,7 +79,7 @@ class Violation:
     @property
     def sheet_path(self) -> str:
         """Path in the sheet's JSON, as in "validation[0].prompt" or "options.gpu_count"."""
-        return self.field.removeprefix(SHEET_PATH)
+        return self.field.removeprefix(SHEET_PATH).removeprefix(CLIPS_PATH)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ltxtrain.v1.train_pb2 import EstimateBasis, EstimateJobResponse
+from ltxtrain.v1.train_pb2 import ContinueMode, EstimateBasis, EstimateJobResponse, Job
 from ltxtrain.v1.work_pb2 import (
     Event,
     Outcome,
@@ -55,6 +55,16 @@ def describe(event: Event) -> str | None:
         case "train_metrics" if event.train_metrics.HasField("held_out_loss"):
             return f"step {event.train_metrics.step}: held-out loss {event.train_metrics.held_out_loss:.4f}"
     return None
+
+
+def origin_text(job: Job) -> str:
+    """The job that another goes on from, or whose LoRA it uses; empty for one that starts anew."""
+    origin = job.continue_from
+    if job.effective_spec.HasField("continue_clips"):
+        return f"clips with {origin.artifact}"
+    if origin.mode == ContinueMode.CONTINUE_MODE_WEIGHTS:
+        return f"the weights of {origin.source}"
+    return f"{origin.source} from {f'step {origin.step}' if origin.step else 'its beginning'}" if origin.source else ""
 
 
 def waiting_text(position: QueuePosition) -> str:

@@ -21,7 +21,14 @@ from ltxtrain_client.event_text import describe_error, state_word
 from ltxtrain_client.outputs import LABELLED, file_name
 from ltxtrain_client.train import TrainClient
 
-_VIDEOS = frozenset({Artifact.KIND_VALIDATION_VIDEO, Artifact.KIND_BASE_VIDEO, Artifact.KIND_VALIDATION_REEL})
+_VIDEOS = frozenset(
+    {
+        Artifact.KIND_VALIDATION_VIDEO,
+        Artifact.KIND_BASE_VIDEO,
+        Artifact.KIND_VALIDATION_REEL,
+        Artifact.KIND_CONTINUED_VIDEO,
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)

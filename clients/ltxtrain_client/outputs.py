@@ -7,6 +7,8 @@ from ltxtrain.v1.train_pb2 import Job
 
 # Fields of JobOutput; each holds an artifact's name.
 RESULTS = ("lora_file", "config_file", "video", "debug_dataset", "lora_video_only_file")
+# Those that hold several.
+LISTED_RESULTS = ("continued_videos", "base_videos")
 # Artifacts downloaded along with the results.
 PAGES = (
     Artifact.KIND_METRICS,
@@ -26,7 +28,8 @@ def _is_final(artifact: Artifact) -> bool:
 
 def result_files(job: Job) -> dict[str, str]:
     """Artifact name by file name of a job's results; empty before there are any."""
-    names = (getattr(job.output, field) for field in RESULTS)
+    names = [getattr(job.output, field) for field in RESULTS]
+    names += [name for field in LISTED_RESULTS for name in getattr(job.output, field)]
     return {_last_part(name): name for name in names if name}
 
 

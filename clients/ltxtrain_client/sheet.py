@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,7 +18,9 @@ from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.continue_clips_pb2 import ContinueClipsSpec
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import Job, JobOptions
 
 from ltxtrain_client.as_json import as_json
@@ -97,12 +99,28 @@ def parse_sheet(source: str | bytes | Mapping[str, Any], settings: Sequence[str]
     return sheet
 
 
-def format_sheet(spec: ExtendPrefixSpec, options: JobOptions | None = None) -> dict[str, Any]:
-    """JSON of the fields that are set; `parse_sheet` reads it back."""
+def parse_clips(document: Mapping[str, Any]) -> tuple[ContinueClipsSpec, JobOptions]:
+    """The spec and options of a continuation from JSON, as parse_sheet those of a training. Raises SheetInvalid."""
+    problems: list[Problem] = []
+    spec, options = ContinueClipsSpec(), JobOptions()
+    _fill(spec, {key: value for key, value in document.items() if key != OPTIONS}, "", problems)
+    _fill(options, document.get(OPTIONS) or {}, OPTIONS, problems)
+    if problems:
+        raise SheetInvalid(problems)
+    return spec, options
+
+
+def format_sheet(spec: ExtendPrefixSpec | ContinueClipsSpec, options: JobOptions | None = None) -> dict[str, Any]:
+    """JSON of the fields that are set; `parse_sheet` reads that of a training back."""
     document = as_json(spec, whole=False)
     if options is not None and (chosen := as_json(options, whole=False)):
         document[OPTIONS] = chosen
     return document
+
+
+def spec_of(task: TaskSpec) -> ExtendPrefixSpec | ContinueClipsSpec:
+    """The spec of whatever kind a task is."""
+    return task.continue_clips if task.HasField("continue_clips") else task.extend_prefix
 
 
 def sheet_of_job(job: Job) -> dict[str, Any]:
@@ -122,7 +140,12 @@ def name_datasets(spec: ExtendPrefixSpec, dataset: str, validation_dataset: str,
     """
     if dataset and (not uploads_only or spec.training_data_url.startswith(UPLOAD)):
         spec.dataset = dataset
-    for index, entry in enumerate(spec.validation):
+    name_openings(spec.validation, validation_dataset, uploads_only=uploads_only)
+
+
+def name_openings(openings: Iterable[ValidationInput], validation_dataset: str, *, uploads_only: bool = False) -> None:
+    """name_datasets for clips that are continued."""
+    for index, entry in enumerate(openings):
         if validation_dataset and (not uploads_only or entry.video_url.startswith(UPLOAD)):
             entry.video_url = f"dataset:{validation_dataset}/clips/{index}"
 

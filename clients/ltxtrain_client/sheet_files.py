@@ -47,9 +47,9 @@ class SheetFiles:
         Raises TransferFailed when the store does not take one, OSError when one cannot be read.
         """
         if self.data is not None:
-            spec.training_data_url = await _upload(ingest, self.data.source, view)
+            spec.training_data_url = await upload_source(ingest, self.data.source, view)
         for entry, path in zip(spec.validation, self.validation, strict=False):
-            entry.video_url = await _upload(ingest, FileSource(path), view)
+            entry.video_url = await upload_source(ingest, FileSource(path), view)
 
 
 NO_FILES = SheetFiles()
@@ -63,7 +63,8 @@ def stand_in(spec: ExtendPrefixSpec) -> None:
         entry.video_url = entry.video_url or PENDING_UPLOAD
 
 
-async def _upload(ingest: IngestClient, source: Source, view: View) -> str:
+async def upload_source(ingest: IngestClient, source: Source, view: View) -> str:
+    """Upload with progress; what stands for it in place of a URL."""
     large = source.size_bytes > _SHOW_HASHING_ABOVE
     label = f"reading {source.name}"
     upload = await ingest.prepare_upload(source, (lambda step: view.show_transfer(label, step)) if large else None)

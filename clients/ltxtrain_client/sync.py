@@ -188,6 +188,7 @@ class TrainClient(_Client):
     webhook_keys = _waiting(train.TrainClient.webhook_keys)
     get_job = _waiting(train.TrainClient.get_job)
     list_jobs = _iterating(train.TrainClient.list_jobs)
+    watch_cursor = _waiting(train.TrainClient.watch_cursor)
     cancel_job = _waiting(train.TrainClient.cancel_job)
     retry_job = _waiting(train.TrainClient.retry_job)
     checkpoint_job = _waiting(train.TrainClient.checkpoint_job)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.continue_clips_pb2 import ContinueClipsSpec
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import (
@@ -53,7 +54,7 @@ class TrainClient(Client):
 
     async def submit(
         self,
-        spec: ExtendPrefixSpec,
+        spec: ExtendPrefixSpec | ContinueClipsSpec,
         options: JobOptions | None = None,
         *,
         continue_from: ContinueFrom | None = None,
@@ -65,13 +66,14 @@ class TrainClient(Client):
         """Start a job, which runs whether or not it is watched. The same `request_id` returns the same job.
 
         It is found by its display_name and its labels again; see list_jobs. `continue_from` names a job to go on from:
-        exactly, or from the weights of its LoRA. What spec and options leave out is that job's then. A signed message
-        is sent to `webhook_url` when the job has ended; Job.webhook tells how that fares.
+        exactly, or from the weights of its LoRA. What spec and options leave out is that job's then. With a
+        ContinueClipsSpec nothing is trained: that job's LoRA continues the clips. A signed message is sent to
+        `webhook_url` when the job has ended; Job.webhook tells how that fares.
         Raises InvalidArgument with every wrong field when the spec is invalid; nothing is started then.
         """
         request = CreateJobRequest(
             request_id=request_id or new_request_id(),
-            spec=TaskSpec(extend_prefix=spec),
+            spec=_task(spec),
             options=options,
             display_name=display_name,
             labels=labels,
@@ -82,7 +84,7 @@ class TrainClient(Client):
 
     async def validate(
         self,
-        spec: ExtendPrefixSpec,
+        spec: ExtendPrefixSpec | ContinueClipsSpec,
         options: JobOptions | None = None,
         *,
         continue_from: ContinueFrom | None = None,
@@ -93,7 +95,7 @@ class TrainClient(Client):
         """The job that `submit` would start, without a name and with every default filled in. Raises like `submit`."""
         request = CreateJobRequest(
             request_id=new_request_id(),
-            spec=TaskSpec(extend_prefix=spec),
+            spec=_task(spec),
             options=options,
             validate_only=True,
             display_name=display_name,
@@ -139,16 +141,22 @@ class TrainClient(Client):
         )
         return self._pages(self._stub.ListJobs, request, lambda response: response.jobs)
 
+    async def watch_cursor(self) -> int:
+        """The present end of `watch_jobs`: from there on it misses nothing that a list begun after this call lacks."""
+        return (await self._call(self._stub.ListJobs, ListJobsRequest(page_size=1))).watch_cursor
+
     async def cancel_job(self, name: str) -> Job:
         """Stop a job after the step that it is at; the LoRA of that step remains. One that has ended stays as it is."""
         return (await self._call(self._stub.CancelJob, CancelJobRequest(name=name))).job
 
-    async def retry_job(self, name: str, *, request_id: str | None = None) -> Job:
+    async def retry_job(self, name: str, *, request_id: str | None = None, webhook_url: str = "") -> Job:
         """Go on with a failed or cancelled job from its last checkpoint; returns the new job that does.
 
-        Without a `request_id`, another call for the same job returns what the first one made.
+        Without a `request_id`, another call for the same job returns what the first one made. The old job's
+        `webhook_url` is not known any more: see `submit`.
         """
-        return (await self._call(self._stub.RetryJob, RetryJobRequest(name=name, request_id=request_id or ""))).job
+        request = RetryJobRequest(name=name, request_id=request_id or "", webhook_url=webhook_url)
+        return (await self._call(self._stub.RetryJob, request)).job
 
     async def checkpoint_job(self, name: str) -> Job:
         """Ask a training for a checkpoint after the step that it is at; its LoRA is an artifact soon after.
@@ -234,3 +242,9 @@ class TrainClient(Client):
         digest = FileDigest(blob.size_bytes, blob.sha256)
         async for step in get_file(path, digest, fresh_url, self.channel.tls_root):
             yield step
+
+
+def _task(spec: ExtendPrefixSpec | ContinueClipsSpec) -> TaskSpec:
+    if isinstance(spec, ContinueClipsSpec):
+        return TaskSpec(continue_clips=spec)
+    return TaskSpec(extend_prefix=spec)

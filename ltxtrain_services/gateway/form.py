@@ -13,7 +13,8 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from google.protobuf.descriptor import FieldDescriptor
-from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
+from ltxtrain.v1.continue_clips_pb2 import ContinueClipsSpec
+from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution, ValidationInput
 from ltxtrain.v1.train_pb2 import ContinueMode, CreateJobRequest, Job, JobOptions, Schedule
 from ltxtrain_client.enum_words import word, words
 from ltxtrain_client.sheet import OPTIONS, Sheet, SheetInvalid, format_sheet, parse_sheet
@@ -36,6 +37,18 @@ TITLES = {
 # Not inputs of their own: one is set by a link, the other is a list.
 APART = frozenset({"dataset", "validation"})
 UPLOADED = frozenset({"training_data_url", "video_url"})
+# Of a continuation, those that a person may want to change.
+CLIP_INPUTS = frozenset(
+    {
+        "number_of_frames",
+        "resolution",
+        "aspect_ratio",
+        "negative_prompt",
+        "guidance_scale",
+        "sampling_steps",
+        "base_model",
+    }
+)
 # Beside the sheet, by their places in a CreateJobRequest.
 NAME, SOURCE, MODE = "display_name", "continue_from.source", "continue_from.mode"
 EXACT, WEIGHTS = ContinueMode.CONTINUE_MODE_EXACT, ContinueMode.CONTINUE_MODE_WEIGHTS
@@ -81,6 +94,24 @@ def form(sheet: Mapping[str, Any]) -> list[Group]:
     ]
     entries = sheet.get("validation") or []
     return [_with_entries(group, entries) if group.title == TITLES["validation"] else group for group in filled]
+
+
+def clip_form(origin: Job) -> list[Group]:
+    """Groups of inputs for a clip that the job's LoRA continues; what is left out is as in its previews."""
+    spec = origin.effective_spec.extend_prefix
+    usual = {
+        "number_of_frames": str(spec.validation_number_of_frames),
+        "resolution": word(Resolution.DESCRIPTOR, spec.validation_resolution),
+        "aspect_ratio": word(AspectRatio.DESCRIPTOR, spec.validation_aspect_ratio),
+        "negative_prompt": spec.validation_negative_prompt,
+        f"{OPTIONS}.seed": str(origin.options.seed),
+    }
+    prompt, clip = _fields("extend_prefix.proto", ValidationInput, "openings[0].")
+    prompt = replace(prompt, value=f"{spec.trigger_phrase} " if spec.trigger_phrase else "")
+    inputs = [item for item in _fields("continue_clips.proto", ContinueClipsSpec, "") if item.name in CLIP_INPUTS]
+    inputs += [item for item in _fields("train.proto", JobOptions, f"{OPTIONS}.") if item.name == "seed"]
+    video = tuple(replace(item, default=usual.get(item.path, item.default)) for item in inputs)
+    return [Group("Clip", (clip, prompt)), Group("Video", video)]
 
 
 def beside(name: str, origin: Job | None = None) -> list[Field]:

@@ -14,11 +14,11 @@ from ltxtrain.v1.train_pb2 import ContinueFrom, ContinueMode, Job
 from ltxtrain_client.enum_words import number
 from ltxtrain_client.errors import CallError
 from ltxtrain_client.event_text import title
-from ltxtrain_client.sheet import Sheet, SheetInvalid, sheet_of_job
+from ltxtrain_client.sheet import Sheet, SheetInvalid, parse_clips, sheet_of_job
 
 from ltxtrain_services.gateway import views
 from ltxtrain_services.gateway.endpoint import call_fault, read_sheet, sheet_fault
-from ltxtrain_services.gateway.form import MODE, NAME, SOURCE, beside, form, plain_sheet, sheet_query
+from ltxtrain_services.gateway.form import MODE, NAME, SOURCE, beside, clip_form, form, plain_sheet, sheet_query
 from ltxtrain_services.gateway.http import (
     EventStream,
     body_of,
@@ -36,6 +36,7 @@ from ltxtrain_services.gateway.sign_in import (
 )
 from ltxtrain_services.gateway.suite import Caller
 from ltxtrain_services.pages.render import render_part, static_file
+from ltxtrain_services.runtime.hosted_form import fault_item, path_steps
 
 STATIC = {
     "icon.svg": "image/svg+xml",
@@ -48,6 +49,7 @@ STATIC = {
 # Of an object with a URL or a file's name in it.
 MAX_JSON_BYTES = 32 * 2**10
 DATASET = re.compile(r"datasets/[0-9a-f]{32}")
+CONTINUE = "/jobs/{id:[0-9a-f]{32}}/continue"
 LIST_SECONDS = 2.0
 LISTED = 100
 UNSENT = "upload:uploads/" + "0" * 32
@@ -60,6 +62,8 @@ def routes() -> list[web.RouteDef]:
         web.get("/jobs/events", jobs_events),
         web.get("/new", signed_in(new)),
         web.post("/jobs", create_job),
+        web.get(CONTINUE, signed_in(new_clip)),
+        web.post(CONTINUE, continue_clip),
         web.post("/estimate", estimate),
         web.post("/uploads", create_upload),
         web.post("/datasets", create_dataset),
@@ -124,6 +128,7 @@ async def new(request: web.Request) -> web.StreamResponse:
         "beside": beside(name, origin),
         "groups": form(sheet),
         "dataset": sheet.get("dataset", ""),
+        "clips": False,
     }
     values["source"] = origin.name if origin is not None else ""
     values["source_title"] = title(origin.name, origin.display_name) if origin is not None else ""
@@ -143,6 +148,32 @@ async def create_job(request: web.Request) -> web.StreamResponse:
     except ValueError as error:
         return problem_response(422, str(error), "bad_request", "INVALID_SPEC")
     return await _with_sheet(request, call, **given)
+
+
+async def new_clip(request: web.Request) -> web.StreamResponse:
+    """The form of a clip that a job's LoRA continues."""
+    found = await caller_of(request).train.get_job(f"jobs/{request.match_info['id']}")
+    values: dict[str, Any] = {"beside": beside(""), "groups": clip_form(found), "clips": True}
+    values |= {"source": found.name, "source_title": title(found.name, found.display_name)}
+    return html_page(request, "new.html", **values, dataset="", key=str(uuid.uuid4()))
+
+
+async def continue_clip(request: web.Request) -> web.StreamResponse:
+    """Start the job of that form; the address of its page."""
+    key = request.headers.get("Idempotency-Key", "")
+    try:
+        spec, options = parse_clips(await _json(request))
+        source = ContinueFrom(source=f"jobs/{request.match_info['id']}")
+        made = await caller_of(request).train.submit(
+            spec, options, continue_from=source, display_name=request.query.get(NAME, ""), request_id=key or None
+        )
+    except SheetInvalid as error:
+        faults = [(path_steps(item.path), item.description) for item in error.problems]
+        detail = [fault_item(["body", *place], text, "INVALID_SPEC") for place, text in faults]
+        return problem_response(422, str(error), "bad_request", "INVALID_SPEC", detail=detail)
+    except CallError as error:
+        return call_fault(error)
+    return web.json_response({"location": f"/{made.name}"})
 
 
 def _given(query: Mapping[str, str]) -> dict[str, Any]:

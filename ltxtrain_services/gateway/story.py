@@ -141,7 +141,8 @@ class Story:
                 return ("dataset",)
             case "artifact":
                 self.artifacts[event.artifact.name] = event.artifact
-                kinds = (Artifact.KIND_VALIDATION_VIDEO, Artifact.KIND_BASE_VIDEO)
+                previews = (Artifact.KIND_VALIDATION_VIDEO, Artifact.KIND_BASE_VIDEO)
+                kinds = (*previews, Artifact.KIND_CONTINUED_VIDEO)
                 return ("previews", "files") if event.artifact.kind in kinds else ("files",)
             case "preview_metrics":
                 self.measured.append(event.preview_metrics)

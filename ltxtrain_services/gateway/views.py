@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ltxtrain.v1.artifact_pb2 import Artifact
+from ltxtrain.v1.extend_prefix_pb2 import ValidationInput
 from ltxtrain.v1.ingest_pb2 import Dataset
 from ltxtrain.v1.preprocess_pb2 import TrainingSet
 from ltxtrain.v1.train_pb2 import EstimateJobResponse, Job, Webhook
@@ -15,6 +16,7 @@ from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import (
     describe_error,
     measure,
+    origin_text,
     stage_word,
     state_word,
     time_text,
@@ -36,6 +38,7 @@ from ltxtrain_services.pages.job_page import (
     StepPreview,
     ValidationEntry,
     audit_rows,
+    continues_clips,
     render_job_part,
     shown_spec,
     training_facts,
@@ -92,6 +95,8 @@ def job_values(job: Job, story: Story) -> dict[str, Any]:
     return _head(job.name, story, job.display_name) | {
         "kind": "job",
         "asks": _asks(job, story),
+        "trains": not continues_clips(job),
+        "has_lora": bool(job.output.lora_file),
         "facts": _facts(job, story),
         "files": [
             {
@@ -119,6 +124,8 @@ def _asks(job: Job, story: Story) -> list[dict[str, Any]]:
     """Requests that a training takes now, or has already."""
     waiting = frozenset[str]() if story.lifecycle.state in TERMINAL else requested(job)
     possible = ["checkpoint"] + ["preview"] * bool(job.effective_spec.extend_prefix.validation)
+    if continues_clips(job):
+        return []
     return [{"call": call, "waits": call in waiting} for call in possible if story.training or call in waiting]
 
 
@@ -140,12 +147,26 @@ def job_row(job: Job) -> dict[str, Any]:
         "bar": None if ended or not progress.total else (progress.completed, progress.total),
         "progress": "" if ended else progress.text if job.HasField("progress") else "",
         "eta": _eta(job.progress) if not ended else "",
-        "title": job.display_name or job.effective_spec.extend_prefix.trigger_phrase,
-        "steps": job.effective_spec.extend_prefix.number_of_steps,
+        "title": job.display_name or _subject(job),
+        "size": _size(job),
         "created": lifecycle.create_time.ToJsonString()[:16].replace("T", " "),
         "price": money_text(job.price) if job.HasField("price") else "",
         "reason": from_status(lifecycle.error).reason if lifecycle.HasField("error") else "",
     }
+
+
+def _subject(job: Job) -> str:
+    """The name of a job without one."""
+    if continues_clips(job):
+        return next((entry.prompt for entry in job.effective_spec.continue_clips.openings), "")[:80]
+    return job.effective_spec.extend_prefix.trigger_phrase
+
+
+def _size(job: Job) -> str:
+    if continues_clips(job):
+        count = len(job.effective_spec.continue_clips.openings)
+        return f"{count} clip{'' if count == 1 else 's'} continued"
+    return f"{job.effective_spec.extend_prefix.number_of_steps:,} steps"
 
 
 def estimate_text(answer: EstimateJobResponse) -> str:
@@ -196,12 +217,16 @@ def _eta(progress: Progress) -> str:
 
 def _facts(job: Job, story: Story) -> dict[str, str]:
     spec, numbers = job.effective_spec.extend_prefix, story.numbers
-    facts = {"Job": job.name} if job.display_name else {}
-    facts |= {
-        "Trigger phrase": spec.trigger_phrase or "none",
-        "Steps": f"{spec.number_of_steps:,}",
-        "Rank": str(spec.rank),
-    }
+    facts: dict[str, str] = {"Job": job.name} if job.display_name else {}
+    if continues_clips(job):
+        clips = job.effective_spec.continue_clips
+        facts |= {"Frames": str(clips.number_of_frames), "Seed": str(job.options.seed)}
+    else:
+        facts |= {
+            "Trigger phrase": spec.trigger_phrase or "none",
+            "Steps": f"{spec.number_of_steps:,}",
+            "Rank": str(spec.rank),
+        }
     if numbers.step:
         facts |= {
             "Step": f"{numbers.step:,}",
@@ -211,6 +236,9 @@ def _facts(job: Job, story: Story) -> dict[str, str]:
     if job.HasField("training_summary"):
         # As job.html has them.
         facts |= training_facts(job, job.training_summary, job.billable_units, job.price)
+    if job.HasField("continue_from"):
+        source = job.continue_from.source.partition("/artifacts/")[0]
+        facts["Continues"] = Markup('<a href="/{}">{}</a>').format(source, origin_text(job))
     if job.HasField("webhook") and story.ended:
         facts["Webhook"] = _webhook_text(job.webhook)
     return facts
@@ -225,25 +253,20 @@ def _webhook_text(webhook: Webhook) -> str:
 
 def _page(job: Job, story: Story) -> JobPage:
     """Contents of the sections of job.html, as far as events tell."""
-    spec = job.effective_spec.extend_prefix
-    count = len(spec.validation)
-    share = spec.conditioning_frames / max(spec.validation_number_of_frames, 1)
+    openings, share, with_audio, kind = _previewed(job)
     return JobPage(
         title=title(job.name, job.display_name),
         state=state_word(story.lifecycle.state),
         facts={},
-        with_audio=spec.with_audio,
+        with_audio=with_audio,
         entries=[
             ValidationEntry(
-                prompt=spec.validation[index].prompt,
+                prompt=opening.prompt,
                 given_share=share,
                 base_mp4=next(iter(_videos(story, job, index, Artifact.KIND_BASE_VIDEO)), (0, None))[1],
-                previews=[
-                    StepPreview(step=step, mp4=url)
-                    for step, url in _videos(story, job, index, Artifact.KIND_VALIDATION_VIDEO)
-                ],
+                previews=[StepPreview(step=step, mp4=url) for step, url in _videos(story, job, index, kind)],
             )
-            for index in range(count)
+            for index, opening in enumerate(openings)
             if any(
                 item.validation_index == index and item.HasField("validation_index")
                 for item in story.artifacts.values()
@@ -262,6 +285,17 @@ def _page(job: Job, story: Story) -> JobPage:
         audit=audit_rows(job.output.audit) if job.output.HasField("audit") else (),
         report=_report(story.report),
     )
+
+
+def _previewed(job: Job) -> tuple[Sequence[ValidationInput], float, bool, "Artifact.Kind"]:
+    """The clips that a job continues, the share of their openings, whether with sound, and the kind of the videos."""
+    if continues_clips(job):
+        clips = job.effective_spec.continue_clips
+        share = clips.conditioning_frames / max(clips.number_of_frames, 1)
+        return clips.openings, share, clips.with_audio, Artifact.KIND_CONTINUED_VIDEO
+    spec = job.effective_spec.extend_prefix
+    share = spec.conditioning_frames / max(spec.validation_number_of_frames, 1)
+    return spec.validation, share, spec.with_audio, Artifact.KIND_VALIDATION_VIDEO
 
 
 def _videos(story: Story, job: Job, index: int, kind: "Artifact.Kind") -> Sequence[tuple[int, str]]:

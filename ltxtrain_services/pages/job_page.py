@@ -10,11 +10,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from google.type.money_pb2 import Money
+from ltxtrain.v1.continue_clips_pb2 import ContinueClipsSpec
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import Job, LoraAudit, TrainingSummary
 from ltxtrain_client.as_json import as_json
+from ltxtrain_client.event_text import origin_text
 from ltxtrain_client.quantities import price_text
-from ltxtrain_client.sheet import name_datasets
+from ltxtrain_client.sheet import name_datasets, name_openings
 from markupsafe import Markup
 
 from ltxtrain_services.pages.charts import Line, Points, legend, line_chart, number, smoothed
@@ -105,8 +107,22 @@ METRIC_CHARTS: dict[str, tuple[str, tuple[float, str] | None]] = {
 }
 
 
+def continues_clips(job: Job) -> bool:
+    """Whether a job uses a LoRA, and trains none."""
+    uses: bool = job.effective_spec.HasField("continue_clips")
+    return uses
+
+
 def shown_spec(job: Job) -> dict[str, Any]:
     """The resolved spec in the sheet's own words: datasets in place of uploads, URLs without possible secrets."""
+    if continues_clips(job):
+        clips = ContinueClipsSpec()
+        clips.CopyFrom(job.effective_spec.continue_clips)
+        name_openings(clips.openings, job.validation_dataset, uploads_only=True)
+        document = as_json(clips)
+        for entry in document["openings"]:
+            entry["video_url"] = shown(entry["video_url"])
+        return document
     resolved = ExtendPrefixSpec()
     resolved.CopyFrom(job.effective_spec.extend_prefix)
     name_datasets(resolved, job.dataset, job.validation_dataset, uploads_only=True)
@@ -124,10 +140,16 @@ def training_facts(job: Job, summary: TrainingSummary, units: int, price: Money 
     steps = f"{wanted}" if summary.steps == wanted else f"{summary.steps} of {wanted}"
     streamed = f", {summary.streamed_blocks} blocks in host memory" if summary.streamed_blocks else ""
     shared = f", each clip shared by {summary.gpus_per_clip} GPUs" if summary.gpus_per_clip > 1 else ""
-    return {
+    facts = {
         "Base model": f"{summary.model} at {summary.model_revision[:19]}, {summary.precision}",
         "Device": f"{summary.device}, {summary.planned_memory_bytes / 2**30:.1f} GiB planned{streamed}{shared}",
         "Clips": f"{summary.clip_count}",
+    }
+    if job.HasField("continue_from"):
+        facts = {"Continues": origin_text(job)} | facts
+    if continues_clips(job):
+        return facts
+    return facts | {
         "Steps": f"{steps} in {summary.step_seconds:.0f} s",
         "Price": price_text(units, price),
     }

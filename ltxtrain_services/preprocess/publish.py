@@ -38,7 +38,7 @@ async def publish(context: Context, results: Results) -> Ending[TrainingSet]:
     """Write all samples; the ending sets the rest."""
     samples = results.samples(context.name)
     await _put_samples(context, samples)
-    sheet = await store_sheet(context, results, samples)
+    sheet = await store_sheet(context, results, samples) if context.training_set.dataset else None
     archive = await _archive(context, samples) if context.settings.export_archive else None
     negative = results.prompts.blob(context.settings.negative_prompt) if results.plan.validation else None
 

@@ -33,6 +33,9 @@ def requested(request: CreateTrainingSetRequest) -> TrainingSet:
     )
     violations = []
     match request.WhichOneof("plan"):
+        case "spec" if request.spec.HasField("continue_clips"):
+            text = "It trains nothing; its openings are prepared by settings."
+            violations.append(Violation("spec.continue_clips", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text))
         case "spec":
             made.dataset = request.dataset or request.spec.extend_prefix.dataset
             violations += _resolve(request, made)
@@ -40,7 +43,8 @@ def requested(request: CreateTrainingSetRequest) -> TrainingSet:
             violations += _check_settings(made)
         case _:
             violations.append(_required("spec", "Send the spec of a job, or settings."))
-    if not made.dataset.startswith("datasets/"):
+    openings_alone = request.WhichOneof("plan") == "settings" and made.validation_dataset.startswith("datasets/")
+    if (made.dataset or not openings_alone) and not made.dataset.startswith("datasets/"):
         violations.append(_required("dataset", "Name a dataset, as in datasets/{dataset}."))
     if made.validation_dataset and not made.validation_dataset.startswith("datasets/"):
         violations.append(_required("validation_dataset", "Name a dataset, as in datasets/{dataset}."))

@@ -40,7 +40,7 @@ class Source:
 async def read_source(ingest: IngestClient, training_set: TrainingSet) -> Source:
     """Every clip. Raises Upstream (the dataset's own error, or NOT_FOUND), NotReady and Retryable."""
     return Source(
-        await _clips(ingest, training_set.dataset),
+        await _clips(ingest, training_set.dataset) if training_set.dataset else [],
         await _clips(ingest, training_set.validation_dataset) if training_set.validation_dataset else [],
     )
 

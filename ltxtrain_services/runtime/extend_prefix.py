@@ -4,15 +4,16 @@ Ranges are the contract's rules. Comments of extend_prefix.proto and train.proto
 test compares them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from typing import TypeVar
 
 from google.protobuf.message import Message
 from google.type.money_pb2 import Money
+from ltxtrain.v1.continue_clips_pb2 import ContinueClipsSpec
 from ltxtrain.v1.error_pb2 import ErrorReason
-from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution
+from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution, ValidationInput
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, OnSkippedClip, PreprocessSettings
 from ltxtrain.v1.preprocess_pb2 import Geometry as GeometryMessage
 from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer, Schedule
@@ -91,12 +92,12 @@ def resolve(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None]) -> t
 
     `check_url` says why a URL is refused, or None. The resolved spec means something only without violations.
     """
-    resolved, violations = _fill(_without_excess(spec), SPEC)
+    resolved, violations = fill(_without_excess(spec), SPEC)
     violations += _check_sources(spec, check_url)
     wrong = {violation.field for violation in violations}
     if "conditioning_frames" not in wrong and (reason := _check_prefix(spec, resolved, wrong)) is not None:
         violations.append(Violation("conditioning_frames", *reason))
-    return resolved, sorted(_below(SHEET_PATH, violations), key=lambda violation: violation.field)
+    return resolved, sorted(below(SHEET_PATH, violations), key=lambda violation: violation.field)
 
 
 def _without_excess(spec: ExtendPrefixSpec) -> ExtendPrefixSpec:
@@ -112,12 +113,12 @@ def _without_excess(spec: ExtendPrefixSpec) -> ExtendPrefixSpec:
 
 def resolve_options(options: JobOptions, number_of_steps: int) -> tuple[JobOptions, list[Violation]]:
     """The options with every default filled, and every violation, one a field."""
-    resolved, violations = _fill(options, OPTIONS)
+    resolved, violations = fill(options, OPTIONS)
     if not options.HasField("preview_interval"):
         resolved.preview_interval = max(1, number_of_steps // 4)
     if not violations and (wrong := _check_sharing(resolved)) is not None:
         violations.append(wrong)
-    return resolved, _below("options.", violations)
+    return resolved, below("options.", violations)
 
 
 def _check_sharing(options: JobOptions) -> Violation | None:
@@ -173,19 +174,21 @@ def check_offered(options: JobOptions, offer: Offer) -> list[Violation]:
     if (library := LIBRARIES.get(optimizer)) and find_spec(library) is None:
         text = f"{optimizer} needs {library}, which is not installed in the suite. Choose adamw."
         violations.append(Violation("optimizer", reason, text))
-    return _below("options.", violations)
+    return below("options.", violations)
 
 
-def _below(path: str, violations: Iterable[Violation]) -> list[Violation]:
+def below(path: str, violations: Iterable[Violation]) -> list[Violation]:
+    """The violations with their fields below a path."""
     return [replace(violation, field=f"{path}{violation.field}") for violation in violations]
 
 
-def _fill(given: T, rules: tuple[Rule, ...]) -> tuple[T, list[Violation]]:
+def fill(given: T, rules: tuple[Rule, ...]) -> tuple[T, list[Violation]]:
+    """The message with a default in every gap and every frame count snapped, and every violation of its rules."""
     resolved = type(given)()
     resolved.CopyFrom(given)
     violations = []
     for rule in rules:
-        if not _is_given(given, rule):
+        if not is_given(given, rule):
             setattr(resolved, rule.name, rule.default)
             continue
         value = getattr(given, rule.name)
@@ -196,58 +199,83 @@ def _fill(given: T, rules: tuple[Rule, ...]) -> tuple[T, list[Violation]]:
     return resolved, violations
 
 
-def _is_given(message: Message, rule: Rule) -> bool:
+def is_given(message: Message, rule: Rule) -> bool:
     field = message.DESCRIPTOR.fields_by_name[rule.name]
     return message.HasField(rule.name) if field.has_presence else bool(getattr(message, rule.name))
 
 
 def _check_sources(spec: ExtendPrefixSpec, check_url: Callable[[str], str | None]) -> list[Violation]:
     violations = []
-
-    def check(field: str, url: str, missing: str) -> None:
-        if not url:
-            violations.append(Violation(field, ErrorReason.ERROR_REASON_FIELD_REQUIRED, missing))
-        elif (refusal := check_url(url)) is not None:
-            violations.append(Violation(field, ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal))
-
     if spec.WhichOneof("training_data") != "dataset" or not spec.dataset:
-        check("training_data_url", spec.training_data_url, "Name a .zip of videos, or a dataset ingested earlier.")
-    for index, entry in enumerate(spec.validation[:CHECKED_VALIDATION_INPUTS]):
-        if not CLIP.fullmatch(entry.video_url):
-            check(f"validation[{index}].video_url", entry.video_url, "Name a video whose opening is continued.")
+        missing = "Name a .zip of videos, or a dataset ingested earlier."
+        violations += _check_source("training_data_url", spec.training_data_url, missing, check_url)
+    violations += check_videos("validation", spec.validation, check_url)
     return violations + _check_entries(spec)
 
 
 def check_validation(spec: ExtendPrefixSpec) -> list[Violation]:
     """Violations of the validation inputs whose videos are named elsewhere."""
-    return _below(SHEET_PATH, _check_entries(spec))
+    return below(SHEET_PATH, _check_entries(spec))
 
 
 def _check_entries(spec: ExtendPrefixSpec) -> list[Violation]:
-    violations = []
-    for index, entry in enumerate(spec.validation[:CHECKED_VALIDATION_INPUTS]):
-        if (found := excess(entry.prompt)) is not None:
-            reason = ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE
-            violations.append(Violation(f"validation[{index}].prompt", reason, found))
+    violations = check_prompts("validation", spec.validation)
     if len(spec.validation) > MAX_VALIDATION_INPUTS:
         text = f"{len(spec.validation)} entries, at most {MAX_VALIDATION_INPUTS} are allowed."
         violations.append(Violation("validation", ErrorReason.ERROR_REASON_TOO_MANY_VALIDATION_INPUTS, text))
     return violations
 
 
+def check_videos(
+    field: str, openings: Sequence[ValidationInput], check_url: Callable[[str], str | None]
+) -> list[Violation]:
+    """Violations of the videos of the first hundred entries of a list of openings; a clip of a dataset is none."""
+    missing = "Name a video whose opening is continued."
+    return [
+        violation
+        for index, entry in enumerate(openings[:CHECKED_VALIDATION_INPUTS])
+        if not CLIP.fullmatch(entry.video_url)
+        for violation in _check_source(f"{field}[{index}].video_url", entry.video_url, missing, check_url)
+    ]
+
+
+def check_prompts(field: str, openings: Sequence[ValidationInput]) -> list[Violation]:
+    """Violations of the prompts of the first hundred entries of a list of openings."""
+    reason = ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE
+    return [
+        Violation(f"{field}[{index}].prompt", reason, found)
+        for index, entry in enumerate(openings[:CHECKED_VALIDATION_INPUTS])
+        if (found := excess(entry.prompt)) is not None
+    ]
+
+
+def _check_source(field: str, url: str, missing: str, check_url: Callable[[str], str | None]) -> list[Violation]:
+    if not url:
+        return [Violation(field, ErrorReason.ERROR_REASON_FIELD_REQUIRED, missing)]
+    refusal = check_url(url)
+    return [] if refusal is None else [Violation(field, ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal)]
+
+
 def _check_prefix(
     given: ExtendPrefixSpec, resolved: ExtendPrefixSpec, wrong: set[str]
 ) -> tuple["ErrorReason", str] | None:
+    counts = ["number_of_frames"]
+    if given.validation or given.HasField("validation_number_of_frames"):
+        counts.append("validation_number_of_frames")
+    return check_prefix(resolved, [name for name in counts if name not in wrong])
+
+
+def check_prefix(
+    resolved: ExtendPrefixSpec | ContinueClipsSpec, counts: Sequence[str]
+) -> tuple["ErrorReason", str] | None:
+    """The fault of resolved conditioning_frames, which leave frames to generate of each of the counts."""
     prefix = resolved.conditioning_frames
     if prefix % 8 != 1:
         text = f"{prefix} is not 1 modulo 8; {snap_frames(prefix)} and {snap_frames(prefix) + 8} are the nearest."
         return ErrorReason.ERROR_REASON_NOT_ONE_MODULO_EIGHT, text
-    counts = ["number_of_frames"]
-    if given.validation or given.HasField("validation_number_of_frames"):
-        counts.append("validation_number_of_frames")
     for name in counts:
         count = getattr(resolved, name)
-        if name not in wrong and prefix >= count:
+        if prefix >= count:
             text = f"A prefix of {prefix} frames leaves nothing to generate of {name} = {count} (after snapping)."
             return ErrorReason.ERROR_REASON_PREFIX_COVERS_CLIP, text
     return None
@@ -291,12 +319,12 @@ def preprocess_settings(
 
 def training_geometry(spec: ExtendPrefixSpec) -> Geometry:
     """The shape of training clips; of a resolved spec."""
-    return _geometry(spec.resolution, spec.aspect_ratio, spec.number_of_frames, spec.frame_rate)
+    return bucket_geometry(spec.resolution, spec.aspect_ratio, spec.number_of_frames, spec.frame_rate)
 
 
 def preview_geometry(spec: ExtendPrefixSpec) -> Geometry:
     """The shape of whole previews, prefix included; of a resolved spec."""
-    return _geometry(
+    return bucket_geometry(
         spec.validation_resolution,
         spec.validation_aspect_ratio,
         spec.validation_number_of_frames,
@@ -304,7 +332,8 @@ def preview_geometry(spec: ExtendPrefixSpec) -> Geometry:
     )
 
 
-def _geometry(resolution: int, aspect_ratio: int, frame_count: int, frame_rate: int) -> Geometry:
+def bucket_geometry(resolution: int, aspect_ratio: int, frame_count: int, frame_rate: int) -> Geometry:
+    """The shape of clips of a budget and an aspect ratio."""
     bucket = word(Resolution.DESCRIPTOR, resolution), word(AspectRatio.DESCRIPTOR, aspect_ratio)
     width, height = BUCKETS[bucket]
     return Geometry(width=width, height=height, frame_count=frame_count, frame_rate=frame_rate)

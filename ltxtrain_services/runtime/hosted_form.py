@@ -7,8 +7,8 @@ import grpc
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import State
-from ltxtrain_client.errors import CallError, Violation, from_status
-from ltxtrain_client.outputs import RESULTS, file_name
+from ltxtrain_client.errors import CLIPS_PATH, SHEET_PATH, CallError, Violation, from_status
+from ltxtrain_client.outputs import LISTED_RESULTS, RESULTS, file_name
 
 HTTP_STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 422,
@@ -44,12 +44,20 @@ def request_id(job: str) -> str:
 
 def output_names(job: Job) -> dict[str, str]:
     """The artifact of each output that the job has made."""
-    return {field: name for field in RESULTS if (name := getattr(job.output, field))}
+    names = {field: name for field in RESULTS if (name := getattr(job.output, field))}
+    # One key each: in the document they are lists.
+    return names | {
+        f"{field}[{index}]": name for field in LISTED_RESULTS for index, name in enumerate(getattr(job.output, field))
+    }
 
 
 def output_document(files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The sheet's output; null for what the job was not asked for."""
-    return {field: files.get(field) for field in RESULTS if field in ALWAYS or field in files}
+    """The sheet's output; null for what the job was not asked for. Continued clips are lists of files."""
+    document: dict[str, Any] = {field: files.get(field) for field in RESULTS if field in ALWAYS or field in files}
+    for field in LISTED_RESULTS:
+        if listed := [file for name, file in files.items() if name.startswith(f"{field}[")]:
+            document[field] = listed
+    return document
 
 
 def file_document(artifact: Artifact, url: str) -> dict[str, Any]:
@@ -95,7 +103,9 @@ def error_items(error: CallError) -> list[dict[str, Any]]:
     """An error as items of `detail`: each wrong field, or the fault itself and each clip that shows it."""
     if error.violations:
         return [violation_item(violation) for violation in error.violations]
-    place = ["body", "validation" if error.reason in VALIDATION_REASONS else "training_data_url"]
+    place: list[str | int] = ["body", "validation" if error.reason in VALIDATION_REASONS else "training_data_url"]
+    if field := error.metadata.get("field"):
+        place = ["body", *path_steps(field.removeprefix(SHEET_PATH).removeprefix(CLIPS_PATH))]
     if error.reason == "REQUEST_ID_REUSED":
         place = ["header", "Idempotency-Key"]
     first = fault_item(place, error.message, error.reason, dict(error.metadata))
@@ -109,9 +119,13 @@ def violation_item(violation: Violation) -> dict[str, Any]:
     """`spec.extend_prefix.validation[0].prompt` as ["body", "validation", 0, "prompt"]."""
     if (place := PLACES.get(violation.field)) is not None:
         return fault_item(place, violation.description, violation.reason)
-    path = violation.sheet_path.replace("[", ".").replace("]", "")
-    steps = [int(step) if step.isdecimal() and step.isascii() else step for step in path.split(".") if step]
-    return fault_item(["body", *steps], violation.description, violation.reason)
+    return fault_item(["body", *path_steps(violation.sheet_path)], violation.description, violation.reason)
+
+
+def path_steps(path: str) -> list[str | int]:
+    """`validation[0].prompt` as ["validation", 0, "prompt"]."""
+    parts = path.replace("[", ".").replace("]", "").split(".")
+    return [int(step) if step.isdecimal() and step.isascii() else step for step in parts if step]
 
 
 def fault_item(

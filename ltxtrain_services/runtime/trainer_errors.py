@@ -19,6 +19,7 @@ REASONS: dict[type[trainer.TrainerError], "ErrorReason"] = {
     trainer.CheckpointMismatch: ErrorReason.ERROR_REASON_RESOURCE_NOT_READY,
     trainer.SampleUnreadable: ErrorReason.ERROR_REASON_RESOURCE_NOT_READY,
     trainer.TrainingDiverged: ErrorReason.ERROR_REASON_TRAINING_DIVERGED,
+    trainer.SamplingFailed: ErrorReason.ERROR_REASON_SAMPLING_FAILED,
 }
 AUDIT_REASONS = {
     "NON_FINITE": ErrorReason.ERROR_REASON_AUDIT_NON_FINITE,
@@ -27,9 +28,9 @@ AUDIT_REASONS = {
     "NOT_LOADABLE": ErrorReason.ERROR_REASON_AUDIT_NOT_LOADABLE,
     "OUT_OF_BOUNDS": ErrorReason.ERROR_REASON_AUDIT_OUT_OF_BOUNDS,
 }
-# Faults of one clip end in a line of the report, a failed preview in a warning, a lost peer in a restart: none of them
-# ends a job by itself, and one that does is a bug.
-HANDLED = (trainer.ClipError, trainer.SamplingFailed, trainer.PeerLost)
+# Faults of one clip end in a line of the report, a lost peer in a restart: none of them ends a job by itself, and one
+# that does is a bug.
+HANDLED = (trainer.ClipError, trainer.PeerLost)
 
 
 class GpuOutOfMemory(ApiError):

@@ -1,4 +1,4 @@
-"""Ray actors that train: one a GPU, or one on the CPU. Thin around the trainer's job: fetch, run, store."""
+"""Ray actors that train, or use a LoRA: one a GPU, or one on the CPU. Thin around the trainer: fetch, run, store."""
 
 import dataclasses
 import logging
@@ -16,12 +16,14 @@ from ltxtrain_services.runtime.objects import Objects, StoreAddress
 from ltxtrain_services.runtime.telemetry import resumed_trace
 from ltxtrain_services.train.artifacts import StoredFile, object_key
 from ltxtrain_trainer.errors import PeerLost, TrainerError
-from ltxtrain_trainer.plan import JobPlan
+from ltxtrain_trainer.plan import ContinuationPlan, JobPlan
 from ltxtrain_trainer.reports import Report
 from ltxtrain_trainer.training.requests import Request, Requests
 
 if TYPE_CHECKING:
     import torch
+
+    from ltxtrain_trainer.training.distributed import Worker
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +41,7 @@ class TrainTask:
     """A plan whose paths are relative, and where each of them comes from."""
 
     job: str
-    plan: JobPlan
+    plan: JobPlan | ContinuationPlan
     files: dict[str, Remote]
     worker_count: int
     # The trace that the work belongs to, across processes.
@@ -98,7 +100,6 @@ class TrainActor:
     def _run(
         self, task: TrainTask, meeting_point: str, device: "torch.device", work_dir: Path
     ) -> Iterator[Stored | PeerLost]:
-        from ltxtrain_trainer.job import run_job
         from ltxtrain_trainer.reports import Checkpointed, Finished, Stopped
         from ltxtrain_trainer.training.beside import Beside
         from ltxtrain_trainer.training.distributed import join
@@ -111,7 +112,7 @@ class TrainActor:
                 Beside[Stored]("uploads") as uploads,
             ):
                 try:
-                    for report in run_job(plan, device=device, worker=worker, requests=self._requests):
+                    for report in self._reports(plan, device, worker):
                         if self._rank:
                             continue
                         if isinstance(report, Checkpointed):
@@ -133,14 +134,22 @@ class TrainActor:
         except PeerLost as error:
             yield error
 
-    def _fetched(self, task: TrainTask, work_dir: Path) -> JobPlan:
+    def _reports(self, plan: JobPlan | ContinuationPlan, device: "torch.device", worker: "Worker") -> Iterator[Report]:
+        from ltxtrain_trainer.continuation import continue_clips
+        from ltxtrain_trainer.job import run_job
+
+        if isinstance(plan, ContinuationPlan):
+            return continue_clips(plan, device=device)
+        return run_job(plan, device=device, worker=worker, requests=self._requests)
+
+    def _fetched(self, task: TrainTask, work_dir: Path) -> JobPlan | ContinuationPlan:
         inputs, made = work_dir / "inputs", work_dir / "made"
         inputs.mkdir()
         made.mkdir()
         for name, remote in task.files.items():
             self._objects.get_file(remote.key, inputs / name, sha256=remote.sha256)
         placed = _replace_paths(task.plan, inputs)
-        assert isinstance(placed, JobPlan)
+        assert isinstance(placed, JobPlan | ContinuationPlan)
         return dataclasses.replace(placed, work_dir=made)
 
     def _stored(self, job: str, report: Report) -> Stored:

@@ -9,6 +9,7 @@ from google.protobuf.message import Message
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import ContinueFrom, ContinueMode, Job, JobOptions, Schedule
 from ltxtrain.v1.work_pb2 import Event, PreviewMetrics, Stage, State
 from ltxtrain_client.errors import SHEET_PATH
@@ -49,6 +50,16 @@ OTHERWISE = "Mode weights starts a new training from its LoRA."
 
 
 @dataclass(frozen=True)
+class Resolved:
+    """A request as it would be used, and every violation of it."""
+
+    spec: TaskSpec
+    options: JobOptions
+    continue_from: ContinueFrom | None
+    violations: list[Violation]
+
+
+@dataclass(frozen=True)
 class Origin:
     """The job that another goes on from, and its artifacts."""
 
@@ -82,7 +93,7 @@ class Origin:
 
     def inherited(self, spec: ExtendPrefixSpec, options: JobOptions) -> tuple[ExtendPrefixSpec, JobOptions]:
         """A request's spec and options, with the origin's where the request leaves something out."""
-        return _over(self.spec, spec), _over(self.job.options, options)
+        return over(self.spec, spec), over(self.job.options, options)
 
     def continuation(
         self, request: ContinueFrom, given: ExtendPrefixSpec, spec: ExtendPrefixSpec, options: JobOptions
@@ -91,7 +102,10 @@ class Origin:
 
         given: the spec as received. spec and options: resolved.
         """
-        if request.mode == WEIGHTS:
+        if continues_clips(self.job):
+            text = f"{self.job.name} trained nothing: it continued clips with {self.job.continue_from.artifact}."
+            artifact, wrong = None, [_not_allowed(SOURCE_FIELD, text)]
+        elif request.mode == WEIGHTS:
             artifact, wrong = self._weights(spec)
         elif request.mode in (EXACT, ContinueMode.CONTINUE_MODE_UNSPECIFIED):
             artifact, wrong = self._exact(given, spec, options)
@@ -116,7 +130,10 @@ class Origin:
             text = f"{old.name} succeeded. To train it further, create a job that continues from it."
             raise NotReady(text, metadata={"name": old.name})
         going_on = ContinueFrom(source=old.name, mode=EXACT, training_set=old.training_set)
-        if checkpoint := latest_checkpoint(self.found):
+        if continues_clips(old):
+            # Once more from the same LoRA.
+            going_on = old.continue_from
+        elif checkpoint := latest_checkpoint(self.found):
             going_on.artifact, going_on.step = checkpoint["CHECKPOINT"].name, checkpoint["CHECKPOINT"].step
         elif old.continue_from.artifact:
             # It ended before a checkpoint of its own: from what it went on from itself.
@@ -171,26 +188,53 @@ class Origin:
             wrong.append(_out_of_range(f"{SHEET_PATH}number_of_steps", text))
         return artifact, wrong
 
-    def _weights(self, spec: ExtendPrefixSpec) -> tuple[Artifact | None, list[Violation]]:
+    def lora(self) -> tuple[Artifact | None, bool, list[Violation]]:
+        """The LoRA that is meant, whether it is one with audio, and why there is none."""
         old, artifact = self.job, self.named
         if artifact is None:
             artifact = next((item for item in self.found if item.name == old.output.lora_file), None)
         if artifact is None:
-            return None, [_not_allowed(SOURCE_FIELD, f"{old.name} has no LoRA: it ended before its first checkpoint.")]
+            text = f"{old.name} has no LoRA: it ended before its first checkpoint."
+            if continues_clips(old):
+                text = f"{old.name} has no LoRA of its own: it continued clips with {old.continue_from.artifact}."
+            return None, False, [_not_allowed(SOURCE_FIELD, text)]
         if artifact.kind not in (Artifact.KIND_LORA, Artifact.KIND_LORA_VIDEO_ONLY):
             kind = Artifact.Kind.Name(artifact.kind)
-            return None, [_not_allowed(SOURCE_FIELD, f"{artifact.name} is a {kind} and no LoRA.")]
-        wrong, before = [], old.effective_spec.extend_prefix
-        if spec.rank != before.rank:
-            text = f"{spec.rank} is not the LoRA's rank of {before.rank}. Leave it out to keep it."
+            return None, False, [_not_allowed(SOURCE_FIELD, f"{artifact.name} is a {kind} and no LoRA.")]
+        return artifact, artifact.kind == Artifact.KIND_LORA and self.spec.with_audio, []
+
+    def other_audio(self, field: str, with_audio: bool) -> Violation:
+        """The violation of a with_audio that is not the LoRA's."""
+        text = f"The LoRA is one {'with' if with_audio else 'without'} audio."
+        if with_audio:
+            text += " Its part without is the job's lora-video-only.safetensors: name that artifact."
+        return _not_allowed(field, text)
+
+    def _weights(self, spec: ExtendPrefixSpec) -> tuple[Artifact | None, list[Violation]]:
+        artifact, with_audio, wrong = self.lora()
+        if artifact is None:
+            return None, wrong
+        if spec.rank != (rank := self.spec.rank):
+            text = f"{spec.rank} is not the LoRA's rank of {rank}. Leave it out to keep it."
             wrong.append(_not_allowed(f"{SHEET_PATH}rank", text))
-        sounding = artifact.kind == Artifact.KIND_LORA and before.with_audio
-        if spec.with_audio != sounding:
-            text = f"The LoRA is one {'with' if sounding else 'without'} audio."
-            if sounding:
-                text += " Its part without is the job's lora-video-only.safetensors: name that artifact."
-            wrong.append(_not_allowed(f"{SHEET_PATH}with_audio", text))
+        if spec.with_audio != with_audio:
+            wrong.append(self.other_audio(f"{SHEET_PATH}with_audio", with_audio))
         return artifact, wrong
+
+
+def continues_clips(job: Job) -> bool:
+    """Whether a job uses a LoRA, and trains none."""
+    return job.effective_spec.HasField("continue_clips")
+
+
+async def used_lora(jobs: Store[Job], job: Job) -> Artifact:
+    """The LoRA that a continuation uses. Raises NotFound once it was deleted."""
+    name = job.continue_from.artifact
+    origin, _, short = name.partition("/artifacts/")
+    lora = await jobs.child(origin, COLLECTION, short, Artifact)
+    if lora is None:
+        raise NotFound(name)
+    return lora
 
 
 async def take_over(objects: ObjectStore, attempt: Attempt[Job]) -> None:
@@ -200,7 +244,10 @@ async def take_over(objects: ObjectStore, attempt: Attempt[Job]) -> None:
     """
     job = await attempt.get()
     source = job.continue_from
-    if not source.artifact or any(item.kind in OF_CHECKPOINT for item in await artifacts(attempt)):
+    if not source.artifact or continues_clips(job):
+        # A use of a LoRA leaves nothing that others could go on from.
+        return
+    if any(item.kind in OF_CHECKPOINT for item in await artifacts(attempt)):
         return
     origin = source.artifact.partition("/artifacts/")[0]
     found = await attempt.store.all_children(origin, COLLECTION, Artifact)
@@ -251,7 +298,7 @@ async def _copied(objects: ObjectStore, job: Job, item: Artifact, name: str) -> 
     return copy
 
 
-def _over(base: T, given: T) -> T:
+def over(base: T, given: T) -> T:
     """The base with every field that is given in its place; a list is given as a whole."""
     merged = type(base)()
     merged.CopyFrom(base)

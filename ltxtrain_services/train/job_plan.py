@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
+from ltxtrain.v1.extend_prefix_pb2 import ValidationInput
 from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
 from ltxtrain.v1.train_pb2 import BasePrecision, Job, Optimizer, Schedule
 from ltxtrain_client.enum_words import word
@@ -27,7 +28,7 @@ class Prepared:
     samples: list[Sample]
 
 
-class _Files:
+class PlanFiles:
     """Names of the files that a plan needs, each once."""
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ def train_task(
     job: Job, prepared: Prepared, found: Sequence[Artifact], worker_count: int, streamed_blocks: int = 0
 ) -> TrainTask:
     """The whole task; samples in the order of their names, so that a run does not depend on who finished first."""
-    files = _Files()
+    files = PlanFiles()
     checkpoint = latest_checkpoint(found)
     initial = next((item for item in found if short_name(item) == INITIAL_LORA), None)
     ordered = sorted(prepared.samples, key=lambda sample: sample.name)
@@ -101,21 +102,28 @@ def train_settings(job: Job) -> TrainSettings:
     )
 
 
-def _previews(job: Job, training_set: TrainingSet, entries: Sequence[Sample], files: _Files) -> PreviewSettings:
-    spec = job.effective_spec.extend_prefix
+def preview_inputs(
+    samples: Sequence[Sample], openings: Sequence[ValidationInput], files: PlanFiles
+) -> tuple[PreviewInput, ...]:
+    """Openings to continue, in their order: each encoded, with its own frames and what is to happen next."""
     inputs = [
         PreviewInput(
             index=sample.validation_index,
-            prompt=spec.validation[sample.validation_index].prompt,
+            prompt=openings[sample.validation_index].prompt,
             prefix=files.sample(sample),
             prefix_frames=files.add(sample.prefix_frames, ".mkv"),
         )
-        for sample in entries
+        for sample in samples
     ]
+    return tuple(sorted(inputs, key=lambda entry: entry.index))
+
+
+def _previews(job: Job, training_set: TrainingSet, entries: Sequence[Sample], files: PlanFiles) -> PreviewSettings:
+    spec = job.effective_spec.extend_prefix
     return PreviewSettings(
         frame_count=spec.validation_number_of_frames,
         stg_scale=spec.stg_scale,
         schedule_tokens=job.options.preview_schedule_tokens,
         negative=files.add(training_set.negative_prompt),
-        inputs=tuple(sorted(inputs, key=lambda entry: entry.index)),
+        inputs=preview_inputs(entries, spec.validation, files),
     )

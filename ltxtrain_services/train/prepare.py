@@ -6,22 +6,29 @@ what the first start made. Relayed events and the cursor that says how far they 
 
 import asyncio
 import contextlib
+import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
+from google.rpc.error_details_pb2 import ErrorInfo, PreconditionFailure
+from google.rpc.status_pb2 import Status
+from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
 from ltxtrain.v1.preprocess_pb2 import TrainingSet
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, Progress, Stage, State
+from ltxtrain_client.errors import CLIPS_PATH, SHEET_PATH
 from ltxtrain_client.sheet import name_datasets
 from ltxtrain_client.watch import TERMINAL, is_terminal
 
 from ltxtrain_services.runtime import errors
+from ltxtrain_services.runtime.addresses import CLIP, shown
 from ltxtrain_services.runtime.extend_prefix import preprocess_settings
 from ltxtrain_services.runtime.upstream import errors_passed_on, passing_errors_on
 from ltxtrain_services.runtime.work import Attempt
+from ltxtrain_services.train.continuation import continues_clips
+from ltxtrain_services.train.continue_clips import opening_settings
 from ltxtrain_services.train.upstream import Upstream
 
 T = TypeVar("T")
@@ -44,11 +51,23 @@ class Preparation:
         """Return the finished training set. Raises errors.Upstream with the status that ended it or its dataset."""
         if (kept := await self._kept(job, model_revision)) is not None:
             return kept
-        dataset, validation = await together(self._dataset(job), self._validation_dataset(job))
+        try:
+            return await self._made_anew(job, model_revision)
+        except errors.Upstream as error:
+            raise named_culprit(error, job) from error
+
+    async def _made_anew(self, job: Job, model_revision: str) -> TrainingSet:
+        if continues_clips(job):
+            dataset, validation = "", await self._validation_dataset(job)
+            settings = opening_settings(job.effective_spec.continue_clips, model_revision)
+        else:
+            dataset, validation = await together(self._dataset(job), self._validation_dataset(job))
+            spec, on_skipped_clip = job.effective_spec.extend_prefix, job.options.on_skipped_clip
+            settings = preprocess_settings(spec, on_skipped_clip, model_revision)
         training_set = await passing_errors_on(
             self._preprocess.create_training_set(
                 dataset,
-                preprocess_settings(job.effective_spec.extend_prefix, job.options.on_skipped_clip, model_revision),
+                settings,
                 validation_dataset=validation,
                 request_id=request_id(job, TRAINING_SET),
                 display_name=job.display_name,
@@ -148,7 +167,7 @@ class Preparation:
         return await self._ingested(made.name)
 
     async def _validation_dataset(self, job: Job) -> str:
-        urls = [entry.video_url for entry in job.effective_spec.extend_prefix.validation]
+        urls = [entry.video_url for entry in openings(job)]
         if not urls:
             return ""
         made = await passing_errors_on(
@@ -185,6 +204,36 @@ class Preparation:
                     edit.add_event(event)
                     if event.WhichOneof("detail") == "progress":
                         enter_stage(edit.body, event.stage, event.progress)
+
+
+def openings(job: Job) -> Sequence[ValidationInput]:
+    """The clips that a job continues: at the end, or as all that it does."""
+    task = job.effective_spec
+    return task.continue_clips.openings if continues_clips(job) else task.extend_prefix.validation
+
+
+def named_culprit(error: errors.Upstream, job: Job) -> errors.Upstream:
+    """The error with the field and the file of the opening that it is about; as it is, when it is about none."""
+    status = error.status()
+    info, failure = ErrorInfo(), PreconditionFailure()
+    for detail in status.details:
+        detail.Unpack(info) or detail.Unpack(failure)
+    texts = [*(item.subject for item in failure.violations), *info.metadata.values()]
+    path = f"{CLIPS_PATH}openings" if continues_clips(job) else f"{SHEET_PATH}validation"
+    for index, entry in enumerate(openings(job)):
+        source = entry.video_url if CLIP.fullmatch(entry.video_url) else shown(entry.video_url)
+        names = [text for text in texts if text.startswith(source)]
+        names += re.findall(rf"{re.escape(source)}(?:/[^\s:;]+)?", status.message)
+        if not source or not names:
+            continue
+        field, file = f"{path}[{index}].video_url", max(names, key=len).rstrip(".,").rpartition("/")[2]
+        info.metadata["field"], info.metadata["file"] = field, file
+        named = Status(code=status.code, message=f"{field} ({file}): {status.message}")
+        for detail in status.details:
+            named.details.add().CopyFrom(detail)
+        named.details[0].Pack(info)
+        return errors.Upstream(named)
+    return error
 
 
 def enter_stage(job: Job, stage: "Stage", progress: Progress | None = None) -> None:

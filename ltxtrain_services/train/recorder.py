@@ -246,6 +246,8 @@ class Recorder:
         self._sampled = now
         progress = Progress(completed=report.completed, total=report.total)
         async with self._attempt.edit() as edit:
+            if edit.body.stage == Stage.STAGE_PREVIEW:
+                edit.body.progress.CopyFrom(progress)
             edit.add_event(Event(stage=Stage.STAGE_PREVIEW, progress=progress))
 
     async def _previewed(self, report: Previewed, logged: int, files: Sequence[Artifact]) -> None:

@@ -17,7 +17,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import CreateJobRequest, Job
 from ltxtrain.v1.work_pb2 import State
-from ltxtrain_client.sheet import name_datasets
+from ltxtrain_client.sheet import name_datasets, name_openings
 
 from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
@@ -41,7 +41,8 @@ from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.store import StaleAttempt, Store
 from ltxtrain_services.runtime.tables import DatabaseUnavailable
 from ltxtrain_services.runtime.work import WorkRunner
-from ltxtrain_services.train.continuation import SOURCE_FIELD, Origin
+from ltxtrain_services.train.continuation import SOURCE_FIELD, Origin, Resolved, continues_clips
+from ltxtrain_services.train.continue_clips import resolve_clips
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.publication import FACTS
 from ltxtrain_services.train.recorder import REQUESTED
@@ -79,13 +80,17 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
 
     async def CreateJob(self, request: train_pb2.CreateJobRequest, context: Any) -> train_pb2.CreateJobResponse:
         origin = None
-        if request.HasField("continue_from"):
+        if request.HasField("continue_from") or request.spec.HasField("continue_clips"):
             if not request.continue_from.source:
                 text = "Name a job that has ended, or a checkpoint or LoRA of one."
                 missing = Violation(SOURCE_FIELD, ErrorReason.ERROR_REASON_FIELD_REQUIRED, text)
                 raise InvalidSpec([missing, *check_request_id(request.request_id)])
             origin = await Origin.read(self._jobs, request.continue_from.source, visible_owner())
         job = await self._resolved(request, origin)
+        if continues_clips(job):
+            if not request.validate_only:
+                job = await self._create(job, request.request_id, request, webhook_url=request.webhook_url)
+            return train_pb2.CreateJobResponse(job=job)
         if (dataset := job.effective_spec.extend_prefix.dataset) and not await self._has_training_set(job):
             await self._upstream.dataset(dataset, caller.get())
         if not request.validate_only:
@@ -105,9 +110,19 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
             name if name and await self._upstream.has_dataset(name, owner) else ""
             for name in (old.dataset, old.validation_dataset)
         ]
-        name_datasets(job.effective_spec.extend_prefix, dataset, validation)
+        if continues_clips(job):
+            name_openings(job.effective_spec.continue_clips.openings, validation)
+        else:
+            name_datasets(job.effective_spec.extend_prefix, dataset, validation)
+        violations = check_offered(job.options, await self._offer(job.options.gpu_count))
+        violations += self._check_webhook(request.webhook_url)
+        if violations:
+            raise InvalidSpec(violations)
         again = request.request_id or str(uuid.uuid5(uuid.NAMESPACE_URL, f"{old.name}/retry"))
-        return train_pb2.RetryJobResponse(job=await self._create(job, again, request, owner=owner))
+        if request.webhook_url:
+            job.webhook.origin = webhook_origin(request.webhook_url)
+        made = await self._create(job, again, request, owner=owner, webhook_url=request.webhook_url)
+        return train_pb2.RetryJobResponse(job=made)
 
     async def CheckpointJob(
         self, request: train_pb2.CheckpointJobRequest, context: Any
@@ -130,6 +145,9 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
 
     async def EstimateJob(self, request: train_pb2.EstimateJobRequest, context: Any) -> train_pb2.EstimateJobResponse:
         # Copied beside the loop: the copy of a megabyte of empty entries takes ten milliseconds and more.
+        if request.spec.HasField("continue_clips"):
+            text = "The time of a training is estimated; that of a continuation is not."
+            raise InvalidSpec([Violation("spec.continue_clips", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)])
         asked = partial(CreateJobRequest, spec=request.spec, options=request.options)
         job = await self._resolved(await beside(request.ByteSize(), asked))
         return await self._estimator.estimate(job.effective_spec.extend_prefix, job.options, caller.get())
@@ -203,6 +221,8 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
     async def _ask(self, name: str, request: Request) -> Job:
         """Make a request to a training durable, then tell it. Raises NotReady."""
         job = await self._jobs.get(name, visible_owner())
+        if continues_clips(job):
+            raise NotReady(f"{name} trains nothing: it continues clips.", metadata={"name": name})
         if request is Request.PREVIEW and not job.effective_spec.extend_prefix.validation:
             raise NotReady(f"{name} has no validation inputs to preview.", metadata={"name": name})
         begun = await self._jobs.all_children(name, FACTS, Struct)
@@ -237,30 +257,24 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
     async def _resolved(self, request: CreateJobRequest, origin: Origin | None = None) -> Job:
         """The job that a request would become, nameless. Raises InvalidSpec with every violation."""
 
+        continues = request.spec.HasField("continue_clips")
+
         def resolved() -> Job:
-            allow, buckets = self._runtime.settings.fetch_allow, self._runtime.settings.source_buckets
-            given = request.spec.extend_prefix, request.options
-            asked = origin.inherited(*given) if origin is not None else given
-            spec, violations = resolve(asked[0], lambda url: check_url(url, allow, buckets))
-            options, wrong_options = resolve_options(asked[1], spec.number_of_steps)
-            if not wrong_options:
-                wrong_options = check_offered(options, offer)
-            violations += [*check_request_id(request.request_id), *wrong_options]
+            made = self._continuation(request, origin) if continues else self._training(request, origin)
+            options, violations = made.options, made.violations
+            named = {violation.field for violation in violations}
+            violations += [item for item in check_offered(options, offer) if item.field not in named]
+            violations += check_request_id(request.request_id)
             violations += check_names(request.display_name, request.labels)
-            if request.webhook_url and (refusal := webhook_refusal(request.webhook_url, allow)) is not None:
-                violations.append(Violation("webhook_url", ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal))
+            violations += self._check_webhook(request.webhook_url)
             job = Job(
                 spec=request.spec,
-                effective_spec=TaskSpec(extend_prefix=spec),
+                effective_spec=made.spec,
                 options=options,
+                continue_from=made.continue_from,
                 display_name=request.display_name,
                 labels=request.labels,
             )
-            if origin is not None:
-                continue_from, wrong = origin.continuation(request.continue_from, given[0], spec, options)
-                named = {violation.field for violation in violations}
-                violations += [violation for violation in wrong if violation.field not in named]
-                job.continue_from.CopyFrom(continue_from)
             if violations:
                 raise InvalidSpec(violations)
             if request.webhook_url:
@@ -269,6 +283,33 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
 
         offer = await self._offer(max(request.options.gpu_count, origin.job.options.gpu_count if origin else 0))
         return await beside(request.ByteSize(), resolved)
+
+    def _training(self, request: CreateJobRequest, origin: Origin | None) -> Resolved:
+        given = request.spec.extend_prefix, request.options
+        asked = origin.inherited(*given) if origin is not None else given
+        spec, violations = resolve(asked[0], self._check_url)
+        options, wrong_options = resolve_options(asked[1], spec.number_of_steps)
+        violations += wrong_options
+        continue_from = None
+        if origin is not None:
+            continue_from, wrong = origin.continuation(request.continue_from, given[0], spec, options)
+            named = {violation.field for violation in violations}
+            violations += [violation for violation in wrong if violation.field not in named]
+        return Resolved(TaskSpec(extend_prefix=spec), options, continue_from, violations)
+
+    def _continuation(self, request: CreateJobRequest, origin: Origin | None) -> Resolved:
+        assert origin is not None, "CreateJob has read it"
+        clips = request.spec.continue_clips
+        return resolve_clips(origin, request.continue_from, clips, request.options, self._check_url)
+
+    def _check_webhook(self, url: str) -> list[Violation]:
+        refusal = webhook_refusal(url, self._runtime.settings.fetch_allow) if url else None
+        if refusal is None:
+            return []
+        return [Violation("webhook_url", ErrorReason.ERROR_REASON_URL_NOT_ALLOWED, refusal)]
+
+    def _check_url(self, url: str) -> str | None:
+        return check_url(url, self._runtime.settings.fetch_allow, self._runtime.settings.source_buckets)
 
     async def _offer(self, wanted: int) -> Offer:
         """The cluster's offer; when more is wanted than there was, nodes that have come since are counted."""

@@ -1,4 +1,4 @@
-"""Training of a prepared job in Ray actors, started again from its checkpoint when a worker is lost."""
+"""A prepared job's work in Ray actors, a training or the use of a LoRA: started again when a worker is lost."""
 
 import asyncio
 import logging
@@ -20,6 +20,8 @@ from ltxtrain_services.runtime.trainer_errors import api_error
 from ltxtrain_services.runtime.work import Attempt
 from ltxtrain_services.train.actors import Stored, TrainActor, TrainTask
 from ltxtrain_services.train.artifacts import artifacts, latest_checkpoint
+from ltxtrain_services.train.continuation import continues_clips, used_lora
+from ltxtrain_services.train.continue_clips import continuation_task
 from ltxtrain_services.train.job_plan import Prepared, train_task
 from ltxtrain_services.train.measured import Conditions
 from ltxtrain_services.train.prepare import enter_stage
@@ -84,8 +86,7 @@ class Training:
         job = await attempt.get()
         while True:
             found = await artifacts(attempt)
-            checkpoint = latest_checkpoint(found)
-            step = checkpoint["CHECKPOINT"].step if checkpoint else 0
+            step = _reached(found)
             restarts = 0 if step > last_step else restarts
             last_step = step
             steps = job.effective_spec.extend_prefix.number_of_steps
@@ -93,7 +94,12 @@ class Training:
                 async with self._turn(attempt, job, place) as (turn, placement):
                     observe = self._observing(job, turn.workers)
                     recorder = Recorder(attempt, self._runtime.objects, steps, observe, step)
-                    task = train_task(job, prepared, found, turn.workers, streamed_blocks)
+                    if continues_clips(job):
+                        # It may have been deleted while the job waited.
+                        lora = await used_lora(attempt.store, job)
+                        task = continuation_task(job, prepared, lora, found, streamed_blocks)
+                    else:
+                        task = train_task(job, prepared, found, turn.workers, streamed_blocks)
                     return await self._recorded(recorder, task, placement)
             except DeviceMemoryExhausted as error:
                 if streamed_blocks or not error.next_streamed_blocks:
@@ -109,7 +115,8 @@ class Training:
                 if restarts >= MAX_RESTARTS:
                     raise errors.Unavailable(
                         ErrorReason.ERROR_REASON_WORKER_LOST,
-                        f"The training lost a worker {restarts} times after step {step} without getting any further.",
+                        f"The {'continuation' if continues_clips(job) else 'training'} lost a worker {restarts} times "
+                        f"after {'clip' if continues_clips(job) else 'step'} {step} without getting any further.",
                         metadata={"step": step, "losses": restarts},
                     ) from error
 
@@ -170,6 +177,8 @@ class Training:
         await asyncio.gather(asking, return_exceptions=True)
 
     def _observing(self, job: Job, workers: int) -> Callable[[Loaded | Step], None]:
+        if continues_clips(job):
+            return lambda report: None
         optimizer = word(Optimizer.DESCRIPTOR, job.options.optimizer)
         shared_by = workers_per_clip(workers, job.options.batch_size)
         conditions = Conditions("", optimizer, shared_by)
@@ -199,8 +208,17 @@ class Training:
                 running.group = None
 
 
+def _reached(found: Sequence[Artifact]) -> int:
+    """The step of the last checkpoint; of a continuation, the clips that are made."""
+    if checkpoint := latest_checkpoint(found):
+        return checkpoint["CHECKPOINT"].step
+    return sum(item.kind == Artifact.KIND_CONTINUED_VIDEO for item in found)
+
+
 def worker_count(job: Job, available: int) -> int:
     """Workers of a job: as many as it asks for, or the most of those that there are that its batch can be shared by."""
+    if continues_clips(job):
+        return 1
     wanted, batch = job.options.gpu_count, job.options.batch_size
     return wanted or max(count for count in range(1, available + 1) if batch % count == 0)
 
@@ -218,7 +236,7 @@ async def _tell(attempt: Attempt[Job], waiting: Waiting, on_gpus: bool) -> None:
 
 async def _begin(attempt: Attempt[Job]) -> None:
     async with attempt.edit() as edit:
-        enter_stage(edit.body, Stage.STAGE_TRAIN)
+        enter_stage(edit.body, Stage.STAGE_PREVIEW if continues_clips(edit.body) else Stage.STAGE_TRAIN)
         edit.body.ClearField("queue_position")
         edit.body.ClearField("waiting")
 

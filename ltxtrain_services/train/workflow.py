@@ -28,17 +28,26 @@ from ltxtrain_services.train.artifacts import (
     record,
     short_name,
 )
-from ltxtrain_services.train.continuation import take_over
+from ltxtrain_services.train.continuation import continues_clips, take_over
+from ltxtrain_services.train.continue_clips import clips_output
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.job_plan import Prepared
 from ltxtrain_services.train.prepare import Pace, Preparation, enter_stage
-from ltxtrain_services.train.publication import FACTS, Published, lora_audit, publish_papers
+from ltxtrain_services.train.publication import (
+    FACTS,
+    Published,
+    facts_of,
+    lora_audit,
+    publish_papers,
+    training_summary,
+)
 from ltxtrain_services.train.queue import GpuQueue, Room
 from ltxtrain_services.train.recorder import REQUESTED, TrainingResult
 from ltxtrain_services.train.training import Training
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_trainer.errors import TrainerError
 from ltxtrain_trainer.model.folder import ModelFolder, fetching_model
+from ltxtrain_trainer.training.step_log import StepLog
 
 
 class TrainWorkflow:
@@ -71,14 +80,19 @@ class TrainWorkflow:
         with self._queue.place(job.name, attempt.owner, created, resumed=resumed) as place:
             begun = time.monotonic()
             prepared = await self._prepare(attempt)
-            self._estimator.observe_preparation(time.monotonic() - begun)
+            if not continues_clips(job):
+                self._estimator.observe_preparation(time.monotonic() - begun)
             result = await self._training.run(attempt, prepared, place)
+        if continues_clips(job):
+            return await self._publish_clips(attempt, result.artifacts)
         return await self._publish(attempt, result)
 
     async def salvage(self, attempt: Attempt[Job]) -> Ending[Job]:
         """Cancel upstream work; the job keeps its contact sheet, its previews and the LoRA of its last checkpoint, if
         that is sound."""
         training_set = await Preparation(attempt, self._upstream).salvage()
+        if continues_clips(await attempt.get()):
+            return await self._publish_clips(attempt)
         if training_set is not None:
             await publish_training_set(self._runtime.objects, attempt, training_set)
         lora = latest_checkpoint(await artifacts(attempt)).get("LORA")
@@ -160,6 +174,22 @@ class TrainWorkflow:
             total = sum(item.blob.size_bytes for item in made)
             enter_stage(edit.body, Stage.STAGE_PUBLISH, Progress(completed=total, total=total))
             edit.add_event(Event(stage=Stage.STAGE_PUBLISH, progress=edit.body.progress))
+
+        return ending
+
+    async def _publish_clips(self, attempt: Attempt[Job], made: Sequence[Artifact] = ()) -> Ending[Job]:
+        """The ending of a continuation: the clips that there are, whatever its state. The LoRA stays its job's."""
+        found = [*await artifacts(attempt), *made]
+        facts = await attempt.children(FACTS, Struct)
+
+        def ending(edit: Edit[Job]) -> None:
+            edit.body.ClearField("queue_position")
+            edit.body.ClearField("waiting")
+            record(edit, made)
+            close(edit, found)
+            edit.body.output.CopyFrom(clips_output(found))
+            if facts:
+                edit.body.training_summary.CopyFrom(training_summary(facts_of(facts[0]), StepLog()))
 
         return ending
 

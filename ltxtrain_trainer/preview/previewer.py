@@ -21,7 +21,6 @@ from ltxtrain_trainer.model.loading import compute_dtype, load_audio_vae, load_v
 from ltxtrain_trainer.model.transformer import VelocityModel
 from ltxtrain_trainer.plan import PreviewInput, PreviewSettings
 from ltxtrain_trainer.preview.metrics import Preview, PreviewMetrics, measure
-from ltxtrain_trainer.preview.recipe import STEPS
 from ltxtrain_trainer.preview.reel import Continuation, Frames, Segment, write_preview, write_reel
 from ltxtrain_trainer.preview.sampler import Denoised, Sampled, SamplerSettings, continue_clip
 from ltxtrain_trainer.reports import LABELLED, FileKind, MadeFile, Previewed, Previewing
@@ -79,7 +78,8 @@ class _Result:
 class Previewer:
     """Samples with the transformer as it is; leaves it, and all that training computes, as it was.
 
-    The base model's side is computed once: one seed, and weights that do not change.
+    The base model's side, where it is asked for, is computed once: one seed, and weights that do not change.
+    `kind`: of the videos with the LoRA: previews of a step, each also beside the base model's, or continued clips.
     """
 
     folder: ModelFolder
@@ -88,7 +88,7 @@ class Previewer:
     seed: int
     work_dir: Path
     worker: Worker = ALONE
-    step_count: int = STEPS
+    kind: FileKind = FileKind.VALIDATION_VIDEO
     _base: dict[int, _Result] = field(default_factory=dict)
     _newest: dict[int, _Result] = field(default_factory=dict)
 
@@ -99,10 +99,9 @@ class Previewer:
         Raises SamplingFailed on the first when one could not be sampled, after the others.
         """
         entries = {entry.index: entry for entry in self.settings.inputs}
-        runs = self.worker.told(
-            [(index, base) for index in entries for base in ((True, False) if index not in self._base else (False,))]
-        )
-        total = len(runs) * self.step_count
+        runs = self.worker.told([(index, base) for index in entries for base in self._sides(index)])
+        step_count = self.settings.step_count
+        total = len(runs) * step_count
         failures: list[str] = []
         for first in range(0, len(runs), self.worker.count):
             batch = runs[first : first + self.worker.count]
@@ -114,7 +113,7 @@ class Previewer:
                         if isinstance(report, Sampled):
                             sampled = report
                         elif self.worker.rank == 0:
-                            completed = first * self.step_count + report.step * len(batch)
+                            completed = first * step_count + report.step * len(batch)
                             yield Previewing(completed=completed, total=total)
                 except (TrainerError, RuntimeError, OSError) as error:
                     if self.worker.count == 1 and is_out_of_memory(error):
@@ -130,9 +129,13 @@ class Previewer:
         if failures:
             raise SamplingFailed(failures[0])
 
+    def _sides(self, index: int) -> tuple[bool, ...]:
+        """The sides of an entry to sample, true for the base model's, which comes first."""
+        return (True, False) if self.settings.base_model and index not in self._base else (False,)
+
     def _finished(self, step: int, entry: PreviewInput, is_base: bool, sampled: Sampled) -> Previewed:
         result = self._result(entry, is_base, sampled)
-        if not is_base and entry.index not in self._base:
+        if not is_base and self.settings.base_model and entry.index not in self._base:
             raise SamplingFailed("its base model's side could not be sampled")
         prefix, frame_rate = self._source(entry)
         written = self._written(step, entry, is_base, result, prefix, frame_rate)
@@ -163,7 +166,9 @@ class Previewer:
             index=entry.index,
             stg_scale=self.settings.stg_scale,
             schedule_tokens=self.settings.schedule_tokens,
-            step_count=self.step_count,
+            step_count=self.settings.step_count,
+            text_guidance=self.settings.text_guidance,
+            audio_text_guidance=self.settings.audio_text_guidance,
         )
         negative = load_prompt(self.settings.negative.read_bytes())
         reports = continue_clip(
@@ -232,14 +237,15 @@ class Previewer:
     def _written(
         self, step: int, entry: PreviewInput, is_base: bool, result: _Result, prefix: Frames, frame_rate: float
     ) -> Previewed:
+        kind = FileKind.BASE_VIDEO if is_base else self.kind
         # Counted from 1, as on pages and in lines of the log.
         clip = f"clip-{entry.index + 1}"
-        stem = f"base-{clip}" if is_base else f"preview-{step:06}-{clip}"
+        stems = {FileKind.BASE_VIDEO: "base", FileKind.CONTINUED_VIDEO: "continued"}
+        stem = f"{stems.get(kind, f'preview-{step:06}')}-{clip}"
         plain = self.work_dir / f"{stem}.mp4"
         write_preview(plain, result.continuation, prefix, frame_rate)
-        kind = FileKind.BASE_VIDEO if is_base else FileKind.VALIDATION_VIDEO
         files = [MadeFile(kind=kind, path=plain, content_type="video/mp4", step=step, validation_index=entry.index)]
-        if not is_base:
+        if kind is FileKind.VALIDATION_VIDEO:
             labelled = self.work_dir / f"{stem}{LABELLED}"
             sides = (self._base[entry.index].continuation, result.continuation)
             write_reel(labelled, [Segment(prompt=entry.prompt, prefix=prefix, continuations=sides)], frame_rate)

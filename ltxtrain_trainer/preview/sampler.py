@@ -32,7 +32,7 @@ class SamplerSettings:
 
     frame_count: of the whole output, prefix included, 1 modulo 8. index: of the validation entry. skip_block: None for
     the block that fits the model's depth. schedule_tokens: video tokens that the noise schedule is made for, 0 for the
-    output's own.
+    output's own. text_guidance and audio_text_guidance: 1 for none.
     """
 
     frame_count: int
@@ -42,6 +42,8 @@ class SamplerSettings:
     step_count: int = STEPS
     skip_block: int | None = None
     schedule_tokens: int = 0
+    text_guidance: float = VIDEO_TEXT_GUIDANCE
+    audio_text_guidance: float = AUDIO_TEXT_GUIDANCE
 
     def __post_init__(self) -> None:
         if self.step_count < 2:
@@ -117,7 +119,7 @@ def continue_clip(
             prefix=video_prefix.to(device, torch.float32)[None],
             clean=prefix_mask(token_count, len(video_prefix), device),
             context=torch.stack([negative.video, prompt.video]).to(device),
-            guidance=Guidance(text=VIDEO_TEXT_GUIDANCE, skip=settings.stg_scale),
+            guidance=Guidance(text=settings.text_guidance, skip=settings.stg_scale),
         )
     ]
     if prefix.audio is not None:
@@ -127,7 +129,7 @@ def continue_clip(
                 prefix=prefix.audio.to(device, torch.float32)[None],
                 clean=prefix_mask(length, len(prefix.audio), device),
                 context=torch.stack([negative.audio, prompt.audio]).to(device),
-                guidance=Guidance(text=AUDIO_TEXT_GUIDANCE, skip=settings.stg_scale),
+                guidance=Guidance(text=settings.audio_text_guidance, skip=settings.stg_scale),
             )
         )
     samples = [

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from ltxtrain_trainer.geometry import latent_frames
 from ltxtrain_trainer.memory_plan import (
     LADDER,
     MAX_CPU_WEIGHTS,
+    NO_OPTIMIZER,
     Load,
     MemoryPlan,
     ModelSize,
@@ -23,7 +24,7 @@ from ltxtrain_trainer.memory_plan import (
 from ltxtrain_trainer.model.device import free_bytes, host_free_bytes, memory_for
 from ltxtrain_trainer.model.folder import ModelFolder
 from ltxtrain_trainer.model.precision import Precision, is_available
-from ltxtrain_trainer.plan import JobPlan, PreviewSettings
+from ltxtrain_trainer.plan import ContinuationPlan, JobPlan, PreviewSettings
 from ltxtrain_trainer.training.checkpoint import Checkpoint
 from ltxtrain_trainer.training.distributed import Worker
 from ltxtrain_trainer.training.losses import token_count
@@ -78,14 +79,36 @@ def fit_to_device(
         return _on_cpu(load, asked, min(job.streamed_blocks, model.layers), model)
     # Compiled blocks are never streamed (ltxtrain_trainer.training.loop.prepare).
     host = 0 if job.settings.compile_blocks else worker.least(host_free_bytes() // worker.count, device)
-    precisions = (asked,) if asked else [name for name in LADDER if is_available(Precision(name))]
-    choice = choose_plan(load, worker.least(free_bytes(device), device), host, precisions, model)
-    plan, reason = choice.plan, choice.reason
-    if job.streamed_blocks > plan.streamed_blocks:
-        plan = plan_for(load, plan.precision, min(job.streamed_blocks, model.layers), model)
-        reason = f"{plan}, after the device was full"
+    fit = _on_gpu(load, asked, job.streamed_blocks, model, worker.least(free_bytes(device), device), host)
+    return replace(fit, precisions=()) if resume else fit
+
+
+def fit_sampling(plan: ContinuationPlan, rank: int, folder: ModelFolder, device: torch.device) -> Fit:
+    """The plan of sampling alone, with a LoRA of this rank. Raises DeviceUnusable as fit_to_device."""
+    model = ModelSize.of(folder.config("transformer"))
+    load = Load(
+        tokens=0,
+        rank=rank,
+        with_audio=plan.with_audio,
+        optimizer=NO_OPTIMIZER,
+        preview_tokens=_preview_tokens(plan.clips),
+    )
+    asked = None if plan.precision == AUTO else plan.precision
+    if device.type != "cuda":
+        return _on_cpu(load, asked, min(plan.streamed_blocks, model.layers), model)
+    return _on_gpu(load, asked, plan.streamed_blocks, model, free_bytes(device), host_free_bytes())
+
+
+def _on_gpu(
+    load: Load, asked: str | None, streamed_blocks: int, model: ModelSize, device_bytes: int, host_bytes: int
+) -> Fit:
     available = [name for name in LADDER if is_available(Precision(name))]
-    return Fit(plan, reason, load, model, host, () if resume else available)
+    choice = choose_plan(load, device_bytes, host_bytes, (asked,) if asked else available, model)
+    plan, reason = choice.plan, choice.reason
+    if streamed_blocks > plan.streamed_blocks:
+        plan = plan_for(load, plan.precision, min(streamed_blocks, model.layers), model)
+        reason = f"{plan}, after the device was full"
+    return Fit(plan, reason, load, model, host_bytes, available)
 
 
 def _on_cpu(load: Load, asked: str | None, streamed_blocks: int, model: ModelSize) -> Fit:

@@ -109,6 +109,8 @@ class FarSide(
         # Statuses that the next calls of a method end with, in order; None lets a call through.
         self.failures: dict[str, deque[status_pb2.Status | None]] = {}
         self.jobs: dict[str, train_pb2.Job] = {}
+        # Of the feed of all jobs.
+        self.cursor = 0
         # What every job has made.
         self.output = train_pb2.JobOutput()
         self.artifacts: dict[str, Artifact] = {}
@@ -180,7 +182,7 @@ class FarSide(
         await self._enter("ListJobs", request, context)
         found = [job for job in self.jobs.values() if not request.states or job.lifecycle.state in request.states]
         page, token = _page(found, request.page_token)
-        return train_pb2.ListJobsResponse(jobs=page, next_page_token=token)
+        return train_pb2.ListJobsResponse(jobs=page, next_page_token=token, watch_cursor=self.cursor)
 
     async def CancelJob(self, request: train_pb2.CancelJobRequest, context: Context) -> train_pb2.CancelJobResponse:
         await self._enter("CancelJob", request, context)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.doctor import (
+    Finding,
     Verdict,
     check_disk,
     check_extra,
@@ -171,6 +172,22 @@ async def test_of_a_suite_elsewhere_the_model_is_not_known(tmp_path: Path) -> No
                 if finding.subject.startswith("service"):
                     break
         assert ("model" in subjects) is known
+
+
+async def test_of_a_suite_in_containers_the_model_is_not_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answers on loopback as one of `up` does, and has no state folder on this machine."""
+
+    async def ready(_: ClientSettings, name: str) -> Finding:
+        return Finding(f"service {name}", Verdict.OK, "ready")
+
+    async def refused(_: ClientSettings) -> Finding:
+        return Finding("access", Verdict.FAILED, "no token")
+
+    monkeypatch.setattr(doctor, "check_service", ready)
+    monkeypatch.setattr(doctor, "check_access", refused)
+    for state_dir, known in ((tmp_path, True), (tmp_path / "none", False)):
+        async with aclosing(check_installation(ClientSettings(), state_dir, {})) as findings:
+            assert ("model" in {finding.subject async for finding in findings}) is known
 
 
 async def test_a_client_alone_has_no_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

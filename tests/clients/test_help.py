@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from ltxtrain_trainer.model.folder import DEFAULT_MODEL
 
-COMMANDS = [(command.callback.__name__,) for command in app.registered_commands if command.callback]
+COMMANDS = [(command.name or command.callback.__name__,) for command in app.registered_commands if command.callback]
 
 
 def said(*arguments: str) -> str:

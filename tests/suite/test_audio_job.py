@@ -5,8 +5,12 @@ import zipfile
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
-from ltxtrain.v1.train_pb2 import Job
+from ltxtrain.v1.continue_clips_pb2 import ContinueClipsSpec
+from ltxtrain.v1.extend_prefix_pb2 import ValidationInput
+from ltxtrain.v1.train_pb2 import ContinueFrom, Job
+from ltxtrain.v1.work_pb2 import Stage
 from ltxtrain_client.errors import from_status
 from safetensors import safe_open
 
@@ -99,3 +103,38 @@ async def test_a_clip_without_sound_fails_the_job(clients: Clients, tmp_path: Pa
     error = from_status(failed.lifecycle.error)
     assert error.reason == "AUDIO_TRACK_MISSING" and failed.billable_units == 0
     assert len(error.subjects) == 3
+
+
+async def test_its_own_opening_is_continued_to_its_last_preview(clients: Clients, job: Job, tmp_path: Path) -> None:
+    """With nothing but the job's name: the LoRA on the suite's own workers, as its previews were made."""
+    opening = ValidationInput(
+        prompt=job.effective_spec.extend_prefix.validation[0].prompt,
+        video_url=f"dataset:{job.validation_dataset}/clips/0",
+    )
+    spec = ContinueClipsSpec(openings=[opening])
+    made = await clients.train.submit(spec, continue_from=ContinueFrom(source=job.name))
+    events = [event for _, event in await follow(clients, made.name)]
+    used = await clients.train.get_job(made.name)
+    assert not used.lifecycle.HasField("error"), str(from_status(used.lifecycle.error))
+    files, earlier = await files_of(clients, used.name), await files_of(clients, job.name)
+    assert set(files) == {"continued-clip-1.mp4"}, "the LoRA stays its job's"
+    shown = {}
+    for side, item in (
+        ("continued", files["continued-clip-1.mp4"]),
+        ("preview", earlier["preview-000100-clip-1.mp4"]),
+        ("base", earlier["base-clip-1.mp4"]),
+    ):
+        path = await clients.train.download(item.name, tmp_path / f"{side}.mp4")
+        with av.open(str(path)) as container:
+            assert sorted(stream.type for stream in container.streams) == ["audio", "video"]
+            pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        shown[side] = np.stack(pictures).astype(float)
+    # Not to the byte: a LoRA file has the weights in bfloat16. Nearer to the preview than the LoRA is to the base.
+    learned = np.abs(shown["preview"] - shown["base"]).mean()
+    assert np.abs(shown["continued"] - shown["preview"]).mean() < 0.3 * learned
+    assert [*used.output.continued_videos] == [f"{used.name}/artifacts/continued-clip-1.mp4"]
+    assert (used.billable_units, used.training_summary.clip_count, used.training_summary.steps) == (0, 1, 0)
+    sampled = [event.progress for event in events if event.HasField("progress") and event.stage == Stage.STAGE_PREVIEW]
+    assert (sampled[-1].completed, sampled[-1].total) == (30, 30)
+    training_set = await clients.preprocess.get_training_set(used.training_set)
+    assert training_set.dataset == "" and training_set.report.cache_misses == 0, "encoded for the job's previews"

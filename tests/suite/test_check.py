@@ -241,3 +241,24 @@ async def test_a_job_like_another(ltxtrain: Ltxtrain, dataset: str, sheet: Path)
     assert (again["dataset"], again["rank"], again["options"]["seed"]) == (dataset, 16, 7)
     other = await ltxtrain("submit", "--like", job, "--data", "datasets/other", "--validate-only", code=5)
     assert "datasets/other" in other.stderr
+
+
+async def test_the_same_folder_is_one_dataset_and_frames_that_fit_are_chosen(
+    ltxtrain: Ltxtrain, tmp_path: Path
+) -> None:
+    """Clips of less than two seconds, with no sheet at all: what the default asks for, none of them has."""
+    folder = tmp_path / "short"
+    folder.mkdir()
+    for number, count in enumerate((33, 41, 44)):
+        write_clip(folder / f"{number}.mp4", numbered(count, clip=number + 60, size=(128, 128)))
+    words = ("check", folder, "--set", "resolution=low", "--out", tmp_path)
+    first, again = [(await ltxtrain(*words)).stdout for _ in range(2)]
+    assert "No clip has the default 89 frames: fitted with number_of_frames = 33 instead." in first
+    assert "3 of 3 videos are used for training" in first and "encoded   nothing yet: the job does it" in first
+    *_, command = first.splitlines()
+    assert "--set number_of_frames=33" in command
+    made = command.split()[command.split().index("--data") + 1]
+    assert "looked into before" not in first and f"Sent and looked into before: it is {made}." in again
+    # What was asked for is not changed.
+    asked = await ltxtrain(*words, "--set", "number_of_frames=89", code=1)
+    assert "All training videos are too short to be trainable" in asked.output and "fitted with" not in asked.output

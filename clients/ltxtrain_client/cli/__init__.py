@@ -9,6 +9,7 @@ import typer
 
 from ltxtrain_client.channel import ClientSettings, read_settings
 from ltxtrain_client.cli.check import check
+from ltxtrain_client.cli.continue_clips import continue_clips
 from ltxtrain_client.cli.continuing import checkpoint, preview, retry
 from ltxtrain_client.cli.dataset_commands import datasets, training_sets
 from ltxtrain_client.cli.doctor import doctor
@@ -100,6 +101,7 @@ for command in (
     doctor,
 ):
     app.command(cls=Command)(command)
+app.command("continue", cls=Command)(continue_clips)
 app.add_typer(datasets, name="datasets")
 app.add_typer(training_sets, name="training-sets")
 _add_commands(app)

@@ -11,7 +11,7 @@ from ltxtrain.v1.train_pb2 import EstimateJobResponse
 
 from ltxtrain_client.as_json import as_json, error_as_json
 from ltxtrain_client.channel import ClientSettings
-from ltxtrain_client.check import DataCheck, check_data
+from ltxtrain_client.check import SHEET_FRAMES, DataCheck, check_data
 from ltxtrain_client.cli.data import GivenData, Validation, read_data
 from ltxtrain_client.cli.faults import with_hints
 from ltxtrain_client.cli.report import print_data_report
@@ -55,11 +55,11 @@ def check(
         print(local.summary(), flush=True)
     filled = run(read_filled(client, sheet, settings or [], given.announce))
     found, page = run(_check(client, filled, given, out, view))
-    again = _submit_command(client, sheet, settings or [], found)
+    asked = [*(settings or []), *found.chosen]
+    again = _submit_command(client, sheet, asked, found)
+    trial = None
     if found.trial is not None:
-        trial = _submit_command(client, sheet, [*(settings or []), *found.trial.settings], found)
-    else:
-        trial = None
+        trial = _submit_command(client, sheet, [*asked, *found.trial.settings], found)
     if json_lines:
         print_json(_as_json(found, page, again, trial))
     else:
@@ -99,6 +99,10 @@ def _submit_command(client: ClientSettings, sheet: Path | None, settings: Sequen
 
 def _print(found: DataCheck, page: Path | None, again: str, trial: str | None) -> None:
     print()
+    if found.known:
+        print(f"Sent and looked into before: it is {found.dataset.name}.")
+    for setting in found.chosen:
+        print(f"No clip has the default {SHEET_FRAMES} frames: fitted with {setting.replace('=', ' = ')} instead.")
     lines = {found.dataset.name: [*found.dataset_report]}
     if found.validation_dataset is not None:
         lines[found.validation_dataset.name] = [*found.validation_report]
@@ -151,6 +155,8 @@ def _as_json(found: DataCheck, page: Path | None, again: str, trial: str | None)
         **{name: [as_json(line) for line in lines] for name, lines in reports.items()},
         "error": None if found.error is None else error_as_json(found.error),
         "contact_sheet": None if page is None else str(page),
+        "known": found.known,
+        "chosen": list(found.chosen),
         "submit": again if found.error is None else None,
         "submit_trial": trial,
     }

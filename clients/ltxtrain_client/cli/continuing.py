@@ -1,4 +1,4 @@
-"""`ltxtrain retry`, `checkpoint` and `preview`, and the options of `submit` that name a job to go on from."""
+"""`ltxtrain retry`, `checkpoint` and `preview`, and options that commands which start jobs share."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -35,6 +35,24 @@ Weights = Annotated[
     ),
 ]
 
+Labels = Annotated[
+    list[str] | None, typer.Option(metavar="KEY=VALUE", help="Label to find the job by; may be repeated.")
+]
+RequestId = Annotated[
+    str | None, typer.Option(help="UUID that makes repeating the command safe: it starts no second job.")
+]
+WebhookUrl = Annotated[
+    str,
+    typer.Option(
+        "--webhook", metavar="URL", help="Have a signed message sent here when the job has ended.", show_default=False
+    ),
+]
+
+
+def labels_of(texts: list[str] | None) -> dict[str, str]:
+    """The labels of options KEY=VALUE."""
+    return {key: value for key, _, value in (text.partition("=") for text in texts or [])}
+
 
 def continuation(source: str | None, weights: bool) -> ContinueFrom | None:
     """The message of the two options of `submit`. Raises typer.Exit for the second without the first."""
@@ -55,11 +73,12 @@ def retry(
         Path | None, typer.Option(help="Watch, then download the results to this folder.", file_okay=False)
     ] = None,
     patience: Patience = PATIENCE_SECONDS,
+    webhook: WebhookUrl = "",
     json_lines: Json = False,
 ) -> None:
     """Go on with a failed or cancelled job from its last checkpoint, in a new job. Repeating it starts no other."""
     settings, view = settings_of(context), make_view(json_lines=json_lines)
-    made = run(_call(settings, lambda suite: suite.train.retry_job(job_name(job))))
+    made = run(_call(settings, lambda suite: suite.train.retry_job(job_name(job), webhook_url=webhook)))
     if json_lines:
         print_json({"job": as_json(made)})
     else:

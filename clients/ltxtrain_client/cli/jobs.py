@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from ltxtrain.v1.artifact_pb2 import Artifact
-from ltxtrain.v1.train_pb2 import ContinueMode, Job
+from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Stage, State
 
 from ltxtrain_client.as_json import as_json
@@ -17,11 +17,11 @@ from ltxtrain_client.cli.session import Exit, Json, fail, run, settings_of
 from ltxtrain_client.cli.show import indented, print_named, print_pairs, print_table, time_text
 from ltxtrain_client.enum_words import word, words
 from ltxtrain_client.errors import from_status
-from ltxtrain_client.event_text import describe_error, measure, stage_word, state_word, title, waiting_text
+from ltxtrain_client.event_text import describe_error, measure, origin_text, stage_word, state_word, title, waiting_text
 from ltxtrain_client.outputs import file_name, is_result
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.quantities import price_text, size_text
-from ltxtrain_client.sheet import format_sheet
+from ltxtrain_client.sheet import format_sheet, spec_of
 from ltxtrain_client.suite import open_suite
 
 STATES = tuple(words(State.DESCRIPTOR))
@@ -30,6 +30,7 @@ _UNITS = {
     Stage.STAGE_PREPROCESS: "clips",
     Stage.STAGE_ENCODE: "clips",
     Stage.STAGE_TRAIN: "steps",
+    Stage.STAGE_PREVIEW: "steps",
 }
 Name = Annotated[
     str,
@@ -121,7 +122,7 @@ def job(
             ("started", time_text(lifecycle.start_time)),
             ("ended", time_text(lifecycle.end_time)),
             ("checkpoint", f"step {item.checkpoint_step}" if item.checkpoint_step else ""),
-            ("continues", _origin(item)),
+            ("continues", origin_text(item)),
             ("asked for", " and ".join(_asked(item))),
             ("stored", size_text(item.stored_bytes) if item.stored_bytes else ""),
             ("dataset", item.dataset),
@@ -131,7 +132,7 @@ def job(
             ("error", describe_error(from_status(lifecycle.error)) if lifecycle.HasField("error") else ""),
         ]
     )
-    print(indented(format_sheet(item.effective_spec.extend_prefix, item.options)))
+    print(indented(format_sheet(spec_of(item.effective_spec), item.options)))
     if made:
         print()
         print_table(("FILE", "KIND", "SIZE", "DOWNLOADED BY"), _artifact_rows(item, made))
@@ -199,13 +200,6 @@ def delete(
         print_json({"deleted": full_name})
     else:
         print(f"{shown} deleted")
-
-
-def _origin(item: Job) -> str:
-    origin = item.continue_from
-    if origin.mode == ContinueMode.CONTINUE_MODE_WEIGHTS:
-        return f"the weights of {origin.source}"
-    return f"{origin.source} from {f'step {origin.step}' if origin.step else 'its beginning'}" if origin.source else ""
 
 
 def _asked(item: Job) -> list[str]:

@@ -44,7 +44,8 @@ async def show_report(settings: ClientSettings, name: str, json_lines: bool) -> 
                     print_json({"resource": resource, "line": as_json(line)})
             return
         suggestions = {resource: await _suggestions(suite, resource) for resource in found}
-    print_data_report(found, suggestions)
+        trains = not name.startswith("jobs/") or bool((await suite.train.get_job(name)).dataset)
+    print_data_report(found, suggestions, trains=trains)
 
 
 async def _resources(suite: Suite, name: str) -> list[str]:
@@ -68,16 +69,21 @@ async def _suggestions(suite: Suite, name: str) -> list[str]:
 
 
 def print_data_report(
-    found: Mapping[str, list[ReportLine]], suggestions: Mapping[str, Sequence[str]], *, brief: bool = False
+    found: Mapping[str, list[ReportLine]],
+    suggestions: Mapping[str, Sequence[str]],
+    *,
+    brief: bool = False,
+    trains: bool = True,
 ) -> None:
     """Print headlines, then a section per resource; a summary first when there are a dataset and its training set.
 
-    `brief` leaves out what Ingest kept, when the training set has a line about it.
+    `brief` leaves out what Ingest kept, when the training set has a line about it. Openings that are continued and
+    nothing else have no summary (`trains` is false).
     """
     for text in dict.fromkeys(text for lines in found.values() for text in headlines(lines)):
         typer.secho(f"WARNING: {text}\n", bold=True)
     fitted = {line.path for name, lines in found.items() if name.startswith("trainingSets/") for line in lines}
-    dataset = next((lines for name, lines in found.items() if name.startswith("datasets/")), [])
+    dataset = next((lines for name, lines in found.items() if trains and name.startswith("datasets/")), [])
     for name, lines in found.items():
         if dataset and lines and name.startswith("trainingSets/"):
             print(f"{training_summary(dataset, lines)}\n")

@@ -11,7 +11,7 @@ from ltxtrain.v1.train_pb2 import BasePrecision, ContinueFrom, EstimateJobRespon
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.completion import job_names
-from ltxtrain_client.cli.continuing import Source, Weights, continuation
+from ltxtrain_client.cli.continuing import Labels, RequestId, Source, WebhookUrl, Weights, continuation, labels_of
 from ltxtrain_client.cli.data import Data, Validation, read_data
 from ltxtrain_client.cli.faults import joined, with_hints, without_faults_of
 from ltxtrain_client.cli.follow import PATIENCE_SECONDS, Patience, follow_to_end
@@ -47,9 +47,7 @@ def submit(
     weights: Weights = False,
     settings: Settings = None,
     name: Annotated[str, typer.Option(help="Name for people; files are downloaded to a folder of it.")] = "",
-    label: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Label to find the job by; may be repeated.")
-    ] = None,
+    label: Labels = None,
     watch: Annotated[bool, typer.Option("--watch", help="Show progress until the job ends.")] = False,
     out: Annotated[
         Path | None, typer.Option(help="Watch, then download the results to this folder.", file_okay=False)
@@ -57,9 +55,8 @@ def submit(
     validate_only: Annotated[
         bool, typer.Option("--validate-only", help="Check the sheet and show it with every default; start nothing.")
     ] = False,
-    request_id: Annotated[
-        str | None, typer.Option(help="UUID that makes repeating the command safe: it starts no second job.")
-    ] = None,
+    request_id: RequestId = None,
+    webhook: WebhookUrl = "",
     patience: Patience = PATIENCE_SECONDS,
     json_lines: Json = False,
 ) -> None:
@@ -75,10 +72,10 @@ def submit(
     base = _base(client, sheet, like, data)
     filled = run(read_filled(client, base, settings or [], given.announce, origin))
     if validate_only:
-        _show_checked(run(_validate(client, filled, origin)), json_lines)
+        _show_checked(run(_validate(client, filled, origin, webhook)), json_lines)
         return
-    labels = dict(_label(text) for text in label or [])
-    job = run(_submit(client, filled, given.files, request_id, view, name, labels, origin))
+    words = {"display_name": name, "labels": labels_of(label), "webhook_url": webhook}
+    job = run(_submit(client, filled, given.files, request_id, view, words, origin))
     if json_lines:
         print_json({"job": as_json(job)})
     else:
@@ -105,7 +102,12 @@ def _base(
 
 async def _sheet_of(client: ClientSettings, name: str) -> dict[str, Any]:
     async with open_suite(client) as suite:
-        return sheet_of_job(await suite.train.get_job(name))
+        job = await suite.train.get_job(name)
+    if job.effective_spec.HasField("continue_clips"):
+        raise fail(
+            Exit.INVALID, f"{name} trained nothing: it continued clips. Its LoRA is {job.continue_from.artifact}."
+        )
+    return sheet_of_job(job)
 
 
 def estimate(
@@ -149,14 +151,10 @@ async def read_filled(
         raise
 
 
-async def _validate(client: ClientSettings, sheet: Sheet, origin: ContinueFrom | None) -> Job:
+async def _validate(client: ClientSettings, sheet: Sheet, origin: ContinueFrom | None, webhook: str = "") -> Job:
     async with open_suite(client) as suite:
-        return await with_hints(suite.train.validate(sheet.spec, sheet.options, continue_from=origin))
-
-
-def _label(text: str) -> tuple[str, str]:
-    key, _, value = text.partition("=")
-    return key, value
+        checked = suite.train.validate(sheet.spec, sheet.options, continue_from=origin, webhook_url=webhook)
+        return await with_hints(checked)
 
 
 async def _submit(
@@ -165,29 +163,20 @@ async def _submit(
     files: SheetFiles,
     request_id: str | None,
     view: View,
-    name: str,
-    labels: dict[str, str],
+    words: dict[str, Any],
     origin: ContinueFrom | None,
 ) -> Job:
+    """`words`: name, labels and webhook of the job, as the client takes them."""
     async with open_suite(client) as suite:
         if files.fields:
             # Before gigabytes are sent for nothing.
-            checked = suite.train.validate(
-                sheet.spec, sheet.options, continue_from=origin, display_name=name, labels=labels
-            )
+            checked = suite.train.validate(sheet.spec, sheet.options, continue_from=origin, **words)
             await without_faults_of(files.fields, checked)
             if files.data is not None:
                 note(files.data.summary())
             with view:
                 await files.upload(suite.ingest, sheet.spec, view)
-        made = suite.train.submit(
-            sheet.spec,
-            sheet.options,
-            continue_from=origin,
-            display_name=name,
-            labels=labels,
-            request_id=request_id,
-        )
+        made = suite.train.submit(sheet.spec, sheet.options, continue_from=origin, request_id=request_id, **words)
         return await with_hints(made)
 
 
@@ -223,5 +212,8 @@ def estimate_lines(answer: EstimateJobResponse) -> list[str]:
             how += f", {plan.streamed_blocks} blocks in {size_text(plan.host_bytes)} of host memory"
         lines.append(f"{plan.card_gib:2d} GB     {how if plan.fits else 'too small'}")
     if answer.HasField("total_samples"):
-        lines.append(f"encoded   {answer.cached_samples} of {answer.total_samples} samples already")
+        done, total = answer.cached_samples, answer.total_samples
+        lines.append(
+            f"encoded   {done} of {total} samples already" if done else "encoded   nothing yet: the job does it"
+        )
     return lines

@@ -73,7 +73,9 @@ async function checkBeforeUpload(
 /** Artifact names of a job's results by the file name that each ends in; empty before it has any. */
 export function outputs(job: Job): Map<string, string> {
   const { loraFile, configFile, video, debugDataset, loraVideoOnlyFile } = job.output ?? {};
-  const names = [loraFile, configFile, video, debugDataset, loraVideoOnlyFile].filter((name) => name !== undefined);
+  const { continuedVideos = [], baseVideos = [] } = job.output ?? {};
+  const single = [loraFile, configFile, video, debugDataset, loraVideoOnlyFile].filter((name) => name !== undefined);
+  const names = [...single, ...continuedVideos, ...baseVideos];
   return new Map(names.filter((name) => name !== "").map((name) => [fileName(name), name]));
 }
 

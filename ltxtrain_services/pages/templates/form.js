@@ -3,6 +3,8 @@
 const form = document.getElementById("sheet");
 // Not form.dataset: an input of that name hides it.
 const key = form.getAttribute("data-key");
+// Where a clip is continued; a training starts among the jobs.
+const action = form.getAttribute("data-action");
 const fault = document.getElementById("fault");
 const estimate = document.getElementById("estimate");
 const inputs = [...form.querySelectorAll("[name]")];
@@ -26,10 +28,10 @@ const sheet = () => {
   for (const input of inputs) {
     const value = valueOf(input);
     if (value === undefined || beside.includes(input)) { continue; }
-    const entry = /^validation\[(\d)\]\.(\w+)$/.exec(input.name);
+    const entry = /^(\w+)\[(\d)\]\.(\w+)$/.exec(input.name);
     if (entry) {
-      const entries = (document.validation ??= []);
-      (entries[entry[1]] ??= {})[entry[2]] = value;
+      const entries = (document[entry[1]] ??= []);
+      (entries[entry[2]] ??= {})[entry[3]] = value;
     } else if (input.name.startsWith("options.")) {
       (document.options ??= {})[input.name.slice(8)] = value;
     } else {
@@ -86,7 +88,7 @@ const send = async (path, body) => {
   } catch { show({ message: "The gateway does not answer. Nothing is lost: try again." }); }
 };
 
-form.addEventListener("submit", (event) => { event.preventDefault(); send(`/jobs?${query()}`, sheet()); });
+form.addEventListener("submit", (event) => { event.preventDefault(); send(`${action ?? "/jobs"}?${query()}`, sheet()); });
 document.getElementById("check").addEventListener("click", () => {
   const { dataset, ...rest } = sheet();
   send(`${dataset ? `/${dataset}/check` : "/datasets"}?${query()}`, rest);
@@ -96,6 +98,7 @@ document.getElementById("check").addEventListener("click", () => {
 const touched = new Set();
 let timer;
 const guess = async () => {
+  if (action) { return; }
   try {
     const { ok, answer } = await post("/estimate", sheet());
     clear();

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from google.protobuf.struct_pb2 import Struct
+from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import ContinueMode, Job
 from ltxtrain.v1.work_pb2 import Event, Stage, State, TrainMetrics
@@ -17,9 +18,10 @@ from ltxtrain_client import TrainClient, connect, parse_sheet
 from ltxtrain_services.gateway import live, views
 from ltxtrain_services.gateway.story import Story
 from ltxtrain_services.runtime.errors import FailedPrecondition
+from ltxtrain_services.runtime.store import Edit
 from ltxtrain_services.runtime.work import Attempt, Ending
 from ltxtrain_services.train.publication import FACTS
-from tests.services.gateway.running import MARKUP, Suite, succeed, tell, train_steps
+from tests.services.gateway.running import MARKUP, Suite, file_of, succeed, tell, train_steps
 
 SHEET: dict[str, Any] = {
     "training_data_url": "https://example.com/clips.zip",
@@ -52,6 +54,10 @@ class Browser:
     async def send(self, query: Mapping[str, str], sheet: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
         """Send the form of a new job."""
         async with self._session.post(f"{self._url}/jobs", params=query, data=json.dumps(sheet)) as answer:
+            return answer.status, await answer.json()
+
+    async def post(self, path: str, document: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        async with self._session.post(self._url + path, json=document) as answer:
             return answer.status, await answer.json()
 
     async def parts(self, job: str, part: str) -> AsyncIterator[str]:
@@ -201,3 +207,55 @@ async def test_a_form_continues_a_job_and_names_it(suite: Suite, train: TrainCli
     assert made.display_name == "coast, again" and made.effective_spec.extend_prefix.rank == 16
     assert made.continue_from.source == source and made.continue_from.mode == ContinueMode.CONTINUE_MODE_WEIGHTS
     assert made.lifecycle.state != State.STATE_UNSPECIFIED and "coast, again" in await browser.get("/jobs")
+
+
+async def test_a_form_continues_a_clip_with_a_jobs_lora(suite: Suite, train: TrainClient, browser: Browser) -> None:
+    sheet = parse_sheet(SHEET | {"trigger_phrase": MARKUP, "options": {"seed": 7}})
+    source = (await train.submit(sheet.spec, sheet.options)).name
+    async for html in browser.parts(source, "actions"):
+        ended = html
+    assert f'href="/{source}/continue"' in ended
+    html = await browser.get(f"/{source}/continue")
+    assert f'data-action="/{source}/continue"' in html and MARKUP not in html
+    names = set(re.findall(r' name="([^"]+)"', html))
+    assert {"openings[0].video_url", "openings[0].prompt", "number_of_frames", "base_model", "options.seed"} <= names
+    assert "with_audio" not in names and 'placeholder="89"' in html and 'placeholder="7"' in html
+
+    status, answer = await browser.post(f"/{source}/continue", {"openings": [{"prompt": "on"}], "sampling_steps": 1})
+    places = {tuple(item["loc"][1:]) for item in answer["detail"]}
+    assert status == 422 and places == {("openings", 0, "video_url"), ("sampling_steps",)}
+    status, answer = await browser.post(f"/{source}/continue", {"openings": "all", "rank": 8})
+    assert status == 422 and [item["loc"][1:] for item in answer["detail"]] == [["openings"], ["rank"]]
+
+    opening = {"prompt": "on", "video_url": "https://example.com/a.mp4"}
+    suite.train.play = continue_one
+    given = {"openings": [opening], "number_of_frames": 57, "base_model": True}
+    status, answer = await browser.post(f"/{source}/continue", given)
+    assert status == 200, answer
+    made = (await train.get_job(answer["location"][1:])).name
+    async for html in browser.parts(made, "previews"):
+        shown = html
+    found = await train.get_job(made)
+    assert found.effective_spec.continue_clips.number_of_frames == 57 and found.options.seed == 7
+    assert f'src="/{made}/files/continued-clip-1.mp4"' in shown and f'src="/{made}/files/base-clip-1.mp4"' in shown
+    page = await browser.get(f"/{made}")
+    assert f'<a href="/{source}">clips with {source}/artifacts/lora.safetensors</a>' in page
+    offered = actions(page)
+    assert "delete" in offered and not {"continue", "checkpoint", f"new?job={made[5:]}"} & offered
+    assert "1 clip continued" in await browser.get("/jobs")
+    result = json.loads(await browser.get(f"/fal-ai/ltx23-trainer-v2/requests/{made[5:]}"))
+    assert [file["file_name"] for file in result["continued_videos"]] == ["continued-clip-1.mp4"]
+
+
+async def continue_one(attempt: Attempt[Job]) -> Ending[Job]:
+    """A clip continued with the LoRA and without."""
+
+    def ending(edit: Edit[Job]) -> None:
+        kinds = {"base-clip-1.mp4": Artifact.KIND_BASE_VIDEO, "continued-clip-1.mp4": Artifact.KIND_CONTINUED_VIDEO}
+        for name, kind in kinds.items():
+            made = file_of(edit.body.name, name, kind, step=100, validation_index=0)
+            edit.put_child("artifacts", name, made)
+            edit.add_event(Event(stage=Stage.STAGE_PREVIEW, artifact=made))
+        edit.body.output.continued_videos.append(f"{edit.body.name}/artifacts/continued-clip-1.mp4")
+
+    return ending

@@ -117,3 +117,15 @@ def test_a_wrong_spec_is_told_with_everything_else() -> None:
 
 def test_something_has_to_say_what_is_to_be_made() -> None:
     assert faults(CreateTrainingSetRequest(dataset="datasets/a")) == {"spec": "FIELD_REQUIRED"}
+
+
+def test_openings_alone_need_no_dataset() -> None:
+    """By settings, as a continuation of clips asks for them; a spec is of a training."""
+    made = request()
+    made.dataset = ""
+    assert faults(made) == {} and requested(made).dataset == ""
+    made.validation_dataset = ""
+    assert faults(made) == {"dataset": "FIELD_REQUIRED"}
+    made = CreateTrainingSetRequest(dataset="datasets/a")
+    made.spec.continue_clips.sampling_steps = 30
+    assert faults(made) == {"spec.continue_clips": "FIELD_NOT_ALLOWED"}

@@ -118,6 +118,20 @@ async def test_more_gpus_than_there_can_be_are_refused_at_submit(
         assert violation.field == "options.gpu_count" and says in violation.description
 
 
+async def test_a_retry_is_checked_as_a_new_job_is(trainer: Trainer, as_me: None) -> None:
+    """For GPUs, which may have gone since, and for where its message is to go."""
+    service = TrainService(trainer.runtime)
+    old = Job(name="jobs/large", options=JobOptions(batch_size=8, gpu_count=8))
+    await trainer.jobs.create(old, owner="me", request_id="", digest=b"")
+    async with trainer.jobs.edit(old.name) as edit:
+        edit.enter(State.STATE_FAILED)
+    with pytest.raises(InvalidSpec) as refused:
+        await service.RetryJob(RetryJobRequest(name=old.name, webhook_url="ftp://example.com"), None)
+    assert [violation.field for violation in refused.value.violations] == ["options.gpu_count", "webhook_url"]
+    unfinished = await trainer.jobs.unfinished()
+    assert not [job for job in unfinished if job.continue_from.source == old.name], "nothing is started"
+
+
 async def job_with_files(trainer: Trainer, job: Job, files: Sequence[Artifact], *, begun: bool = True) -> None:
     """A job that runs, with files in the store whose bytes are their names."""
     await trainer.jobs.create(job, owner="me", request_id="", digest=b"")

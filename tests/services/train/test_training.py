@@ -26,6 +26,7 @@ from ltxtrain_services.runtime.objects import StoreAddress
 from ltxtrain_services.train.actors import Stored, TrainTask
 from ltxtrain_services.train.training import Training
 from ltxtrain_trainer.errors import DeviceMemoryExhausted, PeerLost
+from ltxtrain_trainer.plan import JobPlan
 from ltxtrain_trainer.seeds import epoch_order
 from tests import processes
 from tests.services.train.running import COMPARED, Trainer, TrainServiceAlone, reason, reason_of, running, steps_of
@@ -241,6 +242,7 @@ async def test_a_full_device_is_tried_once_more_from_the_checkpoint_with_the_pla
     async def full_at_step_20(
         training: Training, task: TrainTask, placement: Placement | None
     ) -> AsyncGenerator[Stored | PeerLost, None]:
+        assert isinstance(task.plan, JobPlan)
         started.append((task.plan.streamed_blocks, task.plan.checkpoint is not None))
         async with contextlib.aclosing(reports(training, task, placement)) as coming:
             async for item in coming:
