@@ -130,6 +130,7 @@ def _name(pid: int) -> str:
         "dashboard/dashboard": "Ray: dashboard",
         "log_monitor": "Ray: log monitor",
         "bin/ray": "Ray: ray start",
+        "ray_hook.py": "Ray: ray start",
     }
     if service := re.search(r"-m ltxtrain_services\.(\w+)", line):
         return service[1]

@@ -17,7 +17,9 @@ job_kb, event_bytes   that a job with its first events, and each further event, 
 import argparse
 import asyncio
 import json
+import os
 import random
+import secrets
 import statistics
 import sys
 import tempfile
@@ -26,6 +28,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+# Before Ray is imported, which looks once.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp

@@ -39,6 +39,8 @@ SHEET = {
 }
 # Folders below the state of `ltxtrain up`, by what keeps them.
 FOLDERS = ("ingest", "preprocess", "train", "store")
+# Workers before they are an actor, and what is gone.
+SHORT_LIVED = ("Ray: IDLE", "ended")
 Sizes = dict[str, dict[str, float]]
 
 
@@ -53,7 +55,8 @@ def look(root: int, memory: str) -> Sizes:
         sizes = {
             name: int(kilobytes) * 1024 / 1e6 for name, kilobytes in re.findall(r"^(\w+):\s+(\d+) kB", status, re.M)
         }
-        name = plain(process.name)
+        if (name := plain(process.name)) in SHORT_LIVED or "python" in name:
+            continue
         kept = found[name]
         kept["memory"] = max(kept.get("memory", 0.0), sizes.get(memory, 0.0))
         kept["shm"] = max(kept.get("shm", 0.0), sizes.get("RssShmem", 0.0))

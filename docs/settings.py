@@ -88,8 +88,10 @@ ROLES = {
     "ltxtrain up": "supervises the rest",
     "Ray: GCS": "one on the head",
     "Ray: raylet": "one a node; its shared memory is the object store",
-    "Ray: runtime env agent": "one a node",
-    "Ray: node agent": "one a node, in containers",
+    "Ray: RuntimeEnvAgent": "one a node",
+    "Ray: DashboardAgent": "one a node",
+    "Ray: ray start": "one a node, which waits",
+    "supervisor of Ray": "of `ltxtrain up`",
 }
 
 

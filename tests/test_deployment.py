@@ -22,7 +22,10 @@ from ltxtrain_services.runtime.settings import Settings, read_settings
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+MINIO: dict[str, Any] = yaml.safe_load((ROOT / "compose.minio.yaml").read_text())["services"]["store"]
 OURS = ("ingest", "preprocess", "train")
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+PINNED = ("Dockerfile", "compose.yaml", "compose.minio.yaml", "deploy/helm/ltxtrain/values.yaml")
 
 
 VARIABLES = {f"LTXTRAIN_{field.name.upper()}" for field in dataclasses.fields(Settings)}
@@ -74,11 +77,17 @@ def test_the_secrets_files_are_settings(tmp_path: Path) -> None:
     assert settings.database.startswith("postgresql+psycopg://") and settings.s3_secret_key and settings.service_token
 
 
+def is_pinned(image: str) -> bool:
+    """Whether an image, or the default of a variable that names one, is a tag for people with a digest for engines."""
+    return re.fullmatch(r"(\$\{[A-Z]+_IMAGE:-)?[\w./-]+:[\w.-]*\d[\w.-]*@sha256:[0-9a-f]{64}\}?", image) is not None
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_services_are_watched_and_their_images_pinned(name: str) -> None:
     service = SERVICES[name]
     assert service["healthcheck"]["test"]
-    assert re.search(r":[\w.-]*\d", service["image"]) and not service["image"].endswith("latest")
+    # Our own image has no digest before it is built; the base of it has.
+    assert service["image"].startswith("ltxtrain:") or is_pinned(service["image"])
     assert service["restart"] == "unless-stopped"
     for port in service.get("ports", []):
         assert port.startswith("127.0.0.1:")
@@ -202,7 +211,7 @@ def test_a_database_that_is_being_made_is_not_ready() -> None:
     """Its temporary server listens on the socket, where pg_isready looks by itself."""
     check = SERVICES["postgres"]["healthcheck"]["test"]
     assert check[check.index("-h") + 1] == "127.0.0.1"
-    assert all(SERVICES[name]["stop_grace_period"] == "60s" for name in ("postgres", "minio"))
+    assert all(SERVICES[name]["stop_grace_period"] == "60s" for name in ("postgres", "store"))
 
 
 @pytest.mark.parametrize("name", [name for name in SERVICES if name.endswith("-gpu")])
@@ -245,10 +254,10 @@ def test_volumes_are_declared() -> None:
     assert {volume for volume in used if not volume.startswith(".")} == set(COMPOSE["volumes"])
 
 
-@pytest.mark.parametrize("script", ["docker/entrypoint", "docker/make-secrets"])
+@pytest.mark.parametrize("script", ["entrypoint", "make-secrets", "pin.sh", "rehearse", "stand-ins"])
 def test_scripts_are_sound(script: str) -> None:
-    subprocess.run(["sh", "-n", str(ROOT / script)], check=True)
-    assert (ROOT / script).stat().st_mode & 0o111
+    subprocess.run(["sh", "-n", str(ROOT / "docker" / script)], check=True)
+    assert (ROOT / "docker" / script).stat().st_mode & 0o111
 
 
 def test_the_image_copies_what_the_wheel_needs() -> None:
@@ -269,3 +278,117 @@ def test_the_image_runs_the_services_that_exist() -> None:
     for name in OURS:
         assert name in entrypoint and (ROOT / f"ltxtrain_services/{name}/__main__.py").exists()
         assert SERVICES[name]["command"] == [name]
+
+
+def test_the_base_and_the_other_store_are_pinned_too() -> None:
+    (base,) = re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", DOCKERFILE, re.M)
+    assert is_pinned(base) and is_pinned(MINIO["image"])
+    assert re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)[0] == "${PYTHON_IMAGE}"
+    assert not is_pinned("python:3.11") and not is_pinned("minio/minio:latest@sha256:" + "0" * 64)
+
+
+def test_a_change_of_code_fetches_no_package() -> None:
+    """Every fetching step lies above every copy of code, and the last stage has copies of what was made."""
+    lines = [line for line in DOCKERFILE.splitlines() if not line.startswith("#")]
+    code = next(number for number, line in enumerate(lines) if line.startswith("COPY pyproject.toml README.md"))
+    fetching = re.compile(r"apt-get|pip install (?!.*--no-index)|pip install .*--constraint")
+    below = "\n".join(lines[code:]).replace("\\\n", "")
+    assert fetching.search("\n".join(lines[:code])) and not fetching.search(below)
+    assert "--no-build-isolation" in below and "--no-deps" in below
+
+
+def requirements(*arguments: str) -> list[str]:
+    command = [sys.executable, str(ROOT / "docker/requirements.py"), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_the_image_installs_what_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (extras,) = re.findall(r"requirements\.py ([\w ]+) >", DOCKERFILE)
+    wanted = {*project["project"]["dependencies"]}
+    for extra in extras.split():
+        wanted |= {*project["project"]["optional-dependencies"][extra]}
+    assert {"server", "quantized", "telemetry"} <= set(extras.split())
+    assert set(requirements(*extras.split())) == wanted
+    assert requirements("--build") == project["build-system"]["requires"]
+    pinned = {line.partition("==")[0] for line in (ROOT / "constraints.txt").open()}
+    assert {re.split(r"[<>=~]", item)[0] for item in requirements("--build")} <= pinned
+
+
+def test_the_image_has_a_compiler() -> None:
+    assert re.search(r"^FROM \$\{PYTHON_IMAGE\} AS packages\n(.*\n)*?RUN apt-get .*g\+\+", DOCKERFILE, re.M)
+    assert DOCKERFILE.split("FROM ")[-1].startswith("packages\n")
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_nobody_has_a_privilege(name: str) -> None:
+    service = SERVICES[name]
+    assert service["cap_drop"] == ["ALL"] and service["security_opt"] == ["no-new-privileges:true"]
+    # The database's image begins as root, to give its folder to its user.
+    assert ("cap_add" in service) == (name == "postgres")
+    assert not service.keys() & {"privileged", "network_mode", "pid", "ipc", "devices"}
+
+
+@pytest.mark.parametrize("service", [*SERVICES.values(), MINIO])
+def test_no_secret_is_written_down(service: dict[str, Any]) -> None:
+    for variable, value in service.get("environment", {}).items():
+        if re.search(r"PASSWORD|SECRET|TOKEN|_KEY|DATABASE_URL", variable):
+            assert str(value).startswith("/run/secrets/") and variable.endswith(("_FILE", "_PATH")), variable
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_health_is_asked_by_programs_that_the_image_has(name: str) -> None:
+    check = SERVICES[name]["healthcheck"]
+    kind, program, *arguments = check["test"]
+    # Engines before Docker 25, and podman, refuse a container with one.
+    assert "start_interval" not in check
+    # podman's API takes words apart that have spaces in them.
+    assert kind == "CMD-SHELL" or not any(" " in word for word in arguments)
+    if SERVICES[name]["image"].startswith("ltxtrain:"):
+        assert kind == "CMD-SHELL" or program in ("python", "ray")
+        if arguments[:1] == ["-m"]:
+            assert importlib.util.find_spec(arguments[1]) is not None
+    else:
+        assert (name, program) in (("store", "curl"), ("postgres", "pg_isready"))
+
+
+@pytest.mark.parametrize("role", ["head", "worker", "train"])
+def test_ray_knows_the_options_that_it_is_started_with(tmp_path: Path, role: str) -> None:
+    package = importlib.util.find_spec("ray")
+    assert package and package.origin
+    known = (Path(package.origin).parent / "scripts/scripts.py").read_text()
+    given = set(re.findall(r" (--[a-z-]+)", entrypoint(tmp_path, role)))
+    assert {"--include-log-monitor", "--object-store-memory"} <= given
+    assert [option for option in given if f'"{option}"' not in known] == []
+
+
+def moved(folder: Path, answer: str, *arguments: str) -> tuple[int, str]:
+    """Exit status and words of docker/pin.sh on a copy of the files, where every tag has this digest now."""
+    for name in (*PINNED, "docker/pin.sh"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "bin").mkdir(exist_ok=True)
+    (folder / "bin/docker").write_text(f'#!/bin/sh\nfor image; do :; done\necho "$image" >>asked\necho "{answer}"\n')
+    (folder / "bin/docker").chmod(0o755)
+    command = ["sh", "docker/pin.sh", *arguments]
+    environ = {"PATH": f"{folder / 'bin'}:/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("skopeo") is not None, reason="its own program would be asked")
+def test_digests_are_compared_and_moved(tmp_path: Path) -> None:
+    new = "sha256:" + "7" * 64
+    status, said = moved(tmp_path, new, "--check")
+    assert status == 1 and said.count("has moved") == 4
+    asked = set((tmp_path / "asked").read_text().split())
+    assert {"docker.io/chrislusf/seaweedfs:4.48", "docker.io/library/python:3.11-slim-bookworm"} <= asked
+    assert (tmp_path / "compose.yaml").read_text() == (ROOT / "compose.yaml").read_text()
+    assert moved(tmp_path, new)[0] == 0
+    for name in PINNED:
+        old = (ROOT / name).read_text()
+        assert (tmp_path / name).read_text() == re.sub(r"sha256:[0-9a-f]{64}", new, old) != old
+    # What is no digest is not written.
+    status, said = moved(tmp_path, "no such manifest")
+    assert status == 2 and "no such manifest" in said
+    assert (tmp_path / "compose.yaml").read_text() == (ROOT / "compose.yaml").read_text()

@@ -19,6 +19,7 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *CLIENT_PAGES, *ROOT.glob(
 FENCE = re.compile(r"^```.*?^```", re.M | re.S)
 # Variables of the command line, of `ltxtrain up` and of containers are read in these.
 READERS = [*(ROOT / "clients").rglob("*.[pt][ys]"), *(ROOT / "ltxtrain_services/local").rglob("*.py")]
+READERS += [ROOT / "compose.yaml"]
 OURS = {name for path in READERS for name in re.findall(r"LTXTRAIN_[A-Z0-9_]*[A-Z0-9]", path.read_text())}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -369,6 +369,20 @@ def test_rays_object_store_fits_into_shared_memory_and_that_into_memory(variant:
         assert quantity(shm["sizeLimit"]) <= 0.51 * quantity(pod["containers"][0]["resources"]["limits"]["memory"])
 
 
+def test_memory_is_what_was_measured_with_room() -> None:
+    """Requests hold a pod at rest, limits twice what it took in a job (docs/sizes.json, by bench/sizes.py)."""
+    sizes: dict[str, dict[str, float]] = json.loads((ROOT / "docs/sizes.json").read_text())
+    # Of every Ray node, the raylets beside services among them.
+    node = ["Ray: raylet", "Ray: DashboardAgent", "Ray: RuntimeEnvAgent"]
+    parts = {name: [name, *node] for name in OURS}
+    parts |= {"ray-head": ["Ray: GCS", *node], "gateway": ["gateway"], "store": ["object store"]}
+    for name, processes in parts.items():
+        (container,) = pods("bundled")[name]["spec"]["containers"]
+        requested, limit = (quantity(container["resources"][kind]["memory"]) for kind in ("requests", "limits"))
+        assert sum(sizes[process]["rest_mb"] for process in processes) * 1e6 <= requested, name
+        assert 2 * sum(sizes[process]["job_mb"] for process in processes) * 1e6 <= limit, name
+
+
 def quantity(text: str) -> float:
     """Bytes of a Kubernetes quantity of memory."""
     number, unit = re.fullmatch(r"([0-9.]+)([KMGT]i)?", text).groups()  # type: ignore[union-attr]
@@ -453,6 +467,7 @@ def test_versions_are_those_of_the_suite() -> None:
     image = f"{VALUES['image']['repository']}:{chart['appVersion']}"
     assert SERVICES["train"]["image"] == image == pods("bundled")["train"]["spec"]["containers"][0]["image"]
     assert f"ray=={VALUES['ray']['version']}\n" in (ROOT / "constraints.txt").read_text()
-    assert VALUES["postgres"]["image"].partition(":")[0] == COMPOSE["services"]["postgres"]["image"].partition(":")[0]
+    for name in ("postgres", "store"):
+        assert f":-{VALUES[name]['image']}}}" in COMPOSE["services"][name]["image"]
     (config,) = of_kind("bundled", "ConfigMap").values()
     assert config["data"]["databases.sql"] == (ROOT / "docker/databases.sql").read_text()

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import random
-import secrets
 import selectors
 import time
 from collections.abc import Iterator, Sequence
@@ -43,7 +42,6 @@ class Ran:
 @contextmanager
 def declared_cluster() -> Iterator[Any]:
     """A head of two CPUs and sixteen GPUs that are none, and room for more nodes (`add_node`)."""
-    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     os.environ |= {"RAY_prestart_worker_first_driver": "0", "RAY_num_workers_soft_limit": "0"}
     import ray
     from ray.cluster_utils import Cluster as Nodes

@@ -1,8 +1,10 @@
 """python -m ltxtrain_services.runtime.healthcheck: exit status 0 when the service of this environment is ready.
 
+With the argument `http`, it is the gateway that is asked.
 For health checks of containers. Behind TLS it trusts the service's own certificate and expects a name that is in it.
 """
 
+import http.client
 import socket
 import ssl
 import sys
@@ -33,6 +35,19 @@ def is_healthy(settings: Settings) -> bool:
             return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
     except (grpc.RpcError, OSError):
         return settings.tls_client_root is not None and _listens(int(port))
+
+
+def is_answering(settings: Settings) -> bool:
+    """Whether the gateway answers at its own port."""
+    port = int(settings.bind.rsplit(":", 1)[-1])
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def _channel(settings: Settings, address: str) -> grpc.Channel:
@@ -71,4 +86,5 @@ def _listens(port: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if is_healthy(read_settings()) else 1)
+    check = is_answering if sys.argv[1:] == ["http"] else is_healthy
+    sys.exit(0 if check(read_settings()) else 1)

@@ -160,9 +160,10 @@ async def test_a_service_that_dies_is_started_again(shared: dict[str, str], tmp_
 
 
 async def test_wrong_settings_end_the_start_with_the_services_own_words(shared: dict[str, str], tmp_path: Path) -> None:
-    environ = shared | {"LTXTRAIN_GRACE_SECONDS": "soon"}
+    """Of a setting that is well-formed: others are refused before anything is started (test_door.py)."""
+    environ = shared | {"LTXTRAIN_METRICS_BIND": "127.0.0.1:door"}
     suite = Suite(tmp_path, ports=FREE, environ=environ)
-    with pytest.raises(SuiteRefused, match="LTXTRAIN_GRACE_SECONDS: 'soon' is not a number"):
+    with pytest.raises(SuiteRefused, match=r"LTXTRAIN_METRICS_BIND=127\.0\.0\.1:door"):
         await suite.__aenter__()
     with pytest.raises(ChildFailed):
         suite.check()
