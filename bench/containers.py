@@ -249,7 +249,7 @@ def megabytes(said: str) -> float:
     if found is None:
         raise Failed(f"No size: {said!r}")
     base = 1024 if found[3] else 1000
-    return float(found[1]) * float(base) ** ("kMG".find(found[2] or "?") + 1) / 1e6
+    return float(found[1]) * float(base ** ("kMG".find(found[2] or "?") + 1)) / 1e6
 
 
 def get(url: str, headers: dict[str, str]) -> tuple[int, bytes]:

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +61,14 @@ ON_CPU = Scale(Widths(heads=2, head=16, audio_head=8), (3, 4, 4), 16, (2, 4), 1,
 
 @dataclass(frozen=True)
 class Case:
-    """One way to train: number format, whether bytes repeat, compiled or streamed blocks."""
+    """One way to train: number format, whether bytes repeat, compiled, streamed or kept blocks (half of them)."""
 
     name: str
     precision: Precision
     exact: bool = True
     compiled: bool = False
     streamed: bool = False
+    kept: bool = False
 
 
 def main() -> None:
@@ -111,6 +112,7 @@ def rows(device: torch.device, scale: Scale, *, quick: bool) -> Iterator[tuple[s
         Case("exact", full),
         Case("not exact", full, exact=False),
         Case("streamed", full, streamed=True),
+        Case("kept", full, kept=True),
         Case("compiled", full, compiled=True),
         *(Case(kind.value, kind) for kind in (Precision.INT8, Precision.FP8, Precision.NF4) if is_available(kind)),
     ]
@@ -151,7 +153,8 @@ def trained(device: torch.device, scale: Scale, case: Case) -> dict[str, Any]:
     if device.type == "cuda":
         depth, size = scale.depths[1], scale.widths.size(scale.depths[1])
         load = Load(tokens=scale.tokens, rank=RANK, with_audio=False)
-        plan = plan_for(load, case.precision, depth if case.streamed else 0, size)
+        kept_blocks = depth // 2 if case.kept else 0
+        plan = plan_for(load, case.precision, depth if case.streamed else 0, size, kept_blocks)
         # The plan's line is that of 48 blocks, each of which keeps its input.
         kept = (PUBLISHED.layers - depth) * scale.tokens * size.width * 2
         planned = plan.total_bytes - HEADROOM_BYTES - kept
@@ -171,7 +174,7 @@ class Run:
 
 
 def _steps(device: torch.device, scale: Scale, case: Case, depth: int) -> Run:
-    settings = _settings(scale, case.compiled)
+    settings = replace(_settings(scale, case.compiled), kept_blocks=depth // 2 if case.kept else 0)
     transformer = _transformer(device, scale, case.precision, depth, streamed=case.streamed)
     samples = random_samples(scale.latents, scale.prompt_tokens, scale.widths)
     if device.type == "cuda":

@@ -5,8 +5,9 @@
 The trainer's own step runs on the published model's sizes, on tensors without memory; everything that CUDA would keep
 is counted (bench/common/meta_card.py). Two and three blocks are run, the rest follows from their difference; without
 --quick one cell runs all 48 as well. A row is a resolution at 89 frames, with or without audio, in one number format:
-tokens, weights, adapter with AdamW at rank 32, activations, and the plan's figure for the same; the last row is of a
-rank and a length that the plan's lines were not drawn through. The last line is one JSON object:
+tokens, weights, adapter with AdamW at rank 32, activations, and the plan's figure for the same; the last rows are of a
+rank and a length, and of sizes with blocks that are kept rather than computed once more, which the plan's lines were
+not drawn through. The last line is one JSON object:
 
     worst_plan_error     the largest relative difference between plan and simulation over all rows
     default_job_gib_24   what the default job (768x768x89, rank 32, no audio, a preview at 960x960) takes of 24 GB
@@ -40,7 +41,9 @@ from ltxtrain_trainer.model.precision import UNQUANTIZED
 from ltxtrain_trainer.model.streaming import BUFFERS
 from ltxtrain_trainer.model.transformer import Stream, VelocityModel
 from ltxtrain_trainer.training import lora
+from ltxtrain_trainer.training.loop import prepare
 from ltxtrain_trainer.training.losses import clip_loss, training_draw
+from ltxtrain_trainer.training.settings import TrainSettings
 
 RATE, FRAMES, PROMPT_TOKENS, PREFIX = 24.0, 89, 1024, 25
 PRECISIONS = ("bf16", "int8", "fp8", "nf4")
@@ -71,18 +74,19 @@ def main() -> None:
     hush_imports()
     error = 0.0
     print("width x height  audio  format   tokens  weights  adapter  activations    total   plan GiB   plan/simulated")
-    for geometry, with_audio, precision, rank in cells(QUICK_SIZES if arguments.quick else SIZES):
+    for geometry, with_audio, precision, rank, kept in cells(QUICK_SIZES if arguments.quick else SIZES):
         tokens = geometry.video_tokens + (geometry.audio_tokens if with_audio else 0)
         load = Load(tokens=tokens, rank=rank, with_audio=with_audio)
-        found = simulate(geometry, with_audio, precision, rank=rank)
-        plan = plan_for(load, precision)
+        found = simulate(geometry, with_audio, precision, rank=rank, kept=kept)
+        plan = plan_for(load, precision, kept_blocks=kept)
         ratio = (plan.total_bytes - HEADROOM_BYTES) / found.total()
         error = max(error, abs(ratio - 1))
         figures = (found.weights, found.adapter, found.activations, found.total(), plan.total_bytes - HEADROOM_BYTES)
         weights, adapter, activations, total, planned = (figure / GIB for figure in figures)
         print(
             f"{geometry.width:5d} x {geometry.height:<6d}  {'yes' if with_audio else 'no':5s}  {precision:6s} "
-            f"{tokens:7d} {weights:8.1f} {adapter:8.1f} {activations:12.2f} {total:8.1f} {planned:10.1f} {ratio:12.3f}",
+            f"{tokens:7d} {weights:8.1f} {adapter:8.1f} {activations:12.2f} {total:8.1f} {planned:10.1f} {ratio:12.3f}"
+            + (f"   {kept} blocks kept" if kept else ""),
             flush=True,
         )
     if not arguments.quick:
@@ -97,12 +101,14 @@ def main() -> None:
     print(json.dumps({key: round(value, 4) for key, value in keys.items()}))
 
 
-def cells(sizes: list[tuple[int, int]]) -> Iterator[tuple[Geometry, bool, str, int]]:
+def cells(sizes: list[tuple[int, int]]) -> Iterator[tuple[Geometry, bool, str, int, int]]:
     for width, height in sizes:
         for with_audio in (False, True):
             for precision in PRECISIONS:
-                yield _geometry(width, height), with_audio, precision, 32
-    yield Geometry(width=768, height=448, frame_count=121, frame_rate=RATE), True, "bf16", 128
+                yield _geometry(width, height), with_audio, precision, 32, 0
+    yield Geometry(width=768, height=448, frame_count=121, frame_rate=RATE), True, "bf16", 128, 0
+    yield _geometry(768, 448), False, "bf16", 16, 24
+    yield _geometry(768, 768), True, "int8", 64, 8
 
 
 def on_card(geometry: Geometry, rank: int, usable_bytes: int, preview_tokens: int) -> float:
@@ -122,13 +128,23 @@ def on_card(geometry: Geometry, rank: int, usable_bytes: int, preview_tokens: in
 
 
 def simulate(
-    geometry: Geometry, with_audio: bool, precision: str, *, rank: int = 32, extrapolate: bool = True
+    geometry: Geometry,
+    with_audio: bool,
+    precision: str,
+    *,
+    rank: int = 32,
+    extrapolate: bool = True,
+    kept: int = 0,
 ) -> Simulated:
     first_layers = 2 if extrapolate else PUBLISHED.layers
     peak, block, outer = _step(geometry, with_audio, precision, rank, first_layers)
     slope = _step(geometry, with_audio, precision, rank, first_layers + 1)[0] - peak if extrapolate else 0
+    beyond = 0
+    if kept:
+        one, two = (_step(geometry, with_audio, precision, rank, 3, count)[0] for count in (1, 2))
+        beyond = one - _step(geometry, with_audio, precision, rank, 3)[0] + (kept - 1) * (two - one)
     return Simulated(
-        activations=peak + (PUBLISHED.layers - first_layers) * slope,
+        activations=peak + (PUBLISHED.layers - first_layers) * slope + beyond,
         weights=outer + PUBLISHED.layers * block,
         block=block,
         adapter=round(PUBLISHED.adapter_weights(rank, with_audio) * ADAPTER_BYTES["adamw"]),
@@ -151,10 +167,17 @@ def simulate_preview(geometry: Geometry, precision: str) -> int:
     return live.peak
 
 
-def _step(geometry: Geometry, with_audio: bool, precision: str, rank: int, layers: int) -> tuple[int, int, int]:
+def _step(
+    geometry: Geometry, with_audio: bool, precision: str, rank: int, layers: int, kept: int = 0
+) -> tuple[int, int, int]:
     """Bytes: peak of a step's activations; weights of a block, and around the blocks."""
     model = _model(with_audio, precision, rank, layers)
-    model.enable_gradient_checkpointing()
+    prepare(
+        model,
+        TrainSettings(
+            rank=rank, steps=1, learning_rate=0.0, conditioning_frames=PREFIX, with_audio=with_audio, kept_blocks=kept
+        ),
+    )
     for parameter in lora.adapter(model).values():
         parameter.grad = torch.zeros_like(parameter)
     clip = EncodedClip(

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ltxtrain_trainer.job import COMPONENTS, facts_of
+from ltxtrain_trainer.job import COMPONENTS, facts_of, reported
 from ltxtrain_trainer.lora_file.audit import audit_lora
 from ltxtrain_trainer.lora_file.export import read_lora
-from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
-from ltxtrain_trainer.model.loading import load_report, load_transformer
+from ltxtrain_trainer.model.folder import ModelFolder, fetching_model
+from ltxtrain_trainer.model.loading import load_report, loading_transformer
 from ltxtrain_trainer.model.precision import Precision
 from ltxtrain_trainer.plan import ContinuationPlan
 from ltxtrain_trainer.preview.previewer import Previewer
@@ -25,19 +25,20 @@ def continue_clips(plan: ContinuationPlan, *, device: torch.device) -> Iterator[
 
     Raises AuditFailed for a LoRA that is not sound, SamplingFailed, and what loading a model raises.
     """
-    folder = resolve_model(plan.model, plan.revision, COMPONENTS)
+    folder = yield from reported(fetching_model(plan.model, plan.revision, COMPONENTS))
     audit = audit_lora(plan.lora, folder, with_audio=plan.with_audio)
     weights = read_lora(plan.lora)
     rank = next(len(tensor) for name, tensor in weights.items() if name.endswith(".lora_A.weight"))
     fit = fit_sampling(plan, rank, folder, device)
     with fit.memory_for("loading the base model"):
-        transformer = load_transformer(
+        loading = loading_transformer(
             folder,
             device,
             Precision(fit.plan.precision),
             video_only=not plan.with_audio,
             streamed_blocks=fit.plan.streamed_blocks,
         )
+        transformer = yield from reported(loading)
         add_lora(transformer, rank=rank, with_audio=plan.with_audio, seed=plan.seed)
         fill_adapter(transformer, weights)
     report = load_report(transformer)

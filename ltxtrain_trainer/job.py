@@ -2,11 +2,11 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,8 +15,8 @@ from ltxtrain_trainer.errors import TrainerError
 from ltxtrain_trainer.lora_file.audit import audit_lora
 from ltxtrain_trainer.lora_file.export import lora_metadata, lora_tensors, read_lora, video_only, write_lora
 from ltxtrain_trainer.model.device import memory_for
-from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
-from ltxtrain_trainer.model.loading import load_report, load_transformer
+from ltxtrain_trainer.model.folder import ModelFolder, fetching_model
+from ltxtrain_trainer.model.loading import load_report, loading_transformer
 from ltxtrain_trainer.model.precision import Precision
 from ltxtrain_trainer.plan import JobPlan
 from ltxtrain_trainer.preview.previewer import Previewer
@@ -25,6 +25,7 @@ from ltxtrain_trainer.reports import (
     FileKind,
     Finished,
     Loaded,
+    Loading,
     MadeFile,
     Report,
     RequestedPreviewsDone,
@@ -42,7 +43,16 @@ from ltxtrain_trainer.training.lora import adapter, add_lora, fill_adapter
 from ltxtrain_trainer.training.losses import suggested_stop
 from ltxtrain_trainer.training.preflight import preflight
 from ltxtrain_trainer.training.requests import Requests
+from ltxtrain_trainer.training.settings import TrainSettings
 from ltxtrain_trainer.training.step_log import StepLog
+
+# No config tells the two apart.
+DISTILLED = (
+    "By its name the base model is a distilled one, which is made for a few steps without guidance: previews are "
+    "sampled as of the full model, and do not show what the LoRA does. Train on diffusers/LTX-2.3-Diffusers; its LoRA "
+    "can be used with a distilled model."
+)
+Found = TypeVar("Found")
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "torchao", "av", "numpy")
 # Components that training and previews load; text encoder and VAE encoders belong to the preparation.
@@ -91,6 +101,16 @@ def device_name(device: torch.device) -> str:
     return platform.processor() or platform.machine()
 
 
+def reported(fetching: Generator[tuple[int, int], None, Found]) -> Generator[Loading, None, Found]:
+    """The bytes of what is fetched or loaded as reports, and at last the thing itself."""
+    while True:
+        try:
+            yield Loading(*next(fetching))
+        except StopIteration as done:
+            found: Found = done.value
+            return found
+
+
 def facts_of(folder: ModelFolder, fit: Fit, device: torch.device, clip_count: int) -> TrainingFacts:
     """Machine, model and libraries of work on so many clips."""
     return TrainingFacts(
@@ -113,11 +133,12 @@ class _Job:
         self._device = device
         self._worker = worker
         self._requests = requests
-        self._folder: ModelFolder = resolve_model(plan.model, plan.revision, COMPONENTS)
+        self._folder: ModelFolder
         self._resume = read_checkpoint(plan.checkpoint) if plan.checkpoint else None
         self._log = StepLog.read(plan.metrics, self._resume.step) if plan.metrics and self._resume else StepLog()
         self.step = self._resume.step if self._resume else 0
         self._fit: Fit
+        self._held: TrainSettings  # as the fit has it
         self._transformer: Any = None
         self._previewer: Previewer | None = None
 
@@ -127,25 +148,30 @@ class _Job:
         return self.step == self._plan.settings.steps
 
     def load(self) -> Iterator[Report]:
-        settings = self._plan.settings
+        plan, settings = self._plan, self._plan.settings
+        self._folder = yield from reported(fetching_model(plan.model, plan.revision, COMPONENTS))
         fit = self._fit = fit_to_device(self._plan, self._folder, self._device, self._worker, self._resume)
+        self._held = replace(settings, kept_blocks=fit.plan.kept_blocks)
         with fit.memory_for("loading the base model"):
-            self._transformer = load_transformer(
+            loading = loading_transformer(
                 self._folder,
                 self._device,
                 Precision(fit.plan.precision),
                 video_only=not settings.with_audio,
                 streamed_blocks=fit.plan.streamed_blocks,
             )
+            self._transformer = yield from reported(loading)
             add_lora(self._transformer, rank=settings.rank, with_audio=settings.with_audio, seed=settings.seed)
             if self._plan.initial_lora is not None and self._resume is None:
                 fill_adapter(self._transformer, read_lora(self._plan.initial_lora))
         report = load_report(self._transformer)
         facts = facts_of(self._folder, fit, self._device, len(self._plan.samples))
         yield Loaded(facts=facts, reason=fit.reason, seconds=report.seconds, size_bytes=report.size_bytes)
+        if "distilled" in self._folder.reference.lower():
+            yield Warned(DISTILLED)
         if self._resume is None:
             with fit.memory_for(f"a training step on clips of {fit.load.tokens} tokens"):
-                measured = preflight(self._transformer, SampleFolder(self._plan.samples), settings)
+                measured = preflight(self._transformer, SampleFolder(plan.samples), self._held, self._worker.team)
             yield measured
         if self._plan.previews is not None:
             self._previewer = Previewer(
@@ -162,7 +188,7 @@ class _Job:
         reports = train(
             self._transformer,
             SampleFolder(self._plan.samples),
-            self._plan.settings,
+            self._held,
             identity={**self._plan.identity, "precision": self._fit.plan.precision},
             worker=self._worker,
             resume=self._resume,

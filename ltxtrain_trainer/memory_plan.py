@@ -28,6 +28,9 @@ WEIGHT_BYTES = {"fp32": 4.0, "bf16": 2.0, "int8": 1.0005, "fp8": 1.001, "nf4": 0
 # and minutes a step.
 MAX_CPU_WEIGHTS = 2 * 10**9
 
+# Tensors of a worker's tokens that are under way between those who share a clip: queries, keys and values, as sent and
+# as received.
+EXCHANGED = 6
 BUFFERED_BLOCKS = 2  # ltxtrain_trainer.model.streaming
 # Of a use of a LoRA, which trains nothing.
 NO_OPTIMIZER = "none"
@@ -67,7 +70,21 @@ _FORWARD = {
     ("fp8", True): _Line(340_400, 0.643 * GIB),
     ("nf4", True): _Line(399_732, 0.044 * GIB),
 }
+# By the same: the bytes that one block leaves for its backward pass, beside its input, where it is not computed once
+# more. The last one's are there anyway. int8 and fp8 leave the weights that they were multiplied as.
+_KEPT = {
+    ("bf16", False): _Line(361_496, 0.037 * GIB),
+    ("int8", False): _Line(361_496, 0.475 * GIB),
+    ("fp8", False): _Line(361_496, 0.475 * GIB),
+    ("nf4", False): _Line(361_496, 0.037 * GIB),
+    ("bf16", True): _Line(456_228, 0.040 * GIB),
+    ("int8", True): _Line(456_228, 0.681 * GIB),
+    ("fp8", True): _Line(456_228, 0.681 * GIB),
+    ("nf4", True): _Line(456_228, 0.040 * GIB),
+}
 _REAL_WIDTH = 4096
+# Of the free memory that kept activations may fill together with all else: more than the plan is known to be off by.
+KEPT_SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,25 +157,37 @@ PUBLISHED = ModelSize()
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """The load of a plan: tokens of one training clip and of one preview (0: none of it), adapter and optimizer."""
+    """The load of a plan: tokens of one training clip and of one preview (0: none of it), adapter and optimizer.
+
+    workers_per_clip: that share the tokens of a training clip; each samples whole previews.
+    """
 
     tokens: int
     rank: int
     with_audio: bool
     optimizer: str = "adamw"
     preview_tokens: int = 0
+    workers_per_clip: int = 1
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens of a training clip that are one worker's."""
+        return -(-self.tokens // self.workers_per_clip)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
     """A way to hold a training on a card, and its bytes there; host_bytes are those of the streamed blocks.
 
-    exact: the numbers do not depend on streamed_blocks. precision, and whether the audio half is there, decide them.
+    exact: the numbers do not depend on streamed_blocks and kept_blocks. precision, and whether the audio half is there,
+    decide them. kept_blocks: the last ones, which a backward pass does not compute once more.
     """
 
     precision: str
     with_audio: bool
+    workers_per_clip: int
     streamed_blocks: int
+    kept_blocks: int
     weight_bytes: int
     adapter_bytes: int
     activation_bytes: int
@@ -172,7 +201,11 @@ class MemoryPlan:
     def __str__(self) -> str:
         streamed = f", {self.streamed_blocks} of its blocks in host memory" if self.streamed_blocks else ""
         half = "" if self.with_audio else " without its audio half"
-        return f"the base model in {self.precision}{half}{streamed}: about {self.total_bytes / GIB:.1f} GiB"
+        kept = f", {self.kept_blocks} of its blocks computed once" if self.kept_blocks else ""
+        shared = f", each clip shared by {self.workers_per_clip}" if self.workers_per_clip > 1 else ""
+        return (
+            f"the base model in {self.precision}{half}{streamed}{kept}{shared}: about {self.total_bytes / GIB:.1f} GiB"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "total_bytes": self.total_bytes}
@@ -185,18 +218,26 @@ class PlanChoice:
     reason: str
 
 
-def plan_for(load: Load, precision: str, streamed_blocks: int = 0, model: ModelSize = PUBLISHED) -> MemoryPlan:
+def plan_for(
+    load: Load, precision: str, streamed_blocks: int = 0, model: ModelSize = PUBLISHED, kept_blocks: int = 0
+) -> MemoryPlan:
     """The bytes of one way to hold a training; activations of other widths in proportion."""
     linear, other = model.block_weights(load.with_audio)
     size = 4 if precision == "fp32" else 2
     block = linear * WEIGHT_BYTES[precision] + other * size
     held = model.layers - streamed_blocks + (BUFFERED_BLOCKS if streamed_blocks else 0)
     kind = ("bf16" if precision == "fp32" else precision, load.with_audio)
-    step = max(_STEP[kind].at(load.tokens), _FORWARD[kind].at(load.preview_tokens))
+    step = _STEP[kind].at(load.own_tokens)
+    step += max(kept_blocks - 1, 0) * _KEPT[kind].at(load.own_tokens)
+    if load.workers_per_clip > 1:
+        step += EXCHANGED * 2 * _REAL_WIDTH * load.own_tokens
+    step = max(step, _FORWARD[kind].at(load.preview_tokens))
     return MemoryPlan(
         precision=precision,
         with_audio=load.with_audio,
+        workers_per_clip=load.workers_per_clip,
         streamed_blocks=streamed_blocks,
+        kept_blocks=kept_blocks,
         weight_bytes=round(held * block + model.outer_weights(load.with_audio) * size),
         adapter_bytes=round(model.adapter_weights(load.rank, load.with_audio) * ADAPTER_BYTES[load.optimizer]),
         activation_bytes=round(step * model.width / _REAL_WIDTH * size / 2),
@@ -228,11 +269,23 @@ def choose_plan(
     smallest: MemoryPlan | None = None
     for plan in rungs(load, host_bytes, precisions, model):
         if plan.total_bytes <= device_bytes:
+            plan = _keeping(plan, load, device_bytes, host_bytes, model)
             return PlanChoice(plan, True, f"{plan} of the {free:.1f} GiB free")
         if smallest is None or plan.total_bytes < smallest.total_bytes:
             smallest = plan
     assert smallest is not None
     return PlanChoice(smallest, False, f"{smallest}, the least that is possible here, and {free:.1f} GiB are free")
+
+
+def _keeping(plan: MemoryPlan, load: Load, device_bytes: int, host_bytes: int, model: ModelSize) -> MemoryPlan:
+    """The same with as many blocks kept as fit well, where there is something to fall back to."""
+    if not load.tokens or plan.streamed_blocks or more_streamed(plan, load, host_bytes, model) is None:
+        return plan
+    for kept in range(model.layers, 0, -1):
+        keeping = plan_for(load, plan.precision, 0, model, kept)
+        if keeping.total_bytes <= KEPT_SHARE * device_bytes:
+            return keeping
+    return plan
 
 
 def more_streamed(plan: MemoryPlan, load: Load, host_bytes: int, model: ModelSize = PUBLISHED) -> MemoryPlan | None:

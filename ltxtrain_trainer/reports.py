@@ -54,6 +54,14 @@ class TrainingFacts:
     python: str
 
 
+@dataclass(frozen=True)
+class Loading:
+    """Bytes of the base model that are downloaded, or on their device, of all."""
+
+    completed_bytes: int
+    total_bytes: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
     """The base model is on its device."""
@@ -153,7 +161,8 @@ class Stopped:
 
 
 Report = (
-    Loaded
+    Loading
+    | Loaded
     | Preflight
     | Step
     | Checkpointed

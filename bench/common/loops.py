@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from bench.common.worker import Block, Shape
-from ltxtrain_trainer.data.dataset import Samples
-from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding
+from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding, dump_clip, dump_prompt
 from ltxtrain_trainer.model.folder import resolve_model
 from ltxtrain_trainer.model.loading import load_transformer
 from ltxtrain_trainer.model.precision import Precision
 from ltxtrain_trainer.model.transformer import VelocityModel
+from ltxtrain_trainer.plan import SampleFiles
 from ltxtrain_trainer.reports import Step
 from ltxtrain_trainer.seeds import sample_at
 from ltxtrain_trainer.training.loop import prepare, train
@@ -42,8 +42,8 @@ def serve(blocks: Callable[[int], Block]) -> None:
 
 
 def product(model: Path, shape: Shape) -> Callable[[int], Block]:
-    transformer, settings = _transformer(model, shape), _settings(shape)
-    reports = train(transformer, _samples(shape), settings, identity={})
+    transformer, settings = _transformer(model, shape), settings_of(shape)
+    reports = train(transformer, samples_of(shape), settings, identity={})
 
     def block(count: int) -> Block:
         started = time.perf_counter()
@@ -57,7 +57,7 @@ def product(model: Path, shape: Shape) -> Callable[[int], Block]:
 
 
 def bare(model: Path, shape: Shape) -> Callable[[int], Block]:
-    transformer, settings = _transformer(model, shape), _settings(shape)
+    transformer, settings = _transformer(model, shape), settings_of(shape)
     prepare(transformer, settings)
     parameters = list(adapter(transformer).values())
     optimizer = torch.optim.AdamW(parameters, betas=BETAS, eps=EPSILON, weight_decay=WEIGHT_DECAY, fused=True)
@@ -98,7 +98,7 @@ class _Gates:
 
 def _batches(transformer: Any, shape: Shape, settings: TrainSettings) -> Iterator[list[tuple[dict[str, Any], Tensor]]]:
     """The transformer's inputs and what it should say of the tokens that are not prefix, of every clip of each step."""
-    model, samples = VelocityModel(transformer), _samples(shape)
+    model, samples = VelocityModel(transformer), samples_of(shape)
     prefix = video_prefix_tokens(settings.conditioning_frames, shape.latents)
     for step in range(1, settings.steps + 1):
         batch = []
@@ -133,13 +133,13 @@ def _batches(transformer: Any, shape: Shape, settings: TrainSettings) -> Iterato
 
 def _transformer(model: Path, shape: Shape) -> Any:
     torch.set_num_threads(1)
-    settings = _settings(shape)
+    settings = settings_of(shape)
     transformer = load_transformer(resolve_model(str(model)), torch.device("cpu"), Precision.FP32)
     add_lora(transformer, rank=settings.rank, with_audio=False, seed=settings.seed)
     return transformer
 
 
-def _settings(shape: Shape) -> TrainSettings:
+def settings_of(shape: Shape) -> TrainSettings:
     return TrainSettings(
         rank=32,
         steps=STEPS,
@@ -151,7 +151,18 @@ def _settings(shape: Shape) -> TrainSettings:
     )
 
 
-def _samples(shape: Shape) -> Samples:
+def sample_files(folder: Path, shape: Shape) -> tuple[SampleFiles, ...]:
+    """The same samples as files in a folder."""
+    made = []
+    for number, (clip, prompt) in enumerate(samples_of(shape)):
+        files = SampleFiles(latents=folder / f"clip-{number}", prompt=folder / f"prompt-{number}")
+        files.latents.write_bytes(dump_clip(clip))
+        files.prompt.write_bytes(dump_prompt(prompt))
+        made.append(files)
+    return tuple(made)
+
+
+def samples_of(shape: Shape) -> list[tuple[EncodedClip, PromptEmbedding]]:
     draw = torch.Generator().manual_seed(0)
     return [
         (

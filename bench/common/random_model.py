@@ -8,6 +8,7 @@ import torch
 from bench.common.meta_card import REAL, quantize
 from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding
 from ltxtrain_trainer.memory_plan import ModelSize
+from ltxtrain_trainer.model.loading import attach_stream
 from ltxtrain_trainer.model.precision import UNQUANTIZED, Precision
 from ltxtrain_trainer.model.streaming import BlockStream
 
@@ -65,8 +66,7 @@ def random_transformer(
                 stream.take(index, part)
     model.requires_grad_(False)
     if stream is not None:
-        stream.attach(model.transformer_blocks)
-        model.__dict__["_ltxtrain_stream"] = stream
+        attach_stream(model, stream)
     return model
 
 

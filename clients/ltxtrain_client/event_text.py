@@ -148,7 +148,7 @@ def measure(stage: int, progress: Progress) -> Measure:
         completed, total = progress.fetched_bytes, progress.fetch_total_bytes
         return Measure(completed, total, f"{_of(size_text(completed), size_text(total), total)} fetched")
     completed, total = progress.completed, progress.total
-    if stage == Stage.STAGE_PUBLISH:
+    if stage in (Stage.STAGE_MODEL, Stage.STAGE_PUBLISH):
         return Measure(completed, total, _of(size_text(completed), size_text(total), total))
     return Measure(completed, total, _of(str(completed), str(total), total))
 

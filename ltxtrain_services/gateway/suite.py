@@ -102,7 +102,7 @@ async def _further(caller: Caller, sheet: Sheet, broken: Sequence[str], beside: 
             for violation in more.violations
             for path in [violation.sheet_path]
             # Comparisons between fields, any of which may be the broken one.
-            if violation.reason != "PREFIX_COVERS_CLIP" and path != "options.gpu_count"
+            if violation.reason != "PREFIX_COVERS_CLIP" and path not in ("options.gpu_count", "options.compile_blocks")
             if path not in broken and not path.startswith(tuple(f"{place}{mark}" for place in broken for mark in ".["))
         ]
     except CallError:

@@ -1,4 +1,7 @@
-"""The model that a suite on this machine uses, and whether it is here. Nothing is fetched and no weights are read."""
+"""The model that a suite on this machine uses, whether it is here, and whether its GPU can be used.
+
+No weights are fetched or read.
+"""
 
 import fcntl
 import shutil
@@ -8,10 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ltxtrain_client.cli.doctor import Finding, Verdict
+from ltxtrain_client.quantities import size_text
 
 from ltxtrain_pocket.weights import digest
 from ltxtrain_trainer.errors import ModelUnavailable, ModelUnsupported
-from ltxtrain_trainer.model.folder import DEFAULT_MODEL, resolve_model
+from ltxtrain_trainer.model.folder import DEFAULT_MODEL, download_of, resolve_model
 from ltxtrain_trainer.model.hub import cached_snapshot
 
 LOCK = "up.lock"
@@ -30,6 +34,24 @@ def check_model(state_dir: Path, environ: Mapping[str, str]) -> Finding:
         return Finding("model", Verdict.OK, f"{reference} is here and whole")
     advice = f"Set LTXTRAIN_MODEL to a folder that holds LTX 2.3. To try things out: {WAY_TO_TRY}"
     return Finding("model", Verdict.NOTE, f"{reference}: {lack}", advice)
+
+
+def check_torch(state_dir: Path, environ: Mapping[str, str]) -> Finding | None:
+    """Check of `ltxtrain doctor`: the installed torch can allocate on this machine's GPU; None without a driver."""
+    if not has_gpu():
+        return None
+    import torch
+
+    from ltxtrain_trainer.errors import DeviceUnusable
+    from ltxtrain_trainer.model.device import device_of, free_bytes
+
+    try:
+        device = device_of(gpu_expected=True)
+    except DeviceUnusable as error:
+        advice = "Trainings would end as GPU_UNUSABLE. A machine without a GPU needs no driver either."
+        return Finding("torch", Verdict.FAILED, str(error), advice)
+    free = size_text(free_bytes(device))
+    return Finding("torch", Verdict.OK, f"{torch.__version__} uses {torch.cuda.get_device_name(device)}, {free} free")
 
 
 def chosen_model(environ: Mapping[str, str], state_dir: Path) -> str:
@@ -83,9 +105,25 @@ def missing(reference: str, revision: str | None = None) -> str:
         if Path(base).expanduser().is_dir() or base.startswith(("/", ".", "~")):
             resolve_model(reference, revision or None)
         elif (snapshot := cached_snapshot(base, (revision or "").partition("+")[0] or None)) is None:
-            return "not on this machine yet: the first job downloads it"
+            return f"not on this machine yet: {_download(base, revision)}"
         else:
             resolve_model(f"{snapshot}{mark}{file}")
     except (ModelUnavailable, ModelUnsupported, OSError) as error:
         return str(error)
     return ""
+
+
+def _download(reference: str, revision: str | None) -> str:
+    """The download that the first job does, and the room for it."""
+    from huggingface_hub import constants
+
+    try:
+        download = download_of(reference, revision)
+    except (ModelUnavailable, ModelUnsupported) as error:
+        return f"the first job downloads it, but now: {error}"
+    assert download is not None, "it is not here"
+    cache = Path(constants.HF_HUB_CACHE)
+    free = shutil.disk_usage(next(path for path in (cache, *cache.parents) if path.exists())).free
+    lacking = download.total_bytes - download.completed_bytes()
+    room = f"{'' if free > lacking else 'only '}{size_text(free)} are free"
+    return f"the first job downloads {size_text(lacking)} to {cache}, where {room}"

@@ -139,9 +139,10 @@ def training_facts(job: Job, summary: TrainingSummary, units: int, price: Money 
     wanted = job.effective_spec.extend_prefix.number_of_steps
     steps = f"{wanted}" if summary.steps == wanted else f"{summary.steps} of {wanted}"
     streamed = f", {summary.streamed_blocks} blocks in host memory" if summary.streamed_blocks else ""
+    shared = f", each clip shared by {summary.gpus_per_clip} GPUs" if summary.gpus_per_clip > 1 else ""
     facts = {
         "Base model": f"{summary.model} at {summary.model_revision[:19]}, {summary.precision}",
-        "Device": f"{summary.device}, {summary.planned_memory_bytes / 2**30:.1f} GiB planned{streamed}",
+        "Device": f"{summary.device}, {summary.planned_memory_bytes / 2**30:.1f} GiB planned{streamed}{shared}",
         "Clips": f"{summary.clip_count}",
     }
     if job.HasField("continue_from"):

@@ -29,6 +29,7 @@ from ltxtrain_services.runtime.settings import UnitPrice
 from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT
 from ltxtrain_trainer.geometry import BUCKETS, Geometry, snap_frames
 from ltxtrain_trainer.preview.recipe import SCHEDULE_TOKENS
+from ltxtrain_trainer.training.settings import TEAM_SIZES
 
 MAX_VALIDATION_INPUTS = max_items(ExtendPrefixSpec, "validation")
 # What a way to hold weights or to move them needs; services and workers have one environment.
@@ -115,10 +116,23 @@ def resolve_options(options: JobOptions, number_of_steps: int) -> tuple[JobOptio
     resolved, violations = fill(options, OPTIONS)
     if not options.HasField("preview_interval"):
         resolved.preview_interval = max(1, number_of_steps // 4)
-    if not violations and resolved.gpu_count and resolved.batch_size % resolved.gpu_count:
-        text = f"{resolved.gpu_count} GPUs do not divide a batch of {resolved.batch_size}."
-        violations.append(Violation("gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text))
+    if not violations and (wrong := _check_sharing(resolved)) is not None:
+        violations.append(wrong)
     return resolved, below("options.", violations)
+
+
+def _check_sharing(options: JobOptions) -> Violation | None:
+    """GPUs share the clips of a step among them, or else the tokens of each clip."""
+    gpus, clips = options.gpu_count, options.batch_size
+    if not gpus or clips % gpus == 0:
+        return None
+    if gpus % clips or gpus // clips not in TEAM_SIZES:
+        text = f"{gpus} GPUs neither divide a batch of {clips} nor are 2, 4 or 8 times as many."
+        return Violation("gpu_count", ErrorReason.ERROR_REASON_FIELD_OUT_OF_RANGE, text)
+    if options.compile_blocks:
+        text = f"Blocks are not compiled where GPUs share a clip, as {gpus} do with {clips} a step."
+        return Violation("compile_blocks", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)
+    return None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ class TrainTask:
     worker_count: int
     # The trace that the work belongs to, across processes.
     trace: dict[str, str]
+    # Workers that share the tokens of each clip.
+    team_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class TrainActor:
         try:
             with (
                 resumed_trace(task.trace, "train", flush=True),
-                join(self._rank, task.worker_count, meeting_point, device) as worker,
+                join(self._rank, task.worker_count, meeting_point, device, team_size=task.team_size) as worker,
                 Beside[Stored]("uploads") as uploads,
             ):
                 try:

@@ -39,6 +39,7 @@ from ltxtrain_trainer.memory_plan import GIB, LADDER, MAX_CPU_WEIGHTS, Load, Mod
 from ltxtrain_trainer.model.folder import transformer_config
 from ltxtrain_trainer.preview.recipe import STEPS, passes
 from ltxtrain_trainer.reports import Loaded, Step
+from ltxtrain_trainer.training.settings import workers_per_clip
 
 FILE = "estimates.json"
 # Seconds a TFLOP of a step: 2.2 s and 7.2 s for the published model and 6912 tokens, 300 and 90 TFLOP a second;
@@ -97,11 +98,12 @@ class Estimator:
         asked = _asked_precision(options)
         may_use_cpu = asked is not None or self._model.weights(spec.with_audio) <= MAX_CPU_WEIGHTS
         on_cpu = not self._has_gpu and may_use_cpu
-        speed, basis = self._speed(options, on_cpu)
+        gpus = self._gpus(options)
+        speed, basis = self._speed(options, on_cpu, workers_per_clip(gpus, options.batch_size))
         before = self._before()
-        whole = speed.times(self._flop(spec, options) / TFLOP / self._gpus(options)).plus(before)
+        whole = speed.times(self._flop(spec, options) / TFLOP / gpus).plus(before)
         units = billable_units(spec.number_of_steps)
-        load = memory_load(spec, options)
+        load = memory_load(spec, options, gpus)
         precision = asked or ("fp32" if on_cpu else LADDER[0])
         response = EstimateJobResponse(
             tokens_per_clip=training.video_tokens,
@@ -117,6 +119,7 @@ class Estimator:
             card_plans=[] if on_cpu else [self._card_plan(card, load, asked) for card in CARDS_GIB],
             on_cpu=on_cpu,
             gpu_missing=not self._has_gpu and not may_use_cpu,
+            gpus_per_clip=load.workers_per_clip,
         )
         if spec.dataset:
             async with errors_passed_on():
@@ -125,14 +128,15 @@ class Estimator:
                 response.cached_samples = await self._cached(spec, owner)
         return response
 
-    def _speed(self, options: JobOptions, on_cpu: bool) -> "tuple[Range, EstimateBasis]":
+    def _speed(self, options: JobOptions, on_cpu: bool, a_clip: int) -> "tuple[Range, EstimateBasis]":
         """Seconds a TFLOP and GPU of a training step, and what they are known from."""
         asked = word(BasePrecision.DESCRIPTOR, options.base_precision)
         optimizer = word(Optimizer.DESCRIPTOR, options.optimizer)
 
         def same(kind: str) -> bool:
-            first, *conditions = kind.split("/")
-            return first == STEP and conditions[1] == optimizer and asked in ("auto", conditions[0])
+            first, _, conditions = kind.partition("/")
+            precision = conditions.partition("/")[0] if asked == "auto" else asked
+            return first == STEP and conditions == Conditions(precision, optimizer, a_clip).key
 
         for fits, basis in (
             (same, EstimateBasis.ESTIMATE_BASIS_MEASURED),
@@ -197,14 +201,15 @@ class Estimator:
         )
 
 
-def memory_load(spec: ExtendPrefixSpec, options: JobOptions) -> Load:
-    """The load that a resolved job puts on a card."""
+def memory_load(spec: ExtendPrefixSpec, options: JobOptions, gpus: int) -> Load:
+    """The load that a resolved job puts on each of its cards."""
     return Load(
         tokens=_clip_tokens(spec),
         rank=spec.rank,
         with_audio=spec.with_audio,
         optimizer=word(Optimizer.DESCRIPTOR, options.optimizer),
         preview_tokens=preview_geometry(spec).video_tokens if spec.validation else 0,
+        workers_per_clip=workers_per_clip(gpus, options.batch_size),
     )
 
 

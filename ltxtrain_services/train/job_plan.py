@@ -16,7 +16,7 @@ from ltxtrain_services.train.actors import Remote, TrainTask
 from ltxtrain_services.train.artifacts import INITIAL_LORA, latest_checkpoint, short_name
 from ltxtrain_trainer.model.folder import ModelFolder
 from ltxtrain_trainer.plan import JobPlan, PreviewInput, PreviewSettings, SampleFiles
-from ltxtrain_trainer.training.settings import TrainSettings
+from ltxtrain_trainer.training.settings import TrainSettings, workers_per_clip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,14 @@ def train_task(
         initial_lora=files.add(initial.blob) if initial is not None and not checkpoint else None,
         streamed_blocks=streamed_blocks,
     )
-    return TrainTask(job=job.name, plan=plan, files=files.remote, worker_count=worker_count, trace=current_trace())
+    return TrainTask(
+        job=job.name,
+        plan=plan,
+        files=files.remote,
+        worker_count=worker_count,
+        trace=current_trace(),
+        team_size=workers_per_clip(worker_count, plan.settings.batch_size),
+    )
 
 
 def train_settings(job: Job) -> TrainSettings:

@@ -30,14 +30,19 @@ NOTHING = Range(0.0, 0.0)
 
 @dataclass(frozen=True)
 class Conditions:
-    """How a training was held, as far as it changes its speed a token and a GPU."""
+    """How a training was held, as far as it changes its speed a token and a GPU.
+
+    workers_per_clip: GPUs that share each clip's tokens, and wait on each other.
+    """
 
     precision: str
     optimizer: str
+    workers_per_clip: int = 1
 
     @property
     def key(self) -> str:
-        return f"{self.precision}/{self.optimizer}"
+        shared = f"/{self.workers_per_clip}" if self.workers_per_clip > 1 else ""
+        return f"{self.precision}/{self.optimizer}{shared}"
 
 
 class Measurements:

@@ -7,6 +7,7 @@ what the first start made. Relayed events and the cursor that says how far they 
 import asyncio
 import contextlib
 import re
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -241,6 +242,27 @@ def enter_stage(job: Job, stage: "Stage", progress: Progress | None = None) -> N
     job.ClearField("progress")
     if progress is not None:
         job.progress.CopyFrom(progress)
+
+
+class Pace:
+    """How long a piece of work will still take, from how fast it went since the first look at it."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._first: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def progress(self, completed: int, total: int) -> Progress:
+        """The progress of so much of it, with the time left where there is a pace."""
+        if self._first is None:
+            self._first, self._began = completed, time.monotonic()
+        progress, gained = Progress(completed=completed, total=total), completed - self._first
+        if gained > 0:
+            progress.eta_seconds = self.seconds / gained * (total - completed)
+        return progress
 
 
 async def together(*work: Coroutine[Any, Any, T]) -> list[T]:

@@ -237,6 +237,8 @@ def training_summary(facts: TrainingFacts, steps: StepLog) -> TrainingSummary:
         device=facts.device,
         planned_memory_bytes=int(facts.memory["total_bytes"]),
         streamed_blocks=int(facts.memory["streamed_blocks"]),
+        # Facts of a training that began under an earlier version lack it.
+        gpus_per_clip=int(facts.memory.get("workers_per_clip", 1)),
         clip_count=facts.clip_count,
         steps=int(steps.rows[-1]["step"]) if steps.rows else 0,
         step_seconds=sum(seconds for _, seconds in steps.series("seconds")),

@@ -19,12 +19,14 @@ from ltxtrain_services.runtime.objects import ObjectStore
 from ltxtrain_services.runtime.work import Attempt
 from ltxtrain_services.train import artifacts as of_job
 from ltxtrain_services.train.actors import Stored
+from ltxtrain_services.train.prepare import Pace, enter_stage
 from ltxtrain_services.train.publication import FACTS, MEASURED, WARNINGS, facts_message, measured_key
 from ltxtrain_trainer.errors import PeerLost
 from ltxtrain_trainer.reports import (
     Checkpointed,
     Finished,
     Loaded,
+    Loading,
     Previewed,
     Previewing,
     RequestedPreviewsDone,
@@ -135,6 +137,10 @@ class Recorder:
         self._observe = observe
         self._step = self._checkpoint_step = begin
         self._sampled = 0.0
+        self._loading = Pace()
+        self._told_loading = time.monotonic()
+        # The job's stage that the model has interrupted, once it is told of.
+        self._stage: Stage | None = None
 
     @property
     def ahead(self) -> bool:
@@ -156,6 +162,8 @@ class Recorder:
             requested = isinstance(item.report, Checkpointed) and item.report.requested
             files = [of_job.training_artifact(self._attempt.name, stored, requested) for stored in item.files]
             match item.report:
+                case Loading() as loading:
+                    await self._load(loading)
                 case Loaded() as loaded:
                     self._observe(loaded)
                     await self._loaded(loaded)
@@ -204,6 +212,19 @@ class Recorder:
             if requested:
                 edit.body.checkpoint_requested = False
 
+    async def _load(self, loading: Loading) -> None:
+        """Tell how far the model is, when it takes longer than a moment."""
+        progress, now = self._loading.progress(loading.completed_bytes, loading.total_bytes), time.monotonic()
+        last = self._stage is not None and loading.completed_bytes == loading.total_bytes
+        if now - self._told_loading < EVENT_SECONDS and not last:
+            return
+        self._told_loading = now
+        async with self._attempt.edit() as edit:
+            if self._stage is None:
+                self._stage = edit.body.stage
+            enter_stage(edit.body, Stage.STAGE_MODEL, progress)
+            edit.add_event(Event(stage=Stage.STAGE_MODEL, progress=progress))
+
     async def _loaded(self, loaded: Loaded) -> None:
         log.info(
             "base model held as %s (%s), %.1f GB in %.1f s",
@@ -215,6 +236,8 @@ class Recorder:
         )
         async with self._attempt.edit() as edit:
             edit.put_child(FACTS, "training", facts_message(loaded.facts))
+            if self._stage is not None:
+                enter_stage(edit.body, self._stage)
 
     async def _sampling(self, report: Previewing) -> None:
         now = time.monotonic()

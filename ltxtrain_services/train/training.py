@@ -30,6 +30,7 @@ from ltxtrain_services.train.recorder import REQUESTED, Recorder, TrainingResult
 from ltxtrain_trainer.errors import DeviceMemoryExhausted, PeerLost, TrainerError, TrainingDiverged
 from ltxtrain_trainer.reports import Loaded, Step
 from ltxtrain_trainer.training.requests import Request
+from ltxtrain_trainer.training.settings import workers_per_clip
 
 log = logging.getLogger(__name__)
 
@@ -179,12 +180,13 @@ class Training:
         if continues_clips(job):
             return lambda report: None
         optimizer = word(Optimizer.DESCRIPTOR, job.options.optimizer)
-        conditions = Conditions("", optimizer)
+        shared_by = workers_per_clip(workers, job.options.batch_size)
+        conditions = Conditions("", optimizer, shared_by)
 
         def observe(report: Loaded | Step) -> None:
             nonlocal conditions
             if isinstance(report, Loaded):
-                conditions = Conditions(report.facts.precision, optimizer)
+                conditions = Conditions(report.facts.precision, optimizer, shared_by)
             self._observe(job, report, conditions, workers)
 
         return observe

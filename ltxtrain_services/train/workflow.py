@@ -32,7 +32,7 @@ from ltxtrain_services.train.continuation import continues_clips, take_over
 from ltxtrain_services.train.continue_clips import clips_output
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.job_plan import Prepared
-from ltxtrain_services.train.prepare import Preparation, enter_stage
+from ltxtrain_services.train.prepare import Pace, Preparation, enter_stage
 from ltxtrain_services.train.publication import (
     FACTS,
     Published,
@@ -46,7 +46,7 @@ from ltxtrain_services.train.recorder import REQUESTED, TrainingResult
 from ltxtrain_services.train.training import Training
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_trainer.errors import TrainerError
-from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
+from ltxtrain_trainer.model.folder import ModelFolder, fetching_model
 from ltxtrain_trainer.training.step_log import StepLog
 
 
@@ -123,9 +123,7 @@ class TrainWorkflow:
         return ending
 
     async def _prepare(self, attempt: Attempt[Job]) -> Prepared:
-        settings = self._runtime.settings
-        with translated():
-            model: ModelFolder = await asyncio.to_thread(resolve_model, settings.model, settings.model_revision or None)
+        model = await self._model(attempt)
         training_set = await Preparation(attempt, self._upstream).run(await attempt.get(), model.revision)
         async with errors_passed_on():
             samples = [
@@ -133,6 +131,28 @@ class TrainWorkflow:
             ]
         await publish_training_set(self._runtime.objects, attempt, training_set)
         return Prepared(model=model, training_set=training_set, samples=samples)
+
+    async def _model(self, attempt: Attempt[Job]) -> ModelFolder:
+        """The base model; the job tells of its download, where it is not here yet."""
+        settings = self._runtime.settings
+        fetching, pace = fetching_model(settings.model, settings.model_revision or None), Pace()
+
+        def look() -> tuple[int, int] | ModelFolder:
+            try:
+                return next(fetching)
+            except StopIteration as found:
+                folder: ModelFolder = found.value
+                return folder
+
+        while True:
+            with translated():
+                found = await asyncio.to_thread(look)
+            if isinstance(found, ModelFolder):
+                return found
+            progress = pace.progress(*found)
+            async with attempt.edit() as edit:
+                enter_stage(edit.body, Stage.STAGE_MODEL, progress)
+                edit.add_event(Event(stage=Stage.STAGE_MODEL, progress=progress))
 
     async def _publish(self, attempt: Attempt[Job], result: TrainingResult) -> Ending[Job]:
         papers = await self._papers(attempt, State.STATE_SUCCEEDED, result.audit, result.artifacts)

@@ -6,7 +6,9 @@ connectors' weights: `diffusers/LTX-2.3-Diffusers#/models/ltx-2.3-22b-dev.safete
 for in the folder.
 """
 
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Collection, Generator, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from ltxtrain_trainer.model.files import (
     readable,
     weight_files,
 )
-from ltxtrain_trainer.model.hub import cached_snapshot, download_snapshot
+from ltxtrain_trainer.model.hub import Download, cached_snapshot, download_snapshot, pending_download
 from ltxtrain_trainer.model.single_file import ORIGINAL_COMPONENTS, check_original
 
 # Flag, value in 2.3, value a config without it means (the default of the class).
@@ -84,6 +86,9 @@ def _refuse(reference: str, version: str | None, because: str) -> None:
         "give a diffusers-layout LTX 2.3 such as diffusers/LTX-2.3-Diffusers."
     )
 
+
+# Between two looks at a download.
+LOOK_SECONDS = 1.0
 
 DEFAULT_MODEL = "diffusers/LTX-2.3-Diffusers"
 PROMPT_TOKENS = 1024  # of the published model; its tokenizer names no limit
@@ -173,13 +178,67 @@ def _snapshot(repo: str, revision: str | None, components: Collection[str], skip
     cached = cached_snapshot(repo, revision)
     if cached is not None and _is_whole(cached, components, skip):
         return cached
-    settings = {f"{name}/*.json" for name in components}
     # Settings first: another version is refused before 100 GB of it are here.
-    folder = download_snapshot(repo, revision, settings)
+    folder = download_snapshot(repo, revision, _settings(components))
     check_version(repo, _configs(folder, components))
+    return download_snapshot(repo, revision, _all_files(components, skip))
+
+
+def fetching_model(
+    reference: str, revision: str | None = None, components: Collection[str] = tuple(COMPONENTS)
+) -> Generator[tuple[int, int], None, ModelFolder]:
+    """resolve_model while it downloads: bytes that are here and all of them, each second, and at last the folder.
+
+    Who stops asking leaves the download to go on.
+    """
+    try:
+        download = download_of(reference, revision, components)
+    except ModelUnavailable:
+        # resolve_model says better what is the matter.
+        download = None
+    if download is None:
+        return resolve_model(reference, revision, components)
+    resolving: Future[ModelFolder] = Future()
+
+    def resolve() -> None:
+        try:
+            resolving.set_result(resolve_model(reference, revision, components))
+        except BaseException as error:
+            resolving.set_exception(error)
+
+    threading.Thread(target=resolve, name="model", daemon=True).start()
+    while True:
+        ended = resolving.done()
+        yield download.completed_bytes(), download.total_bytes
+        if ended:
+            return resolving.result()
+        wait([resolving], timeout=LOOK_SECONDS)
+
+
+def download_of(
+    reference: str, revision: str | None = None, components: Collection[str] = tuple(COMPONENTS)
+) -> Download | None:
+    """The download that resolve_model does; None where it has nothing to fetch. Raises ModelUnavailable."""
+    base, _, file = reference.partition("#")
+    wanted = (revision or "").partition("+")[0] or None
+    skip = ORIGINAL_COMPONENTS if file else ()
+    if not base or base.startswith(("/", ".", "~")) or Path(base).is_dir():
+        return None
+    cached = cached_snapshot(base, wanted)
+    if cached is not None and _is_whole(cached, components, skip):
+        return None
+    return pending_download(base, wanted, _all_files(components, skip))
+
+
+def _settings(components: Collection[str]) -> set[str]:
+    return {f"{name}/*.json" for name in components}
+
+
+def _all_files(components: Collection[str], skip: Collection[str]) -> set[str]:
+    """Patterns of the files that are needed of a repository."""
     weights = {f"{name}/*.safetensors" for name in components if name not in skip}
     vocabulary = {f"{name}/*" for name in components if name == "tokenizer"}
-    return download_snapshot(repo, revision, settings | weights | vocabulary)
+    return _settings(components) | weights | vocabulary
 
 
 def _is_whole(folder: Path, components: Collection[str], skip: Collection[str]) -> bool:

@@ -6,7 +6,7 @@ way to a GPU.
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -88,6 +88,18 @@ def load_transformer(
     streamed_blocks: how many of its blocks stay in host memory (see .streaming). Raises PrecisionUnavailable where the
     format needs what is not installed here.
     """
+    loading = loading_transformer(folder, device, precision, video_only=video_only, streamed_blocks=streamed_blocks)
+    while True:
+        try:
+            next(loading)
+        except StopIteration as done:
+            return done.value
+
+
+def loading_transformer(
+    folder: ModelFolder, device: Device, precision: Precision, *, video_only: bool = False, streamed_blocks: int = 0
+) -> Generator[tuple[int, int], None, Any]:
+    """load_transformer, a block at a time: bytes of the files that are done and all of them, and at last the model."""
     from diffusers import LTX2VideoTransformer3DModel
 
     from ltxtrain_trainer.model.video_half import VideoTransformer
@@ -99,18 +111,27 @@ def load_transformer(
         quantizer = _quantizer(model, quantization_config(precision))
         stream = BlockStream(torch.device(device)) if streamed_blocks else None
         in_host = set(spread(streamed_blocks, len(model.transformer_blocks)))
+        done, whole = 0, sum(stored[name].nbytes for name in model.state_dict())
         for block, names in _by_block(model.state_dict()):
             # A block at a time, so that a device never holds more than one of those that do not stay.
-            _fill(model, {name: stored[name] for name in names}, device, precision.dtype, quantizer)
+            tensors = {name: stored[name] for name in names}
+            _fill(model, tensors, device, precision.dtype, quantizer)
             if stream is not None and block in in_host:
                 stream.take(block, model.transformer_blocks[block])
+            done += sum(tensor.nbytes for tensor in tensors.values())
+            yield done, whole
     if quantizer:
         quantizer.postprocess_model(model)
     loaded: Any = frozen(model, "transformer", start, in_host_bytes=stream.host_bytes if stream else 0)
     if stream is not None:
-        stream.attach(model.transformer_blocks)
-        _STREAMS[loaded] = stream
+        attach_stream(loaded, stream)
     return loaded
+
+
+def attach_stream(model: Any, stream: BlockStream) -> None:
+    """Have those of a transformer's blocks that a stream took come through it."""
+    stream.attach(model.transformer_blocks)
+    _STREAMS[model] = stream
 
 
 def block_stream(model: nn.Module) -> BlockStream | None:

@@ -9,11 +9,13 @@ the other modality's level before the two gates (forward pre-hooks that live for
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from ltxtrain_trainer.model.team import Team
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,21 @@ class Stream:
     sigma: Tensor
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """A modality of a batch, and the positions [B, axes, T, 2] of its tokens."""
+
+    stream: Stream
+    positions: Tensor
+
+    def part(self, team: Team) -> "_Placed":
+        """The tokens of one worker of a team."""
+        stream = replace(
+            self.stream, tokens=team.own(self.stream.tokens, 1), timesteps=team.own(self.stream.timesteps, 1)
+        )
+        return _Placed(stream, team.own(self.positions, 2))
+
+
 class VelocityModel:
     """A diffusers LTX2VideoTransformer3DModel, with or without LoRA, as a function from streams to velocities.
 
@@ -38,8 +55,10 @@ class VelocityModel:
     residual stream of an int8 or nf4 base would be float32 from the first attention on.
     """
 
-    def __init__(self, transformer: Any) -> None:
+    def __init__(self, transformer: Any, team: Team | None = None) -> None:
+        """team: the workers that compute each call together, on a part of its tokens each."""
         self.transformer = transformer
+        self._team = team
         self.video_only: bool = getattr(transformer, "video_only", False)
         self.layer_count: int = transformer.config.num_layers
 
@@ -75,17 +94,40 @@ class VelocityModel:
         skip_self_attention: blocks whose self-attention passes its values through (spatio-temporal guidance);
         ValueError when the model has no such block, since guidance would silently do nothing.
         """
+        if self._team is not None and skip_self_attention:
+            raise ValueError("A team's workers sample previews each on its own; none skips self-attention together.")
         missing = [block for block in skip_self_attention if not 0 <= block < self.layer_count]
         if missing:
             raise ValueError(f"The model has {self.layer_count} blocks; there is no block {missing[0]} to skip.")
-        if self.video_only:
-            if audio is not None:
-                raise ValueError("The model was loaded without its audio half; it cannot be given audio.")
-            return self._video(video, frame_rate, latent_shape, skip_self_attention), None
-        sound = audio if audio is not None else self._silent(video)
+        if self.video_only and audio is not None:
+            raise ValueError("The model was loaded without its audio half; it cannot be given audio.")
+        inputs = [_Placed(video, self.video_positions(latent_shape, frame_rate, len(video.tokens)))]
+        if audio is not None:
+            inputs.append(_Placed(audio, self.audio_positions(audio.tokens.shape[1], len(audio.tokens))))
+        if self._team is None:
+            velocities = self._velocities(inputs, isolate, skip_self_attention)
+        else:
+            velocities = self._shared(self._team, inputs, isolate)
+        return velocities[0], velocities[1] if audio is not None else None
+
+    def _velocities(self, inputs: "list[_Placed]", isolate: bool, pass_values_in: Sequence[int]) -> list[Tensor]:
+        """The velocities of each modality that is given, video first."""
+        video, video_positions = inputs[0].stream, inputs[0].positions
         scale = float(self.transformer.config.timestep_scale_multiplier)
+        if self.video_only:
+            velocity: Tensor = self.transformer(
+                hidden_states=video.tokens.to(self.dtype),
+                encoder_hidden_states=video.context.to(self.dtype),
+                timestep=video.timesteps * scale,
+                sigma=video.sigma * scale,
+                video_coords=video_positions,
+                pass_values_in=pass_values_in,
+            )
+            return [velocity.float()]
+        silent = len(inputs) == 1
+        sound = self._silent(video) if silent else inputs[1].stream
         with self._gates_follow_other_modality(video.sigma, sound.sigma):
-            video_velocity, audio_velocity = self.transformer(
+            velocities: tuple[Tensor, Tensor] = self.transformer(
                 hidden_states=video.tokens.to(self.dtype),
                 audio_hidden_states=sound.tokens.to(self.dtype),
                 encoder_hidden_states=video.context.to(self.dtype),
@@ -94,32 +136,31 @@ class VelocityModel:
                 audio_timestep=sound.timesteps * scale,
                 sigma=video.sigma * scale,
                 audio_sigma=sound.sigma * scale,
-                video_coords=self.video_positions(latent_shape, frame_rate, video.tokens.shape[0]),
-                audio_coords=self.audio_positions(sound.tokens.shape[1], sound.tokens.shape[0]),
-                isolate_modalities=isolate or audio is None,
-                spatio_temporal_guidance_blocks=list(skip_self_attention),
+                video_coords=video_positions,
+                audio_coords=self.audio_positions(1, len(sound.tokens)) if silent else inputs[1].positions,
+                isolate_modalities=isolate or silent,
+                spatio_temporal_guidance_blocks=list(pass_values_in),
                 use_cross_timestep=False,
                 return_dict=False,
             )
-        return video_velocity.float(), audio_velocity.float() if audio is not None else None
+        return [velocity.float() for velocity in velocities[: len(inputs)]]
 
-    def _video(
-        self,
-        video: Stream,
-        frame_rate: float | Tensor,
-        latent_shape: tuple[int, int, int],
-        pass_values_in: Sequence[int],
-    ) -> Tensor:
-        scale = float(self.transformer.config.timestep_scale_multiplier)
-        velocity: Tensor = self.transformer(
-            hidden_states=video.tokens.to(self.dtype),
-            encoder_hidden_states=video.context.to(self.dtype),
-            timestep=video.timesteps * scale,
-            sigma=video.sigma * scale,
-            video_coords=self.video_positions(latent_shape, frame_rate, video.tokens.shape[0]),
-            pass_values_in=pass_values_in,
-        )
-        return velocity.float()
+    def _shared(self, team: Team, inputs: "list[_Placed]", isolate: bool) -> list[Tensor]:
+        """The same, by a team: each worker calls the transformer with its own tokens."""
+        from ltxtrain_trainer.model.sequence_parallel import placed, share_attention, whole
+
+        share_attention(self.transformer)
+        lengths = [modality.stream.tokens.shape[1] for modality in inputs]
+        ropes = (("rope", "cross_attn_rope"), ("audio_rope", "cross_attn_audio_rope"))
+        found = [
+            (getattr(self.transformer, name), length)
+            for names, length in zip(ropes, lengths, strict=False)
+            for name in names
+            if hasattr(self.transformer, name)
+        ]
+        with placed(team, found):
+            own = self._velocities([modality.part(team) for modality in inputs], isolate, ())
+        return [whole(team, velocity, length) for velocity, length in zip(own, lengths, strict=True)]
 
     def video_positions(self, latent_shape: tuple[int, int, int], frame_rate: float | Tensor, batch: int) -> Tensor:
         """[B, 3, T, 2]: start and end of each token in seconds, pixel rows and pixel columns."""

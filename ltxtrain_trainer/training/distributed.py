@@ -10,7 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from ltxtrain_trainer.errors import PeerLost
+from ltxtrain_trainer.model.team import Team, together
 
 Value = TypeVar("Value")
 
@@ -20,22 +20,40 @@ TIMEOUT = timedelta(hours=2)
 
 @dataclass(frozen=True)
 class Worker:
-    """One of count workers; each holds the whole model and computes its share of every batch."""
+    """One of count workers; each holds the whole model and computes its share of every batch.
+
+    team: the workers that share the tokens of each clip with this one; None: its clips are its own.
+    """
 
     rank: int = 0
     count: int = 1
+    team: Team | None = None
+
+    @property
+    def team_size(self) -> int:
+        return self.team.size if self.team else 1
+
+    @property
+    def shares(self) -> int:
+        """Parts that a batch is divided into, one a team."""
+        return self.count // self.team_size
+
+    @property
+    def place(self) -> int:
+        """The part of a batch that is this worker's, or its team's."""
+        return self.rank // self.team_size
 
     def share(self, batch_size: int) -> range:
         """Indices of the global batch that this worker computes. Raises ValueError when they do not divide evenly."""
-        if batch_size % self.count:
-            raise ValueError(f"{self.count} workers cannot share a batch of {batch_size} clips evenly.")
-        size = batch_size // self.count
-        return range(self.rank * size, (self.rank + 1) * size)
+        if batch_size % self.shares:
+            raise ValueError(f"{self.shares} workers cannot share a batch of {batch_size} clips evenly.")
+        size = batch_size // self.shares
+        return range(self.place * size, (self.place + 1) * size)
 
     def sum(self, tensor: Tensor) -> None:
         """The sum over all workers, in place; the same bits on each. Raises PeerLost."""
         if self.count > 1:
-            with _together():
+            with together():
                 torch.distributed.all_reduce(tensor)
 
     def told(self, value: Value) -> Value:
@@ -43,7 +61,7 @@ class Worker:
         if self.count == 1:
             return value
         held = [value]
-        with _together():
+        with together():
             torch.distributed.broadcast_object_list(held, src=0)
         return held[0]
 
@@ -52,7 +70,7 @@ class Worker:
         if self.count == 1:
             return [value]
         found: list[Any] | None = [None] * self.count if self.rank == 0 else None
-        with _together():
+        with together():
             torch.distributed.gather_object(value, found)
         return found or []
 
@@ -61,7 +79,7 @@ class Worker:
         if self.count == 1:
             return value
         found = torch.tensor([value], dtype=torch.int64, device=device)
-        with _together():
+        with together():
             torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
         return int(found.item())
 
@@ -70,15 +88,23 @@ ALONE = Worker()
 
 
 @contextmanager
-def join(rank: int, count: int, address: str, device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[Worker]:
+def join(
+    rank: int,
+    count: int,
+    address: str,
+    device: torch.device,
+    *,
+    team_size: int = 1,
+    timeout: timedelta = TIMEOUT,
+) -> Iterator[Worker]:
     """A worker among count, found through the first one's free `host:port`; by NCCL on GPUs, by Gloo on CPUs.
 
-    Raises PeerLost.
+    team_size: neighbours that share the tokens of each clip. Raises PeerLost.
     """
     if count == 1:
         yield Worker()
         return
-    with _together():
+    with together():
         torch.distributed.init_process_group(
             backend="nccl" if device.type == "cuda" else "gloo",
             init_method=f"tcp://{address}",
@@ -87,17 +113,18 @@ def join(rank: int, count: int, address: str, device: torch.device, timeout: tim
             timeout=timeout,
         )
     try:
-        yield Worker(rank, count)
+        yield Worker(rank, count, _team(rank, count, team_size, timeout))
     finally:
         torch.distributed.destroy_process_group()
 
 
-@contextmanager
-def _together() -> Iterator[None]:
-    """Around what all workers do together: none of the libraries beneath has an error of its own for a lost peer."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise PeerLost(f"another worker of the training does not answer: {str(error).splitlines()[0]}") from error
+def _team(rank: int, count: int, size: int, timeout: timedelta) -> Team | None:
+    if size == 1:
+        return None
+    with together():
+        # Every worker has to ask for every group.
+        groups = [
+            torch.distributed.new_group(list(range(first, first + size)), timeout=timeout)
+            for first in range(0, count, size)
+        ]
+    return Team(rank % size, size, groups[rank // size])

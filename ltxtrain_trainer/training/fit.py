@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ltxtrain_trainer.data.dataset import SampleFolder, read_files, read_sample
-from ltxtrain_trainer.errors import CheckpointMismatch, DeviceUnusable
+from ltxtrain_trainer.errors import CheckpointMismatch, DeviceUnusable, ModelUnsupported
 from ltxtrain_trainer.geometry import latent_frames
 from ltxtrain_trainer.memory_plan import (
     LADDER,
@@ -59,10 +59,15 @@ def fit_to_device(
     """The plan of a job, the same on every worker: chosen by the one with the least memory.
 
     A job that goes on keeps the number format that it began in. Raises CheckpointMismatch when another is asked for,
-    and DeviceUnusable for a model that a CPU should not be given.
+    DeviceUnusable for a model that a CPU should not be given, and ModelUnsupported for one with too few heads to share.
     """
     model = ModelSize.of(folder.config("transformer"))
-    load = load_of(job)
+    if model.heads % worker.team_size or model.audio_heads % worker.team_size:
+        raise ModelUnsupported(
+            f"The {model.heads} attention heads of {folder.reference} cannot be shared by {worker.team_size} GPUs a "
+            "clip. Set gpu_count so that fewer share one, or raise batch_size."
+        )
+    load = load_of(job, worker)
     began_in = resume.fingerprint.get("precision") if resume else None
     if began_in and job.precision not in (AUTO, began_in):
         raise CheckpointMismatch(
@@ -118,7 +123,7 @@ def _on_cpu(load: Load, asked: str | None, streamed_blocks: int, model: ModelSiz
     return Fit(plan, reason, load, model, 0, () if asked else LADDER[:1])
 
 
-def load_of(job: JobPlan) -> Load:
+def load_of(job: JobPlan, worker: Worker) -> Load:
     """Tokens of its first training clip (all are of one shape) and of its largest preview, and the adapter."""
     settings = job.settings
     clip, _ = read_sample(SampleFolder(job.samples), 0, settings.with_audio)
@@ -128,6 +133,7 @@ def load_of(job: JobPlan) -> Load:
         with_audio=settings.with_audio,
         optimizer=settings.optimizer,
         preview_tokens=_preview_tokens(job.previews) if job.previews else 0,
+        workers_per_clip=worker.team_size,
     )
 
 

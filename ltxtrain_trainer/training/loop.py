@@ -7,12 +7,13 @@ the training computes depends on random state or on anything else that such a us
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from ltxtrain_trainer.data.dataset import Samples, prefetch, read_sample, split_held_out
@@ -80,8 +81,10 @@ def train(
     if resume is not None:
         require_same(resume.fingerprint, this_training)
     requests = requests or Requests()
+    if worker.team is not None and settings.compile_blocks:
+        raise ValueError("Blocks are not compiled where workers share the tokens of a clip.")
     prepare(transformer, settings)
-    model = VelocityModel(transformer)
+    model = VelocityModel(transformer, worker.team)
     optimizer = AdapterOptimizer(adapter(transformer), settings.optimizer)
     done = 0
     if resume is not None:
@@ -133,7 +136,7 @@ def train(
             learning_rate=rate,
             seconds=seconds,
             tokens_per_second=numbers.tokens / seconds,
-            data_wait_seconds=numbers.waited / worker.count,
+            data_wait_seconds=numbers.waited / worker.shares,
             held_out_loss=held_out_loss(model, samples, held_out, settings, worker) if evaluate else None,
         )
         asked = Request.CHECKPOINT in taken
@@ -199,7 +202,8 @@ class _Tally:
             device=device,
         )
         worker.sum(numbers)
-        video_sum, audio_sum, tokens, waited, asked, *quarters = numbers.tolist()
+        # A team's workers have the same clips, and the same numbers of them.
+        video_sum, audio_sum, tokens, waited, asked, *quarters = (numbers / worker.team_size).tolist()
         return _Numbers(
             video_sum, audio_sum, tokens, waited, asked > 0, tuple(quarters[:QUARTERS]), tuple(quarters[QUARTERS:])
         )
@@ -207,14 +211,28 @@ class _Tally:
 
 def prepare(transformer: Any, settings: TrainSettings) -> None:
     """Sets the transformer up for training; what is set already stays."""
-    if block_stream(transformer) is not None and (settings.compile_blocks or not settings.gradient_checkpointing):
+    kept = settings.kept_blocks or not settings.gradient_checkpointing
+    if block_stream(transformer) is not None and (settings.compile_blocks or kept):
         raise ValueError("Blocks in host memory are there for one pass at a time: they need checkpointing, uncompiled.")
     if settings.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+        transformer.enable_gradient_checkpointing(_checkpointing_all_but(transformer, settings.kept_blocks))
     else:
         transformer.disable_gradient_checkpointing()
     if settings.compile_blocks:
         transformer.compile_repeated_blocks()
+
+
+def _checkpointing_all_but(transformer: Any, kept: int) -> Callable[..., Any]:
+    """Calls a block so that it is computed once more in the backward pass, which comes to the last ones first."""
+    blocks = transformer.transformer_blocks
+    once = {id(block) for block in blocks[len(blocks) - kept :]}
+
+    def call(block: Any, *inputs: Any) -> Any:
+        if id(block) in once:
+            return block(*inputs)
+        return torch.utils.checkpoint.checkpoint(block, *inputs, use_reentrant=False)
+
+    return call
 
 
 @contextmanager

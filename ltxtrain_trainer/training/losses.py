@@ -161,16 +161,16 @@ PATIENCE = 3
 def held_out_loss(
     model: VelocityModel, samples: Samples, indices: Sequence[int], settings: TrainSettings, worker: Worker
 ) -> float:
-    """Mean loss over the clips at indices and over LEVELS; each worker measures its share, all get the mean."""
+    """Mean loss over the clips at indices and over LEVELS; each team measures its share, all get the mean."""
     total = torch.zeros(1, dtype=torch.float64, device=model.device)
     with torch.no_grad():
-        for position in range(worker.rank, len(indices), worker.count):
+        for position in range(worker.place, len(indices), worker.shares):
             clip, prompt = read_sample(samples, indices[position], settings.with_audio)
             for level in LEVELS:
                 draw = fixed_draw(clip, level, position)
                 total += clip_loss(model, clip, prompt, draw, settings.conditioning_frames).total
     worker.sum(total)
-    return total.item() / (len(indices) * len(LEVELS))
+    return total.item() / (worker.team_size * len(indices) * len(LEVELS))
 
 
 def suggested_stop(history: Sequence[tuple[int, float]]) -> int | None:

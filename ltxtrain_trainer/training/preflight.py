@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ltxtrain_trainer.data.dataset import Samples, read_sample
+from ltxtrain_trainer.model.team import Team
 from ltxtrain_trainer.model.transformer import VelocityModel
 from ltxtrain_trainer.reports import Preflight
 from ltxtrain_trainer.training.loop import exact, prepare
@@ -15,10 +16,13 @@ from ltxtrain_trainer.training.optim import AdapterOptimizer
 from ltxtrain_trainer.training.settings import TrainSettings
 
 
-def preflight(transformer: Any, samples: Samples, settings: TrainSettings) -> Preflight:
-    """A training step of the first sample, with the optimizer's own, at rate 0: the adapter stays as it is."""
+def preflight(transformer: Any, samples: Samples, settings: TrainSettings, team: Team | None = None) -> Preflight:
+    """A training step of the first sample, with the optimizer's own, at rate 0: the adapter stays as it is.
+
+    team: the workers that share the tokens of a clip, each of whom does this with the others.
+    """
     prepare(transformer, settings)
-    model = VelocityModel(transformer)
+    model = VelocityModel(transformer, team)
     clip, prompt = read_sample(samples, 0, settings.with_audio)
     on_gpu = model.device.type == "cuda"
     if on_gpu:

@@ -5,8 +5,15 @@ from typing import Any, Literal
 
 # Name of the task in the LoRA's metadata and in config.json.
 TRAINING_TYPE = "extend-prefix"
-# When a training reports does not change what it computes.
-REPORTING = ("checkpoint_interval", "preview_interval", "evaluation_interval")
+# When a training reports, and how often it computes the same, does not change what it computes.
+WITHOUT_EFFECT = ("checkpoint_interval", "preview_interval", "evaluation_interval", "kept_blocks")
+# Workers that may share the tokens of one clip: divisors of the published model's 32 heads.
+TEAM_SIZES = (2, 4, 8)
+
+
+def workers_per_clip(workers: int, batch_size: int) -> int:
+    """Workers that share the tokens of each clip: 1, unless there are more workers than clips in a step."""
+    return workers // batch_size if workers > batch_size else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +23,8 @@ class TrainSettings:
     rank: also alpha. steps: optimizer steps. conditioning_frames: pixel frames of the clean prefix, 1 modulo 8.
     batch_size: clips a step over all workers. Intervals are steps; a checkpoint, a preview and an evaluation also stand
     at the end. preview_interval 0: only there. holdout_fraction: share of the clips that is measured, not trained on.
-    steps decide no number of a step but through a linear schedule.
+    steps decide no number of a step but through a linear schedule. kept_blocks: the last blocks, whose activations
+    gradient checkpointing leaves in memory.
     """
 
     rank: int
@@ -30,6 +38,7 @@ class TrainSettings:
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
     holdout_fraction: float = 0.0
     gradient_checkpointing: bool = True
+    kept_blocks: int = 0
     compile_blocks: bool = False
     checkpoint_interval: int = 250
     preview_interval: int = 0
@@ -52,5 +61,5 @@ class TrainSettings:
         return last if last and 2 * (self.steps - last) < self.preview_interval else None
 
     def computed_with(self) -> dict[str, Any]:
-        """The settings that decide the numbers, by name: all but when there are reports."""
-        return {name: value for name, value in asdict(self).items() if name not in REPORTING}
+        """The settings that decide the numbers, by name: all but those without effect."""
+        return {name: value for name, value in asdict(self).items() if name not in WITHOUT_EFFECT}

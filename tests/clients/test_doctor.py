@@ -5,8 +5,10 @@ import sys
 from contextlib import aclosing
 from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.doctor import (
     Finding,
@@ -17,10 +19,15 @@ from ltxtrain_client.cli.doctor import (
     check_installation,
     check_ray,
 )
+from ltxtrain_client.quantities import size_text
 
 from ltxtrain_services.local import up
-from ltxtrain_services.local.model import WAY_TO_TRY, check_model, chosen_model, pocket_folder
+from ltxtrain_services.local.model import WAY_TO_TRY, check_model, check_torch, chosen_model, pocket_folder
 from ltxtrain_trainer.model.folder import DEFAULT_MODEL
+from tests.trainer.model.hub import REPOSITORY, serve
+from tests.trainer.model.test_folder import cache, point_at
+
+__all__ = ["cache"]
 
 # The package has a function of that name.
 doctor = importlib.import_module("ltxtrain_client.cli.doctor")
@@ -103,6 +110,7 @@ def test_a_model_is_here_or_there_is_something_to_do(
     """Nothing is fetched: of a repository only the cache is asked."""
     monkeypatch.setattr("ltxtrain_services.local.model.has_gpu", lambda: True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for reference, lack in (
         (str(tiny_model), ""),
         ("", "diffusers/LTX-2.3-Diffusers: not on this machine yet"),
@@ -114,6 +122,28 @@ def test_a_model_is_here_or_there_is_something_to_do(
         assert finding.verdict is (Verdict.NOTE if lack else Verdict.OK)
         assert lack in finding.detail
         assert ("LTXTRAIN_MODEL" in finding.advice and WAY_TO_TRY in finding.advice) is bool(lack)
+
+
+def test_a_model_that_is_to_come_has_its_true_size(
+    tiny_model: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = size_text(sum(file.stat().st_size for file in tiny_model.glob("*/*")))
+    with serve(tiny_model) as hub:
+        point_at(hub, monkeypatch)
+        finding = check_model(tmp_path, {"LTXTRAIN_MODEL": REPOSITORY})
+        assert f"the first job downloads {size} to {cache}, where " in finding.detail
+        assert "only" not in finding.detail and not hub.fetched
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=5_000_000))
+        assert "where only 5.0 MB are free" in check_model(tmp_path, {"LTXTRAIN_MODEL": REPOSITORY}).detail
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that works is no fault")
+def test_a_driver_whose_gpu_torch_cannot_use_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_torch(tmp_path, {}) is None
+    monkeypatch.setattr("ltxtrain_services.local.model.has_gpu", lambda: True)
+    finding = check_torch(tmp_path, {})
+    assert finding is not None and finding.verdict is Verdict.FAILED
+    assert f"torch {torch.__version__}" in finding.detail and "Update the NVIDIA driver" in finding.detail
 
 
 def test_without_a_gpu_the_pocket_model_is_the_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A whole job of the trainer on the tiny model: files, previews, resume."""
 
 import dataclasses
+import itertools
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from ltxtrain_trainer.reports import (
     FileKind,
     Finished,
     Loaded,
+    Loading,
     MadeFile,
     Previewed,
     Previewing,
@@ -129,8 +131,12 @@ def made(reports: list[Any], kind: type[Finished | Previewed] = Finished) -> dic
 def test_a_job_leaves_lora_metrics_previews_and_reel(tiny_model: Path, tmp_path: Path) -> None:
     plan = make_plan(tiny_model, tmp_path)
     reports = run(plan)
-    assert isinstance(reports[0], Loaded)
-    facts = reports[0].facts
+    *loading, last = itertools.takewhile(lambda report: isinstance(report, Loading), reports)
+    assert all(report.completed_bytes < report.total_bytes for report in loading)
+    assert last.completed_bytes == last.total_bytes > 0
+    loaded = reports[len(loading) + 1]
+    assert isinstance(loaded, Loaded)
+    facts = loaded.facts
     assert (facts.precision, facts.clip_count, facts.layer_count) == ("fp32", 3, 4)
     assert {"torch", "diffusers", "peft"} <= facts.libraries.keys()
     assert [report.step for report in reports if isinstance(report, Step)] == list(range(1, STEPS + 1))
@@ -150,6 +156,13 @@ def test_a_job_leaves_lora_metrics_previews_and_reel(tiny_model: Path, tmp_path:
         assert [stream.type for stream in reel.streams] == ["video"]
         assert sum(1 for _ in reel.decode(video=0)) == FRAMES
     assert [row["step"] for row in StepLog.read(files["metrics.parquet"].path, 3).rows] == [1, 2, 3]
+
+
+def test_a_distilled_model_is_warned_of(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "LTX-2.3-Distilled").symlink_to(tiny_model)
+    plan = make_plan(tmp_path / "LTX-2.3-Distilled", tmp_path, previews=False)
+    warned = next(report for report in run_job(plan, device=torch.device("cpu")) if isinstance(report, Warned | Step))
+    assert isinstance(warned, Warned) and "distilled" in warned.text
 
 
 def test_with_audio_there_is_a_video_only_file_too(tiny_model: Path, tmp_path: Path) -> None:

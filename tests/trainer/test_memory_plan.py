@@ -51,6 +51,24 @@ def test_the_most_exact_rung_that_fits_card_and_host_is_taken(
     assert precision in choice.reason and f"{card_gib}.0 GiB free" in choice.reason
 
 
+@pytest.mark.parametrize(("load", "card_gib"), [(DEFAULT, 79), (SMALL, 47), (JOINT, 79), (JOINT, 139)])
+def test_activations_are_kept_as_far_as_they_fit_well(load: Load, card_gib: int) -> None:
+    plan = choose_plan(load, card_gib * GIB, HOST).plan
+    assert (plan.precision, plan.streamed_blocks) == ("bf16", 0) and 1 < plan.kept_blocks <= PUBLISHED.layers
+    assert plan.total_bytes <= 0.9 * card_gib * GIB
+    more = plan_for(load, "bf16", kept_blocks=plan.kept_blocks + 1)
+    assert plan.kept_blocks == PUBLISHED.layers or more.total_bytes > 0.9 * card_gib * GIB
+    assert f"{plan.kept_blocks} of its blocks computed once" in str(plan)
+    # What is kept goes first when the device is full after all, so there has to be host memory for the next rung.
+    following = more_streamed(plan, load, HOST)
+    assert following is not None and following.kept_blocks == 0
+    assert choose_plan(load, card_gib * GIB, 0).plan.kept_blocks == 0
+
+
+def test_the_last_block_is_kept_for_nothing() -> None:
+    assert plan_for(DEFAULT, "bf16", kept_blocks=1).total_bytes == plan_for(DEFAULT, "bf16").total_bytes
+
+
 def test_no_more_blocks_are_streamed_than_it_takes() -> None:
     plan = choose_plan(DEFAULT, 23 * GIB, HOST).plan
     assert plan_for(DEFAULT, "bf16", plan.streamed_blocks - 1).total_bytes > 23 * GIB

@@ -43,7 +43,7 @@ def joined(sheet: SheetInvalid, service: InvalidArgument) -> SheetInvalid:
     for violation in service.violations:
         path = violation.sheet_path
         # Comparisons between fields, any of which may be the broken one.
-        compares = violation.reason == "PREFIX_COVERS_CLIP" or path == "options.gpu_count"
+        compares = violation.reason == "PREFIX_COVERS_CLIP" or path in ("options.gpu_count", "options.compile_blocks")
         follows = path in broken or any(path.startswith((f"{place}.", f"{place}[")) for place in broken)
         if not compares and not follows:
             problems.append(Problem(path, violation.description, violation.reason))

@@ -200,7 +200,8 @@ def estimate_lines(answer: EstimateJobResponse) -> list[str]:
     lines += [
         f"time      {time_text(answer)}" + (" on the CPU: this suite has no GPU" if answer.on_cpu else ""),
         f"memory    {size_text(answer.peak_memory_bytes)} "
-        + ("of the machine's memory" if answer.on_cpu else "on each GPU"),
+        + ("of the machine's memory" if answer.on_cpu else "on each GPU")
+        + (f", each clip shared by {answer.gpus_per_clip}" if answer.gpus_per_clip > 1 else ""),
         f"price     {price_text(answer.billable_units, answer.price)}",
         f"clip      {answer.tokens_per_clip} video tokens"
         + (f", {answer.audio_tokens_per_clip} audio tokens" if answer.audio_tokens_per_clip else ""),

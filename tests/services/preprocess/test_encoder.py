@@ -1,8 +1,10 @@
 """An encoder's memory, and its behaviour when memory ends; in this process, with a pretended GPU."""
 
+import asyncio
 import gc
 from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,10 @@ import torch
 
 import ltxtrain_trainer.data.encode
 from ltxtrain_services.preprocess.actors import Encoder, FittedScene, ModelSource, Phase
+from ltxtrain_services.preprocess.encoder_pool import Encoders
+from ltxtrain_services.runtime.cluster import Cluster
 from ltxtrain_services.runtime.objects import Objects, StoreAddress
+from ltxtrain_services.runtime.trainer_errors import GpuOutOfMemory, translated
 from ltxtrain_trainer.data.encoded import load_clip
 from ltxtrain_trainer.errors import DeviceMemoryExhausted
 from ltxtrain_trainer.model.folder import resolve_model
@@ -69,3 +74,39 @@ def test_what_does_not_fit_is_encoded_in_tiles(
         with pytest.raises(DeviceMemoryExhausted, match=r"64x64; take a smaller resolution"):
             encoder.encode(picture)
         assert tried == [False, True]
+
+
+class InThisProcess:
+    """An actor's handle, of its class in this process."""
+
+    def __init__(self, behind: Any) -> None:
+        self._behind = behind
+
+    def __getattr__(self, method: str) -> Any:
+        return SimpleNamespace(remote=lambda *given: asyncio.to_thread(getattr(self._behind, method), *given))
+
+
+class OwnCluster(Cluster):
+    """Whatever is awaited is there."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def value(self, reference: Any) -> Any:
+        return await reference
+
+
+@pytest.mark.parametrize("doing", ["loading the text encoder", "embedding a prompt"])
+async def test_prompts_that_find_no_memory_end_by_the_name_of_it(
+    doing: str, encoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    async with Encoders(OwnCluster(), lambda: InThisProcess(encoder)) as encoders:
+        if doing.startswith("loading"):
+            monkeypatch.setattr(ltxtrain_trainer.data.encode, "load_connectors", full)
+        with pytest.raises(GpuOutOfMemory, match=f"too little memory for {doing}; "), translated():
+            await encoders.turn_to(Phase.PROMPTS, 1)
+            encoder._prompts.connectors = full
+            await encoders.call("embed", "a disc")

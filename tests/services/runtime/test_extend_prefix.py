@@ -173,9 +173,26 @@ def test_an_explicit_zero_is_not_a_default() -> None:
 def test_options_have_defaults_and_ranges() -> None:
     resolved, wrong = resolve_options(JobOptions(), 2000)
     assert not wrong and (resolved.seed, resolved.batch_size, resolved.preview_interval) == (42, 1, 500)
-    _, wrong = resolve_options(JobOptions(batch_size=4, gpu_count=3), 2000)
-    assert [item.field for item in wrong] == ["options.gpu_count"]
     assert resolve_options(JobOptions(preview_interval=0), 2000)[0].preview_interval == 0
+
+
+@pytest.mark.parametrize(
+    ("clips", "gpus", "compiled", "wrong"),
+    [
+        (4, 2, True, []),
+        (4, 3, False, ["options.gpu_count"]),
+        # More GPUs than clips share each clip.
+        (1, 4, False, []),
+        (2, 16, False, []),
+        (1, 3, False, ["options.gpu_count"]),
+        (4, 6, False, ["options.gpu_count"]),
+        (1, 16, False, ["options.gpu_count"]),
+        (1, 2, True, ["options.compile_blocks"]),
+    ],
+)
+def test_gpus_divide_the_clips_or_share_them(clips: int, gpus: int, compiled: bool, wrong: list[str]) -> None:
+    options = JobOptions(batch_size=clips, gpu_count=gpus, compile_blocks=compiled)
+    assert [item.field for item in resolve_options(options, 2000)[1]] == wrong
 
 
 @pytest.mark.parametrize(("steps", "units"), [(100, 100), (2000, 2000), (50, 100)])

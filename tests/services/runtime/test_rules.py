@@ -316,7 +316,14 @@ TOGETHER: dict[str, list[Message]] = {
     ],
     "gpu_count_divides_batch_size": [
         CreateJobRequest(spec=sheet(), options=train_pb2.JobOptions(batch_size=batch, gpu_count=count))
-        for batch, count in ((4, 3), (4, 2), (4, 0), (1, 2), (64, 64))
+        for batch, count in ((4, 3), (4, 2), (4, 0), (4, 6), (4, 8), (1, 2), (1, 3), (1, 8), (1, 16), (2, 16), (64, 64))
+    ],
+    "shared_clips_are_not_compiled": [
+        CreateJobRequest(
+            spec=sheet(), options=train_pb2.JobOptions(compile_blocks=compiled, gpu_count=2, batch_size=batch)
+        )
+        for compiled in (False, True)
+        for batch in (None, 1, 2)
     ],
     "single_put_at_most_5_gib": [
         CreateUploadRequest(size_bytes=size, sha256="0" * 64, multipart=multipart)

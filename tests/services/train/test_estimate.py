@@ -18,6 +18,7 @@ from ltxtrain_services.runtime.settings import Settings, UnitPrice
 from ltxtrain_services.train.estimate import FILE, Estimator
 from ltxtrain_services.train.measured import WINDOW, Conditions
 from ltxtrain_services.train.upstream import Upstream
+from ltxtrain_trainer.memory_plan import GIB
 from ltxtrain_trainer.reports import Step
 
 URL = "https://example.com/clips.zip"
@@ -143,6 +144,23 @@ async def test_gpus_share_the_steps(tmp_path: Path) -> None:
     assert one.seconds_low == pytest.approx(4 * 100 * TOKENS / 1000)
     four = await estimate(asked, JobOptions(batch_size=4, gpu_count=4), number_of_steps=100)
     assert four.seconds_low == pytest.approx(one.seconds_low / 4)
+
+
+async def test_gpus_that_share_a_clip_are_told_and_measured_apart(tmp_path: Path) -> None:
+    asked = estimator(tmp_path, gpu_count=4)
+    alone, shared = JobOptions(), JobOptions(gpu_count=4)
+    asked.observe(job(), step(20, 1000.0), BF16, 1)
+    # Four GPUs on one clip, which wait on each other.
+    asked.observe(job(), step(20, 3000.0), Conditions("bf16", "adamw", 4), 4)
+    one, four = [await estimate(asked, options, number_of_steps=100) for options in (alone, shared)]
+    assert (one.seconds_low, four.seconds_low) == (
+        pytest.approx(100 * TOKENS / 1000),
+        pytest.approx(100 * TOKENS / 3000),
+    )
+    assert {one.basis, four.basis} == {EstimateBasis.ESTIMATE_BASIS_MEASURED}
+    assert (one.gpus_per_clip, four.gpus_per_clip) == (1, 4)
+    # Of a clip's activations each has a quarter.
+    assert four.peak_memory_bytes < one.peak_memory_bytes - 4 * GIB
 
 
 async def test_preparation_is_counted_in(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from dataclasses import asdict
 
 import pytest
+from ltxtrain.v1.train_pb2 import Job
 
+from ltxtrain_services.pages.job_page import training_facts
 from ltxtrain_services.train.publication import facts_message, facts_of, lora_audit, training_summary
 from ltxtrain_trainer.lora_file.audit import Audit
 from ltxtrain_trainer.model.precision import Precision
@@ -16,7 +18,7 @@ def test_a_training_is_summed_up(precision: Precision) -> None:
     facts = TrainingFacts(
         device="cuda: NVIDIA H200",
         precision=precision,
-        memory={"streamed_blocks": 3, "total_bytes": 60 * 2**30},
+        memory={"streamed_blocks": 3, "workers_per_clip": 4, "total_bytes": 60 * 2**30},
         model="a folder",
         model_revision="r",
         model_digests={},
@@ -27,6 +29,8 @@ def test_a_training_is_summed_up(precision: Precision) -> None:
     )
     summary = training_summary(facts_of(facts_message(facts)), StepLog())
     assert (summary.precision, summary.planned_memory_bytes, summary.streamed_blocks) == (precision, 60 * 2**30, 3)
+    assert summary.gpus_per_clip == 4
+    assert "3 blocks in host memory, each clip shared by 4 GPUs" in training_facts(Job(), summary, 100, None)["Device"]
     assert (summary.device, summary.model, summary.clip_count, summary.steps) == (facts.device, "a folder", 3, 0)
 
 

@@ -18,7 +18,8 @@ STEPS = 100
 async def test_two_workers_train_what_one_trains_though_one_is_killed(
     tiny_model: Path, object_store: StoreAddress, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
-    options = {"batch_size": 2, "checkpoint_interval": 20, "holdout_fraction": 0.25}
+    # One clip a step, of which each has half of the tokens.
+    options = {"checkpoint_interval": 20, "holdout_fraction": 0.25}
     async with running(tmp_path, tiny_model, object_store, ray_cluster, cpu_trainers=2) as trainer:
         samples = await trainer.samples(4)
         alone = await trainer.start(samples, options)
@@ -29,6 +30,7 @@ async def test_two_workers_train_what_one_trains_though_one_is_killed(
         assert len(actors) == 2
         processes.kill(actors[1])
         assert (await trainer.ended(both)).lifecycle.state == State.STATE_SUCCEEDED
+        assert (await trainer.jobs.get(both)).training_summary.gpus_per_clip == 2
         expected, found = [await trainer.metrics(job, tmp_path) for job in (alone, both)]
     assert [row["step"] for row in found] == list(range(1, STEPS + 1))
     for name in ("loss", "held_out_loss"):

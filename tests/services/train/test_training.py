@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import statistics
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from ltxtrain.v1.train_pb2 import (
 )
 from ltxtrain.v1.work_pb2 import State
 
-from ltxtrain_services.runtime import cluster
 from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.cluster import Cluster, Placement
 from ltxtrain_services.runtime.objects import StoreAddress
@@ -233,32 +231,6 @@ async def test_a_job_that_waits_is_cancelled_at_once(trainer: Trainer, samples: 
     assert (await trainer.jobs.get(ahead)).lifecycle.state == State.STATE_RUNNING
     await trainer.work.cancel(ahead, "me")
     await trainer.ended(ahead)
-
-
-# Done by every worker that finds it when it starts: no device here runs out of memory.
-EXHAUSTED = """
-import torch
-from ltxtrain_trainer.model.transformer import VelocityModel
-
-def exhausted(*arguments, **options):
-    raise torch.OutOfMemoryError("CUDA out of memory")
-
-VelocityModel.__call__ = exhausted
-"""
-
-
-async def test_a_device_with_too_little_memory_ends_the_job_before_step_1(
-    trainer: Trainer, samples: Sequence[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "sitecustomize.py").write_text(EXHAUSTED)
-    paths = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    options = cluster.ON_CPU | {"runtime_env": {"env_vars": {"PYTHONPATH": paths}}}
-    monkeypatch.setattr(cluster, "ON_CPU", options)
-    job = await trainer.start(samples)
-    ended = await trainer.ended(job)
-    assert reason(ended)[0] == "GPU_OUT_OF_MEMORY" and "base_precision" in ended.lifecycle.error.message
-    assert ended.billable_units == 0
-    assert not any(event.HasField("train_metrics") for event in await trainer.events(job))
 
 
 async def test_a_full_device_is_tried_once_more_from_the_checkpoint_with_the_plans_next_rung(

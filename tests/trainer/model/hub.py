@@ -17,12 +17,15 @@ REPOSITORY = "somebody/LTX-2.3-tiny"
 class Hub:
     endpoint: str
     fetched: list[str] = field(default_factory=list)  # paths of the files that were sent
+    # Weights are sent once it is set.
+    open: threading.Event = field(default_factory=threading.Event)
 
 
 @contextmanager
 def serve(folder: Path, refusal: tuple[int, str] | None = None) -> Iterator[Hub]:
     """Refuses every request with a status and the error code of the hub, when given."""
     hub = Hub("")
+    hub.open.set()
     files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
     class Handler(BaseHTTPRequestHandler):
@@ -48,6 +51,8 @@ def serve(folder: Path, refusal: tuple[int, str] | None = None) -> Iterator[Hub]
                 name = path.split("/", 5)[5]
                 if body:
                     hub.fetched.append(name)
+                    if name.endswith(".safetensors"):
+                        hub.open.wait(timeout=60)
                 headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{digest(files[name])}"'}
                 self.reply(200, files[name].read_bytes(), headers, body)
             else:

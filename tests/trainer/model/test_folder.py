@@ -11,7 +11,7 @@ import torch
 
 from ltxtrain_trainer.errors import ModelUnavailable, ModelUnsupported
 from ltxtrain_trainer.model.files import COMPONENTS, file_digest
-from ltxtrain_trainer.model.folder import resolve_model
+from ltxtrain_trainer.model.folder import fetching_model, resolve_model
 from tests.trainer.model.hub import COMMIT, REPOSITORY, Hub, serve
 
 
@@ -246,6 +246,33 @@ def test_a_download_brings_what_is_needed_and_no_more(
     assert whole.revision == COMMIT
     assert whole.digests == resolve_model(str(tiny_model)).digests
     assert resolve_model(REPOSITORY) == whole  # the hub is gone
+
+
+def test_a_download_is_told_in_bytes(tiny_model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ltxtrain_trainer.model.folder.LOOK_SECONDS", 0.01)
+    wanted = ("vae", "scheduler")
+    size = sum(file.stat().st_size for name in wanted for file in (tiny_model / name).iterdir())
+    with serve(tiny_model) as hub:
+        point_at(hub, monkeypatch)
+        hub.open.clear()
+        fetching = fetching_model(REPOSITORY, components=wanted)
+        assert next(fetching) == (0, size)
+        settings = sum(file.stat().st_size for name in wanted for file in (tiny_model / name).glob("*.json"))
+        while (seen := next(fetching)) != (settings, size):
+            assert seen[0] < settings
+        hub.open.set()
+        looks = []
+        while True:
+            try:
+                looks.append(next(fetching))
+            except StopIteration as done:
+                found = done.value
+                break
+    assert looks[-1] == (size, size) and found == resolve_model(REPOSITORY, components=wanted)
+    # What is here already is not fetched, and not told.
+    with pytest.raises(StopIteration) as again:
+        next(fetching_model(REPOSITORY, components=wanted))
+    assert again.value.value == found
 
 
 def test_another_version_is_refused_before_its_weights_are_here(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
-from ltxtrain_trainer.model.loading import block_stream, load_transformer
+from ltxtrain_trainer.model.loading import attach_stream, block_stream, load_transformer
 from ltxtrain_trainer.model.precision import Precision
 from ltxtrain_trainer.model.streaming import BlockStream, PlainLane, spread
 from ltxtrain_trainer.training.loop import prepare
@@ -49,8 +49,7 @@ def streamed(transformer: Any, count: int) -> Card:
     stream = BlockStream(torch.device("cpu"), card)
     for index in spread(count, LAYERS):
         stream.take(index, transformer.transformer_blocks[index])
-    stream.attach(transformer.transformer_blocks)
-    transformer.__dict__["_ltxtrain_stream"] = stream
+    attach_stream(transformer, stream)
     return card
 
 
@@ -100,8 +99,9 @@ def test_a_block_out_of_its_turn_is_an_error(folder: ModelFolder) -> None:
 
 def test_a_training_that_would_need_all_blocks_at_once_is_refused(folder: ModelFolder) -> None:
     model = load_transformer(folder, "cpu", Precision.FP32, video_only=True, streamed_blocks=2)
-    with pytest.raises(ValueError, match="need checkpointing"):
-        prepare(model, settings(gradient_checkpointing=False))
+    for wanted in (settings(gradient_checkpointing=False), settings(gradient_checkpointing=True, kept_blocks=1)):
+        with pytest.raises(ValueError, match="need checkpointing"):
+            prepare(model, wanted)
 
 
 def test_streamed_blocks_lie_evenly_apart() -> None:

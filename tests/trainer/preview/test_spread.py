@@ -1,19 +1,17 @@
 """Previews of several workers: each samples its share, and what comes out is what one worker makes."""
 
-import socket
 from pathlib import Path
 
 import torch
-from torch.multiprocessing.spawn import spawn
 
 from ltxtrain_trainer.job import run_job
 from ltxtrain_trainer.reports import Finished, Previewed, Previewing, Warned
 from ltxtrain_trainer.training.distributed import join
 from tests.trainer.test_job import make_plan
+from tests.trainer.workers import free_address, run_workers
 
 
 def work(rank: int, address: str, model: Path, folder: Path) -> None:
-    torch.set_num_threads(1)
     plan = make_plan(model, folder / f"{rank}", batch_size=2)
     with join(rank, 2, address, torch.device("cpu")) as worker:
         reports = list(run_job(plan, device=torch.device("cpu"), worker=worker))
@@ -28,10 +26,7 @@ def work(rank: int, address: str, model: Path, folder: Path) -> None:
 
 
 def test_two_workers_make_the_previews_of_one(tiny_model: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    spawn(work, (address, tiny_model, tmp_path), nprocs=2)
+    run_workers(work, 2, free_address(), tiny_model, tmp_path)
     first, second = (torch.load(tmp_path / f"result-{rank}") for rank in range(2))
     assert second["kinds"] == [], "the first worker speaks for all"
     assert first["kinds"].count("Previewed") == 2 and "Warned" not in first["kinds"]

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from bench.common.meta_card import REAL
-from ltxtrain_trainer.errors import CheckpointMismatch, DeviceMemoryExhausted, DeviceUnusable
+from ltxtrain_trainer.errors import CheckpointMismatch, DeviceMemoryExhausted, DeviceUnusable, ModelUnsupported
 from ltxtrain_trainer.memory_plan import GIB, PUBLISHED
+from ltxtrain_trainer.model.team import Team
 from ltxtrain_trainer.training.checkpoint import Checkpoint
 from ltxtrain_trainer.training.distributed import Worker
 from ltxtrain_trainer.training.fit import Fit, fit_to_device
@@ -22,6 +23,8 @@ HOST_BYTES = 64 * GIB
 class Folder:
     """A model folder of the published model's size."""
 
+    reference = "the published model"
+
     def config(self, component: str) -> dict[str, Any]:
         assert component == "transformer"
         return {**REAL, "num_layers": 48}
@@ -32,6 +35,13 @@ class Least(Worker):
 
     def least(self, value: int, device: torch.device) -> int:
         return value if value == HOST_BYTES else min(value, 15 * GIB)
+
+
+class Teammate(Worker):
+    """A worker whose others have as much memory as it has."""
+
+    def least(self, value: int, device: torch.device) -> int:
+        return value
 
 
 def began_in(precision: str) -> Checkpoint:
@@ -56,6 +66,14 @@ def fitted(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_worker_with_the_least_memory_decides_for_all(fitted: Any) -> None:
     assert fitted(79).plan.streamed_blocks == 0
     assert fitted(79, worker=Least()).plan == fitted(15).plan and fitted(15).plan.streamed_blocks > 0
+
+
+def test_workers_that_share_a_clip_have_its_activations_in_parts(fitted: Any) -> None:
+    alone, shared = fitted(79).plan, fitted(79, worker=Teammate(0, 4, Team(0, 4))).plan
+    assert shared.workers_per_clip == 4 and shared.weight_bytes == alone.weight_bytes
+    assert shared.activation_bytes < alone.activation_bytes and "each clip shared by 4" in str(shared)
+    with pytest.raises(ModelUnsupported, match="32 attention heads of the published model cannot be shared by 5"):
+        fitted(79, worker=Teammate(0, 5, Team(0, 5)))
 
 
 def test_compiled_blocks_are_not_streamed(fitted: Any, tiny_model: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The numbers of a training, its reports, and that nothing around it changes either."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -93,6 +94,19 @@ def test_the_loss_on_fixed_noise_falls() -> None:
 
 def test_gradient_checkpointing_changes_nothing(undisturbed: Trained) -> None:
     assert same(run(settings(gradient_checkpointing=True))[1], undisturbed[1])
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_nor_does_it_of_all_but_some_blocks(undisturbed: Trained, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer = with_lora(settings())
+    calls = Counter[int]()
+    for number, block in enumerate(transformer.transformer_blocks):
+        block.register_forward_pre_hook(lambda module, inputs, number=number: calls.update([number]))
+    _, found = run(settings(gradient_checkpointing=True, kept_blocks=kept, steps=6), transformer=transformer)
+    assert same(undisturbed[1], found)
+    # Those that are kept are computed half as often.
+    times = [calls[number] for number in range(4)]
+    assert times[4 - kept :] == [times[-1]] * kept and times[: 4 - kept] == [2 * times[-1]] * (4 - kept)
 
 
 def test_previews_in_between_change_nothing(undisturbed: Trained) -> None:
