@@ -42,6 +42,8 @@ NAME = "ltxtrain-rehearsal"
 PORTS = (7000, 7001, 7002, 7003, 9000)
 NOTHING_TO_RUN_WITH = 77
 STEPS = 100
+# To build again after.
+CHANGED, CHANGE = "ltxtrain_services/runtime/settings.py", "# A change of code.\n"
 SETTINGS = """LTXTRAIN_MODEL=/models/pocket
 LTXTRAIN_SHM=2gb
 """
@@ -80,10 +82,13 @@ class Rehearsal:
         size = self.project.engine("image", "inspect", "--format", "{{.Size}}", image)
         self.note("image_gb", int(size) / 1e9, "it has GB")
         if rebuild:
-            with (self.folder / "ltxtrain_services/runtime/settings.py").open("a") as file:
-                file.write("# A change of code.\n")
+            with (self.folder / CHANGED).open("a") as file:
+                file.write(CHANGE)
             other = f"{image}-rehearsal"
             self.timed("rebuild_seconds", "after a change of code it is built again", lambda: self._build(other))
+            look = f"import ltxtrain_services.runtime.settings as module; print(open(module.__file__).read()[-{len(CHANGE)}:])"
+            if CHANGE.strip() not in self.project.engine("run", "--rm", "--entrypoint", "python", other, "-c", look):
+                raise Failed("After a change of code the image still has the code of before.")
             self.project.engine("image", "rm", other)
 
     def _build(self, image: str) -> None:
