@@ -47,6 +47,9 @@ CHANGED, CHANGE = "ltxtrain_services/runtime/settings.py", "# A change of code.\
 SETTINGS = """LTXTRAIN_MODEL=/models/pocket
 LTXTRAIN_SHM=2gb
 """
+LAST_LINE = """import ltxtrain_services.runtime.settings as changed
+print(open(changed.__file__).read().splitlines()[-1])
+"""
 NODES = """import ray
 ray.init(address="127.0.0.1:6379", log_to_driver=False, logging_level="error")
 print(sum(node["Resources"].get("CPU", 0) > 0 for node in ray.nodes() if node["Alive"]))
@@ -86,8 +89,8 @@ class Rehearsal:
                 file.write(CHANGE)
             other = f"{image}-rehearsal"
             self.timed("rebuild_seconds", "after a change of code it is built again", lambda: self._build(other))
-            look = f"import ltxtrain_services.runtime.settings as module; print(open(module.__file__).read()[-{len(CHANGE)}:])"
-            if CHANGE.strip() not in self.project.engine("run", "--rm", "--entrypoint", "python", other, "-c", look):
+            inside = ["run", "--rm", "--entrypoint", "python", other, "-c"]
+            if not self.project.engine(*inside, LAST_LINE).endswith(CHANGE):
                 raise Failed("After a change of code the image still has the code of before.")
             self.project.engine("image", "rm", other)
 
