@@ -38,7 +38,9 @@ COPY clients clients
 RUN PATH=/opt/build/bin:$PATH pip wheel --no-deps --no-build-isolation --wheel-dir /wheel .
 
 FROM packages
-RUN --mount=type=bind,from=wheel,source=/wheel,target=/wheel pip install --no-deps --no-index /wheel/*.whl
+# Not by a mount: podman's cache does not look into one, and would go on with the code of before.
+COPY --from=wheel /wheel /opt/wheel
+RUN pip install --no-deps --no-index /opt/wheel/*.whl
 USER ltxtrain
 COPY --chmod=755 docker/entrypoint /usr/local/bin/entrypoint
 ENTRYPOINT ["entrypoint"]

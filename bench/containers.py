@@ -42,8 +42,13 @@ NAME = "ltxtrain-rehearsal"
 PORTS = (7000, 7001, 7002, 7003, 9000)
 NOTHING_TO_RUN_WITH = 77
 STEPS = 100
+# To build again after.
+CHANGED, CHANGE = "ltxtrain_services/runtime/settings.py", "# A change of code.\n"
 SETTINGS = """LTXTRAIN_MODEL=/models/pocket
 LTXTRAIN_SHM=2gb
+"""
+LAST_LINE = """import ltxtrain_services.runtime.settings as changed
+print(open(changed.__file__).read().splitlines()[-1])
 """
 NODES = """import ray
 ray.init(address="127.0.0.1:6379", log_to_driver=False, logging_level="error")
@@ -80,10 +85,13 @@ class Rehearsal:
         size = self.project.engine("image", "inspect", "--format", "{{.Size}}", image)
         self.note("image_gb", int(size) / 1e9, "it has GB")
         if rebuild:
-            with (self.folder / "ltxtrain_services/runtime/settings.py").open("a") as file:
-                file.write("# A change of code.\n")
+            with (self.folder / CHANGED).open("a") as file:
+                file.write(CHANGE)
             other = f"{image}-rehearsal"
             self.timed("rebuild_seconds", "after a change of code it is built again", lambda: self._build(other))
+            inside = ["run", "--rm", "--entrypoint", "python", other, "-c"]
+            if not self.project.engine(*inside, LAST_LINE).endswith(CHANGE):
+                raise Failed("After a change of code the image still has the code of before.")
             self.project.engine("image", "rm", other)
 
     def _build(self, image: str) -> None:

@@ -294,7 +294,7 @@ def test_a_change_of_code_fetches_no_package() -> None:
     fetching = re.compile(r"apt-get|pip install (?!.*--no-index)|pip install .*--constraint")
     below = "\n".join(lines[code:]).replace("\\\n", "")
     assert fetching.search("\n".join(lines[:code])) and not fetching.search(below)
-    assert "--no-build-isolation" in below and "--no-deps" in below
+    assert "--no-build-isolation" in below and "--no-deps" in below and "--mount" not in DOCKERFILE
 
 
 def requirements(*arguments: str) -> list[str]:
