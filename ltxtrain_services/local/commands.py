@@ -43,7 +43,7 @@ def up(
         typer.Option("--nodes", help="Have Ray nodes of other hosts join there; needs LTXTRAIN_RAY_TOKEN."),
     ] = False,
 ) -> None:
-    """Run the whole suite until Ctrl-C, on loopback or for other hosts: object store, Ray, the three services.
+    """Run the whole suite until Ctrl-C, on loopback or for other hosts: object store, Ray, services, gateway.
 
     Its ports are those of the addresses LTXTRAIN_TRAIN, LTXTRAIN_INGEST, LTXTRAIN_PREPROCESS and LTXTRAIN_GATEWAY.
     """

@@ -50,7 +50,8 @@ def no_progress_bars() -> Iterator[None]:
 
 def hush_imports() -> None:
     """Silence warnings of kernels that are not needed here; call it before diffusers is imported."""
-    for name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    torchao = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+    for name in (*torchao, "bitsandbytes.backends.cpu.ops"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -47,6 +47,21 @@ async def test_fetch_before_there_is_anything(far: FarSide, ltxtrain: Ltxtrain) 
     assert "has no results yet" in (await ltxtrain("fetch", JOB, code=5)).stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("1/lora.safetensors", "ltxtrain job 1"),
+        ("jobs/1/lora.safetensors", "ltxtrain job 1"),
+        ("datasets/2", "ltxtrain datasets show 2"),
+    ],
+)
+async def test_a_name_of_no_file_leads_to_the_list_of_them(
+    far: FarSide, ltxtrain: Ltxtrain, name: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERMINAL_WIDTH", "400")
+    assert f"`{command}` lists them" in (await ltxtrain("fetch", name, code=2)).stderr
+
+
 async def test_an_object_store_that_refuses_is_unreachable(
     far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, tmp_path: Path
 ) -> None:

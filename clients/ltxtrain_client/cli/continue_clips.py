@@ -53,7 +53,8 @@ def continue_clips(
         typer.Option(
             "--prompt",
             "-p",
-            help="What happens next, with the trigger phrase in front: one for all openings, or one for each in order.",
+            help="What happens next, with the trigger phrase in front: one for all openings, or one for each in order. "
+            "Needed.",
         ),
     ] = None,
     frames: Annotated[

@@ -3,6 +3,7 @@
 import json
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -88,9 +89,19 @@ async def _named_files(suite: Suite, name: str) -> list[RemoteFile]:
         made = await suite.preprocess.get_training_set(name)
         fields = [field for field in ("contact_sheet", "archive") if made.HasField(field)]
         return [await suite.remote_file(f"{name}/{field}") for field in fields]
-    if parts[0] not in ("jobs", "datasets", "trainingSets") or len(parts) < 3:
-        raise typer.BadParameter(f"{name} names no files; `ltxtrain {parts[0]} show` lists clips")
+    fewest = {"jobs": 4, "datasets": 4, "trainingSets": 3}.get(parts[0])
+    if fewest is None or len(parts) < fewest:
+        raise typer.BadParameter(_how_to_name(parts))
     return [await suite.remote_file(name)]
+
+
+def _how_to_name(parts: Sequence[str]) -> str:
+    """Advice for a name that stands for no file, by its parts."""
+    if parts[0] == "datasets":
+        # A dataset may be hundreds of gigabytes.
+        return f"name one clip of it, datasets/ID/clips/CLIP: `ltxtrain datasets show {parts[-1]}` lists them"
+    job = parts[1] if parts[0] == "jobs" else parts[0]
+    return f"{'/'.join(parts)} names no file; one of a job is jobs/ID/artifacts/FILE: `ltxtrain job {job}` lists them"
 
 
 async def _signed(settings: ClientSettings, name: str, everything: bool) -> list[RemoteFile]:
