@@ -107,7 +107,17 @@ def clip_form(origin: Job) -> list[Group]:
         f"{OPTIONS}.seed": str(origin.options.seed),
     }
     prompt, clip = _fields("extend_prefix.proto", ValidationInput, "openings[0].")
-    prompt = replace(prompt, value=f"{spec.trigger_phrase} " if spec.trigger_phrase else "")
+    prompt = replace(
+        prompt,
+        value=f"{spec.trigger_phrase} " if spec.trigger_phrase else "",
+        help="What happens next, behind the trigger phrase, as the captions of the training say it.",
+    )
+    # The contract's words are about the previews of a training, whose fields this form does not have.
+    clip = replace(
+        clip,
+        help=f"Required. Its first {spec.conditioning_frames} frames, at {spec.validation_frame_rate} a second, are "
+        "continued. A file that is dropped here, an https:// address, or dataset:datasets/ID/clips/CLIP.",
+    )
     inputs = [item for item in _fields("continue_clips.proto", ContinueClipsSpec, "") if item.name in CLIP_INPUTS]
     inputs += [item for item in _fields("train.proto", JobOptions, f"{OPTIONS}.") if item.name == "seed"]
     video = tuple(replace(item, default=usual.get(item.path, item.default)) for item in inputs)

@@ -61,7 +61,8 @@ def job_part(part: str, job: Job, story: Story) -> Markup:
 
 def spec_part(job: Job) -> Markup:
     """The section of job.html about the spec, with the options of the run."""
-    spec = shown_spec(job) | {"options": as_json(job.options)}
+    # A continuation has few of a training's options.
+    spec = shown_spec(job) | {"options": as_json(job.options, whole=not continues_clips(job))}
     return render_job_part(JobPage(title=job.name, state="", facts={}, spec=spec), "spec")
 
 

@@ -220,6 +220,7 @@ async def test_a_form_continues_a_clip_with_a_jobs_lora(suite: Suite, train: Tra
     names = set(re.findall(r' name="([^"]+)"', html))
     assert {"openings[0].video_url", "openings[0].prompt", "number_of_frames", "base_model", "options.seed"} <= names
     assert "with_audio" not in names and 'placeholder="89"' in html and 'placeholder="7"' in html
+    assert "Its first 9 frames, at 24 a second, are continued." in html and "validation_frame_rate" not in html
 
     status, answer = await browser.post(f"/{source}/continue", {"openings": [{"prompt": "on"}], "sampling_steps": 1})
     places = {tuple(item["loc"][1:]) for item in answer["detail"]}
@@ -240,6 +241,7 @@ async def test_a_form_continues_a_clip_with_a_jobs_lora(suite: Suite, train: Tra
     assert f'src="/{made}/files/continued-clip-1.mp4"' in shown and f'src="/{made}/files/base-clip-1.mp4"' in shown
     page = await browser.get(f"/{made}")
     assert f'<a href="/{source}">clips with {source}/artifacts/lora.safetensors</a>' in page
+    assert "unspecified" not in page
     offered = actions(page)
     assert "delete" in offered and not {"continue", "checkpoint", f"new?job={made[5:]}"} & offered
     assert "1 clip continued" in await browser.get("/jobs")
