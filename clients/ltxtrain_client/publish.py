@@ -62,9 +62,12 @@ async def collect(train: TrainClient, job: Job, folder: Path, *, license_name: s
     """
     if not job.output.lora_file or not job.output.config_file:
         raise OutputMissing(f"{job.name} has no LoRA and config to publish.")
+    # Not what the folder holds: somebody's other files, or those of another job, may lie there.
+    files = [CONFIG]
     for name, file in ((job.output.lora_file, LORA), (job.output.lora_video_only_file, VIDEO_ONLY)):
         if name:
             share_header(await train.download(name, folder / file))
+            files.append(file)
     config = shared(json.loads((await train.download(job.output.config_file, folder / CONFIG)).read_text()))
     (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     found = [item async for item in train.list_artifacts(job.name)]
@@ -72,10 +75,10 @@ async def collect(train: TrainClient, job: Job, folder: Path, *, license_name: s
         try:
             if name:
                 await train.download(name, folder / file)
+                files.append(file)
         except NotFound:  # it went with time; the LoRA is what is published
             continue
-    files = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    (folder / "README.md").write_text(card(config, files, license_name=license_name))
+    (folder / "README.md").write_text(card(config, sorted(files), license_name=license_name))
     return sorted([*files, "README.md"])
 
 

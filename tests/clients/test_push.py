@@ -187,8 +187,13 @@ async def test_the_files_can_be_looked_at_first(
     far: FarSide, store: ObjectHost, ltxtrain: Ltxtrain, hub: Hub, tmp_path: Path
 ) -> None:
     add_lora(far, store)
-    await ltxtrain("push", JOB, "kim/k1te", "--out", tmp_path / "files", "--license", "apache-2.0")
+    (tmp_path / "files").mkdir()
+    for other in ("README.md", "notes.txt"):
+        (tmp_path / "files" / other).write_text("of another day")
+    done = await ltxtrain("push", JOB, "kim/k1te", "--out", tmp_path / "files", "--license", "apache-2.0", "--json")
     assert not hub.repositories
+    named = json.loads(done.stdout)["files"]
+    assert named == ["README.md", "comfyui-workflow.json", "config.json", "lora.safetensors", "preview.mp4"]
     text = (tmp_path / "files/README.md").read_text()
     head = yaml.safe_load(text.split("---")[1])
     assert (head["base_model"], head["license"], head["instance_prompt"]) == (
