@@ -107,12 +107,6 @@ class Host:
             "HOME": str(self.folder),
         }
 
-    def call_others(self, names: Mapping[str, str]) -> None:
-        """Have names stand for addresses, by a hosts file of its own."""
-        folder = Path("/etc/netns") / self.namespace
-        folder.mkdir(parents=True)
-        (folder / "hosts").write_text("".join(f"{address} {name}\n" for name, address in names.items()))
-
     def start(self, script: str, **environ: str) -> Running:
         process = subprocess.Popen(
             ["ip", "netns", "exec", self.namespace, "bash", "-euo", "pipefail", "-c", script],
@@ -145,7 +139,6 @@ class Host:
                 time.sleep(0.2)
         with contextlib.suppress(subprocess.CalledProcessError):
             ip("netns", "del", self.namespace)
-        shutil.rmtree(Path("/etc/netns") / self.namespace, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -127,7 +127,6 @@ SMALL = {
     "ltxtrain_services/train/__main__.py": "python -m",
     "ltxtrain_services/runtime/guarded_server.py": "goes when grpcio mends its accept loop",
     "ltxtrain_services/preprocess/salvage.py": "what an early end leaves; the run itself must not know it",
-    "ltxtrain_services/runtime/healthcheck.py": "a program: the image's health check",
     "ltxtrain_trainer/continuation.py": "the use of a LoRA, beside job.py: a training must not know it",
     "ltxtrain_trainer/media/rate.py": "one measurement, on times alone",
     "ltxtrain_trainer/preview/guidance.py": "formulas of three papers, proven against the reference by themselves",

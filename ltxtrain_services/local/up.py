@@ -324,9 +324,12 @@ async def up(state_dir: Path, *, model: str | None = None, host: str = HOST, nod
     assert task is not None
 
     def stop() -> None:
-        if not task.cancelling():
-            print("Stopping …", flush=True)
+        first = not task.cancelling()
         task.cancel()
+        # Whoever read what it says may have gone.
+        with contextlib.suppress(OSError):
+            if first:
+                print("Stopping …", flush=True)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop)

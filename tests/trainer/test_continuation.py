@@ -79,8 +79,9 @@ def test_a_jobs_own_opening_is_continued_to_its_last_preview(trained: JobPlan, t
     assert made.read_bytes() != (tmp_path / "base-clip-1.mp4").read_bytes()
     with av.open(str(made)) as video:
         assert sum(frame.samples for frame in video.decode(audio=0)) >= round(FRAMES / RATE * 48_000)
-    first, *_, last = reports
-    assert isinstance(first, Loaded) and isinstance(last, Finished) and last.audit["modules"] > 0
+    last = reports[-1]
+    assert any(isinstance(report, Loaded) for report in reports)
+    assert isinstance(last, Finished) and last.audit["modules"] > 0
     steps = [(report.completed, report.total) for report in reports if isinstance(report, Previewing)]
     assert steps == [(step, 2 * SAMPLING_STEPS) for step in range(1, 2 * SAMPLING_STEPS + 1)]
     assert [file.kind for file in last.files] == [FileKind.VALIDATION_REEL]
@@ -124,7 +125,8 @@ def test_another_base_model_than_the_loras_is_told(trained: JobPlan, tmp_path: P
     generator = continue_clips(
         dataclasses.replace(plan, lora=tmp_path / "lora.safetensors"), device=torch.device("cpu")
     )
-    loaded, warned = next(generator), next(generator)
+    loaded = next(report for report in generator if isinstance(report, Loaded))
+    warned = next(generator)
     generator.close()  # type: ignore[attr-defined]
-    assert isinstance(loaded, Loaded) and isinstance(warned, Warned)
+    assert isinstance(warned, Warned)
     assert "revision sha256:other of the base model" in warned.text and loaded.facts.model_revision in warned.text

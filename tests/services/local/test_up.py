@@ -160,7 +160,7 @@ async def test_a_service_that_dies_is_started_again(shared: dict[str, str], tmp_
 
 
 async def test_wrong_settings_end_the_start_with_the_services_own_words(shared: dict[str, str], tmp_path: Path) -> None:
-    """Of a setting that is well-formed: others are refused before anything is started (test_door.py)."""
+    """The setting is well-formed: what is not is refused before anything is started (test_door.py)."""
     environ = shared | {"LTXTRAIN_METRICS_BIND": "127.0.0.1:door"}
     suite = Suite(tmp_path, ports=FREE, environ=environ)
     with pytest.raises(SuiteRefused, match=r"LTXTRAIN_METRICS_BIND=127\.0\.0\.1:door"):
