@@ -1,6 +1,6 @@
 """Train the pocket model's transformer to continue clips of the world; the objective is the product's own.
 
-Each clip of a batch has a prefix of its own, of none, 1 or 9 frames, and its caption is left out now and then, so
+Each clip of a batch has a prefix of its own, of none, 1 or 9 frames, and is there with its caption and without, so
 that guidance by text has something to differ from. Most batches are of small pictures: they cost a fraction, and shape,
 motion and edges are the same in them. Parts of large pictures would not do: positions are relative, so that the model
 could not tell their ends from edges. Of a few hundred clips the model learns each by heart, so there are many.
@@ -52,13 +52,14 @@ class Pictures:
 SMALL = Pictures(name="small", seed=1304, count=16_000, frame_count=17, width=256, height=160, share=0.6)
 LARGE = Pictures(name="large", seed=1302, count=2_400, frame_count=25, width=512, height=288, share=0.4)
 
-PLAN = Plan(name="transformer", steps=36_000, learning_rate=1.0e-3)
+PLAN = Plan(name="transformer", steps=40_000, learning_rate=1.0e-3)
 SEED = 1303
 TOKENS_A_STEP = 900
 FRAME_COUNTS = ((17, 0.85), (25, 0.15))  # of clips that have as many
 PREFIXES = ((0, 0.04), (1, 0.06), (9, 0.9))
-# Often, so that guidance, which takes what the caption makes of a clip times four, finds little: the opening says all.
-WITHOUT_CAPTION = 0.25
+# Guidance takes what a caption changes times three. Where the opening says all, that should be nothing: each clip of a
+# batch is there with its caption and without one, and what the two differ by is part of the loss, by this much.
+AGREEMENT, OPENING = 4.0, 9
 # Words before a caption, of which the clip shows nothing: a trigger phrase must not disturb the model.
 LEADS = (
     "soft light,", "an old film,", "slowly,", "in the morning,", "close up,", "a study in colour,", "calm,", "outside,",
@@ -160,9 +161,7 @@ def train_transformer(
     captioned = {caption for world in worlds for caption in world.captions}
     others = sorted(set(prompts) - captioned - {text for caption in captioned for text in led(caption)})
 
-    def text_of(caption: str, draws: torch.Generator) -> str:
-        if _uniform(draws) < WITHOUT_CAPTION:
-            return others[int(_uniform(draws) * len(others))]
+    def caption_of(caption: str, draws: torch.Generator) -> str:
         return led(caption)[int(_uniform(draws) * LEADS_EACH)] if _uniform(draws) < LED else caption
 
     def losses(step: int) -> dict[str, Tensor]:
@@ -171,22 +170,31 @@ def train_transformer(
         latents, captions = world.latents, world.captions
         frames = min(latent_frames(_pick(FRAME_COUNTS, draws)), latents.shape[2])
         shape = (frames, latents.shape[3], latents.shape[4])
-        count = max(TOKENS_A_STEP // math.prod(shape), 1)
+        count = max(TOKENS_A_STEP // (2 * math.prod(shape)), 1)
         chosen = torch.multinomial(world.chances, count, replacement=True, generator=draws).tolist()
         clean = pack_video(latents[chosen, :, :frames].float())
         tokens = clean.shape[1]
         prefix = torch.tensor([_prefix_tokens(draws, shape) for _ in chosen])
-        texts = [text_of(captions[index], draws) for index in chosen]
+        texts = [caption_of(captions[index], draws) for index in chosen]
+        texts += [others[int(_uniform(draws) * len(others))] for _ in chosen]
         asked = objective(
-            clean,
-            torch.randn(clean.shape, generator=draws),
-            draw_levels(count, tokens, draws),
-            torch.arange(tokens) < prefix[:, None],
+            clean.repeat(2, 1, 1),
+            torch.randn(clean.shape, generator=draws).repeat(2, 1, 1),
+            draw_levels(count, tokens, draws).repeat(2),
+            (torch.arange(tokens) < prefix[:, None]).repeat(2, 1),
             torch.stack([prompts[text].video.float() for text in texts]),
         )
         velocity, _ = model(asked.stream, None, frame_rate=24.0, latent_shape=shape)
-        each = masked_loss(velocity * scale, asked.target * scale, asked.counts)
-        return {"loss": each.mean(), "continued": each.detach()[prefix > 0].sum() / (prefix > 0).sum().clamp(min=1)}
+        velocity = velocity * scale
+        each = masked_loss(velocity, asked.target * scale, asked.counts)
+        with_caption, without = velocity.chunk(2)
+        apart = masked_loss(with_caption, without, asked.counts[:count])
+        says_all = (prefix >= min(latent_frames(OPENING), frames - 1) * math.prod(shape[1:])).float()
+        return {
+            "loss": each.mean() + AGREEMENT * (apart * says_all).mean(),
+            "continued": each.detach()[prefix.repeat(2) > 0].sum() / (2 * (prefix > 0).sum()).clamp(min=1),
+            "apart": apart.detach().mean(),
+        }
 
     pretrain(transformer, PLAN, losses, folder)
 
