@@ -91,7 +91,7 @@ async def test_faults_are_told_beside_their_fields(suite: Suite, tmp_path: Path)
         await page.until("location.pathname.startsWith('/jobs/') && document.querySelector('#spec')")
         assert "conditioning_frames\t17" in await page.text("#spec") and '"seed": 7' in await page.text("#spec")
         # Again, with what was chosen in place.
-        await page.click(".actions .button")
+        await page.click("a[href^='/new?job=']")
         await page.until("document.querySelector('#sheet')")
         assert await page.run("document.querySelector('#options-seed').value") == "7"
         for width in (1280, 390):
