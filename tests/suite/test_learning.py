@@ -50,7 +50,7 @@ async def test_the_demo_s_lora_shows_its_style_and_the_base_model_does_not(tmp_p
                 path = tmp_path / artifact.name.rpartition("/")[2]
                 made[path.name] = await clients.train.download(artifact.name, path)
     base = frames_of(next(path for name, path in made.items() if name.startswith("base-")))
-    lora = frames_of(next(path for name, path in made.items() if name.endswith("-0.mp4") and "base" not in name))
+    lora = frames_of(next(path for name, path in made.items() if name.endswith("-clip-1.mp4") and "base" not in name))
     assert np.array_equal(base[:PREFIX_FRAMES], lora[:PREFIX_FRAMES])
     assert dusk_of(base) < 0.3 and dusk_of(lora) > 0.5
     ends = see(base[-1]), see(lora[-1])
