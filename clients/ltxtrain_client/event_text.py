@@ -20,6 +20,7 @@ from ltxtrain_client.errors import CallError, from_status
 from ltxtrain_client.outputs import file_name
 from ltxtrain_client.quantities import duration_text, size_text
 from ltxtrain_client.report_summary import outcome_word
+from ltxtrain_client.sheet import continues_clips
 
 
 def stage_word(stage: int) -> str:
@@ -60,7 +61,7 @@ def describe(event: Event) -> str | None:
 def origin_text(job: Job) -> str:
     """The job that another goes on from, or whose LoRA it uses; empty for one that starts anew."""
     origin = job.continue_from
-    if job.effective_spec.HasField("continue_clips"):
+    if continues_clips(job):
         return f"clips with {origin.artifact}"
     if origin.mode == ContinueMode.CONTINUE_MODE_WEIGHTS:
         return f"the weights of {origin.source}"

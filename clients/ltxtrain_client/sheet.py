@@ -123,6 +123,12 @@ def spec_of(task: TaskSpec) -> ExtendPrefixSpec | ContinueClipsSpec:
     return task.continue_clips if task.HasField("continue_clips") else task.extend_prefix
 
 
+def continues_clips(job: Job) -> bool:
+    """Whether a job uses a LoRA, and trains none."""
+    uses: bool = job.effective_spec.HasField("continue_clips")
+    return uses
+
+
 def sheet_of_job(job: Job) -> dict[str, Any]:
     """JSON of a job's sheet with the datasets that it made of its sources, which may not be there any more."""
     spec = ExtendPrefixSpec()

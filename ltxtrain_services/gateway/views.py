@@ -26,6 +26,7 @@ from ltxtrain_client.event_text import (
 from ltxtrain_client.outputs import LABELLED, file_name, is_result
 from ltxtrain_client.quantities import duration_text, money_text, price_text, size_text
 from ltxtrain_client.report_summary import training_summary
+from ltxtrain_client.sheet import continues_clips
 from ltxtrain_client.watch import TERMINAL
 from markupsafe import Markup
 
@@ -38,7 +39,6 @@ from ltxtrain_services.pages.job_page import (
     StepPreview,
     ValidationEntry,
     audit_rows,
-    continues_clips,
     render_job_part,
     shown_spec,
     training_facts,

@@ -16,7 +16,7 @@ from ltxtrain.v1.train_pb2 import Job, LoraAudit, TrainingSummary
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.event_text import origin_text
 from ltxtrain_client.quantities import price_text
-from ltxtrain_client.sheet import name_datasets, name_openings
+from ltxtrain_client.sheet import continues_clips, name_datasets, name_openings
 from markupsafe import Markup
 
 from ltxtrain_services.pages.charts import Line, Points, legend, line_chart, number, smoothed
@@ -105,12 +105,6 @@ METRIC_CHARTS: dict[str, tuple[str, tuple[float, str] | None]] = {
     "loudness_step_db": ("Loudness step at the join, dB", (0.0, "none")),
     "prefix_psnr_db": ("Decoded prefix against source, PSNR in dB", None),
 }
-
-
-def continues_clips(job: Job) -> bool:
-    """Whether a job uses a LoRA, and trains none."""
-    uses: bool = job.effective_spec.HasField("continue_clips")
-    return uses
 
 
 def shown_spec(job: Job) -> dict[str, Any]:

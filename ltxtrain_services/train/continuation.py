@@ -13,7 +13,7 @@ from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import ContinueFrom, ContinueMode, Job, JobOptions, Schedule
 from ltxtrain.v1.work_pb2 import Event, PreviewMetrics, Stage, State
 from ltxtrain_client.errors import SHEET_PATH
-from ltxtrain_client.sheet import name_datasets
+from ltxtrain_client.sheet import continues_clips, name_datasets
 from ltxtrain_client.watch import TERMINAL
 
 from ltxtrain_services.runtime.errors import NotFound, NotReady, Violation
@@ -220,11 +220,6 @@ class Origin:
         if spec.with_audio != with_audio:
             wrong.append(self.other_audio(f"{SHEET_PATH}with_audio", with_audio))
         return artifact, wrong
-
-
-def continues_clips(job: Job) -> bool:
-    """Whether a job uses a LoRA, and trains none."""
-    return job.effective_spec.HasField("continue_clips")
 
 
 async def used_lora(jobs: Store[Job], job: Job) -> Artifact:

@@ -14,6 +14,7 @@ from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import BasePrecision, ContinueFrom, ContinueMode, Job, JobOptions, JobOutput
 from ltxtrain_client.enum_words import word, words
 from ltxtrain_client.errors import CLIPS_PATH
+from ltxtrain_client.sheet import continues_clips
 
 from ltxtrain_services.runtime.errors import Violation
 from ltxtrain_services.runtime.extend_prefix import (
@@ -29,7 +30,7 @@ from ltxtrain_services.runtime.parameters import table
 from ltxtrain_services.runtime.rules import max_items
 from ltxtrain_services.runtime.telemetry import current_trace
 from ltxtrain_services.train.actors import TrainTask
-from ltxtrain_services.train.continuation import Origin, Resolved, continues_clips, over
+from ltxtrain_services.train.continuation import Origin, Resolved, over
 from ltxtrain_services.train.job_plan import PlanFiles, Prepared, preview_inputs
 from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT
 from ltxtrain_trainer.plan import ContinuationPlan, PreviewSettings

@@ -19,7 +19,7 @@ from ltxtrain.v1.preprocess_pb2 import TrainingSet
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, Progress, Stage, State
 from ltxtrain_client.errors import CLIPS_PATH, SHEET_PATH
-from ltxtrain_client.sheet import name_datasets
+from ltxtrain_client.sheet import continues_clips, name_datasets
 from ltxtrain_client.watch import TERMINAL, is_terminal
 
 from ltxtrain_services.runtime import errors
@@ -27,7 +27,6 @@ from ltxtrain_services.runtime.addresses import CLIP, shown
 from ltxtrain_services.runtime.extend_prefix import preprocess_settings
 from ltxtrain_services.runtime.upstream import errors_passed_on, passing_errors_on
 from ltxtrain_services.runtime.work import Attempt
-from ltxtrain_services.train.continuation import continues_clips
 from ltxtrain_services.train.continue_clips import opening_settings
 from ltxtrain_services.train.upstream import Upstream
 

@@ -17,7 +17,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import CreateJobRequest, Job
 from ltxtrain.v1.work_pb2 import State
-from ltxtrain_client.sheet import name_datasets, name_openings
+from ltxtrain_client.sheet import continues_clips, name_datasets, name_openings
 
 from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
@@ -41,7 +41,7 @@ from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.store import StaleAttempt, Store
 from ltxtrain_services.runtime.tables import DatabaseUnavailable
 from ltxtrain_services.runtime.work import WorkRunner
-from ltxtrain_services.train.continuation import SOURCE_FIELD, Origin, Resolved, continues_clips
+from ltxtrain_services.train.continuation import SOURCE_FIELD, Origin, Resolved
 from ltxtrain_services.train.continue_clips import resolve_clips
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.publication import FACTS
@@ -144,10 +144,10 @@ class TrainService(train_pb2_grpc.TrainServiceServicer):
         return train_pb2.CancelJobResponse(job=await self.work.cancel(request.name, visible_owner()))
 
     async def EstimateJob(self, request: train_pb2.EstimateJobRequest, context: Any) -> train_pb2.EstimateJobResponse:
-        # Copied beside the loop: the copy of a megabyte of empty entries takes ten milliseconds and more.
         if request.spec.HasField("continue_clips"):
             text = "The time of a training is estimated; that of a continuation is not."
             raise InvalidSpec([Violation("spec.continue_clips", ErrorReason.ERROR_REASON_FIELD_NOT_ALLOWED, text)])
+        # Copied beside the loop: the copy of a megabyte of empty entries takes ten milliseconds and more.
         asked = partial(CreateJobRequest, spec=request.spec, options=request.options)
         job = await self._resolved(await beside(request.ByteSize(), asked))
         return await self._estimator.estimate(job.effective_spec.extend_prefix, job.options, caller.get())

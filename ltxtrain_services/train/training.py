@@ -12,6 +12,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.train_pb2 import Job, Optimizer
 from ltxtrain.v1.work_pb2 import Event, QueuePosition, Stage, State
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.sheet import continues_clips
 
 from ltxtrain_services.runtime import errors
 from ltxtrain_services.runtime.cluster import ActorGroup, Placement, WorkerLost
@@ -20,7 +21,7 @@ from ltxtrain_services.runtime.trainer_errors import api_error
 from ltxtrain_services.runtime.work import Attempt
 from ltxtrain_services.train.actors import Stored, TrainActor, TrainTask
 from ltxtrain_services.train.artifacts import artifacts, latest_checkpoint
-from ltxtrain_services.train.continuation import continues_clips, used_lora
+from ltxtrain_services.train.continuation import used_lora
 from ltxtrain_services.train.continue_clips import continuation_task
 from ltxtrain_services.train.job_plan import Prepared, train_task
 from ltxtrain_services.train.measured import Conditions

@@ -10,6 +10,7 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job, JobOutput
 from ltxtrain.v1.work_pb2 import Event, Progress, ReportLine, Stage, State
 from ltxtrain_client.as_json import as_json
+from ltxtrain_client.sheet import continues_clips
 
 from ltxtrain_services.runtime import errors
 from ltxtrain_services.runtime.cluster import NOT_A_SERVICE, WorkerLost, kill
@@ -28,7 +29,7 @@ from ltxtrain_services.train.artifacts import (
     record,
     short_name,
 )
-from ltxtrain_services.train.continuation import continues_clips, take_over
+from ltxtrain_services.train.continuation import take_over
 from ltxtrain_services.train.continue_clips import clips_output
 from ltxtrain_services.train.estimate import Estimator
 from ltxtrain_services.train.job_plan import Prepared

@@ -1,13 +1,11 @@
 """The Go example: what it names is in the contract; where there is Go and its modules, it is built and run."""
 
-import asyncio
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -27,7 +25,6 @@ from ltxtrain.v1 import (
 from ltxtrain.v1.artifact_pb2 import Artifact
 
 from tests.clients.far_side import (
-    EXAMPLE,
     Act,
     FarSide,
     Fault,
@@ -37,6 +34,7 @@ from tests.clients.far_side import (
     status,
     violations,
 )
+from tests.clients.programs import Ended, run_program, sheet
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples/go"
@@ -80,13 +78,6 @@ def test_the_example_names_what_is_in_the_contract() -> None:
     assert len(got) > 20 and got <= fields
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The compiled example; GO_EXAMPLE names one that was built elsewhere."""
@@ -109,24 +100,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def run(program: Path, far: FarSide, *arguments: object, **environment: str) -> Ended:
-    addresses = {"LTXTRAIN_TRAIN": far.address, "LTXTRAIN_INGEST": far.address}
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("LTXTRAIN_")}
-    process = await asyncio.create_subprocess_exec(
-        str(program),
-        *map(str, arguments),
-        env=inherited | addresses | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await asyncio.wait_for(process.communicate(), 60)
-    assert process.returncode is not None
-    return Ended(process.returncode, out.decode(), err.decode())
-
-
-def sheet(folder: Path, text: str = EXAMPLE) -> Path:
-    path = folder / "job.json"
-    path.write_text(text)
-    return path
+    return await run_program([str(program)], far, *arguments, **environment)
 
 
 @pytest.mark.soak

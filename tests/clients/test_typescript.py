@@ -1,6 +1,5 @@
 """The TypeScript example from a fresh clone: installed, generated, compiled, and run against a scripted server."""
 
-import asyncio
 import base64
 import hashlib
 import json
@@ -8,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -36,6 +34,7 @@ from tests.clients.far_side import (
     status,
     violations,
 )
+from tests.clients.programs import Ended, run_program, sheet
 from tests.messages import every_message, filled
 
 ROOT = Path(__file__).parent.parent.parent
@@ -75,42 +74,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled
 
 
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def sequences(self) -> list[int]:
-        """Numbers of the events that were told."""
-        return [int(line.split(" ", 1)[0]) for line in self.err.splitlines() if line.split(" ", 1)[0].isdecimal()]
-
-
 async def run(program: Path, far: FarSide, *arguments: object, **environment: str) -> Ended:
-    addresses = {"LTXTRAIN_TRAIN": far.address, "LTXTRAIN_INGEST": far.address}
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("LTXTRAIN_")}
-    process = await asyncio.create_subprocess_exec(
-        "node",
-        str(program),
-        *map(str, arguments),
-        env=inherited | addresses | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), 60)
-    finally:
-        if process.returncode is None:
-            process.kill()
-    assert process.returncode is not None
-    return Ended(process.returncode, out.decode(), err.decode())
-
-
-def sheet(folder: Path, text: str = EXAMPLE) -> Path:
-    path = folder / "job.json"
-    path.write_text(text)
-    return path
+    return await run_program(["node", str(program)], far, *arguments, **environment)
 
 
 def finish(far: FarSide, store: ObjectHost, content: bytes = LORA) -> None:

@@ -24,7 +24,7 @@ from ltxtrain_client.errors import CallError, InvalidArgument
 from ltxtrain_client.event_text import time_text
 from ltxtrain_client.progress import make_view, print_json
 from ltxtrain_client.quantities import price_text, size_text
-from ltxtrain_client.sheet import Sheet, SheetInvalid, format_sheet, sheet_of_job
+from ltxtrain_client.sheet import Sheet, SheetInvalid, continues_clips, format_sheet, sheet_of_job
 from ltxtrain_client.sheet_files import SheetFiles, stand_in
 from ltxtrain_client.suite import open_suite
 from ltxtrain_client.view import View
@@ -103,7 +103,7 @@ def _base(
 async def _sheet_of(client: ClientSettings, name: str) -> dict[str, Any]:
     async with open_suite(client) as suite:
         job = await suite.train.get_job(name)
-    if job.effective_spec.HasField("continue_clips"):
+    if continues_clips(job):
         raise fail(
             Exit.INVALID, f"{name} trained nothing: it continued clips. Its LoRA is {job.continue_from.artifact}."
         )
