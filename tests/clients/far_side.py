@@ -289,7 +289,18 @@ class FarSide(
         self, request: ingest_pb2.ListDatasetsRequest, context: Context
     ) -> ingest_pb2.ListDatasetsResponse:
         await self._enter("ListDatasets", request, context)
-        made = [ingest_pb2.Dataset(name=f"datasets/{number}", clip_count=number) for number in (3, 2, 1)]
+        made = [
+            ingest_pb2.Dataset(
+                name="datasets/3", clip_count=3, archive_url="upload:uploads/3", file_names=["holiday.zip"]
+            ),
+            ingest_pb2.Dataset(
+                name="datasets/2",
+                clip_count=2,
+                videos=ingest_pb2.VideoUrls(urls=["https://a/b.mp4?secret", "upload:uploads/2"]),
+                file_names=["opening.mp4"],
+            ),
+            ingest_pb2.Dataset(name="datasets/1", clip_count=1, upload="uploads/1"),
+        ]
         page, token = _page(made, request.page_token)
         return ingest_pb2.ListDatasetsResponse(datasets=page, next_page_token=token)
 

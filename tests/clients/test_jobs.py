@@ -186,6 +186,14 @@ async def test_what_unfinished_work_reads_is_not_deleted(far: FarSide, ltxtrain:
     assert done.stdout == "datasets/1 deleted\n"
 
 
+async def test_datasets_are_told_by_the_files_that_they_were(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    rows = [row.split() for row in (await ltxtrain("datasets", "list")).stdout.splitlines()]
+    assert rows[0][-1] == "SOURCE" and rows[1][-1] == "holiday.zip"
+    assert rows[2][-2:] == ["https://a/b.mp4,", "opening.mp4"]
+    # Of a file without a name the upload is all that is known.
+    assert rows[3][-1] == "upload:uploads/1"
+
+
 async def test_a_job_like_one_whose_data_is_gone_asks_for_it(far: FarSide, ltxtrain: Ltxtrain) -> None:
     job = add_job(far)
     job.dataset, job.validation_dataset = "datasets/1", "datasets/2"
