@@ -72,7 +72,9 @@ def waiting_text(position: QueuePosition) -> str:
     """The cause of a job's waiting: others that are ahead of it, or GPUs that the cluster does not have."""
     ahead = f"{position.ahead} job{'' if position.ahead == 1 else 's'} ahead"
     if position.needed_gpus <= position.cluster_gpus:
-        return f"waiting for a GPU, {ahead}"
+        # Where no job needs a GPU, they take turns on the CPUs.
+        what = "a GPU" if position.needed_gpus else "its turn on the CPU"
+        return f"waiting for {what}, {ahead if position.ahead else 'next in line'}"
     text = f"waits for {position.needed_gpus} GPU{'' if position.needed_gpus == 1 else 's'}; "
     text += f"the cluster has {position.cluster_gpus or 'none'}"
     return f"{text}; {ahead}" if position.ahead else text
