@@ -62,9 +62,11 @@ async def check_unused(suite: Suite, name: str) -> None:
 
     Services know nothing of those that read from them: who asks all three knows it.
     """
-    users = [item async for item in suite.train.list_jobs(UNFINISHED) if name in _used(item)]
-    readers = [item async for item in suite.preprocess.list_training_sets(states=UNFINISHED) if name in _used(item)]
-    for user in (*users, *readers):
+    users: list[Job | TrainingSet] = [job async for job in suite.train.list_jobs(UNFINISHED)]
+    users += [made async for made in suite.preprocess.list_training_sets(states=UNFINISHED)]
+    for user in users:
+        if name not in _used(user):
+            continue
         text = f"{title(user.name, user.display_name)} has not ended and uses {name}. Cancel it, or wait for its end: "
         text += f"ltxtrain cancel {user.name}"
         info = ErrorInfo(reason="RESOURCE_IN_USE", domain=DOMAIN, metadata={"name": user.name})

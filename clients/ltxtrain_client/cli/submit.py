@@ -91,7 +91,7 @@ def _base(
     sheet: Path | None,
     like: str | None,
     data: Sequence[str] | None,
-    validation: Sequence[str] | None,
+    validation: Sequence[Path] | None,
 ) -> Path | dict[str, Any] | None:
     """The sheet that settings change: a file, the sheet of an earlier job, or none."""
     if like is None:
@@ -102,7 +102,7 @@ def _base(
 
 
 async def _sheet_of(
-    client: ClientSettings, name: str, data: Sequence[str], validation: Sequence[str]
+    client: ClientSettings, name: str, data: Sequence[str], validation: Sequence[Path]
 ) -> dict[str, Any]:
     """The sheet of a job, with its datasets where nothing else is given in their place."""
     async with open_suite(client) as suite:
