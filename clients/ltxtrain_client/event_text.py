@@ -19,7 +19,7 @@ from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import CallError, from_status
 from ltxtrain_client.outputs import file_name
 from ltxtrain_client.quantities import duration_text, size_text
-from ltxtrain_client.report_summary import outcome_word
+from ltxtrain_client.report_summary import outcome_word, path_text
 from ltxtrain_client.sheet import continues_clips
 
 
@@ -96,7 +96,7 @@ def describe_report_line(line: ReportLine) -> str | None:
     reasons = ", ".join(word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons)
     text = line.description + (f" ({reasons})" if reasons else "")
     # A line about the data as a whole has no path.
-    subject = f"{outcome_word(line.outcome)} {line.path}" if line.path else "data"
+    subject = f"{outcome_word(line.outcome)} {path_text(line.path)}" if line.path else "data"
     return subject + (f": {text.strip()}" if text else "")
 
 

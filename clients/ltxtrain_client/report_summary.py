@@ -1,5 +1,6 @@
 """Summaries of data reports: outcomes counted, and lines sorted for people."""
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
@@ -18,6 +19,7 @@ _ORDER = (
     Outcome.OUTCOME_IGNORED,
     Outcome.OUTCOME_KEPT,
 )
+_UPLOADED = re.compile(r"^upload:uploads/\w+/(?=.)")
 NOT_EXAMINED = "not looked at"
 _USED = (Outcome.OUTCOME_KEPT_CHANGED, Outcome.OUTCOME_KEPT)
 
@@ -30,6 +32,11 @@ def outcome_word(outcome: int) -> str:
 def line_word(line: ReportLine) -> str:
     """Word of a line's outcome; a file that nobody looked at was not ignored."""
     return NOT_EXAMINED if _is_unseen(line) else outcome_word(line.outcome)
+
+
+def path_text(path: str) -> str:
+    """A file of a report as people know it: an upload by the name of its file, where it has one."""
+    return _UPLOADED.sub("", path)
 
 
 def headlines(lines: Iterable[ReportLine]) -> list[str]:

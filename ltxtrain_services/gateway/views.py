@@ -25,7 +25,7 @@ from ltxtrain_client.event_text import (
 )
 from ltxtrain_client.outputs import LABELLED, file_name, is_result
 from ltxtrain_client.quantities import duration_text, money_text, price_text, size_text
-from ltxtrain_client.report_summary import data_summary, each_once, training_summary
+from ltxtrain_client.report_summary import data_summary, each_once, path_text, training_summary
 from ltxtrain_client.sheet import continues_clips
 from ltxtrain_client.watch import TERMINAL
 from markupsafe import Markup
@@ -325,7 +325,7 @@ def _data(found: Sequence[ReportLine], fitted: Sequence[ReportLine] = ()) -> dic
 def _report(lines: Iterable[ReportLine]) -> list[ReportRow]:
     return [
         ReportRow(
-            path=line.path,
+            path=path_text(line.path),
             outcome=name,
             reasons=[word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons],
             description=line.description,

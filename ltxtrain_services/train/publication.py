@@ -21,7 +21,7 @@ from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReas
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.event_text import title
-from ltxtrain_client.report_summary import data_summary, each_once
+from ltxtrain_client.report_summary import data_summary, each_once, path_text
 
 from ltxtrain_services.pages.job_page import (
     JobPage,
@@ -273,7 +273,7 @@ def report_rows(lines: Sequence[ReportLine]) -> list[ReportRow]:
     ordered = sorted(lines, key=lambda line: (-line.outcome, line.path))
     return [
         ReportRow(
-            path=line.path,
+            path=path_text(line.path),
             outcome=word(Outcome.DESCRIPTOR, line.outcome).upper(),
             reasons=[word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons],
             description=line.description,
