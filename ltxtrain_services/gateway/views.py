@@ -30,7 +30,7 @@ from ltxtrain_client.sheet import continues_clips
 from ltxtrain_client.watch import TERMINAL
 from markupsafe import Markup
 
-from ltxtrain_services.gateway.story import Story
+from ltxtrain_services.gateway.story import Story, joined
 from ltxtrain_services.pages.job_page import (
     OUTCOMES,
     JobPage,
@@ -310,8 +310,7 @@ def _videos(story: Story, job: Job, index: int, kind: "Artifact.Kind") -> Sequen
 
 def _joined(dataset: Story, training_set: Story) -> list[ReportRow]:
     """Report of every file: as it was fitted, or else as it was found."""
-    fitted = {line.path for line in training_set.report}
-    return _report([*training_set.report, *(line for line in dataset.report if line.path not in fitted)])
+    return _report(joined(dataset.report, training_set.report))
 
 
 def _report(lines: Iterable[ReportLine]) -> list[ReportRow]:

@@ -71,6 +71,14 @@ def test_a_check_shows_every_file_as_it_was_fitted_or_found() -> None:
     assert f'href="/new?dataset=datasets/{"1" * 32}">Start a job with this<' in parts["actions"]
     assert f'src="/{found.name}/contact-sheet"' in parts["contact-sheet"] and " sandbox" in parts["contact-sheet"]
     assert "&lt;img" in parts["suggestions"] and "1 of 2 videos is used" in parts["head"]
+    # A job's page, too, counts each file once.
+    story = told(
+        Event(stage=Stage.STAGE_INGEST, report_line=ReportLine(path="a.mp4", outcome=kept)),
+        Event(stage=Stage.STAGE_INGEST, report_line=ReportLine(description="few clips", outcome=kept)),
+        Event(stage=Stage.STAGE_PREPROCESS, report_line=ReportLine(path="a.mp4", outcome=skipped)),
+    )
+    html = views.job_part("dataset", JOB, story)
+    assert html.count("a.mp4") == 1 and "few clips" in html and "kept" not in html
     # Before the end there is nothing to start with, and nothing to show.
     begun = TrainingSet(name=found.name, dataset=found.dataset)
     assert not any(views.training_set_part(part, begun, Story(), dataset).strip() for part in ("suggestions", "log"))
