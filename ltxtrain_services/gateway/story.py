@@ -5,7 +5,7 @@ shown only to a caller whom the service has just told of the resource.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -26,6 +26,7 @@ from ltxtrain.v1.work_pb2 import (
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import describe, describe_error, measure, stage_word
 from ltxtrain_client.quantities import duration_text
+from ltxtrain_client.report_summary import joined
 from ltxtrain_client.watch import is_terminal
 
 Watch = Callable[[str, int], AsyncGenerator[tuple[int, Event], None]]
@@ -64,12 +65,6 @@ class Curve:
         if len(self.points) > MOST_POINTS:
             self.points = self.points[::2]
             self._every *= 2
-
-
-def joined(found: Iterable[ReportLine], fitted: Sequence[ReportLine]) -> list[ReportLine]:
-    """Lines of files as they were fitted, or else as they were found; those of no file stay."""
-    paths = {line.path for line in fitted if line.path}
-    return [*fitted, *(line for line in found if line.path not in paths)]
 
 
 @dataclass

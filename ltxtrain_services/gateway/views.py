@@ -25,12 +25,12 @@ from ltxtrain_client.event_text import (
 )
 from ltxtrain_client.outputs import LABELLED, file_name, is_result
 from ltxtrain_client.quantities import duration_text, money_text, price_text, size_text
-from ltxtrain_client.report_summary import training_summary
+from ltxtrain_client.report_summary import joined, training_summary
 from ltxtrain_client.sheet import continues_clips
 from ltxtrain_client.watch import TERMINAL
 from markupsafe import Markup
 
-from ltxtrain_services.gateway.story import Story, joined
+from ltxtrain_services.gateway.story import Story
 from ltxtrain_services.pages.job_page import (
     OUTCOMES,
     JobPage,
