@@ -44,6 +44,7 @@ from ltxtrain_services.pages.job_page import (
     training_facts,
 )
 from ltxtrain_services.pages.render import render_part
+from ltxtrain_services.runtime.hosted_form import is_about_data
 
 # Parts of a job's page, and the sections of job.html among them.
 JOB_PARTS = ("head", "actions", "previews", "training", "metrics", "audit", "dataset", "files", "log")
@@ -98,6 +99,8 @@ def job_values(job: Job, story: Story) -> dict[str, Any]:
         "asks": _asks(job, story),
         "trains": not continues_clips(job),
         "has_lora": bool(job.output.lora_file),
+        # The same once more would fail as this did.
+        "at_fault": story.lifecycle.HasField("error") and is_about_data(from_status(story.lifecycle.error)),
         "facts": _facts(job, story),
         "files": [
             {
