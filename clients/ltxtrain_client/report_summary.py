@@ -70,6 +70,12 @@ def outcome_summary(lines: Sequence[ReportLine]) -> str:
     return "; ".join(filter(None, parts)) or "no lines yet"
 
 
+def joined(found: Iterable[ReportLine], fitted: Sequence[ReportLine]) -> list[ReportLine]:
+    """Lines of files as they were fitted, or else as they were found; those of no file stay."""
+    paths = {line.path for line in fitted if line.path}
+    return [*fitted, *(line for line in found if line.path not in paths)]
+
+
 def training_summary(dataset: Iterable[ReportLine], training_set: Iterable[ReportLine]) -> str:
     """Share of a dataset's videos that a training set uses: "4 of 5 videos are used for training, 1 is not"."""
     videos = video_outcomes(dataset)
@@ -79,19 +85,13 @@ def training_summary(dataset: Iterable[ReportLine], training_set: Iterable[Repor
     return f"{text}, {rest} {'is' if rest == 1 else 'are'} not" if rest else text
 
 
-def each_once(dataset: Sequence[ReportLine], training_set: Sequence[ReportLine]) -> list[ReportLine]:
-    """The report of every file: as it was fitted, or else as it was found."""
-    fitted = {line.path for line in training_set}
-    return [*training_set, *(line for line in dataset if not line.path or line.path not in fitted)]
-
-
 def data_summary(dataset: Sequence[ReportLine], training_set: Sequence[ReportLine]) -> list[str]:
     """Sentences about the data of a training: how much of it is used, and what became of its files, each counted once.
 
     `training_set` may have lines about clips for validation, which `dataset` has not.
     """
     training, validation = split_by_path(training_set, {line.path for line in dataset})
-    files = outcome_summary(each_once(dataset, training))
+    files = outcome_summary(joined(dataset, training))
     used = [training_summary(dataset, training)] if training else []
     return [*used, files + (f"; for validation {outcome_summary(validation)}" if validation else "")]
 

@@ -84,7 +84,7 @@ class Story:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     measured: list[PreviewMetrics] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    # What Ingest and what Preprocess said of files.
+    # Files as they were found, and clips as they were fitted.
     found: list[ReportLine] = field(default_factory=list)
     fitted: list[ReportLine] = field(default_factory=list)
     # How often a part has changed: what a page has to draw again.
@@ -138,7 +138,7 @@ class Story:
                 # Clips that are kept as they are say the least: they are the first to be left out.
                 kept = event.report_line.outcome == Outcome.OUTCOME_KEPT
                 most = MOST_REPORT_LINES if kept else 2 * MOST_REPORT_LINES
-                report = self.fitted if event.stage == Stage.STAGE_PREPROCESS else self.found
+                report = self.found if event.stage == Stage.STAGE_INGEST else self.fitted
                 if len(report) < most:
                     report.append(event.report_line)
                 return ("dataset",)

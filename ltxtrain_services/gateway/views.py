@@ -25,7 +25,7 @@ from ltxtrain_client.event_text import (
 )
 from ltxtrain_client.outputs import LABELLED, file_name, is_result
 from ltxtrain_client.quantities import duration_text, money_text, price_text, size_text
-from ltxtrain_client.report_summary import data_summary, each_once, path_text, training_summary
+from ltxtrain_client.report_summary import data_summary, joined, path_text, training_summary
 from ltxtrain_client.sheet import continues_clips
 from ltxtrain_client.watch import TERMINAL
 from markupsafe import Markup
@@ -45,6 +45,7 @@ from ltxtrain_services.pages.job_page import (
 )
 from ltxtrain_services.pages.render import render_part
 from ltxtrain_services.runtime.addresses import shown
+from ltxtrain_services.runtime.hosted_form import is_about_data
 
 # Parts of a job's page, and the sections of job.html among them.
 JOB_PARTS = ("head", "actions", "previews", "training", "metrics", "audit", "dataset", "files", "log")
@@ -99,6 +100,8 @@ def job_values(job: Job, story: Story) -> dict[str, Any]:
         "asks": _asks(job, story),
         "trains": not continues_clips(job),
         "has_lora": bool(job.output.lora_file),
+        # The same once more would fail as this did.
+        "at_fault": story.lifecycle.HasField("error") and is_about_data(from_status(story.lifecycle.error)),
         "facts": _facts(job, story),
         "files": [
             {
@@ -319,7 +322,7 @@ def _data(found: Sequence[ReportLine], fitted: Sequence[ReportLine] = ()) -> dic
     """Fields of a page about the data; nothing is counted where a story has not kept all of the lines."""
     whole = max(len(found), len(fitted)) < MOST_REPORT_LINES
     summary = data_summary(found, fitted) if whole and (found or fitted) else []
-    return {"data_summary": summary, "report": _report(each_once(found, fitted))}
+    return {"data_summary": summary, "report": _report(joined(found, fitted))}
 
 
 def _report(lines: Iterable[ReportLine]) -> list[ReportRow]:

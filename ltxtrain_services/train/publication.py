@@ -21,7 +21,7 @@ from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReas
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.event_text import title
-from ltxtrain_client.report_summary import data_summary, each_once, path_text
+from ltxtrain_client.report_summary import data_summary, joined, path_text
 
 from ltxtrain_services.pages.job_page import (
     JobPage,
@@ -166,7 +166,7 @@ class Papers:
                 measured=[_measured(item) for item in self.measured],
                 audit=audit_rows(lora_audit(self.audit)) if self.audit else (),
                 data_summary=data_summary(self.found, self.fitted) if self.found or self.fitted else (),
-                report=report_rows(each_once(self.found, self.fitted)),
+                report=report_rows(joined(self.found, self.fitted)),
                 spec=shown_spec(self.job),
             )
         )
