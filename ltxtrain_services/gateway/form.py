@@ -66,7 +66,6 @@ CLIP_HELP = {
     "negative_prompt": "What the video is not to show or to look like.",
     f"{OPTIONS}.seed": "Of the noise: another seed makes another video.",
 }
-_OF_THE_JOB = re.compile(r"\s*Default: the job's [^.]*\.")
 _DEFAULT = re.compile(r"Default: (.+?)\.(?:\s|$)")
 
 
@@ -139,7 +138,7 @@ def clip_form(origin: Job) -> list[Group]:
         replace(
             item,
             default=usual.get(item.path, item.default),
-            help=CLIP_HELP.get(item.path, _OF_THE_JOB.sub("", item.help)),
+            help=CLIP_HELP.get(item.path, _DEFAULT.sub("", item.help).strip()),
         )
         for item in inputs
     )

@@ -288,14 +288,8 @@ def _page(job: Job, story: Story) -> JobPage:
             for item in story.measured
         ],
         audit=audit_rows(job.output.audit) if job.output.HasField("audit") else (),
-        **_data([line for line in story.found if not _is_opening(line, job)], story.fitted),
+        **_job_data(job, story),
     )
-
-
-def _is_opening(line: ReportLine, job: Job) -> bool:
-    """Whether a line of Ingest is about a clip to preview on, whose path is its source, and not about training data."""
-    sources = {text for opening in _previewed(job)[0] for text in (opening.video_url, shown(opening.video_url)) if text}
-    return not continues_clips(job) and line.path.startswith(tuple(sources))
 
 
 def _previewed(job: Job) -> tuple[Sequence[ValidationInput], float, bool, "Artifact.Kind"]:
@@ -316,6 +310,16 @@ def _videos(story: Story, job: Job, index: int, kind: "Artifact.Kind") -> Sequen
         for item in story.artifacts.values()
         if item.kind == kind and item.validation_index == index and not item.name.endswith(LABELLED)
     )
+
+
+def _job_data(job: Job, story: Story) -> dict[str, Any]:
+    """`_data` of a job. Nothing is trained on where clips are continued; elsewhere openings are no training data."""
+    if continues_clips(job):
+        return _data(joined(story.found, story.fitted))
+    # The path of an opening begins with its source.
+    openings = job.effective_spec.extend_prefix.validation
+    sources = tuple(text for entry in openings for text in (entry.video_url, shown(entry.video_url)) if text)
+    return _data([line for line in story.found if not line.path.startswith(sources)], story.fitted)
 
 
 def _data(found: Sequence[ReportLine], fitted: Sequence[ReportLine] = ()) -> dict[str, Any]:

@@ -118,6 +118,10 @@ def test_the_page_of_a_job_counts_each_file_once_and_openings_apart() -> None:
     assert f"<p>{files}</p>" in html
     assert html.count("b.mp4") == 1 and html.count(">a.mp4<") == 1
     assert html.count(">opening.mp4<") == 1 and "upload" not in html
+    # A continuation trains on nothing.
+    job.effective_spec.continue_clips.openings.add(video_url=upload)
+    html = views.job_part("dataset", job, told(found_line(opening, kept), fitted_line(opening, kept)))
+    assert "<p>1 video: 1 kept</p>" in html and "training" not in html
 
 
 async def test_a_page_that_opens_as_its_job_ends_hears_of_the_end() -> None:
