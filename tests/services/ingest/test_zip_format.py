@@ -241,7 +241,7 @@ def test_what_windows_hides_is_its_own(tmp_path: Path, attributes: int) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "RECYCLER/S-1-5-21/Dc1.mp4", "Recycled/Dc1.avi", "PRIVATE/M4ROOT/THMBNL/C0001T01.JPG", "$Recycle.Bin/$R1.mp4",
+        "RECYCLER/S-1-5-21/Dc1.mp4", "PRIVATE/M4ROOT/THMBNL/C0001T01.JPG", "$Recycle.Bin/$R1.mp4",
         "System Volume Information/x.mp4", ".Spotlight-V100/x.mp4", "set/.@__thumb/s100a.mp4.jpg", "@Recycle/a.mp4",
         "set/Thumbs.db", ".Trash-1000/files/a.mp4", "__MACOSX/set/._a.mp4", "@eaDir/a.mp4/SYNOVIDEO_SCREENSHOT.jpg",
     ],
