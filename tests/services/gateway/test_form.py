@@ -48,7 +48,7 @@ def test_defaults_and_ranges_are_the_services(path: str, rule: object) -> None:
 
 
 def test_the_form_of_a_clip_speaks_of_its_own_inputs() -> None:
-    """What is left out stands in its place; a name of the contract, or what an empty input cannot say, helps nobody."""
+    """A default stands in its place; a name of the contract, or what an empty input cannot say, helps nobody."""
     job = Job(options=JobOptions(seed=7))
     spec = job.effective_spec.extend_prefix
     spec.validation_number_of_frames, spec.conditioning_frames, spec.trigger_phrase = 49, 17, "night falls,"
