@@ -134,12 +134,13 @@ def test_a_state_in_use_is_refused_in_one_line(command: str, tmp_path: Path, cap
     model = tmp_path / "demo" / "model"
     model.mkdir(parents=True)
     (model / "model_index.json").touch()
-    with hold(tmp_path, Running(model=str(model))):
+    with hold(tmp_path, Running(model=str(model), train="127.0.0.1:7003", gateway="http://127.0.0.1:7000")):
         assert running_model(tmp_path) == str(model)
         status = run_demo(tmp_path / "out", tmp_path) if command == "demo" else run_up(tmp_path)
         assert status == 1
     (told,) = capfd.readouterr().err.splitlines()
-    assert told.startswith("A suite runs on") and f"kill {os.getpid()}." in told and "--state-dir DIR" in told
+    assert told.startswith("A suite runs on") and "already, at 127.0.0.1:7003 and http://127.0.0.1:7000." in told
+    assert f"kill {os.getpid()}." in told and "--state-dir DIR" in told
 
 
 @pytest.mark.usefixtures("restored_loop")
