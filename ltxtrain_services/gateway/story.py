@@ -96,7 +96,7 @@ class Story:
 
     @property
     def report(self) -> list[ReportLine]:
-        """What became of every file: as it was fitted, or else as it was found."""
+        """The line of every file: as it was fitted, or else as it was found."""
         return joined(self.found, self.fitted)
 
     @property
