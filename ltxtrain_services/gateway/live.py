@@ -4,6 +4,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -113,17 +114,19 @@ async def dataset_events(request: web.Request) -> web.StreamResponse:
 async def check_dataset(request: web.Request) -> web.StreamResponse:
     """Fit a dataset to a form's sheet without a GPU; the address of the page of what comes of it."""
     caller, name = caller_of(request), f"datasets/{request.match_info['id']}"
+    display_name = request.query.get(NAME, "")
     try:
         sheet = await read_sheet(request)
-        query = sheet_query(format_sheet(sheet.spec, sheet.options), request.query.get(NAME, ""))
+        query = sheet_query(format_sheet(sheet.spec, sheet.options), display_name)
         # Clips to preview on come with the job.
         del sheet.spec.validation[:]
         sheet.spec.dataset = name
         await caller.train.validate(sheet.spec, sheet.options)
         skipped = sheet.options.on_skipped_clip
-        key = uuid.uuid5(CHECKS, f"{name} {skipped} {sheet.spec.SerializeToString(deterministic=True).hex()}")
+        spec = sheet.spec.SerializeToString(deterministic=True).hex()
+        key = uuid.uuid5(CHECKS, f"{name} {skipped} {spec} {display_name}")
         made = await caller.preprocess.create_training_set(
-            name, sheet.spec, on_skipped_clip=skipped, fit_only=True, request_id=str(key)
+            name, sheet.spec, on_skipped_clip=skipped, fit_only=True, request_id=str(key), display_name=display_name
         )
     except SheetInvalid as error:
         return await sheet_fault(caller, error)
@@ -162,9 +165,14 @@ async def contact_sheet(request: web.Request) -> web.StreamResponse:
 
 
 def _known(request: web.Request, found: Any) -> Story:
-    """The story as far as it was read before, for a page that shows it at once; the stream brings the rest."""
+    """The story as far as it was read before, for a page that shows it at once; the stream brings the rest.
+
+    Whether the work has ended is known as of now: it decides what may be done with it.
+    """
     story = request.app[STORIES].of(found.name)
-    return story if story.cursor else Story(lifecycle=found.lifecycle)
+    if story.cursor >= found.lifecycle.last_sequence:
+        return story
+    return replace(story, lifecycle=found.lifecycle, ended=found.lifecycle.state in TERMINAL)
 
 
 async def _of_dataset(request: web.Request, caller: Caller, found: TrainingSet) -> Story:

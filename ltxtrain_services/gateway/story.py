@@ -84,7 +84,9 @@ class Story:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     measured: list[PreviewMetrics] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    report: list[ReportLine] = field(default_factory=list)
+    # Files as they were found, and clips as they were fitted.
+    found: list[ReportLine] = field(default_factory=list)
+    fitted: list[ReportLine] = field(default_factory=list)
     # How often a part has changed: what a page has to draw again.
     changes: dict[str, int] = field(default_factory=dict)
     # The latest drawing, for all who look at it: what it shows, and its text.
@@ -136,8 +138,9 @@ class Story:
                 # Clips that are kept as they are say the least: they are the first to be left out.
                 kept = event.report_line.outcome == Outcome.OUTCOME_KEPT
                 most = MOST_REPORT_LINES if kept else 2 * MOST_REPORT_LINES
-                if len(self.report) < most:
-                    self.report.append(event.report_line)
+                report = self.found if event.stage == Stage.STAGE_INGEST else self.fitted
+                if len(report) < most:
+                    report.append(event.report_line)
                 return ("dataset",)
             case "artifact":
                 self.artifacts[event.artifact.name] = event.artifact
@@ -230,8 +233,10 @@ class Stories:
         Of followers of one story the first to hear of an event folds it in; it has changed for all of them.
         """
         story = self.of(name)
+        # Of now: what others fold in while this one is drawn would be missed, the end of it too.
+        cursor = story.cursor
         yield story
-        async with aclosing(watch(name, story.cursor)) as events:
+        async with aclosing(watch(name, cursor)) as events:
             async for sequence, event in events:
                 story.take(sequence, event)
                 yield story

@@ -9,6 +9,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.work_pb2 import ClipNumbers, Outcome, ReportLine, ReportReason
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.quantities import count_text
 
 from ltxtrain_services.ingest.archive import Unpacked
 from ltxtrain_services.ingest.clip_store import ClipStore
@@ -122,7 +123,7 @@ class ClipTally:
         """The warning for a dataset of fewer clips than recommended; its line has no path."""
         if len(self.clips) >= RECOMMENDED_CLIPS:
             return None
-        text = f"{len(self.clips)} clips; {RECOMMENDED_CLIPS} or more are recommended"
+        text = f"{count_text(len(self.clips), 'clip')}; {RECOMMENDED_CLIPS} or more are recommended"
         return line("", Outcome.OUTCOME_KEPT, [ReportReason.REPORT_REASON_FEW_CLIPS], text)
 
 
@@ -198,7 +199,8 @@ def _summary(clip: Clip) -> str:
     sound = f"audio {clip.audio_sample_rate} Hz" if clip.HasField("audio_sample_rate") else "no audio"
     text = f"{clip.frame_count} frames, {clip.width}x{clip.height}, {rate}, {sound}"
     if clip.probe.leading_frames:
-        text += f"; begins between key frames: {clip.probe.leading_frames} frames before the first one are left out"
+        before = count_text(clip.probe.leading_frames, "frame")
+        text += f"; {before} before the first whole one left out: what such frames build on is missing or damaged"
     return f"{text}; {clip.probe.damage}" if clip.probe.damage else text
 
 

@@ -37,6 +37,7 @@ JUNK_FOLDERS = frozenset(
         "network trash folder",
         "thevolumesettingsfolder",
         "$recycle.bin",
+        "recycler",
         "system volume information",
         "lost+found",
         "@eadir",
@@ -48,6 +49,8 @@ JUNK_FOLDERS = frozenset(
         "@tmp",
         "@transcode",
         "@sharesnap",
+        # Of Sony's cameras: a picture of each clip.
+        "thmbnl",
     }
 )
 JUNK_FILES = frozenset(

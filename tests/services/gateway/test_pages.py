@@ -54,6 +54,10 @@ async def test_a_job_is_drawn_as_it_goes_and_its_texts_stay_texts(suite: Suite, 
         await page.click("#rows a")
         await page.until("document.querySelector('#head').innerText.includes('1 job ahead')")
         assert f"{MARKUP}.mp4" in await page.text("#dataset")
+        # On a phone the details are there without scrolling sideways.
+        await page.resize(390, 800)
+        cells = "[...document.querySelectorAll('#dataset td')]"
+        assert await page.run(f"{cells}.every((cell) => cell.getBoundingClientRect().right <= innerWidth)")
         suite.train.go.set()
         await page.until("document.querySelector('#training polyline')?.getAttribute('points').split(' ').length === 3")
         # A lost connection: the browser comes back by itself and misses nothing.
@@ -92,8 +96,7 @@ async def test_faults_are_told_beside_their_fields(suite: Suite, tmp_path: Path)
         assert "conditioning_frames\t17" in await page.text("#spec") and '"seed": 7' in await page.text("#spec")
         # Again, with what was chosen in place.
         await page.click("a[href^='/new?job=']")
-        await page.until("document.querySelector('#sheet')")
-        assert await page.run("document.querySelector('#options-seed').value") == "7"
+        await page.until("document.querySelector('#options-seed')?.value === '7'")
         for width in (1280, 390):
             await page.resize(width, 800)
             assert await page.run("document.documentElement.scrollWidth <= innerWidth")
@@ -141,6 +144,31 @@ async def test_a_stream_goes_on_at_its_cursor(suite: Suite) -> None:
         whole = await read(0)
         assert f"id: {last}\n" in whole and "lora.safetensors" in whole
         assert await read(last) == "event: end\ndata: {}\n\n"
+
+
+async def test_a_page_of_a_job_that_has_ended_offers_what_may_be_done_then(suite: Suite) -> None:
+    """Also where the last that was read of it is of a time when it was running."""
+
+    async def play(attempt: Attempt[Job]) -> Ending[Job]:
+        await train_steps(attempt, 1)
+        await suite.train.go.wait()
+        return await succeed(attempt)
+
+    suite.train.play = play
+    job = await submit(suite)
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{suite.url}/{job}/events") as stream:
+            async for line in stream.content:
+                if b"Loss" in line:
+                    break
+        suite.train.go.set()
+        async with connect(suite.train_address) as channel:
+            async for _ in TrainClient(channel).watch_job(job):
+                pass
+        async with session.get(f"{suite.url}/{job}") as answer:
+            html = await answer.text()
+    assert '<span class="chip succeeded">' in html
+    assert f'action="/{job}/cancel"' not in html and f'action="/{job}/delete"' in html
 
 
 async def test_open_pages_end_when_the_process_drains(tmp_path: Path) -> None:
