@@ -168,6 +168,9 @@ def test_what_data_made_fail_is_offered_with_changes_first() -> None:
     story = told(Event(lifecycle=Lifecycle(state=State.STATE_FAILED, error=error)))
     html = views.job_part("actions", JOB, story)
     assert "<button>Go on" in html and '<a class="button main" href="/new?job=' in html
+    story = told(Event(lifecycle=Lifecycle(state=State.STATE_CANCELLED)))
+    html = views.job_part("actions", JOB, story)
+    assert "<button class=main>Go on" in html and '<a class="button" href="/new?job=' in html
 
 
 def test_what_a_job_may_tell_without_end_is_bounded() -> None:

@@ -79,7 +79,9 @@ def set_ahead(source: Path, target: Path, moment: float, seconds: float) -> Path
         ahead = round(seconds / stream.time_base) if pts * stream.time_base > moment - 1e-3 else 0
         return pts + ahead, dts + ahead
 
-    fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if target.suffix == ".mov" else {}
+    fragments: dict[str, Any] = (
+        {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if target.suffix == ".mov" else {}
+    )
     return remux(source, target, stamps=stamps, **fragments)
 
 
