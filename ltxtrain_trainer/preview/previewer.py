@@ -228,7 +228,9 @@ class Previewer:
         vae = load_video_vae(self.folder, device, dtype)
         try:
             pixels = decode_video(vae, sampled.video)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             pixels = None
         if pixels is None:
             # Not in the handler: until it is left, the error holds what had been computed.
