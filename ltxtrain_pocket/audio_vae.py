@@ -158,7 +158,8 @@ def _ridge(inputs: Tensor, outputs: Tensor) -> Tensor:
     inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], 1)
     gram = (inputs.T @ inputs).double()
     gram.diagonal()[:-1].mul_(1 + RIDGE).add_(1e-6 * len(inputs))
-    return torch.linalg.solve(gram, (inputs.T @ outputs).double()).float()
+    solution: Tensor = torch.linalg.solve(gram, (inputs.T @ outputs).double()).float()
+    return solution
 
 
 def is_live() -> Tensor:
@@ -179,13 +180,15 @@ def decode_mel(vae: Any, packed: Tensor) -> Tensor:
 
 
 def _unpacked(packed: Tensor) -> Tensor:
-    return packed.unflatten(2, (8, 16)).transpose(1, 2)
+    unpacked: Tensor = packed.unflatten(2, (8, 16)).transpose(1, 2)
+    return unpacked
 
 
 def noised(vae: Any, packed: Tensor, noise: float, generator: torch.Generator) -> Tensor:
     """Raw latents with up to that share of each one's deviation as noise, another share in each clip."""
     level = torch.rand(len(packed), 1, 1, generator=generator) * noise
-    return packed + torch.randn(packed.shape, generator=generator) * level * vae.latents_std
+    noise_of_each: Tensor = torch.randn(packed.shape, generator=generator) * level * vae.latents_std
+    return packed + noise_of_each
 
 
 def solved_audio_vae(folder: Path) -> Any:

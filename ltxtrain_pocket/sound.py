@@ -28,13 +28,13 @@ from ltxtrain_trainer.seeds import generator
 from ltxtrain_trainer.training.losses import draw_levels
 from ltxtrain_trainer.training.objective import audio_prefix_tokens, masked_loss, objective, pack_video
 
-PLAN = Plan(name="sound", steps=6_000, learning_rate=1.5e-3)
+PLAN = Plan(name="sound", steps=2_000, learning_rate=2.0e-3)
 SEED = 1306
-HEARD = {SMALL.name: 6_000, LARGE.name: 800}  # clips
+HEARD = {SMALL.name: 2_000, LARGE.name: 200}  # clips
 PREFIXES = ((0, 0.05), (1, 0.05), (9, 0.9))
 # Looking costs most, so that what was seen is used for some thousand steps, with new noise in the audio each time.
-POOL_STEPS = 1_500
-POOLS = {SMALL.name: 1_000, LARGE.name: 120}  # clips looked at
+POOL_STEPS = 1_000
+POOLS = {SMALL.name: 480, LARGE.name: 40}  # clips looked at
 LOOKED_AT = 8  # at once
 TOKENS_A_STEP, DRAWS = 1300, 2
 # Clips with a bounce after the prefix, times as often as others.
@@ -169,7 +169,8 @@ class SoundHalf:
 
 
 def _rows(table: Tensor, temb: Tensor) -> tuple[Tensor, ...]:
-    return (table + temb.unflatten(-1, table.shape)).unbind(-2)
+    rows: Tensor = table + temb.unflatten(-1, table.shape)
+    return rows.unbind(-2)
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,8 @@ def encode_sounds(vae: Any, scenes: Sequence[Scene]) -> Tensor:
     """Normalised audio latents [n, L, 128] of the scenes' first FRAMES frames."""
     mel = torch.stack([audio_vae.mel_of(scene) for scene in scenes])
     latents = audio_vae.encode_mel(vae, mel)[:, : audio_latents(FRAMES, FRAME_RATE)]
-    return (latents - vae.latents_mean) / vae.latents_std
+    normalised: Tensor = (latents - vae.latents_mean) / vae.latents_std
+    return normalised
 
 
 def latent_weights(vae: Any) -> Tensor:

@@ -1,33 +1,41 @@
 """The pocket model's sound: what is heard goes there and back, and the pictures do not hang on it."""
 
 import hashlib
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ltxtrain_pocket import sound
+from ltxtrain_pocket import pretraining, sound
 from ltxtrain_pocket.detect import clicks, pitch
 from ltxtrain_pocket.learning import Pocket
 from ltxtrain_pocket.model import TRANSFORMER_CONFIG, build_pocket_model, untrained_parts
 from ltxtrain_pocket.scenes import FRAMES, sounding_opening
+from ltxtrain_pocket.transformer import Pictures
 from ltxtrain_pocket.world import FRAME_RATE, Motion, draw_scene, tone_hertz
 from ltxtrain_trainer.model.transformer import Stream, VelocityModel
+from ltxtrain_trainer.model.video_half import is_audio
 from ltxtrain_trainer.preview.previewer import AUDIO_RATE
 
 SHAPE, LENGTH, CLIPS, DRAWS = (3, 2, 3), 18, 2, 3
 WIDTH, AUDIO_WIDTH = TRANSFORMER_CONFIG["cross_attention_dim"], TRANSFORMER_CONFIG["audio_cross_attention_dim"]
 
 
-@pytest.fixture(scope="module")
-def model() -> VelocityModel:
+def fresh_transformer() -> Any:
     from diffusers import LTX2VideoTransformer3DModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         transformer: Any = LTX2VideoTransformer3DModel(**TRANSFORMER_CONFIG).eval().requires_grad_(False)
     sound.start_sound(transformer)
-    return VelocityModel(transformer)
+    return transformer
+
+
+@pytest.fixture(scope="module")
+def model() -> VelocityModel:
+    return VelocityModel(fresh_transformer())
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +73,37 @@ def test_a_clip_has_the_same_pictures_with_and_without_sound(model: VelocityMode
     silent, _ = model(video, None, frame_rate=24.0, latent_shape=SHAPE)
     sounding, heard = model(video, audio, frame_rate=24.0, latent_shape=SHAPE)
     assert torch.equal(silent, sounding) and heard is not None
+
+
+def test_a_training_moves_the_audio_half_alone_and_ends_the_same_when_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = Pictures(name="tiny", seed=1, count=4, frame_count=FRAMES, width=96, height=64, share=1.0)
+    draws = torch.Generator().manual_seed(8)
+    clips = sound.Heard(
+        pictures,
+        torch.randn(4, 128, *SHAPE, generator=draws).bfloat16(),
+        torch.randn(4, LENGTH, 128, generator=draws),
+        torch.ones(4),
+    )
+    monkeypatch.setattr(sound, "POOLS", {"tiny": 3})
+    monkeypatch.setattr(sound, "POOL_STEPS", 2)
+    monkeypatch.setattr(sound, "TOKENS_A_STEP", 40)
+    monkeypatch.setattr(pretraining, "CHECKPOINT_STEPS", 1)
+    contexts = [torch.randn(4, WIDTH, generator=draws)]
+    transformers = []
+    for steps in ((4,), (3, 4)):
+        trained: Any = fresh_transformer()
+        for count in steps:
+            monkeypatch.setattr(sound, "PLAN", replace(sound.PLAN, steps=count))
+            monkeypatch.setattr(pretraining, "rate_at", lambda step, steps: 1.0)
+            sound.train_sound(trained, [clips], torch.ones(128), contexts, tmp_path / str(steps))
+        transformers.append(trained.state_dict())
+    for name, before in fresh_transformer().state_dict().items():
+        whole, resumed = (state[name] for state in transformers)
+        assert torch.equal(whole, resumed), name
+        moves = is_audio(name) and not sound.is_held(name)
+        assert torch.equal(whole, before) is not moves or "norm" in name, name
 
 
 def test_words_embed_as_the_video_half_has_learned_them() -> None:
