@@ -24,6 +24,7 @@ import yaml
 from kubernetes_validate import utils
 
 from ltxtrain_services.runtime.cluster import NOT_A_SERVICE
+from ltxtrain_services.runtime.settings import read_settings
 from tests.test_deployment import COMPOSE, ROOT, SERVICES, VARIABLES
 
 CHART = ROOT / "deploy/helm/ltxtrain"
@@ -84,9 +85,9 @@ MISSING = importlib.util.find_spec("helm_python") is None and os.environ.get("CI
 pytestmark = pytest.mark.skipif(MISSING, reason="helm-python-sdk is not installed")
 
 
-@functools.cache
-def helm() -> Manifest:
-    command = [sys.executable, "-c", RENDER, str(CHART), json.dumps(VARIANTS), json.dumps(WRONG)]
+def rendered(variants: Manifest) -> Manifest:
+    """Answer of RENDER about each set of values."""
+    command = [sys.executable, "-c", RENDER, str(CHART), json.dumps(variants), json.dumps(WRONG)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: Manifest = json.loads(done.stdout)
@@ -94,8 +95,17 @@ def helm() -> Manifest:
 
 
 @functools.cache
+def helm() -> Manifest:
+    return rendered(VARIANTS)
+
+
+@functools.cache
 def manifests(variant: str) -> tuple[Manifest, ...]:
-    files: dict[str, str] = helm()["files"][variant]
+    return objects(helm()["files"][variant])
+
+
+def objects(files: dict[str, str]) -> tuple[Manifest, ...]:
+    """What is in rendered files."""
     return tuple(
         manifest
         for name, text in sorted(files.items())
@@ -115,9 +125,13 @@ def ray_cluster(variant: str) -> Manifest:
 
 
 def pods(variant: str) -> dict[str, Manifest]:
+    return pods_among(manifests(variant))
+
+
+def pods_among(found: tuple[Manifest, ...]) -> dict[str, Manifest]:
     """Pod templates by the component that they are."""
-    spec = ray_cluster(variant)["spec"]
-    templates = [item["spec"]["template"] for item in of_kind(variant, "Deployment", "StatefulSet").values()]
+    (spec,) = [item["spec"] for item in found if item["kind"] == "RayCluster"]
+    templates = [item["spec"]["template"] for item in found if item["kind"] in ("Deployment", "StatefulSet")]
     ray = [spec["headGroupSpec"]["template"], *(group["template"] for group in spec["workerGroupSpecs"])]
     names = [template["metadata"]["labels"]["app.kubernetes.io/component"] for template in templates]
     groups = ["ray-head", *(group["groupName"] for group in spec["workerGroupSpecs"])]
@@ -254,6 +268,41 @@ def test_every_setting_exists(variant: str) -> None:
         assert given <= VARIABLES, name
         if name.partition("/")[0] in OURS:
             assert {"LTXTRAIN_BIND", "LTXTRAIN_TOKENS_FILE", "LTXTRAIN_REQUIRE_GPUS"} <= given
+
+
+@variants
+def test_settings_are_read(variant: str, tmp_path: Path) -> None:
+    """By the services' own reader, with the Secrets that are made: values have the form that each setting has."""
+    subprocess.run(["sh", str(ROOT / "docker/make-secrets")], cwd=tmp_path, check=True, capture_output=True)
+    for component in {"gateway", *OURS} & pods(variant).keys():
+        given = environment(variant, component)
+        environ = {
+            name: value.replace("/run/secrets/ltxtrain", str(tmp_path / "secrets")) for name, value in given.items()
+        }
+        settings = read_settings(environ)
+        assert (settings.bind, settings.tokens_file is None) == ("0.0.0.0:7000", False)
+        assert component == "gateway" or (
+            settings.s3_secret_key and settings.database.startswith("postgresql+psycopg://")
+        )
+
+
+@variants
+def test_commands_are_those_of_the_image(variant: str) -> None:
+    """Its entrypoint knows the role, modules can be imported, and probes ask at ports that there are."""
+    labels = re.findall(r"^([a-z| ]+)\)", (ROOT / "docker/entrypoint").read_text(), re.M)
+    roles = {role for label in labels for role in label.split(" | ")}
+    for name, container in containers(variant):
+        probes = [probe for kind, probe in container.items() if kind.endswith("Probe")]
+        command = [*container.get("command", []), *container.get("args", [])]
+        if (component := name.partition("/")[0]) in {"gateway", *OURS}:
+            assert " ".join(command).split()[-1] == component and component in roles
+        run = " ".join([*command, *(word for probe in probes for word in probe.get("exec", {}).get("command", []))])
+        modules = re.findall(r"-m (\S+)", run)
+        modules += [item["value"].rpartition(".")[0] for item in container["env"] if item["name"] == "RAY_START_HOOK"]
+        assert all(importlib.util.find_spec(module) for module in modules), name
+        actions = [probe.get(kind, {}) for probe in probes for kind in ("tcpSocket", "httpGet", "grpc")]
+        ports = {port[key] for port in container.get("ports", []) for key in ("name", "containerPort")}
+        assert {action["port"] for action in actions if action} <= ports, name
 
 
 def environment(variant: str, component: str) -> dict[str, str]:

@@ -63,6 +63,12 @@ def outcome_summary(lines: Sequence[ReportLine]) -> str:
     return "; ".join(filter(None, parts)) or "no lines yet"
 
 
+def joined(found: Iterable[ReportLine], fitted: Sequence[ReportLine]) -> list[ReportLine]:
+    """Lines of files as they were fitted, or else as they were found; those of no file stay."""
+    paths = {line.path for line in fitted if line.path}
+    return [*fitted, *(line for line in found if line.path not in paths)]
+
+
 def training_summary(dataset: Iterable[ReportLine], training_set: Iterable[ReportLine]) -> str:
     """Share of a dataset's videos that a training set uses: "4 of 5 videos are used for training, 1 is not"."""
     videos = video_outcomes(dataset)

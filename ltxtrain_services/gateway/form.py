@@ -57,6 +57,9 @@ MODE_HELP = (
     "from its first. weights: a new training that starts from its LoRA; every setting but rank and audio may change."
 )
 
+# Words of names that are spelled otherwise by people.
+SPELLED = {"url": "URL", "gpu": "GPU", "stg": "STG"}
+
 _FIELD = re.compile(r"\s+(?:optional |repeated )?[\w.]+ (\w+) = \d+(?:;| \[.*)")
 _DEFAULT = re.compile(r"Default: (.+?)\.(?:\s|$)")
 
@@ -76,6 +79,10 @@ class Field:
     choices: tuple[str, ...] = ()
     required: bool = False
     value: str = ""  # given by a sheet that the form begins with
+
+    @property
+    def label(self) -> str:
+        return " ".join(SPELLED.get(part, part) for part in self.name.split("_"))
 
 
 @dataclass(frozen=True)

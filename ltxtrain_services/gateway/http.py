@@ -97,7 +97,8 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
         if error.status < 400:
             error.headers.update(HEADERS)
             raise
-        text = error.text or error.reason
+        # The text of an error that nobody wrote one for begins with its number.
+        text = (error.text or error.reason).removeprefix(f"{error.status}: ")
         response = problem_response(error.status, text, "bad_request", headers=_allowed(error))
     except Exception:
         log.exception("%s %s failed", request.method, request.path)

@@ -113,17 +113,19 @@ async def dataset_events(request: web.Request) -> web.StreamResponse:
 async def check_dataset(request: web.Request) -> web.StreamResponse:
     """Fit a dataset to a form's sheet without a GPU; the address of the page of what comes of it."""
     caller, name = caller_of(request), f"datasets/{request.match_info['id']}"
+    display_name = request.query.get(NAME, "")
     try:
         sheet = await read_sheet(request)
-        query = sheet_query(format_sheet(sheet.spec, sheet.options), request.query.get(NAME, ""))
+        query = sheet_query(format_sheet(sheet.spec, sheet.options), display_name)
         # Clips to preview on come with the job.
         del sheet.spec.validation[:]
         sheet.spec.dataset = name
         await caller.train.validate(sheet.spec, sheet.options)
         skipped = sheet.options.on_skipped_clip
-        key = uuid.uuid5(CHECKS, f"{name} {skipped} {sheet.spec.SerializeToString(deterministic=True).hex()}")
+        spec = sheet.spec.SerializeToString(deterministic=True).hex()
+        key = uuid.uuid5(CHECKS, f"{name} {skipped} {spec} {display_name}")
         made = await caller.preprocess.create_training_set(
-            name, sheet.spec, on_skipped_clip=skipped, fit_only=True, request_id=str(key)
+            name, sheet.spec, on_skipped_clip=skipped, fit_only=True, request_id=str(key), display_name=display_name
         )
     except SheetInvalid as error:
         return await sheet_fault(caller, error)

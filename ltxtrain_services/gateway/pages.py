@@ -220,7 +220,7 @@ async def create_upload(request: web.Request) -> web.StreamResponse:
 
 async def create_dataset(request: web.Request) -> web.StreamResponse:
     """Look at data before any training; the address of the dataset's page."""
-    given = await _json(request)
+    given, name = await _json(request), request.query.get(NAME, "")
     source, key = given.get("training_data_url"), request.headers.get("Idempotency-Key") or None
     if not isinstance(source, str) or not source:
         text = "Drop a .zip of videos, or name the URL of one."
@@ -231,11 +231,11 @@ async def create_dataset(request: web.Request) -> web.StreamResponse:
     upload = source.removeprefix("upload:") if source.startswith("upload:") else None
     try:
         made = await caller_of(request).ingest.create_dataset(
-            upload=upload, archive_url=None if upload else source, request_id=key
+            upload=upload, archive_url=None if upload else source, request_id=key, display_name=name
         )
     except CallError as error:
         return call_fault(error)
-    return web.json_response({"location": f"/{made.name}?{sheet_query(given, request.query.get(NAME, ''))}"})
+    return web.json_response({"location": f"/{made.name}?{sheet_query(given, name)}"})
 
 
 async def static(request: web.Request) -> web.StreamResponse:

@@ -25,6 +25,7 @@ from ltxtrain_services.gateway.http import (
     guarded,
     without_traces,
 )
+from ltxtrain_services.gateway.sign_in import faults_as_pages
 from ltxtrain_services.gateway.story import Stories
 from ltxtrain_services.gateway.suite import Suite
 from ltxtrain_services.runtime import tracing
@@ -41,7 +42,7 @@ MAX_REQUESTS = 4_000
 
 def make_app(settings: Settings, suite: Suite) -> web.Application:
     """The gateway's routes on connections to the services."""
-    app = web.Application(middlewares=[guarded], client_max_size=endpoint.MAX_REQUEST_BYTES)
+    app = web.Application(middlewares=[faults_as_pages, guarded], client_max_size=endpoint.MAX_REQUEST_BYTES)
     app[SETTINGS], app[SUITE], app[STORIES], app[STREAMS] = settings, suite, Stories(), set()
     app[CONNECTIONS], app[PLACES] = Connections(), asyncio.Semaphore(MAX_REQUESTS)
     app.add_routes([*endpoint.routes(), *pages.routes(), *live.routes()])

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import json
 from contextlib import aclosing
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
@@ -14,6 +15,7 @@ from ltxtrain_services.gateway.suite import Caller
 from ltxtrain_services.pages.render import render
 from ltxtrain_services.runtime.hosted_form import http_status
 
+JSON = "application/json"
 COOKIE = "ltxtrain-token"
 # A token has 512 characters at most.
 MAX_FORM_BYTES, MAX_FORM_FIELDS = 16 * 2**10, 10
@@ -35,6 +37,21 @@ def signed_in(handler: Handler) -> Handler:
                 request, "fault.html", status=http_status(error), message=error.message, reason=error.reason
             )
 
+    return page
+
+
+@web.middleware
+async def faults_as_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Show a person the fault that a program is told: a wrong address, another site's name, too many requests."""
+    response = await handler(request)
+    is_told = isinstance(response, web.Response) and response.status >= 400 and response.content_type == JSON
+    if not is_told or request.method not in SAFE or "text/html" not in request.headers.get("Accept", ""):
+        return response
+    fault = json.loads(response.text or "{}")
+    page = html_page(
+        request, "fault.html", status=response.status, message=fault["message"], reason=fault.get("reason", "")
+    )
+    page.headers.update({name: text for name, text in response.headers.items() if name not in page.headers})
     return page
 
 

@@ -26,6 +26,7 @@ from ltxtrain.v1.work_pb2 import (
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import describe, describe_error, measure, stage_word
 from ltxtrain_client.quantities import duration_text
+from ltxtrain_client.report_summary import joined
 from ltxtrain_client.watch import is_terminal
 
 Watch = Callable[[str, int], AsyncGenerator[tuple[int, Event], None]]
@@ -84,12 +85,19 @@ class Story:
     artifacts: dict[str, Artifact] = field(default_factory=dict)
     measured: list[PreviewMetrics] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    report: list[ReportLine] = field(default_factory=list)
+    # Files as they were found, and clips as they were fitted.
+    found: list[ReportLine] = field(default_factory=list)
+    fitted: list[ReportLine] = field(default_factory=list)
     # How often a part has changed: what a page has to draw again.
     changes: dict[str, int] = field(default_factory=dict)
     # The latest drawing, for all who look at it: what it shows, and its text.
     drawn: tuple[object, str] = (None, "")
     _told: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def report(self) -> list[ReportLine]:
+        """What became of every file: as it was fitted, or else as it was found."""
+        return joined(self.found, self.fitted)
 
     @property
     def training(self) -> bool:
@@ -136,8 +144,8 @@ class Story:
                 # Clips that are kept as they are say the least: they are the first to be left out.
                 kept = event.report_line.outcome == Outcome.OUTCOME_KEPT
                 most = MOST_REPORT_LINES if kept else 2 * MOST_REPORT_LINES
-                if len(self.report) < most:
-                    self.report.append(event.report_line)
+                if len(self.found) + len(self.fitted) < most:
+                    (self.found if event.stage == Stage.STAGE_INGEST else self.fitted).append(event.report_line)
                 return ("dataset",)
             case "artifact":
                 self.artifacts[event.artifact.name] = event.artifact

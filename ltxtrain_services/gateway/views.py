@@ -25,7 +25,7 @@ from ltxtrain_client.event_text import (
 )
 from ltxtrain_client.outputs import LABELLED, file_name, is_result
 from ltxtrain_client.quantities import duration_text, money_text, price_text, size_text
-from ltxtrain_client.report_summary import training_summary
+from ltxtrain_client.report_summary import joined, training_summary
 from ltxtrain_client.sheet import continues_clips
 from ltxtrain_client.watch import TERMINAL
 from markupsafe import Markup
@@ -44,6 +44,7 @@ from ltxtrain_services.pages.job_page import (
     training_facts,
 )
 from ltxtrain_services.pages.render import render_part
+from ltxtrain_services.runtime.hosted_form import is_about_data
 
 # Parts of a job's page, and the sections of job.html among them.
 JOB_PARTS = ("head", "actions", "previews", "training", "metrics", "audit", "dataset", "files", "log")
@@ -98,6 +99,8 @@ def job_values(job: Job, story: Story) -> dict[str, Any]:
         "asks": _asks(job, story),
         "trains": not continues_clips(job),
         "has_lora": bool(job.output.lora_file),
+        # The same once more would fail as this did.
+        "at_fault": story.lifecycle.HasField("error") and is_about_data(from_status(story.lifecycle.error)),
         "facts": _facts(job, story),
         "files": [
             {
@@ -310,8 +313,7 @@ def _videos(story: Story, job: Job, index: int, kind: "Artifact.Kind") -> Sequen
 
 def _joined(dataset: Story, training_set: Story) -> list[ReportRow]:
     """Report of every file: as it was fitted, or else as it was found."""
-    fitted = {line.path for line in training_set.report}
-    return _report([*training_set.report, *(line for line in dataset.report if line.path not in fitted)])
+    return _report(joined(dataset.report, training_set.report))
 
 
 def _report(lines: Iterable[ReportLine]) -> list[ReportRow]:

@@ -22,6 +22,8 @@ BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+# Letters of ASCII, which escapes make Japanese: mail and older programs write it.
+ESCAPED = "iso2022_jp_2"
 # Bytes of a character that is cut off, at most.
 _CUT_BYTES = 3
 CUT = "its last character was cut off"
@@ -99,6 +101,11 @@ def _decode(data: bytes) -> tuple[str, str, str]:
     for mark, encoding in BOMS:
         if data.startswith(mark):
             return encoding, *_unicode(data[len(mark) :], encoding)
+    if b"\x1b$" in data:
+        try:
+            return ESCAPED, data.decode(ESCAPED), "read as ISO-2022-JP, for it is not UTF-8"
+        except UnicodeDecodeError:
+            raise NotText("its escapes say ISO-2022-JP, its bytes are something else") from None
     # Zeros at the end fill up a block and say nothing; many in between are the other halves of UTF-16.
     text = data.rstrip(b"\0")
     zeros = text.count(0)
@@ -129,7 +136,7 @@ def _utf8(data: bytes) -> tuple[str, str] | None:
         return data.decode("utf-8"), ""
     except UnicodeDecodeError as error:
         sound = data[: error.start]
-    if not sound.isascii() and len(sound) + _CUT_BYTES >= len(data.rstrip()):
+    if not sound.isascii() and _is_cut(data[len(sound) :].rstrip()):
         return sound.decode("utf-8"), CUT
     # Text of other encodings holds a sequence of UTF-8 now and then, not many of them and hardly an error.
     text = data.decode("utf-8", "replace")
@@ -137,6 +144,15 @@ def _utf8(data: bytes) -> tuple[str, str] | None:
     if sum(not character.isascii() for character in text) - errors >= 4 * errors:
         return text.replace("\ufffd", ""), f"without {errors} bytes that are not UTF-8"
     return None
+
+
+def _is_cut(rest: bytes) -> bool:
+    """Whether bytes are the beginning of a character of UTF-8, and not all of it."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        return not decoder.decode(rest) and len(rest) <= _CUT_BYTES
+    except UnicodeDecodeError:
+        return False
 
 
 def _unicode(data: bytes, encoding: str) -> tuple[str, str]:

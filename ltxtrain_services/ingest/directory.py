@@ -22,6 +22,8 @@ AES = 99
 # Below this a high ratio is ordinary text; above it, no video is compressible a hundredfold.
 RATIO_FREE_BYTES = 16 << 20
 DOS_FOLDER = 0x10
+# Hidden and of the system: what Windows and its programs keep for themselves, as the covers of Media Player.
+DOS_PROTECTED = 0x06
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _entry(index: int, record: Record) -> Entry:
     return Entry(
         index=index,
         path=path,
-        kind=kind_of(path),
+        kind=Kind.JUNK if record.attributes & DOS_PROTECTED == DOS_PROTECTED else kind_of(path),
         size=record.size,
         compressed_size=record.compressed_size,
         method=record.method,

@@ -9,6 +9,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.ingest_pb2 import Clip
 from ltxtrain.v1.work_pb2 import ClipNumbers, Outcome, ReportLine, ReportReason
 from ltxtrain_client.enum_words import word
+from ltxtrain_client.quantities import count_text
 
 from ltxtrain_services.ingest.archive import Unpacked
 from ltxtrain_services.ingest.clip_store import ClipStore
@@ -122,7 +123,7 @@ class ClipTally:
         """The warning for a dataset of fewer clips than recommended; its line has no path."""
         if len(self.clips) >= RECOMMENDED_CLIPS:
             return None
-        text = f"{len(self.clips)} clips; {RECOMMENDED_CLIPS} or more are recommended"
+        text = f"{count_text(len(self.clips), 'clip')}; {RECOMMENDED_CLIPS} or more are recommended"
         return line("", Outcome.OUTCOME_KEPT, [ReportReason.REPORT_REASON_FEW_CLIPS], text)
 
 

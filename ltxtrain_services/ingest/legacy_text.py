@@ -8,18 +8,42 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+# Letters with marks of one language each, or of one that takes words from many. Text of other encodings mixes them: in
+# place of the Turkish ş, ğ and ı stand þ, ð and ý, of the Czech č, ř and ů stand è, ø and ù.
+_ALPHABETS = [
+    *map(
+        frozenset,
+        (
+            "äöüßéàè",
+            "àâæçèéêëîïôœùûü",
+            "áéíñóúüç",
+            "àáâãçéêíóôõúü",
+            "àçèéíïòóúü",
+            "àèéìíîòóùú",
+            "åæøéèêóòôäöü",
+            "áéíóúýþæöðø",
+            "áèéêëíïóöüç",
+            "äöõü",
+            "áàâäãåæçéèêëíïîñóôöøü",
+        ),
+    )
+]
 # Characters of Windows-1252 that captions do not hold, and that many Chinese and Japanese characters begin with.
 _ODD = frozenset("ƒˆ˜†‡‰‹›¤¦¨¬\u00ad¯¶¸")
 # Words, with the letters that bear marks.
 _WORD = re.compile("[A-Za-zÀ-ÖØ-öø-ÿŠšŽžŒœŸ]+")
 # A marked capital inside of a word; quotes that open or close in the wrong place; symbols beside marked letters or
-# other symbols. Each alternative is of fixed length: matching is linear.
-_SYMBOLS = "¢£¥§©ª®±²³´µ·¹º¼½¾€™•×÷"
+# other symbols; Icelandic letters where Icelandic has none. Each alternative is of bounded length: matching is linear.
+_SYMBOLS = "¢£¥§©ª®°±²³´µ·¹º¼½¾€™•×÷"
 _MISPLACED = re.compile(
     "[a-zß-öø-ÿšžœ][À-ÖØ-ÞŠŽŒŸ]"
     r"|\w[„‚]|\w[“”]\w|\A”|\s”"
     f"|[{_SYMBOLS}](?=[^\\x00-\\xa0…‘’“”–—«»])|[À-ÖØ-öø-ÿŠšŽžŒœŸ][{_SYMBOLS}]"
+    r"|þ\b|\b[ðÐ]|\w{3}ý\b"
 )
+_ORDINALS = frozenset("ªºµ")
+# Marks that come in pairs.
+_PAIRS = ("«»", "¿?", "¡!")
 # Characters of Chinese and Japanese that most text is made of, as the common part of their national standards.
 _COMMON_SHARE = 0.9
 _HANGUL_LEADS = range(0xB0, 0xC9)
@@ -53,8 +77,13 @@ def _decoded(data: bytes, codec: str) -> str | None:
 
 
 def _is_western(text: str) -> bool:
-    """Words of Latin letters of which some bear marks, and symbols where writers put them."""
+    """Words of Latin letters of which some bear the marks of one language, and symbols where writers put them."""
     if not _ODD.isdisjoint(text) or _MISPLACED.search(text):
+        return False
+    if any(text.count(first) > text.count(second) for first, second in _PAIRS) or text.count("«") != text.count("»"):
+        return False
+    marked = {letter for letter in text.lower() if letter.isalpha() and not letter.isascii()} - _ORDINALS
+    if not any(marked <= alphabet for alphabet in _ALPHABETS):
         return False
     marks = [sum(not letter.isascii() for letter in word) - len(word) / 2 for word in _WORD.findall(text)]
     return max(marks, default=0.0) <= 0.5

@@ -37,6 +37,8 @@ JUNK_FOLDERS = frozenset(
         "network trash folder",
         "thevolumesettingsfolder",
         "$recycle.bin",
+        "recycler",
+        "recycled",
         "system volume information",
         "lost+found",
         "@eadir",
@@ -48,6 +50,8 @@ JUNK_FOLDERS = frozenset(
         "@tmp",
         "@transcode",
         "@sharesnap",
+        # Of Sony's cameras: a picture of each clip.
+        "thmbnl",
     }
 )
 JUNK_FILES = frozenset(

@@ -17,6 +17,7 @@ FIRST_PART = b"PK\7\x08" + LOCAL
 LOCAL_BYTES, CENTRAL_BYTES, END_BYTES, LOCATOR_BYTES, END64_BYTES = 30, 46, 22, 20, 56
 MAX_COMMENT_BYTES = 0xFFFF
 SENTINEL16, SENTINEL32 = 0xFFFF, 0xFFFFFFFF
+WRAP = 1 << 32
 ZIP64_FIELD, UNICODE_PATH_FIELD = 0x0001, 0x7075
 STREAMED_FLAG = 0x8
 # Extra fields of one entry that are looked at; writers add half a dozen.
@@ -99,6 +100,10 @@ def read_records(file: IO[bytes], directory: Directory) -> Iterator[Record]:
     """Every entry in the order of the directory. Raises Unreadable where an entry should be and is not."""
     file.seek(directory.start)
     position, index = directory.start, 0
+    # macOS writes archives of more than 4 GB without Zip64: of every position, the directory's among them, it keeps 32
+    # bits, and the entries stand in the order of the file.
+    wraps = directory.shift > 0 and directory.shift % WRAP == 0
+    shift, last = 0 if wraps else directory.shift, 0
     while position + CENTRAL_BYTES <= directory.end:
         header = file.read(CENTRAL_BYTES)
         if header[:4] != CENTRAL or len(header) < CENTRAL_BYTES:
@@ -113,6 +118,8 @@ def read_records(file: IO[bytes], directory: Directory) -> Iterator[Record]:
         file.seek(comment_bytes, os.SEEK_CUR)
         fields = _extra_fields(extra)
         (size, packed, offset), damage = _zip64((size, packed, offset), fields.get(ZIP64_FIELD, b""))
+        shift += WRAP if wraps and offset < last else 0
+        last = offset
         yield Record(
             name=name,
             flags=flags,
@@ -121,7 +128,7 @@ def read_records(file: IO[bytes], directory: Directory) -> Iterator[Record]:
             compressed_size=packed,
             size=size,
             attributes=attributes,
-            offset=offset + directory.shift,
+            offset=offset + shift,
             unicode_path=fields.get(UNICODE_PATH_FIELD, b""),
             damage=damage,
         )

@@ -10,6 +10,7 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job, JobOutput
 from ltxtrain.v1.work_pb2 import Event, Progress, ReportLine, Stage, State
 from ltxtrain_client.as_json import as_json
+from ltxtrain_client.report_summary import joined
 from ltxtrain_client.sheet import continues_clips
 
 from ltxtrain_services.runtime import errors
@@ -200,15 +201,16 @@ class TrainWorkflow:
         """config.json and job.html, with as much of the report as the other services still have."""
         job = await attempt.get()
         preprocess, ingest = self._upstream.preprocess(attempt.owner), self._upstream.ingest(attempt.owner)
-        report: list[ReportLine] = []
+        found: list[ReportLine] = []
+        fitted: list[ReportLine] = []
         preprocess_report: Mapping[str, Any] = {}
         try:
             async with errors_passed_on():
                 if job.training_set:
                     preprocess_report = as_json((await preprocess.get_training_set(job.training_set)).report)
-                    report += [line async for line in preprocess.list_training_set_report(job.training_set)]
+                    fitted += [line async for line in preprocess.list_training_set_report(job.training_set)]
                 if job.dataset:
-                    report += [line async for line in ingest.list_dataset_report(job.dataset)]
+                    found += [line async for line in ingest.list_dataset_report(job.dataset)]
         except errors.Upstream as error:
             if error.code is not errors.NotFound.code:
                 raise
@@ -217,7 +219,7 @@ class TrainWorkflow:
             attempt,
             state,
             audit=audit,
-            report=report,
+            report=joined(found, fitted),
             preprocess_report=preprocess_report,
             made=made,
         )

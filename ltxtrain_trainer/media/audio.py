@@ -18,7 +18,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 
 from ltxtrain_trainer.errors import AudioTrackMissing, AudioUndecodable
-from ltxtrain_trainer.media.container import Rescue, find_audio, open_clip
+from ltxtrain_trainer.media.container import LEAP_SECONDS, Rescue, find_audio, open_clip
 from ltxtrain_trainer.media.decode import RESTART_SECONDS, Clock
 from ltxtrain_trainer.media.downmix import Sound, can_be_joined, stereo
 
@@ -152,6 +152,10 @@ def decode_blocks(container: InputContainer, stream: AudioStream, clock: Clock |
             # Sound gets the shift of the pictures beside it; where they do not begin anew it goes on without a gap.
             found = clock.shift_at(place) if clock else None
             shift = expected - frame.time if found is None else found
+            seconds = frame.time + shift
+        elif expected is not None and seconds - expected > LEAP_SECONDS and frame.time is not None and clock:
+            found = clock.shift_at(place)
+            shift = shift if found is None else found
             seconds = frame.time + shift
         if expected is not None and abs(seconds - expected) < JUMP_SECONDS:
             seconds = expected

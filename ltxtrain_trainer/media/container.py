@@ -27,6 +27,8 @@ OPTIONS["max_pixels"] = str(MAX_PIXELS)
 # One frame of these is a picture that nobody marked as a cover.
 PICTURE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff", "jpeg2000", "jpegls"}
 BESIDE_THE_SOUND = Disposition.comment | Disposition.visual_impaired | Disposition.hearing_impaired
+# A clock that leaps so far ahead, by seconds and by frames, was set: sound goes on beside a picture that is held.
+LEAP_SECONDS, LEAP_FRAMES = 60.0, 100
 NOT_MOVING = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.still_image
 
 IMAGE_SIGNATURES: dict[str, tuple[bytes, ...]] = {
@@ -171,6 +173,33 @@ def _first_with(container: InputContainer, tracks: Sequence[int], *, packets: in
         except av.FFmpegError:
             pass
     return next((index for index in tracks if counts[index] >= packets), None)
+
+
+def leaps(container: InputContainer, begin: float, end: float, interval: float) -> bool:
+    """Whether the clock of a file was set ahead between two frames: for long there is neither a picture nor sound.
+
+    begin and end: seconds of the frames on the container's clock; interval: of frames before.
+    """
+    if end - begin <= max(LEAP_SECONDS, LEAP_FRAMES * interval):
+        return False
+    with _open(path_of(container)) as second:
+        track = find_audio(second)
+        try:
+            for packet in second.demux(track) if track else ():
+                if packet.pts is not None and begin + 1 < float(packet.pts * packet.time_base) < end - 1:
+                    return False
+        except av.FFmpegError:
+            pass
+    return True
+
+
+def index_is_whole(container: InputContainer) -> bool:
+    """Whether all that an MP4's index lists lies in the file, whatever the length of a box claims."""
+    path = path_of(container)
+    if not container.format.name.startswith("mov") or has_fragments(path):
+        return False
+    size, tracks = path.stat().st_size, [find_video(container), find_audio(container)]
+    return all(entry.pos + entry.size <= size for track in tracks if track for entry in track.index_entries)
 
 
 class Rescue:

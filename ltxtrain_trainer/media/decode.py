@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from pathlib import Path
 
 import av
 from av.container import InputContainer
@@ -14,9 +13,9 @@ from av.video.stream import VideoStream
 
 from ltxtrain_trainer.errors import ClipDamaged, Undecodable
 from ltxtrain_trainer.media.color import colors_of
-from ltxtrain_trainer.media.container import MAX_PIXELS, Rescue, find_audio, find_video, open_clip, path_of
+from ltxtrain_trainer.media.container import MAX_PIXELS, Rescue, find_video, index_is_whole, leaps, open_clip, path_of
 from ltxtrain_trainer.media.picture import Deinterlacer
-from ltxtrain_trainer.media.pieces import ffv1_is_intact, jpeg_has_hole
+from ltxtrain_trainer.media.pieces import HOLE, ffv1_is_intact, jpeg_has_hole
 from ltxtrain_trainer.media.presentation import (
     Orientation,
     declared_by,
@@ -27,7 +26,7 @@ from ltxtrain_trainer.media.presentation import (
 )
 from ltxtrain_trainer.media.rate import Rate, measure_rate
 from ltxtrain_trainer.media.skipped import Skipped
-from ltxtrain_trainer.media.truncation import has_fragments, missing_bytes
+from ltxtrain_trainer.media.truncation import missing_bytes
 
 # Two frames closer than this have one time stamp and a rounding error between them.
 LEAST_INTERVAL = 1e-4
@@ -37,6 +36,8 @@ RESTART_SECONDS = 0.25
 # Frames that are shown before others that are decoded before them lie no further back.
 REORDER_SECONDS = 1.0
 PASSED_OVER = "The video is damaged (the file cannot be read there, and frames are missing)"
+# Coders whose frames are never zeros for long, and whose decoders take any bytes for pixels.
+ARITHMETIC = ("vp8", "vp9")
 # Decoders that fill in what is damaged and report it only when told to; all others mark such frames, or cannot tell.
 STRICT = {"mjpeg": "explode", "mjpegb": "explode", "amv": "explode", "hevc": "explode", "png": "crccheck+explode"}
 
@@ -94,6 +95,8 @@ class VideoReader:
         self.interlaced = False
         # Frames before the first key frame: what they build on is not in the file.
         self.leading_frames = 0
+        # Places of the packets up to the one that gave out the first frame.
+        self._leading: list[int] = []
         # The file is not there up to its end.
         self.cut_off = False
         self._deinterlacer = Deinterlacer(self.stream.time_base, threads) if deinterlace else None
@@ -115,7 +118,7 @@ class VideoReader:
         self._refusal = ""
         self._ended: tuple[int, float] | None = None
         missing = missing_bytes(path)
-        if missing and not _index_is_whole(container, path):
+        if missing and not index_is_whole(container):
             self._cut_off(f"{missing} bytes are missing at its end")
             if self._counts_frames:
                 # Frames between threads are lost below when the file ends, so there must be but one.
@@ -190,8 +193,9 @@ class VideoReader:
             if held is None:
                 held, index, self.origin = picture, 0, stamp or 0.0
                 continue
-            time = start + (last_gap or interval) if stamp is None else stamp - self.origin + shift
-            if start - time > RESTART_SECONDS:
+            begin, gap = self.origin - shift, last_gap or interval
+            time = start + gap if stamp is None else stamp - begin
+            if start - time > RESTART_SECONDS or leaps(self.container, begin + start, begin + time, gap):
                 shift += start + interval - time
                 time = start + interval
                 self.clock.restarts.append((self.clock.position, shift))
@@ -255,13 +259,14 @@ class VideoReader:
                 if not begun and not picture.key_frame and not self._has_preroll:
                     begin = self._first_key_frame() if begin is None else begin
                     if picture.pts is not None and picture.pts < begin:
-                        self.leading_frames += 1
                         continue
                 if self._skips(picture) and self._lacks(packet, picture):
                     return
                 if not begun and not self.cut_off:
                     self._fault = None
                 if picture.pts is not None:
+                    if not begun:
+                        self.leading_frames = sum(place < picture.pts for place in self._leading)
                     picture.pts = self._in_order(picture.pts, begun)
                 begun, self._last_pts = True, picture.pts
                 yield picture
@@ -360,7 +365,7 @@ class VideoReader:
     def _harm(self, packet: "Packet[VideoStream]") -> str | None:
         """Return what is wrong with the bytes of a frame, of the kinds that its decoder fills in without a word."""
         codec = self.stream.codec_context.name
-        if codec == "mjpeg" and jpeg_has_hole(bytes(packet)):
+        if (codec == "mjpeg" and jpeg_has_hole(bytes(packet))) or (codec in ARITHMETIC and HOLE in bytes(packet)):
             return "a part of a frame is zeros"
         if codec == "ffv1" and packet.size:
             intact = ffv1_is_intact(bytes(packet))
@@ -370,6 +375,9 @@ class VideoReader:
         return None
 
     def _note(self, packet: "Packet[VideoStream]") -> None:
+        place = packet.dts if self._counts_frames else packet.pts
+        if self._last_pts is None and place is not None and not packet.is_discard:
+            self._leading.append(place)
         if self._first_place is None:
             self._first_place = packet.dts
         self._has_preroll = self._has_preroll or packet.is_discard
@@ -385,11 +393,3 @@ class VideoReader:
     def _cut_off(self, how: str) -> None:
         self.cut_off = True
         self._fault = self._fault or f"The file is cut off ({how})"
-
-
-def _index_is_whole(container: InputContainer, path: Path) -> bool:
-    """Whether all that an MP4's index lists lies in the file, whatever the length of a box claims."""
-    if not container.format.name.startswith("mov") or has_fragments(path):
-        return False
-    size, tracks = path.stat().st_size, [find_video(container), find_audio(container)]
-    return all(entry.pos + entry.size <= size for track in tracks if track for entry in track.index_entries)

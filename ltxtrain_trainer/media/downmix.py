@@ -96,8 +96,9 @@ def weights_of(names: tuple[str, ...]) -> Sound:
     if not any(name in WEIGHTS or name.startswith("LFE") for name in names):
         names = UNNAMED.get(len(names), names)
     weights = np.array([WEIGHTS.get(name, (0.0, 0.0)) for name in names], np.float64).T
-    if not weights.any():
-        weights = np.ones((2, len(names)))
+    if not weights.any(axis=1).all():
+        # A camera's second microphone has a track of its own, named for one side: nobody wants the other side silent.
+        weights = np.broadcast_to(weights.sum(axis=0) if weights.any() else np.ones(len(names)), weights.shape)
     totals: Sound = (weights / np.abs(weights).sum(axis=1).max()).astype(np.float32)
     return totals
 

@@ -51,4 +51,7 @@ def measure_rate(
     measured = (len(starts) - 1) / float(starts[-1] - starts[0])
     candidates = [*([nominal] if nominal else []), *COMMON_RATES]
     fitting = [rate for rate in candidates if deviation(rate) < TICK_SECONDS / 2]
-    return Rate(float(min(fitting, key=lambda rate: abs(rate - measured), default=measured)), False)
+    # FFmpeg's average of rounded times is no better than a rate of which they are the roundings.
+    rounded = {rate for rate in COMMON_RATES if deviation(rate) <= tick_seconds}
+    best = min(fitting, key=lambda rate: (rate not in rounded, abs(rate - measured)), default=measured)
+    return Rate(float(best), False)

@@ -43,6 +43,7 @@ async def test_from_a_zip_to_a_lora(
         for name in ("trigger_phrase", "number_of_steps", "learning_rate", "number_of_frames"):
             await page.type(f"#{name}", str(SHEET[name]))
         await page.type("#validation_number_of_frames", "17")
+        await page.type("#display_name", "drifting, by day")
         await page.type("#options-preview_interval", "40")
         for name in ("rank", "resolution", "aspect_ratio", "validation_resolution", "validation_aspect_ratio"):
             await page.run(f"document.querySelector('#{name}').value = '{SHEET.get(name, '')}'")
@@ -50,7 +51,8 @@ async def test_from_a_zip_to_a_lora(
         await page.click("#check")
         await page.until("location.pathname.startsWith('/trainingSets/')")
         await page.until("document.querySelector('[data-events]').dataset.ended")
-        assert "succeeded" in await page.text("h1") and "used for training" in await page.text("#head")
+        assert "drifting, by day" in await page.text("h1") and "succeeded" in await page.text("h1")
+        assert "used for training" in await page.text("#head")
         assert "kept" in await page.text("#dataset") and await page.text("#suggestions li")
         sheet = str(await page.run("document.querySelector('iframe.sheet').src"))
         async with aiohttp.ClientSession() as session, session.get(sheet) as answer:

@@ -35,7 +35,9 @@ class Page:
         async for message in self._socket:
             found = json.loads(message.data)
             if "id" in found:
-                self._answers.pop(found["id"]).set_result(found)
+                # Whoever asked may have given up.
+                if not (answer := self._answers.pop(found["id"])).done():
+                    answer.set_result(found)
             elif found["method"] == "Page.lifecycleEvent" and found["params"]["name"] == "load":
                 self._loads.add(found["params"]["loaderId"])
                 self._loaded.set()

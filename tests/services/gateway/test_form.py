@@ -24,6 +24,10 @@ def test_every_field_of_the_contract_is_an_input() -> None:
     assert FIELDS.keys() == expected
     assert all(field.help for field in FIELDS.values())
     assert all(group.title for group in form({}))
+    # Help is more than a default.
+    assert all(field.help.partition("Default:")[0] for field in FIELDS.values())
+    labels = {FIELDS[path].label for path in ("training_data_url", "options.gpu_count", "stg_scale", "rank")}
+    assert labels == {"training data URL", "GPU count", "STG scale", "rank"}
 
 
 @pytest.mark.parametrize(("path", "rule"), RULES, ids=[path for path, _ in RULES])

@@ -54,6 +54,10 @@ async def test_a_job_is_drawn_as_it_goes_and_its_texts_stay_texts(suite: Suite, 
         await page.click("#rows a")
         await page.until("document.querySelector('#head').innerText.includes('1 job ahead')")
         assert f"{MARKUP}.mp4" in await page.text("#dataset")
+        # On a phone the details are there without scrolling sideways.
+        await page.resize(390, 800)
+        cells = "[...document.querySelectorAll('#dataset td')]"
+        assert await page.run(f"{cells}.every((cell) => cell.getBoundingClientRect().right <= innerWidth)")
         suite.train.go.set()
         await page.until("document.querySelector('#training polyline')?.getAttribute('points').split(' ').length === 3")
         # A lost connection: the browser comes back by itself and misses nothing.
@@ -92,8 +96,7 @@ async def test_faults_are_told_beside_their_fields(suite: Suite, tmp_path: Path)
         assert "conditioning_frames\t17" in await page.text("#spec") and '"seed": 7' in await page.text("#spec")
         # Again, with what was chosen in place.
         await page.click("a[href^='/new?job=']")
-        await page.until("document.querySelector('#sheet')")
-        assert await page.run("document.querySelector('#options-seed').value") == "7"
+        await page.until("document.querySelector('#options-seed')?.value === '7'")
         for width in (1280, 390):
             await page.resize(width, 800)
             assert await page.run("document.documentElement.scrollWidth <= innerWidth")

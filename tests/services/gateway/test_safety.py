@@ -106,6 +106,18 @@ async def test_paths_lead_to_nothing_else(suite: Suite, path: str) -> None:
         assert answer.status == 404
 
 
+@pytest.mark.parametrize("accept", ["text/html,*/*;q=0.8", "*/*"])
+async def test_a_wrong_address_is_a_page_for_a_person(suite: Suite, accept: str) -> None:
+    async with aiohttp.ClientSession(headers={"Accept": accept}) as session:
+        for path in ("/nowhere", "/static/none.css", f"/jobs/{'0' * 32}/files/a%2Fb"):
+            async with session.get(suite.url + path) as answer:
+                text = await answer.text()
+                assert answer.status == 404 and answer.headers["X-Content-Type-Options"] == "nosniff"
+                assert ("<h1>" in text and "Content-Security-Policy" in answer.headers) is (accept != "*/*")
+        async with session.get(f"{suite.url}/estimate") as answer:
+            assert answer.status == 405 and "POST" in answer.headers["Allow"]
+
+
 @pytest.mark.parametrize("given", ["/evil.example", "//evil.example", f"datasets/{'0' * 32}?a=b", MARKUP])
 async def test_what_a_link_says_is_no_address(suite: Suite, given: str) -> None:
     """The page's script makes an address of the name of a dataset."""

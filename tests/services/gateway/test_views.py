@@ -4,6 +4,7 @@ from itertools import pairwise
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
+from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
 from ltxtrain.v1.preprocess_pb2 import PreprocessReport, TrainingSet
 from ltxtrain.v1.task_pb2 import TaskSpec
@@ -13,6 +14,7 @@ from ltxtrain_client import outputs
 
 from ltxtrain_services.gateway import views
 from ltxtrain_services.gateway.story import MOST_POINTS, MOST_REPORT_LINES, Curve, Stories, Story
+from ltxtrain_services.runtime.errors import FailedPrecondition
 from ltxtrain_trainer.reports import LABELLED
 from tests.services.gateway.running import MARKUP, file_of
 
@@ -71,6 +73,14 @@ def test_a_check_shows_every_file_as_it_was_fitted_or_found() -> None:
     assert f'href="/new?dataset=datasets/{"1" * 32}">Start a job with this<' in parts["actions"]
     assert f'src="/{found.name}/contact-sheet"' in parts["contact-sheet"] and " sandbox" in parts["contact-sheet"]
     assert "&lt;img" in parts["suggestions"] and "1 of 2 videos is used" in parts["head"]
+    # A job's page, too, counts each file once.
+    story = told(
+        Event(stage=Stage.STAGE_INGEST, report_line=ReportLine(path="a.mp4", outcome=kept)),
+        Event(stage=Stage.STAGE_INGEST, report_line=ReportLine(description="few clips", outcome=kept)),
+        Event(stage=Stage.STAGE_PREPROCESS, report_line=ReportLine(path="a.mp4", outcome=skipped)),
+    )
+    html = views.job_part("dataset", JOB, story)
+    assert html.count("a.mp4") == 1 and "few clips" in html and "kept" not in html
     # Before the end there is nothing to start with, and nothing to show.
     begun = TrainingSet(name=found.name, dataset=found.dataset)
     assert not any(views.training_set_part(part, begun, Story(), dataset).strip() for part in ("suggestions", "log"))
@@ -96,6 +106,13 @@ def test_a_job_that_has_ended_shows_what_its_file_shows() -> None:
     assert not views.job_part("audit", JOB, story) and not views.job_part("training", JOB, story)
     spec = views.spec_part(job)
     assert "https://example.com/z" in spec and "secret" not in spec and "a:b" not in spec
+
+
+def test_what_data_made_fail_is_offered_with_changes_first() -> None:
+    error = FailedPrecondition(ErrorReason.ERROR_REASON_ALL_CLIPS_TOO_SHORT, "Too short.").status()
+    story = told(Event(lifecycle=Lifecycle(state=State.STATE_FAILED, error=error)))
+    html = views.job_part("actions", JOB, story)
+    assert "<button>Go on" in html and '<a class="button main" href="/new?job=' in html
 
 
 def test_what_a_job_may_tell_without_end_is_bounded() -> None:

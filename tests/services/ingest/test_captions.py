@@ -68,6 +68,12 @@ def test_documented_encodings(data: bytes, text: str) -> None:
         ("一只狗在草地上".encode()[:-1], "一只狗在草地"),
         (codecs.BOM_UTF16_LE + "snow 雪".encode("utf-16-le")[:-1], "snow"),
         (codecs.BOM_UTF8 + "雪雪".encode()[:-1], "雪"),
+        # Its first character is a letter of UTF-8, too; what follows is no beginning of one.
+        ("红衣女孩".encode("gb18030"), "红衣女孩"),
+        ("女孩走过红色的街道".encode("gb18030"), "女孩走过红色的街道"),
+        ("赤い犬".encode("iso2022_jp"), "赤い犬"),
+        ("Björk í rauðum kjól, íþróttir".encode("cp1252"), "Björk í rauðum kjól, íþróttir"),
+        ("a jalapeño on a façade, 45° from São Paulo".encode("cp1252"), "a jalapeño on a façade, 45° from São Paulo"),
         ("一只狗在草\udcff地上奔跑".encode("utf-8", "surrogateescape"), "一只狗在草地上奔跑"),
     ],
 )
@@ -90,6 +96,17 @@ def test_repaired_encodings_say_so(data: bytes, text: str) -> None:
         "מכונית אדומה".encode("cp1255"),
         "příliš žluťoučký kůň".encode("cp1250"),
         "Übergröße".encode("cp850"),
+        "über den Wolken".encode("mac-roman"),
+        "女孩".encode("gb18030"),  # may be Korean as well, but no letter of UTF-8 that is cut off
+        "빨간 공".encode("euc-kr"),
+        "a bird, 새".encode("euc-kr"),
+        "kırmızı köşe".encode("cp1254"),
+        "köpek çimlerde koşuyor".encode("cp1254"),
+        "yağmurda yürüyen kız".encode("cp1254"),
+        "červená růže".encode("cp1250"),
+        "modrý vůz jede po cestě".encode("cp1250"),
+        "raudonas šuo bėga".encode("cp1257"),
+        "赤い犬".encode("iso2022_jp") + b"\x80",
         "Übergröße".encode("mac-roman"),
         "白猫".encode("gb18030"),  # may be Korean as well
         random.Random(1).randbytes(600),

@@ -16,10 +16,11 @@ from ltxtrain_services.ingest.archive import Archive
 from ltxtrain_services.ingest.captions import pair
 from ltxtrain_services.ingest.directory import ArchiveRefused, Entry, check_directory, read_directory
 from ltxtrain_services.ingest.inflate import EntryCorrupt
-from ltxtrain_services.ingest.names import MAX_PATH_CHARS, kind_of
+from ltxtrain_services.ingest.names import MAX_PATH_CHARS, Kind, kind_of
 from ltxtrain_services.ingest.zip_format import MAX_FIELDS
 from ltxtrain_services.runtime.settings import Settings
 from tests.services.ingest.zips import archive_bytes, build, deflate
+from tests.services.ingest.zips import entry as zip_entry
 
 CLIP = random.Random(1).randbytes(3000)
 PLAIN = build((b"a.mp4", CLIP, {}), (b"a.txt", b"a caption", {}))
@@ -205,6 +206,48 @@ def zip64(data: bytes, *, record_bytes: int = 44, more: bytes = b"", sentinels: 
     if sentinels:
         return data[:at] + record + more + locator + end_record(0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF)
     return data[:at] + record + more + locator + data[at:]
+
+
+def test_more_than_four_gigabytes_without_zip64(tmp_path: Path) -> None:
+    """macOS keeps 32 bits of each position (thejoshwolfe/yauzl#69)."""
+    path, big, small = tmp_path / "archive.zip", 0xFFFFFF00, {"a.mp4": CLIP, "c.mp4": CLIP[:100], "d.txt": b"a caption"}
+    directory = b""
+    with path.open("wb") as file:
+        for name in ("a.mp4", "b.mp4", "c.mp4", "d.txt"):
+            raw, place = small.get(name, b""), file.tell()
+            size, crc = (len(raw) if raw else big), zlib.crc32(raw)
+            local, central = zip_entry(
+                name.encode(), raw, size=size, compressed_size=size, crc=crc, offset=place % 2**32
+            )
+            file.write(local)
+            file.seek(place + len(local) - len(raw) + size)
+            directory += central
+        start = file.tell()
+        file.write(directory + end_record(4, len(directory), start % 2**32))
+    assert start > 2**32
+    entries = read_directory(path, Settings())
+    with Archive(path) as archive:
+        assert {entry.path: archive.read(entry) for entry in entries if entry.path in small} == small
+
+
+@pytest.mark.parametrize("attributes", [0x06, 0x26, 0x27])
+def test_what_windows_hides_is_its_own(tmp_path: Path, attributes: int) -> None:
+    data = build((b"a.mp4", CLIP, {"attributes": 0x20}), (b"Folder.jpg", b"cover", {"attributes": attributes}))
+    assert [entry.kind for entry in read(tmp_path, data)] == [Kind.VIDEO, Kind.JUNK]
+    data = build((b"a.mp4", CLIP, {"attributes": 0x22}), (b"b.jpg", b"picture", {"attributes": 0x20}))
+    assert [entry.kind for entry in read(tmp_path, data)] == [Kind.VIDEO, Kind.IMAGE]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "RECYCLER/S-1-5-21/Dc1.mp4", "Recycled/Dc1.avi", "PRIVATE/M4ROOT/THMBNL/C0001T01.JPG", "$Recycle.Bin/$R1.mp4",
+        "System Volume Information/x.mp4", ".Spotlight-V100/x.mp4", "set/.@__thumb/s100a.mp4.jpg", "@Recycle/a.mp4",
+        "set/Thumbs.db", ".Trash-1000/files/a.mp4", "__MACOSX/set/._a.mp4", "@eaDir/a.mp4/SYNOVIDEO_SCREENSHOT.jpg",
+    ],
+)  # fmt: skip
+def test_what_tools_leave_behind(path: str) -> None:
+    assert kind_of(path) is Kind.JUNK
 
 
 @pytest.mark.parametrize("more", [b"", b"vendor data"])

@@ -108,6 +108,20 @@ def test_channels_without_names_have_a_place_by_their_count(channels: int) -> No
         assert weights[0, 0] > weights[1, 0] == 0 and weights[1, 1] > weights[0, 1] == 0
 
 
+@pytest.mark.parametrize("label", [1, 2], ids=["left", "right"])
+def test_one_channel_of_one_side_is_heard_on_both(tmp_path: Path, label: int) -> None:
+    """Cameras write each microphone as a track of its own."""
+    sound = Sound(waves=tones(1, hertz=[440], level=0.5), codec="pcm_s16le", sample_format="s16", layout="mono")
+    path = write_clip(tmp_path / "clip.mov", numbered(25, size=SIZE), sound=sound)
+    audio = sound_of(fit(with_channel_order(path, [label]), 17))
+    assert np.allclose(audio[0], audio[1]) and np.abs(audio).max() == pytest.approx(0.5, abs=0.05)
+
+
+def test_sides_that_nothing_is_named_for_are_not_silent() -> None:
+    for names in (("FL",), ("FR",), ("SL",), ("FL", "LFE"), ("LFE",)):
+        assert weights_of(names).any(axis=1).all() and np.array_equal(*weights_of(names)), names
+
+
 SWAPPED = (2, 1)  # front right, front left
 
 

@@ -72,6 +72,47 @@ def test_sound_goes_on_with_the_pictures_when_times_begin_anew(
         assert heard_near(clip, moment) == pytest.approx(moment, abs=0.04)
 
 
+def set_ahead(source: Path, target: Path, moment: float, seconds: float) -> Path:
+    """The clock of the recorder is set while it records."""
+
+    def stamps(stream: Any, number: int, pts: int, dts: int) -> tuple[int, int]:
+        ahead = round(seconds / stream.time_base) if pts * stream.time_base > moment - 1e-3 else 0
+        return pts + ahead, dts + ahead
+
+    fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if target.suffix == ".mov" else {}
+    return remux(source, target, stamps=stamps, **fragments)
+
+
+@pytest.mark.parametrize("container", ["mkv", "mov"])
+def test_a_clock_that_is_set_ahead_leaves_no_gap(tmp_path: Path, container: str) -> None:
+    whole = recording(tmp_path / f"whole.{container}", bursts=(1.0, 3.0), bf="0")
+    path = set_ahead(whole, tmp_path / f"ahead.{container}", 2.0, 3600)
+    known = probe(path)
+    assert (known.frame_count, known.frame_rate, known.variable_frame_rate) == (120, 24, False)
+    for auto_scale in (False, True):
+        clip = fit(path, 120, auto_scale=auto_scale)
+        assert frame_numbers(clip) == list(range(120)) and clip.audio_missing_seconds < 0.06
+        assert heard_near(clip, 1.0) == pytest.approx(1.0, abs=0.04)
+        assert heard_near(clip, 3.0) == pytest.approx(3.0, abs=0.04)
+
+
+def test_a_picture_that_is_held_while_sound_goes_on_is_held(tmp_path: Path) -> None:
+    times = [index / 24 + (90 if index >= 24 else 0) for index in range(48)]
+    sound = Sound(waves=add_burst(tones(93, level=0.1), 91.5), codec="pcm_s16le", sample_format="s16")
+    path = write_clip(tmp_path / "held.mkv", numbered(48, size=SIZE), Video(times=times, options={"bf": "0"}), sound)
+    known = probe(path)
+    assert known.variable_frame_rate and known.duration_seconds == pytest.approx(92, abs=0.1)
+    assert frame_numbers(fit(path, 9, auto_scale=True))[-1] == 8
+
+
+@pytest.mark.parametrize("rate", [NTSC_FILM, Fraction(24), Fraction(30_000, 1001)], ids=float)
+def test_rounded_times_have_the_rate_that_they_are_rounded_from(tmp_path: Path, rate: Fraction) -> None:
+    """QuickTime's old time scale is 600 ticks a second."""
+    whole = write_clip(tmp_path / "whole.mp4", numbered(49, size=SIZE), Video(rate=rate, options={"bf": "0"}))
+    found = probe(remux(whole, tmp_path / "ticks.mov", video_track_timescale="600"))
+    assert found.frame_rate == pytest.approx(float(rate), rel=1e-6) and not found.variable_frame_rate
+
+
 def test_a_part_without_sound_does_not_move_what_follows(tmp_path: Path) -> None:
     whole = lose_track(recording(tmp_path / "anew.mkv", bursts=(1.0, 4.5)), 2, 2.0, 4.0)
     clip = fit(begin_anew(whole, 2.0, 4.0), 120)

@@ -177,7 +177,7 @@ def test_a_clip_begins_with_its_first_key_frame(grouped: tuple[Kind, Path], firs
     kind, whole = grouped
     path = remux(whole, tmp_path / f"cut.{kind.container}", edit=from_packet(first))
     found = probe(path)
-    assert (found.frame_count, found.damage) == (48, None)
+    assert (found.frame_count, found.damage, found.leading_frames) == (48, None, 24 - first)
     fitted = fit(path, 48, found, with_audio=True)
     assert [cards.number(picture) for picture in fitted.frames] == list(range(24, 72))
     assert max(max(cards.colour_errors(picture).values()) for picture in fitted.frames) < 60
@@ -191,6 +191,26 @@ def test_frames_before_the_first_key_frame_are_counted(tmp_path: Path) -> None:
     whole = write_clip(tmp_path / "whole.mkv", noisy(60), Video(codec="mpeg4", options={"g": "24"}))
     assert probe(remux(whole, tmp_path / "cut.mkv", edit=from_packet(7))).leading_frames == 17
     assert probe(whole).leading_frames == 0
+
+
+@pytest.mark.parametrize("first", [3, 30])
+def test_frames_before_a_picture_is_whole_again_are_counted(tmp_path: Path, first: int) -> None:
+    """Live coders refresh a picture column by column; a key frame is there at the beginning alone."""
+    options = {"g": "24", "bf": "0", "x264-params": "intra-refresh=1:scenecut=0:log-level=-1"}
+    whole = write_clip(tmp_path / "whole.mkv", noisy(96), Video(options=options))
+    assert probe(whole).leading_frames == 0
+    found = probe(remux(whole, tmp_path / "cut.mkv", edit=from_packet(first)))
+    assert found.leading_frames > 0 and found.leading_frames + found.frame_count == 96 - first
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CUT if kind.codec.startswith("libvpx")], ids=str)
+@pytest.mark.parametrize("harmed", [20, 24])
+def test_zeros_in_frames_whose_decoder_takes_any_bytes(tmp_path: Path, kind: Kind, harmed: int) -> None:
+    whole = write_clip(tmp_path / "whole.mkv", noisy(COUNT), Video(codec=kind.codec, options=kind.options))
+    path = remux(whole, tmp_path / "bad.mkv", edit=zeros_in(harmed))
+    found = probe(path)
+    assert found.frame_count == harmed and found.damage is not None and f"frame {harmed} (" in found.damage
+    assert [cards.number(picture) for picture in fit(path, harmed, found).frames] == list(range(harmed))
 
 
 def test_a_clip_without_any_key_frame_is_taken_as_it_is(tmp_path: Path) -> None:
