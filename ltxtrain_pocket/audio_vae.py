@@ -149,7 +149,7 @@ def _regress(upsample: Any, hidden: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _windows(causal: Any, hidden: Tensor) -> Tensor:
-    """What a 3 x 3 convolution sees at each place, [places, C * 9]."""
+    """The inputs of a 3 x 3 convolution at each place, [places, C * 9]."""
     return functional.unfold(functional.pad(hidden, causal.padding), 3).transpose(1, 2).flatten(0, 1)
 
 

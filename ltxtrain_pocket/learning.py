@@ -112,7 +112,7 @@ class Pocket:
         return self._sounding.encode(render(scene, frame_count), FRAME_RATE, audio)
 
     def wave_of(self, clip: EncodedClip) -> NDArray[np.float32]:
-        """What is heard of a clip, [2, S] at AUDIO_RATE."""
+        """The sound of a clip as it is heard, [2, S] at AUDIO_RATE."""
         assert clip.audio is not None
         return decode_audio(self._sounding.audio_vae, self._vocoder, clip.audio)
 

@@ -61,7 +61,7 @@ def is_silent(name: str) -> bool:
 
 @torch.no_grad()
 def start_sound(model: Any) -> None:
-    """What audio says to video and text to audio is zero; from audio to video, heads look at their own time first."""
+    """Silence audio to video and text to audio; where the audio looks at the video, it begins with its own time."""
     for block in model.transformer_blocks:
         for name in SILENT:
             module = block.get_submodule(name)
@@ -134,7 +134,7 @@ class SoundHalf:
         key_rope = model.cross_attn_rope(seen.positions[:, :1])
 
         def modulations(name: str, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-            """Of timesteps [N, T] -> [N, T, P D] and [N, T, D], computed once for each of those that are equal."""
+            """Timesteps [N, T] -> [N, T, P D] and [N, T, D], computed once for each of those that are equal."""
             values, places = timesteps.unique(return_inverse=True)
             parts = getattr(model, name)(values * scale, hidden_dtype=audio.tokens.dtype)
             return parts[0][places], parts[1][places]
