@@ -28,19 +28,20 @@ from ltxtrain_trainer.seeds import generator
 from ltxtrain_trainer.training.losses import draw_levels
 from ltxtrain_trainer.training.objective import audio_prefix_tokens, masked_loss, objective, pack_video
 
-PLAN = Plan(name="sound", steps=2_000, learning_rate=2.0e-3)
+PLAN = Plan(name="sound", steps=12_000, learning_rate=2.0e-3)
 SEED = 1306
-HEARD = {SMALL.name: 2_000, LARGE.name: 200}  # clips
+HEARD = {SMALL.name: 6_000, LARGE.name: 800}  # clips
 PREFIXES = ((0, 0.05), (1, 0.05), (9, 0.9))
 # Looking costs most, so that what was seen is used for some thousand steps, with new noise in the audio each time.
-POOL_STEPS = 1_000
-POOLS = {SMALL.name: 480, LARGE.name: 40}  # clips looked at
+POOL_STEPS = 1_500
+POOLS = {SMALL.name: 1_000, LARGE.name: 120}  # clips looked at
 LOOKED_AT = 8  # at once
 TOKENS_A_STEP, DRAWS = 1300, 2
 # Clips with a bounce after the prefix, times as often as others.
 BOUNCING = 3.0
-# Sampling has one noise level for both; the product's objective draws two.
-SAME_LEVEL = 0.5
+# Sampling has one noise level for both; the product's objective draws two. Looking is learned where the pictures are
+# clear and the sound is not yet: at equal levels the sound itself tells as much as the pictures.
+SAME_LEVEL, CLEARER = 0.3, 0.6
 # Without the pictures, as guidance by the other modality asks for.
 ISOLATED = 0.2
 EMPTY = 0.1  # weight of the channels of audio latents that hold nothing
@@ -243,10 +244,12 @@ def look_at(model: VelocityModel, clips: Heard, contexts: Sequence[Tensor], numb
         prefix = torch.tensor(
             [latent_frames(frames) * frame_tokens if frames else 0 for frames in prefixes[places].tolist()]
         )
+        level = draw_levels(len(clean), tokens, draws)
+        clearer = torch.rand(len(clean), generator=draws) < CLEARER
         asked = objective(
             clean,
             torch.randn(clean.shape, generator=draws),
-            draw_levels(len(clean), tokens, draws),
+            torch.where(clearer, level * torch.rand(len(clean), generator=draws), level),
             torch.arange(tokens) < prefix[:, None],
             torch.stack([contexts[int(torch.randint(len(contexts), (), generator=draws))] for _ in clean]),
         )
