@@ -1,6 +1,9 @@
 """Scenes that the demo and the measures of learning share: a style's dataset, and openings that nobody trained on."""
 
-from ltxtrain_pocket.world import Motion, Scene, Style, draw_scene, styled
+from collections.abc import Iterator
+from itertools import count
+
+from ltxtrain_pocket.world import COLOURS, Motion, Scene, Style, draw_scene, styled
 
 OPENINGS_SEED, STYLE_SEED, SOUNDING_SEED = 2401, 2402, 2403
 PREFIX_FRAMES, FRAMES = 9, 17
@@ -13,7 +16,7 @@ BY_DAY = ("pale blue", "grey", "sandy")
 
 def opening(index: int) -> Scene:
     """A scene that neither the model nor a LoRA was trained on, on a ground by day."""
-    return _by_day(OPENINGS_SEED, index)
+    return next(_by_day(OPENINGS_SEED, index))
 
 
 def sounding_opening(index: int) -> Scene:
@@ -28,14 +31,17 @@ def sounding_opening(index: int) -> Scene:
 
 
 def style_scene(index: int) -> Scene:
-    """A scene of the style's dataset: night falls after the opening."""
-    return styled(_by_day(STYLE_SEED, index), Style.DUSK, PREFIX_FRAMES - 1)
+    """A scene of the style's dataset: night falls after the opening.
+
+    Colours come in turn: what all clips have in common is learned as the style, and what some colours never do as well.
+    """
+    colour = list(COLOURS)[index % len(COLOURS)]
+    scene = next(scene for scene in _by_day(STYLE_SEED, index) if scene.colour_name == colour)
+    return styled(scene, Style.DUSK, PREFIX_FRAMES - 1)
 
 
-def _by_day(seed: int, index: int) -> Scene:
-    attempt = 0
-    while True:
+def _by_day(seed: int, index: int) -> Iterator[Scene]:
+    for attempt in count():
         scene = draw_scene([seed, index, attempt], frame_count=LONGEST)
         if scene.ground_name in BY_DAY:
-            return scene
-        attempt += 1
+            yield scene

@@ -119,7 +119,8 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        return f"a {self.colour_name} {self.shape} {self.motion} over a {self.ground_name} ground"
+        article = "an" if self.colour_name[0] in "aeiou" else "a"
+        return f"{article} {self.colour_name} {self.shape} {self.motion} over a {self.ground_name} ground"
 
     def state(self, frame: float) -> State:
         """The truth of a frame; times between frames are defined too."""

@@ -26,7 +26,7 @@ def continue_clips(plan: ContinuationPlan, *, device: torch.device) -> Iterator[
     Raises AuditFailed for a LoRA that is not sound, SamplingFailed, and what loading a model raises.
     """
     folder = yield from reported(fetching_model(plan.model, plan.revision, COMPONENTS))
-    audit = audit_lora(plan.lora, folder, with_audio=plan.with_audio)
+    audit = audit_lora(plan.lora, folder, with_audio=plan.with_audio, device=device)
     weights = read_lora(plan.lora)
     rank = next(len(tensor) for name, tensor in weights.items() if name.endswith(".lora_A.weight"))
     fit = fit_sampling(plan, rank, folder, device)

@@ -12,7 +12,7 @@ import torch
 
 from ltxtrain_trainer.data.dataset import SampleFolder
 from ltxtrain_trainer.errors import TrainerError
-from ltxtrain_trainer.lora_file.audit import audit_lora
+from ltxtrain_trainer.lora_file.audit import audit_lora, check_lora
 from ltxtrain_trainer.lora_file.export import lora_metadata, lora_tensors, read_lora, video_only, write_lora
 from ltxtrain_trainer.model.device import memory_for
 from ltxtrain_trainer.model.folder import ModelFolder, fetching_model
@@ -258,11 +258,12 @@ class _Job:
         plan, work_dir = self._plan, self._plan.work_dir
         weights, steps = adapter(self._transformer), plan.settings.steps
         lora = self._write_lora(work_dir / "lora.safetensors", weights, steps)
-        audit = audit_lora(lora, self._folder, with_audio=plan.settings.with_audio)
+        with self._fit.memory_for("auditing the LoRA"):
+            audit = audit_lora(lora, self._folder, with_audio=plan.settings.with_audio, device=self._device)
         files = [MadeFile(kind=FileKind.LORA, path=lora, step=steps)]
         if plan.settings.with_audio:
             part = self._write_lora(work_dir / "lora-video-only.safetensors", weights, steps, video_part=True)
-            audit_lora(part, self._folder, with_audio=False)
+            check_lora(part, self._folder, with_audio=False)
             files.append(MadeFile(kind=FileKind.LORA_VIDEO_ONLY, path=part, step=steps))
         metrics = work_dir / "metrics.parquet"
         self._log.write(metrics)

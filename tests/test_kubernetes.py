@@ -105,7 +105,7 @@ def manifests(variant: str) -> tuple[Manifest, ...]:
 
 
 def objects(files: dict[str, str]) -> tuple[Manifest, ...]:
-    """What is in rendered files."""
+    """The contents of rendered files."""
     return tuple(
         manifest
         for name, text in sorted(files.items())

@@ -27,7 +27,10 @@ TRIAL_CHANGES: dict[str, str | int] = {"number_of_steps": 100, "resolution": "lo
 
 # Of the request ids of checks: the same bytes are one dataset, however often they are checked.
 CHECKS = uuid.UUID("5c7f5f64-2c3e-5b53-9a43-6c1f8d1b7f0e")
-# Of the clips that fit at some length, the share that has to fit at the length that a check chooses.
+# A check chooses another length where less than this share of the clips that fit at some length have the default one.
+ENOUGH_SHARE = 0.5
+# Of the clips that fit at some length, the share that has to fit at the length that a check chooses: with the above,
+# at least half as many again as at the default.
 FITTING_SHARE = 0.75
 SHEET_FRAMES, SHEET_PREFIX = 89, 9
 
@@ -80,8 +83,11 @@ class DataCheck:
     """The same training data was sent and ingested before, and its dataset is used again."""
 
     chosen: tuple[str, ...] = ()
-    """Settings that the check chose, as `--set` takes them: number_of_frames, where the sheet leaves it open and no
-    clip is as long as its default. They are in `spec`."""
+    """Settings that the check chose, as `--set` takes them: number_of_frames, where the sheet leaves it open and fewer
+    than half of the clips are as long as its default. They are in `spec`."""
+
+    chosen_because: str = ""
+    """The numbers for which they were chosen, for people: clips with the default, and with what was chosen."""
 
     @property
     def error(self) -> CallError | None:
@@ -117,7 +123,8 @@ async def check_data(suite: Suite, sheet: Sheet, files: SheetFiles = NO_FILES, v
         fitted = await _fitted(suite, found, view)
         if (frames := _frames_that_fit(fitted)) is not None:
             found.spec.number_of_frames = frames
-            fitted = replace(await _fitted(suite, found, view), chosen=(f"number_of_frames={frames}",))
+            because, fitted = _numbers(fitted, frames), await _fitted(suite, found, view)
+            fitted = replace(fitted, chosen=(f"number_of_frames={frames}",), chosen_because=because)
     found = fitted
     if found.error is not None:
         return found
@@ -143,16 +150,33 @@ async def _fitted(suite: Suite, found: DataCheck, view: View) -> DataCheck:
 
 
 def _frames_that_fit(found: DataCheck) -> int | None:
-    """The number_of_frames for clips that are all shorter than its default; None where the sheet gives one."""
+    """The number_of_frames for clips most of which are shorter than its default; None where the sheet gives one."""
     spec = found.spec
-    if found.error is None or found.error.reason != "ALL_CLIPS_TOO_SHORT" or spec.HasField("number_of_frames"):
+    if spec.HasField("number_of_frames") or (found.error and found.error.reason != "ALL_CLIPS_TOO_SHORT"):
         return None
     prefix = spec.conditioning_frames if spec.HasField("conditioning_frames") else SHEET_PREFIX
-    counts = [line.frame_count for line in found.training_report if line.HasField("needed_frames")]
+    long, short = _lengths(found)
     # 1 modulo 8, as the model counts frames.
-    fitting = sorted((count - 1) // 8 * 8 + 1 for count in counts)
-    fitting = [count for count in fitting if prefix < count < SHEET_FRAMES]
-    return fitting[int((1 - FITTING_SHARE) * len(fitting))] if fitting else None
+    short = [(count - 1) // 8 * 8 + 1 for count in short]
+    fitting = [*sorted(count for count in short if prefix < count < SHEET_FRAMES), *[SHEET_FRAMES] * long]
+    if long >= ENOUGH_SHARE * len(fitting):
+        return None
+    return fitting[int((1 - FITTING_SHARE) * len(fitting))]
+
+
+def _numbers(found: DataCheck, frames: int) -> str:
+    """How many clips have the default number of frames, and how many `frames`."""
+    long, short = _lengths(found)
+    total, fitting = long + len(short), long + sum(count >= frames for count in short)
+    things = "clips and scenes" if found.training_set and found.training_set.report.scenes else "clips"
+    have = "has" if long == 1 else "have"
+    return f"Of {total} {things} {long or 'none'} {have} the default {SHEET_FRAMES} frames and {fitting} have {frames}"
+
+
+def _lengths(found: DataCheck) -> tuple[int, list[int]]:
+    """The number of clips and scenes that fit, and the frames of each that is too short."""
+    fitting = found.training_set.report.samples if found.training_set is not None else 0
+    return fitting, [line.frame_count for line in found.training_report if line.HasField("needed_frames")]
 
 
 async def _trial(suite: Suite, found: DataCheck, estimate: EstimateJobResponse) -> Trial | None:

@@ -19,7 +19,7 @@ from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import CallError, from_status
 from ltxtrain_client.outputs import file_name
 from ltxtrain_client.quantities import duration_text, size_text
-from ltxtrain_client.report_summary import outcome_word
+from ltxtrain_client.report_summary import outcome_word, path_text
 from ltxtrain_client.sheet import continues_clips
 
 
@@ -72,7 +72,9 @@ def waiting_text(position: QueuePosition) -> str:
     """The cause of a job's waiting: others that are ahead of it, or GPUs that the cluster does not have."""
     ahead = f"{position.ahead} job{'' if position.ahead == 1 else 's'} ahead"
     if position.needed_gpus <= position.cluster_gpus:
-        return f"waiting for a GPU, {ahead}"
+        # Where no job needs a GPU, they take turns on the CPUs.
+        what = "a GPU" if position.needed_gpus else "its turn on the CPU"
+        return f"waiting for {what}, {ahead if position.ahead else 'next in line'}"
     text = f"waits for {position.needed_gpus} GPU{'' if position.needed_gpus == 1 else 's'}; "
     text += f"the cluster has {position.cluster_gpus or 'none'}"
     return f"{text}; {ahead}" if position.ahead else text
@@ -94,7 +96,7 @@ def describe_report_line(line: ReportLine) -> str | None:
     reasons = ", ".join(word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons)
     text = line.description + (f" ({reasons})" if reasons else "")
     # A line about the data as a whole has no path.
-    subject = f"{outcome_word(line.outcome)} {line.path}" if line.path else "data"
+    subject = f"{outcome_word(line.outcome)} {path_text(line.path)}" if line.path else "data"
     return subject + (f": {text.strip()}" if text else "")
 
 

@@ -1,6 +1,7 @@
 """Client of PreprocessService: turn datasets into training sets, clips into samples."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any
 
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.preprocess_pb2 import (
@@ -21,10 +22,11 @@ from ltxtrain.v1.preprocess_pb2 import (
 )
 from ltxtrain.v1.preprocess_pb2_grpc import PreprocessServiceStub
 from ltxtrain.v1.task_pb2 import TaskSpec
-from ltxtrain.v1.work_pb2 import Event, ReportLine
+from ltxtrain.v1.work_pb2 import Event, ReportLine, State
 
 from ltxtrain_client.calls import Client, new_request_id
 from ltxtrain_client.channel import Channel
+from ltxtrain_client.enum_words import number
 from ltxtrain_client.watch import STEADY, Pace, watch
 
 
@@ -68,9 +70,12 @@ class PreprocessClient(Client):
     async def get_training_set(self, name: str) -> TrainingSet:
         return (await self._call(self._stub.GetTrainingSet, GetTrainingSetRequest(name=name))).training_set
 
-    def list_training_sets(self, page_size: int = 0) -> AsyncGenerator[TrainingSet, None]:
-        """All your training sets; pages are fetched as needed."""
-        request = ListTrainingSetsRequest(page_size=page_size)
+    def list_training_sets(
+        self, page_size: int = 0, *, states: "Sequence[State | str]" = ()
+    ) -> AsyncGenerator[TrainingSet, None]:
+        """Your training sets in one of `states` (empty: all), values or words; pages are fetched as needed."""
+        wanted: Any = [number(State.DESCRIPTOR, state) for state in states]
+        request = ListTrainingSetsRequest(page_size=page_size, states=wanted)
         return self._pages(self._stub.ListTrainingSets, request, lambda response: response.training_sets)
 
     async def cancel_training_set(self, name: str) -> TrainingSet:

@@ -1,5 +1,6 @@
 """Summaries of data reports: outcomes counted, and lines sorted for people."""
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import PurePosixPath
@@ -18,6 +19,7 @@ _ORDER = (
     Outcome.OUTCOME_IGNORED,
     Outcome.OUTCOME_KEPT,
 )
+_UPLOADED = re.compile(r"^upload:uploads/\w+/(?=.)")
 NOT_EXAMINED = "not looked at"
 _USED = (Outcome.OUTCOME_KEPT_CHANGED, Outcome.OUTCOME_KEPT)
 
@@ -30,6 +32,11 @@ def outcome_word(outcome: int) -> str:
 def line_word(line: ReportLine) -> str:
     """Word of a line's outcome; a file that nobody looked at was not ignored."""
     return NOT_EXAMINED if _is_unseen(line) else outcome_word(line.outcome)
+
+
+def path_text(path: str) -> str:
+    """A file of a report as people know it: an upload by the name of its file, where it has one."""
+    return _UPLOADED.sub("", path)
 
 
 def headlines(lines: Iterable[ReportLine]) -> list[str]:
@@ -76,6 +83,17 @@ def training_summary(dataset: Iterable[ReportLine], training_set: Iterable[Repor
     rest = len(videos) - len(used)
     text = f"{len(used)} of {count_text(len(videos), 'video')} {'is' if len(used) == 1 else 'are'} used for training"
     return f"{text}, {rest} {'is' if rest == 1 else 'are'} not" if rest else text
+
+
+def data_summary(dataset: Sequence[ReportLine], training_set: Sequence[ReportLine]) -> list[str]:
+    """Sentences about the data of a training: how much of it is used, and what became of its files, each counted once.
+
+    `training_set` may have lines about clips for validation, which `dataset` has not.
+    """
+    training, validation = split_by_path(training_set, {line.path for line in dataset})
+    files = outcome_summary(joined(dataset, training))
+    used = [training_summary(dataset, training)] if training else []
+    return [*used, files + (f"; for validation {outcome_summary(validation)}" if validation else "")]
 
 
 def split_by_path(lines: Iterable[ReportLine], paths: Collection[str]) -> tuple[list[ReportLine], list[ReportLine]]:

@@ -61,6 +61,11 @@ MODE_HELP = (
 SPELLED = {"url": "URL", "gpu": "GPU", "stg": "STG"}
 
 _FIELD = re.compile(r"\s+(?:optional |repeated )?[\w.]+ (\w+) = \d+(?:;| \[.*)")
+# Where the contract's words are about more than a continuation has, or about what an input cannot say.
+CLIP_HELP = {
+    "negative_prompt": "What the video is not to show or to look like.",
+    f"{OPTIONS}.seed": "Of the noise: another seed makes another video.",
+}
 _DEFAULT = re.compile(r"Default: (.+?)\.(?:\s|$)")
 
 
@@ -122,12 +127,21 @@ def clip_form(origin: Job) -> list[Group]:
     # The contract's words are about the previews of a training, whose fields this form does not have.
     clip = replace(
         clip,
+        name="opening video",
         help=f"Required. Its first {spec.conditioning_frames} frames, at {spec.validation_frame_rate} a second, are "
         "continued. A file that is dropped here, an https:// address, or dataset:datasets/ID/clips/CLIP.",
     )
     inputs = [item for item in _fields("continue_clips.proto", ContinueClipsSpec, "") if item.name in CLIP_INPUTS]
     inputs += [item for item in _fields("train.proto", JobOptions, f"{OPTIONS}.") if item.name == "seed"]
-    video = tuple(replace(item, default=usual.get(item.path, item.default)) for item in inputs)
+    # Each shows in its place what it is when it is left out.
+    video = tuple(
+        replace(
+            item,
+            default=usual.get(item.path, item.default),
+            help=CLIP_HELP.get(item.path, _DEFAULT.sub("", item.help).strip()),
+        )
+        for item in inputs
+    )
     return [Group("Clip", (clip, prompt)), Group("Video", video)]
 
 

@@ -40,6 +40,9 @@ PING_SECONDS = 15.0
 BODY_SECONDS = 60.0
 IDLE_SECONDS, LOOK_SECONDS = 90.0, 10.0
 BUSY_SECONDS = 5
+# The text of an error that nobody wrote one for.
+NOT_FOUND = "404: Not Found"
+MAX_PATH_CHARS = 200
 SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -97,8 +100,9 @@ async def _guarded(request: web.Request, handler: Handler) -> web.StreamResponse
         if error.status < 400:
             error.headers.update(HEADERS)
             raise
-        # The text of an error that nobody wrote one for begins with its number.
-        text = (error.text or error.reason).removeprefix(f"{error.status}: ")
+        text = error.text or error.reason
+        if text == NOT_FOUND:
+            text = f"Nothing is at {request.path[:MAX_PATH_CHARS]}."
         response = problem_response(error.status, text, "bad_request", headers=_allowed(error))
     except Exception:
         log.exception("%s %s failed", request.method, request.path)

@@ -4,6 +4,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -164,9 +165,14 @@ async def contact_sheet(request: web.Request) -> web.StreamResponse:
 
 
 def _known(request: web.Request, found: Any) -> Story:
-    """The story as far as it was read before, for a page that shows it at once; the stream brings the rest."""
+    """The story as far as it was read before, for a page that shows it at once; the stream brings the rest.
+
+    Whether the work has ended is known as of now: it decides what may be done with it.
+    """
     story = request.app[STORIES].of(found.name)
-    return story if story.cursor else Story(lifecycle=found.lifecycle)
+    if story.cursor >= found.lifecycle.last_sequence:
+        return story
+    return replace(story, lifecycle=found.lifecycle, ended=found.lifecycle.state in TERMINAL)
 
 
 async def _of_dataset(request: web.Request, caller: Caller, found: TrainingSet) -> Story:

@@ -44,8 +44,9 @@ def signed_in(handler: Handler) -> Handler:
 async def faults_as_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Show a person the fault that a program is told: a wrong address, another site's name, too many requests."""
     response = await handler(request)
-    is_told = isinstance(response, web.Response) and response.status >= 400 and response.content_type == JSON
-    if not is_told or request.method not in SAFE or "text/html" not in request.headers.get("Accept", ""):
+    if not isinstance(response, web.Response) or response.status < 400 or response.content_type != JSON:
+        return response
+    if request.method not in SAFE or "text/html" not in request.headers.get("Accept", ""):
         return response
     fault = json.loads(response.text or "{}")
     page = html_page(

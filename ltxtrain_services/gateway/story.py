@@ -26,7 +26,6 @@ from ltxtrain.v1.work_pb2 import (
 from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import describe, describe_error, measure, stage_word
 from ltxtrain_client.quantities import duration_text
-from ltxtrain_client.report_summary import joined
 from ltxtrain_client.watch import is_terminal
 
 Watch = Callable[[str, int], AsyncGenerator[tuple[int, Event], None]]
@@ -95,11 +94,6 @@ class Story:
     _told: dict[int, float] = field(default_factory=dict)
 
     @property
-    def report(self) -> list[ReportLine]:
-        """What became of every file: as it was fitted, or else as it was found."""
-        return joined(self.found, self.fitted)
-
-    @property
     def training(self) -> bool:
         """Whether optimizer steps are being made, or previews in between."""
         stages = (Stage.STAGE_TRAIN, Stage.STAGE_PREVIEW)
@@ -144,8 +138,9 @@ class Story:
                 # Clips that are kept as they are say the least: they are the first to be left out.
                 kept = event.report_line.outcome == Outcome.OUTCOME_KEPT
                 most = MOST_REPORT_LINES if kept else 2 * MOST_REPORT_LINES
-                if len(self.found) + len(self.fitted) < most:
-                    (self.found if event.stage == Stage.STAGE_INGEST else self.fitted).append(event.report_line)
+                report = self.found if event.stage == Stage.STAGE_INGEST else self.fitted
+                if len(report) < most:
+                    report.append(event.report_line)
                 return ("dataset",)
             case "artifact":
                 self.artifacts[event.artifact.name] = event.artifact
@@ -238,8 +233,10 @@ class Stories:
         Of followers of one story the first to hear of an event folds it in; it has changed for all of them.
         """
         story = self.of(name)
+        # Of now: what others fold in while this one is drawn would be missed, the end of it too.
+        cursor = story.cursor
         yield story
-        async with aclosing(watch(name, story.cursor)) as events:
+        async with aclosing(watch(name, cursor)) as events:
             async for sequence, event in events:
                 story.take(sequence, event)
                 yield story

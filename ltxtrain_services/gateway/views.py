@@ -25,12 +25,12 @@ from ltxtrain_client.event_text import (
 )
 from ltxtrain_client.outputs import LABELLED, file_name, is_result
 from ltxtrain_client.quantities import duration_text, money_text, price_text, size_text
-from ltxtrain_client.report_summary import joined, training_summary
+from ltxtrain_client.report_summary import data_summary, joined, path_text, training_summary
 from ltxtrain_client.sheet import continues_clips
 from ltxtrain_client.watch import TERMINAL
 from markupsafe import Markup
 
-from ltxtrain_services.gateway.story import Story
+from ltxtrain_services.gateway.story import MOST_REPORT_LINES, Story
 from ltxtrain_services.pages.job_page import (
     OUTCOMES,
     JobPage,
@@ -44,6 +44,7 @@ from ltxtrain_services.pages.job_page import (
     training_facts,
 )
 from ltxtrain_services.pages.render import render_part
+from ltxtrain_services.runtime.addresses import shown
 from ltxtrain_services.runtime.hosted_form import is_about_data
 
 # Parts of a job's page, and the sections of job.html among them.
@@ -71,7 +72,7 @@ def dataset_part(part: str, dataset: Dataset, story: Story) -> Markup:
     """One part of a dataset's page."""
     name = dataset.name
     if part == "dataset":
-        return render_job_part(JobPage(title=name, state="", facts={}, report=_report(story.report)), part)
+        return render_job_part(JobPage(title=name, state="", facts={}, **_data(story.found)), part)
     values = _head(name, story, dataset.display_name) | {"kind": "dataset", "dataset": name}
     return render_part("live.html", part, **values | {"facts": {"Dataset": name} if dataset.display_name else {}})
 
@@ -80,9 +81,9 @@ def training_set_part(part: str, found: TrainingSet, story: Story, earlier: Stor
     """One part of the page of a training set; `earlier` is the story of its dataset."""
     name = found.name
     if part == "dataset":
-        return render_job_part(JobPage(title=name, state="", facts={}, report=_joined(earlier, story)), part)
+        return render_job_part(JobPage(title=name, state="", facts={}, **_data(earlier.found, story.fitted)), part)
     facts = {"Training set": name} if found.display_name else {}
-    facts |= {"Used": training_summary(earlier.report, story.report)} if story.report else {}
+    facts |= {"Used": training_summary(earlier.found, story.fitted)} if story.fitted else {}
     values = _head(name, story, found.display_name) | {
         "kind": "training set",
         "dataset": found.dataset,
@@ -287,7 +288,7 @@ def _page(job: Job, story: Story) -> JobPage:
             for item in story.measured
         ],
         audit=audit_rows(job.output.audit) if job.output.HasField("audit") else (),
-        report=_report(story.report),
+        **_job_data(job, story),
     )
 
 
@@ -311,15 +312,27 @@ def _videos(story: Story, job: Job, index: int, kind: "Artifact.Kind") -> Sequen
     )
 
 
-def _joined(dataset: Story, training_set: Story) -> list[ReportRow]:
-    """Report of every file: as it was fitted, or else as it was found."""
-    return _report(joined(dataset.report, training_set.report))
+def _job_data(job: Job, story: Story) -> dict[str, Any]:
+    """`_data` of a job. Nothing is trained on where clips are continued; elsewhere openings are no training data."""
+    if continues_clips(job):
+        return _data(joined(story.found, story.fitted))
+    # The path of an opening begins with its source.
+    openings = job.effective_spec.extend_prefix.validation
+    sources = tuple(text for entry in openings for text in (entry.video_url, shown(entry.video_url)) if text)
+    return _data([line for line in story.found if not line.path.startswith(sources)], story.fitted)
+
+
+def _data(found: Sequence[ReportLine], fitted: Sequence[ReportLine] = ()) -> dict[str, Any]:
+    """Fields of a page about the data; nothing is counted where a story has not kept all of the lines."""
+    whole = max(len(found), len(fitted)) < MOST_REPORT_LINES
+    summary = data_summary(found, fitted) if whole and (found or fitted) else []
+    return {"data_summary": summary, "report": _report(joined(found, fitted))}
 
 
 def _report(lines: Iterable[ReportLine]) -> list[ReportRow]:
     return [
         ReportRow(
-            path=line.path,
+            path=path_text(line.path),
             outcome=name,
             reasons=[word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons],
             description=line.description,

@@ -199,7 +199,8 @@ def _summary(clip: Clip) -> str:
     sound = f"audio {clip.audio_sample_rate} Hz" if clip.HasField("audio_sample_rate") else "no audio"
     text = f"{clip.frame_count} frames, {clip.width}x{clip.height}, {rate}, {sound}"
     if clip.probe.leading_frames:
-        text += f"; begins between key frames: {clip.probe.leading_frames} frames before the first one are left out"
+        before = count_text(clip.probe.leading_frames, "frame")
+        text += f"; {before} before the first whole one left out: what such frames build on is missing or damaged"
     return f"{text}; {clip.probe.damage}" if clip.probe.damage else text
 
 

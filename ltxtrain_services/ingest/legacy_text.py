@@ -43,7 +43,7 @@ _MISPLACED = re.compile(
 )
 _ORDINALS = frozenset("ªºµ")
 # Marks that come in pairs.
-_PAIRS = ("«»", "¿?", "¡!")
+_PAIRS = (("«", "»"), ("¿", "?"), ("¡", "!"))
 # Characters of Chinese and Japanese that most text is made of, as the common part of their national standards.
 _COMMON_SHARE = 0.9
 _HANGUL_LEADS = range(0xB0, 0xC9)

@@ -38,7 +38,6 @@ JUNK_FOLDERS = frozenset(
         "thevolumesettingsfolder",
         "$recycle.bin",
         "recycler",
-        "recycled",
         "system volume information",
         "lost+found",
         "@eadir",

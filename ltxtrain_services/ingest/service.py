@@ -101,7 +101,8 @@ class IngestService(ingest_pb2_grpc.IngestServiceServicer):
         for url in request.videos.urls:
             if clip := CLIP.fullmatch(url):
                 await self._clip(clip[1], visible_owner())
-        async with self._uploads.held(uploads_of(dataset), visible_owner()):
+        async with self._uploads.held(uploads_of(dataset), visible_owner()) as file_names:
+            dataset.file_names.extend(file_names)
             made = await self._datasets.create(
                 dataset, owner=caller.get(), request_id=request.request_id, digest=request_digest(request)
             )

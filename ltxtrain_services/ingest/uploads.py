@@ -107,12 +107,13 @@ class Uploads:
         await self._objects.complete_multipart(_key(name), upload.multipart_id)
 
     @asynccontextmanager
-    async def held(self, names: Sequence[str], owner: str | None) -> AsyncIterator[None]:
-        """Keep uploads while the block makes the dataset that reads them. Raises NotFound for one of another owner."""
+    async def held(self, names: Sequence[str], owner: str | None) -> AsyncIterator[list[str]]:
+        """Keep uploads while the block makes the dataset that reads them; yields the names of their files.
+
+        Raises NotFound for one of another owner.
+        """
         async with self._held if names else nullcontext():
-            for name in names:
-                await self._store.get(name, owner)
-            yield
+            yield [(await self._store.get(name, owner)).file_name for name in names]
 
     async def shown(self, name: str) -> str:
         """The name of the video in reports: the upload, and the file that it was. Raises NotFound."""

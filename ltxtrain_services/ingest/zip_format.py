@@ -79,10 +79,12 @@ def find_directory(file: IO[bytes], max_entries: int) -> Directory:
     # The signature may stand in the comment, even as a whole record: the archive is the one that has files.
     if filled := [directory for directory in found if directory.start < directory.end]:
         return filled[0]
+    file.seek(0)
+    begins_as_zip = file.read(2) == LOCAL[:2]
     for position in others:
         directory = _directory(file, position)
-        # An archive that is stored inside of a broken one has other offsets.
-        if directory is not None and directory.start < directory.end and not directory.shift:
+        # An archive that is stored inside of a broken one has other offsets; so has one that is wrapped into a message.
+        if directory is not None and directory.start < directory.end and not (directory.shift and begins_as_zip):
             return directory
     if found:
         return found[0]
@@ -189,8 +191,20 @@ def _directory(file: IO[bytes], position: int) -> Directory | None:
         if 0 <= start < end:
             file.seek(start)
             if file.read(4) == CENTRAL:
-                return Directory(start, end, start - offset)
+                return Directory(start, end, _shift(file, start, start - offset))
     return None
+
+
+def _shift(file: IO[bytes], start: int, shift: int) -> int:
+    """How far the entries are from where the directory says: as far as itself, unless only its own place is wrong."""
+    if shift and shift % WRAP:
+        file.seek(start)
+        (offset,) = struct.unpack("<42xL", file.read(CENTRAL_BYTES).ljust(CENTRAL_BYTES, b"\0"))
+        for found in (shift, 0):
+            file.seek(max(offset + found, 0))
+            if offset + found >= 0 and file.read(4) == LOCAL:
+                return found
+    return shift
 
 
 def _end64(file: IO[bytes], position: int) -> tuple[int, int, int, int] | None:

@@ -3,7 +3,6 @@
 No weights are fetched or read.
 """
 
-import fcntl
 import shutil
 import subprocess
 import sys
@@ -14,11 +13,11 @@ from ltxtrain_client.cli.doctor import Finding, Verdict
 from ltxtrain_client.quantities import size_text
 
 from ltxtrain_pocket.weights import digest
+from ltxtrain_services.local.lock import running_on
 from ltxtrain_trainer.errors import ModelUnavailable, ModelUnsupported
 from ltxtrain_trainer.model.folder import DEFAULT_MODEL, download_of, resolve_model
 from ltxtrain_trainer.model.hub import cached_snapshot
 
-LOCK = "up.lock"
 # Reference of the pocket model, which is assembled below the state when a suite first needs it.
 POCKET = "pocket"
 WAY_TO_TRY = f"ltxtrain up --model {POCKET}"
@@ -86,16 +85,9 @@ def assemble_pocket_model(folder: Path) -> None:
 
 
 def running_model(state_dir: Path) -> str:
-    """Model of the suite that runs on this state, from the file that it holds locked; empty: none runs."""
-    try:
-        with (state_dir / LOCK).open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return file.read().strip()
-    except FileNotFoundError:
-        pass
-    return ""
+    """Model of the suite that runs on this state; empty: none runs."""
+    suite = running_on(state_dir)
+    return suite.model if suite is not None else ""
 
 
 def missing(reference: str, revision: str | None = None) -> str:

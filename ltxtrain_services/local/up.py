@@ -5,26 +5,29 @@ It is on loopback unless it is told an address for other hosts: docs/hosts.md.
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ltxtrain_client.channel import connect, read_settings
+from ltxtrain_client.cli.doctor import SERVICES as SERVICE_NAMES
+from ltxtrain_client.cli.doctor import is_serving
+from ltxtrain_client.errors import LtxtrainError
 
 from ltxtrain_services.local.child import Child, ChildFailed
 from ltxtrain_services.local.door import SuiteRefused as SuiteRefused
 from ltxtrain_services.local.door import checked_settings, is_open, port_of, relaying, store_port, tls_context
 from ltxtrain_services.local.embedded import EmbeddedStore, StoreRefused
+from ltxtrain_services.local.lock import Running, hold, tell
 from ltxtrain_services.local.model import (
-    LOCK,
     POCKET,
     WAY_TO_TRY,
     assemble_pocket_model,
@@ -139,9 +142,12 @@ class Suite:
     async def __aenter__(self) -> Self:
         """Return when the three services say SERVING. Raises SuiteRefused, and leaves nothing running then."""
         self.state_dir.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.state_dir, self.model)
+        told = Running(model=self.model)
+        self._lock = hold(self.state_dir, told)
         try:
-            self._choose_ports()
+            await self._choose_ports_beside_others()
+            gateway = self.gateway_url if GATEWAY in self._ports else ""
+            tell(self._lock, replace(told, train=self.train_address, gateway=gateway))
             await self._start()
         except (StoreRefused, ChildFailed) as error:
             await self.__aexit__()
@@ -244,6 +250,22 @@ class Suite:
             await asyncio.sleep(0.1)
         child.final = frozenset()
 
+    async def _choose_ports_beside_others(self) -> None:
+        """Raises SuiteRefused, which tells of the suite that answers where the front door of this one would be."""
+        try:
+            self._choose_ports()
+        except SuiteRefused as refused:
+            try:
+                async with connect(self.train_address, read_settings(self._environ).credentials) as channel:
+                    await is_serving(channel, SERVICE_NAMES["train"])
+            except LtxtrainError:
+                raise refused from None
+            raise SuiteRefused(
+                f"A suite runs at {self.train_address} already, on another state folder than {self.state_dir}. "
+                "Use that one, or stop it with Ctrl-C in its terminal. To run both, set addresses of this one as "
+                f"{self._host}:PORT: {', '.join(f'LTXTRAIN_{name.upper()}' for name in self._ports)}."
+            ) from None
+
     def _choose_ports(self) -> None:
         if is_open(self._host) and self._has_store:
             self._ports.setdefault(STORE, STORE_PORT)
@@ -300,22 +322,6 @@ async def _listens(host: str, port: int) -> bool:
         return False
     writer.close()
     return True
-
-
-def _lock(state_dir: Path, model: str) -> IO[str]:
-    """Held for as long as the file is open; it tells the model. Raises SuiteRefused when another suite holds it."""
-    file = (state_dir / LOCK).open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise SuiteRefused(
-            f"Another suite runs on {state_dir}. Stop it, or name another folder (--state-dir DIR)."
-        ) from None
-    file.truncate(0)
-    file.write(model)
-    file.flush()
-    return file
 
 
 async def up(state_dir: Path, *, model: str | None = None, host: str = HOST, nodes: bool = False) -> None:

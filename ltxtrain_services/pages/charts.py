@@ -58,12 +58,15 @@ def line_chart(
     """An SVG with axes and tooltips; `usual` marks a value to compare with, and says what it is.
 
     A `narrow` one is shown on narrow screens alone, in place of the wide one before it.
-    Points that are not finite are left out; without any left the chart says so.
+    Points that are not finite are left out; without any left the chart says so, and where no line has two of them, it
+    is their numbers in words.
     """
     lines = [_clean(line) for line in lines]
     lines = [line for line in lines if line.points]
     if not lines:
         return Markup('<p class="empty">{}</p>').format(f"{title}: no values yet.")
+    if not is_drawn(lines):
+        return _in_words(lines, title, usual)
     x_scale, y_scale = _scales(lines, usual, width, height)
     parts = [_axes(x_scale, y_scale, x_name, width, height)]
     if usual is not None:
@@ -80,6 +83,19 @@ def line_chart(
     return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
         "chart narrow" if narrow else "chart", width, height, title, Markup("").join(parts)
     )
+
+
+def is_drawn(lines: Iterable[Line]) -> bool:
+    """Whether these lines make a chart: one of them has two points."""
+    return any(len(_clean(line).points) > 1 for line in lines)
+
+
+def _in_words(lines: Iterable[Line], title: str, usual: tuple[float, str] | None) -> Markup:
+    """The one value of each line, named where the title is not its name."""
+    values = [("" if line.name == title else line.name, line.points[0][1]) for line in lines]
+    values += [(usual[1], usual[0])] if usual is not None else []
+    rows = [Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, number(value)) for name, value in values]
+    return Markup('<dl class="facts">{}</dl>').format(Markup("").join(rows))
 
 
 def legend(lines: Iterable[Line]) -> Markup:

@@ -19,7 +19,7 @@ from ltxtrain_client.quantities import price_text
 from ltxtrain_client.sheet import continues_clips, name_datasets, name_openings
 from markupsafe import Markup
 
-from ltxtrain_services.pages.charts import Line, Points, legend, line_chart, number, smoothed
+from ltxtrain_services.pages.charts import Line, Points, is_drawn, legend, line_chart, number, smoothed
 from ltxtrain_services.pages.render import data_uri, render, render_part
 from ltxtrain_services.runtime.addresses import shown
 from ltxtrain_trainer.preview.metrics import PreviewMetrics, formulas
@@ -82,6 +82,8 @@ class JobPage:
     curves: Mapping[str, Points] = field(default_factory=dict)
     measured: Sequence[MeasuredPreview] = ()
     audit: Sequence[AuditRow] = ()
+    # Sentences about all of the data, above the rows of its files.
+    data_summary: Sequence[str] = ()
     report: Sequence[ReportRow] = ()
     spec: Mapping[str, Any] = field(default_factory=dict)
 
@@ -194,6 +196,7 @@ def _values(page: JobPage) -> dict[str, Any]:
     """Variables of the template."""
     # A line about the data as a whole has no path.
     whole = [row for row in page.report if not row.path]
+    metric_lines = _metric_lines(page.measured, "prefix_psnr_db")
     rows = sorted((row for row in page.report if row.path), key=lambda row: list(OUTCOMES).index(row.outcome))
     return {
         "page": page,
@@ -210,9 +213,9 @@ def _values(page: JobPage) -> dict[str, Any]:
             if page.curves.get(name)
         ],
         "metric_charts": _metric_charts(page.measured),
-        "metric_legend": legend(_metric_lines(page.measured, "prefix_psnr_db")),
+        # Empty where each has one value, which is told in words.
+        "metric_legend": legend(metric_lines) if is_drawn(metric_lines) else "",
         "latents": _latents(page.measured),
-        "outcomes": [(label, sum(row.outcome == name for row in rows)) for name, label in OUTCOMES.items()],
         "remarkable": [(row, OUTCOMES[row.outcome]) for row in rows if row.outcome != "KEPT"],
         "kept": [row for row in rows if row.outcome == "KEPT"],
         "spec": [(name, _plain(value)) for name, value in page.spec.items()],
@@ -244,7 +247,7 @@ def _loss_chart(curves: Mapping[str, Points]) -> Markup:
             lines.append(Line(name=f"{name}, each step", points=points, tone=tone, style="faint"))
         lines.append(Line(name=name, points=mean, tone=tone))
     title = "Loss over steps"
-    if not any(line.points for line in lines):
+    if not is_drawn(lines):
         return line_chart(lines, title=title, width=1040, height=320)
     # A page shows one of them: the text of the wide one is too small on a phone.
     wide = line_chart(lines, title=title, width=1040, height=320)

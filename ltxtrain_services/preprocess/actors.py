@@ -105,7 +105,7 @@ class ClipFitter:
 
     def fit(self, order: FitOrder) -> Iterator[FittedScene | Fitted | None]:
         """Yield for each scene its frames, or None where they are not to be encoded, and then its outcome."""
-        with resumed_trace(self._trace, "fit"), scratch_folder("ltxtrain-fit-") as folder:
+        with resumed_trace(self._trace, "fit"), scratch_folder("fit") as folder:
             path = folder / "clip"
             self._objects.get_file(order.task.key, path, sha256=order.task.sha256)
             scenes = self._fit(path, order.task)

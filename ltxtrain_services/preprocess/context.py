@@ -10,6 +10,7 @@ from ltxtrain.v1.work_pb2 import Progress, ReportLine, Stage
 
 from ltxtrain_services.preprocess.actors import ClipFitter, Encoder, ModelSource
 from ltxtrain_services.preprocess.cache import Cache
+from ltxtrain_services.preprocess.plan import Plan
 from ltxtrain_services.runtime.report import ReportWriter
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.telemetry import current_trace
@@ -61,14 +62,20 @@ class Context:
 
 
 class ClipReport:
-    """The report of a training set: clips end in any order, their lines are written in the order of the dataset."""
+    """The report of a training set: clips end in any order, their lines are written in the order of the dataset.
 
-    def __init__(self, writer: ReportWriter[TrainingSet], clip_count: int, *, fit_only: bool) -> None:
+    Stages count the clips that are trained on; openings are counted where there is nothing else.
+    """
+
+    def __init__(self, writer: ReportWriter[TrainingSet], plan: Plan, *, fit_only: bool) -> None:
         self._writer = writer
-        self._clip_count = clip_count
-        stages = [Stage.STAGE_PREPROCESS, *([] if fit_only else [Stage.STAGE_ENCODE])]
-        self._reached: dict[int, set[int]] = {stage: set() for stage in stages}
-        for stage in stages:
+        counted = plan.training or plan.validation
+        fitted = {item.position for item in counted}
+        encoded = {item.position for item in counted if item.outcome is None}
+        # Positions of the clips that a stage has to do with, and of those that are through with it.
+        self._counted = {Stage.STAGE_PREPROCESS: fitted} | ({} if fit_only else {Stage.STAGE_ENCODE: encoded})
+        self._reached: dict[Stage, set[int]] = {stage: set() for stage in self._counted}
+        for stage in self._counted:
             self._advance(stage)
 
     def writing(self) -> AbstractAsyncContextManager[None]:
@@ -77,9 +84,15 @@ class ClipReport:
 
     def reach(self, stage: "Stage", position: int) -> None:
         """Count the clip at a position as through with a stage."""
-        if stage in self._reached:
+        if position in self._counted.get(stage, ()):
             self._reached[stage].add(position)
             self._advance(stage)
+
+    def leave_out(self, position: int) -> None:
+        """Nothing of the clip at a position is encoded."""
+        if position in self._counted.get(Stage.STAGE_ENCODE, ()):
+            self._counted[Stage.STAGE_ENCODE].remove(position)
+            self._advance(Stage.STAGE_ENCODE)
 
     def add_lines(self, position: int, lines: Sequence[tuple[str, ReportLine]]) -> None:
         """Add the named lines of the clip at a position; every position from 0 on comes once."""
@@ -90,4 +103,5 @@ class ClipReport:
         await self._writer.add(key, line)
 
     def _advance(self, stage: "Stage") -> None:
-        self._writer.progress(stage, Progress(completed=len(self._reached[stage]), total=self._clip_count))
+        progress = Progress(completed=len(self._reached[stage]), total=len(self._counted[stage]))
+        self._writer.progress(stage, progress)

@@ -81,7 +81,7 @@ async def _archive(context: Context, samples: Sequence[Sample]) -> Blob:
     lines = await context.attempt.children(COLLECTION, ReportLine)
 
     def make() -> StoredBlob:
-        with scratch_folder("ltxtrain-archive-") as folder:
+        with scratch_folder("archive") as folder:
             path = folder / "archive.zip"
             write_archive(path, context.training_set, samples, lines, objects.objects)
             return objects.objects.put_content(SERVICE, path, CONTENT_TYPE)

@@ -78,7 +78,7 @@ class PreprocessWorkflow:
             attempt=attempt,
             runtime=self._runtime,
             cache=self._cache,
-            report=ClipReport(writer, len(plan.items), fit_only=training_set.settings.fit_only),
+            report=ClipReport(writer, plan, fit_only=training_set.settings.fit_only),
             training_set=training_set,
             model_revision=model_revision,
         )
@@ -236,7 +236,10 @@ class TrainingSetRun:
             self._skipped = True
         for item in self._by_key[made.item.key]:
             self._context.report.reach(Stage.STAGE_PREPROCESS, item.position)
-            self._context.report.reach(Stage.STAGE_ENCODE, item.position)
+            if made.outcome.kept:
+                self._context.report.reach(Stage.STAGE_ENCODE, item.position)
+            else:
+                self._context.report.leave_out(item.position)
             self._context.report.add_lines(item.position, self._results.lines(item))
 
     def _stops_at_a_skip(self) -> bool:

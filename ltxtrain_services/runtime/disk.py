@@ -1,11 +1,13 @@
-"""Disks that are full: an error that says which one and where, in place of an errno."""
+"""Disks that are full: an error that says which one and where, in place of an errno. And folders for a moment."""
 
 import errno
+import fcntl
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -40,11 +42,37 @@ def temporary_folder() -> str:
     return tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp"
 
 
+# Scratch folders in use, each locked by its process for as long as that lives, and those on the way to be.
+_SCRATCH, _NEW = "ltxtrain-scratch-", "ltxtrain-new-"
+
+
 @contextmanager
-def scratch_folder(prefix: str) -> Iterator[Path]:
-    """A temporary folder for the block. Raises DiskFull."""
-    with (
-        told_when_full(temporary_folder()),
-        tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as folder,
-    ):
-        yield Path(folder)
+def scratch_folder(purpose: str) -> Iterator[Path]:
+    """A temporary folder for the block; those that killed processes have left are deleted first. Raises DiskFull."""
+    with told_when_full(temporary_folder()):
+        _sweep()
+        new = Path(tempfile.mkdtemp(prefix=f"{_NEW}{purpose}-"))
+        with _locked(new):
+            folder = new.rename(new.with_name(new.name.replace(_NEW, _SCRATCH, 1)))
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep() -> None:
+    for left in Path(tempfile.gettempdir()).glob(f"{_SCRATCH}*"):
+        # Another's, one in use, or one that goes away just now.
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which the system takes from who is killed. Raises OSError where another holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

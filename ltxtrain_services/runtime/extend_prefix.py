@@ -16,7 +16,7 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution, ValidationInput
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, OnSkippedClip, PreprocessSettings
 from ltxtrain.v1.preprocess_pb2 import Geometry as GeometryMessage
-from ltxtrain.v1.train_pb2 import BasePrecision, JobOptions, Optimizer, Schedule
+from ltxtrain.v1.train_pb2 import Attention, BasePrecision, JobOptions, Optimizer, Schedule
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.errors import SHEET_PATH
 
@@ -83,6 +83,7 @@ OPTIONS = table(
         "holdout_fraction": 0.0,
         "preview_schedule_tokens": SCHEDULE_TOKENS,
         "compile_blocks": False,
+        "attention": Attention.ATTENTION_EXACT,
     },
 )
 

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, Resolution
 from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
-from ltxtrain.v1.train_pb2 import BasePrecision, Optimizer, Schedule
+from ltxtrain.v1.train_pb2 import Attention, BasePrecision, Optimizer, Schedule
 
 from ltxtrain_services.runtime.requests import MAX_TEXT_BYTES, excess
 from ltxtrain_services.runtime.rules import allowed, field_of, limits
@@ -102,7 +102,8 @@ class Text:
 Rule = Number | Choice | Named | Flag | Text
 
 ENUMS = {
-    kind.DESCRIPTOR.name: kind for kind in (Resolution, AspectRatio, OnSkippedClip, BasePrecision, Optimizer, Schedule)
+    kind.DESCRIPTOR.name: kind
+    for kind in (Resolution, AspectRatio, OnSkippedClip, BasePrecision, Optimizer, Schedule, Attention)
 }
 
 

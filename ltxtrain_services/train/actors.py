@@ -2,7 +2,8 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+import os
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -90,49 +91,55 @@ class TrainActor:
         import torch
 
         from ltxtrain_trainer.model.device import device_of
+        from ltxtrain_trainer.reports import Stopped
+        from ltxtrain_trainer.training.distributed import join
 
         # Of this thread, as OpenMP counts them.
         torch.set_num_threads(self._threads)
         device = device_of(gpu_expected=gpu_assigned())
-        with scratch_folder("ltxtrain-") as work_dir:
-            yield from self._run(task, meeting_point, device, work_dir)
-
-    def _run(
-        self, task: TrainTask, meeting_point: str, device: "torch.device", work_dir: Path
-    ) -> Iterator[Stored | PeerLost]:
-        from ltxtrain_trainer.reports import Checkpointed, Finished, Stopped
-        from ltxtrain_trainer.training.beside import Beside
-        from ltxtrain_trainer.training.distributed import join
-
-        plan = self._fetched(task, work_dir)
         try:
             with (
                 resumed_trace(task.trace, "train", flush=True),
                 join(self._rank, task.worker_count, meeting_point, device, team_size=task.team_size) as worker,
-                Beside[Stored]("uploads") as uploads,
             ):
-                try:
-                    for report in self._reports(plan, device, worker):
-                        if self._rank:
-                            continue
-                        if isinstance(report, Checkpointed):
-                            # Gigabytes: a slow store costs no step.
-                            yield from uploads.start(partial(self._stored, task.job, report))
-                        elif isinstance(report, Finished | Stopped):
-                            yield from uploads.rest()
-                            last = self._stored(task.job, report)
-                        else:
-                            yield self._stored(task.job, report)
-                            yield from uploads.ready()
-                except TrainerError:
-                    # The checkpoint before the error is the last good one.
-                    yield from uploads.rest()
-                    raise
-            # Whoever gets the last report ends this process: before it, the trace and the peers are left in order.
-            if self._rank == 0:
+                with scratch_folder("train") as work_dir:
+                    last = yield from self._run(task, device, worker, work_dir)
+                # Whoever gets the last report ends all workers: before it, each has left its folder. But one that was
+                # asked to stop leaves the others within a step.
+                if last is None or not isinstance(last.report, Stopped):
+                    worker.collected(None)
+            if last is not None:
                 yield last
         except PeerLost as error:
             yield error
+
+    def _run(
+        self, task: TrainTask, device: "torch.device", worker: "Worker", work_dir: Path
+    ) -> Generator[Stored, None, Stored | None]:
+        """Yields the first worker's reports but its last, and returns that."""
+        from ltxtrain_trainer.reports import Checkpointed, Finished, Stopped
+        from ltxtrain_trainer.training.beside import Beside
+
+        plan, last = self._fetched(task, worker, work_dir), None
+        with Beside[Stored]("uploads") as uploads:
+            try:
+                for report in self._reports(plan, device, worker):
+                    if self._rank:
+                        continue
+                    if isinstance(report, Checkpointed):
+                        # Gigabytes: a slow store costs no step.
+                        yield from uploads.start(partial(self._stored, task.job, report))
+                    elif isinstance(report, Finished | Stopped):
+                        yield from uploads.rest()
+                        last = self._stored(task.job, report)
+                    else:
+                        yield self._stored(task.job, report)
+                        yield from uploads.ready()
+            except TrainerError:
+                # The checkpoint before the error is the last good one.
+                yield from uploads.rest()
+                raise
+        return last
 
     def _reports(self, plan: JobPlan | ContinuationPlan, device: "torch.device", worker: "Worker") -> Iterator[Report]:
         from ltxtrain_trainer.continuation import continue_clips
@@ -142,12 +149,20 @@ class TrainActor:
             return continue_clips(plan, device=device)
         return run_job(plan, device=device, worker=worker, requests=self._requests)
 
-    def _fetched(self, task: TrainTask, work_dir: Path) -> JobPlan | ContinuationPlan:
+    def _fetched(self, task: TrainTask, worker: "Worker", work_dir: Path) -> JobPlan | ContinuationPlan:
+        """The plan with its files on this machine, where one worker fetches them for all."""
         inputs, made = work_dir / "inputs", work_dir / "made"
         inputs.mkdir()
         made.mkdir()
-        for name, remote in task.files.items():
-            self._objects.get_file(remote.key, inputs / name, sha256=remote.sha256)
+        node = ray.get_runtime_context().get_node_id() if worker.count > 1 else ""
+        folders = [folder for at, folder in worker.exchanged((node, inputs)) if at == node]
+        if inputs == folders[0]:
+            for name, remote in task.files.items():
+                self._objects.get_file(remote.key, inputs / name, sha256=remote.sha256)
+                for other in folders[1:]:
+                    # Its own from then on: neither worker's end takes it from the other.
+                    os.link(inputs / name, other / name)
+        worker.exchanged(None)
         placed = _replace_paths(task.plan, inputs)
         assert isinstance(placed, JobPlan | ContinuationPlan)
         return dataclasses.replace(placed, work_dir=made)
@@ -173,7 +188,7 @@ class AuditActor:
         from ltxtrain_trainer.lora_file.audit import audit_lora
         from ltxtrain_trainer.model.folder import resolve_model
 
-        with scratch_folder("ltxtrain-") as folder:
+        with scratch_folder("audit") as folder:
             path = folder / "lora.safetensors"
             self._objects.get_file(lora.key, path, sha256=lora.sha256)
             audit = audit_lora(path, resolve_model(model, revision, ("transformer",)), with_audio=with_audio)

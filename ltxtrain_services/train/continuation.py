@@ -17,7 +17,7 @@ from ltxtrain_client.sheet import continues_clips, name_datasets
 from ltxtrain_client.watch import TERMINAL
 
 from ltxtrain_services.runtime.errors import NotFound, NotReady, Violation
-from ltxtrain_services.runtime.extend_prefix import OPTIONS, SPEC
+from ltxtrain_services.runtime.extend_prefix import OPTIONS, SPEC, fill
 from ltxtrain_services.runtime.objects import ObjectStore
 from ltxtrain_services.runtime.parameters import Named, Rule
 from ltxtrain_services.runtime.store import Store
@@ -159,9 +159,11 @@ class Origin:
         self, given: ExtendPrefixSpec, spec: ExtendPrefixSpec, options: JobOptions
     ) -> tuple[Artifact | None, list[Violation]]:
         old = self.job
+        # What there was no choice of then stood as it does by default.
+        before_options, _ = fill(old.options, OPTIONS)
         wrong = [
             *_changed(SHEET_PATH, SPEC, FREE_SPEC, old.effective_spec.extend_prefix, spec, old.name),
-            *_changed("options.", OPTIONS, FREE_OPTIONS, old.options, options, old.name),
+            *_changed("options.", OPTIONS, FREE_OPTIONS, before_options, options, old.name),
         ]
         if (data := given.WhichOneof("training_data")) is not None and getattr(given, data) not in {
             old.dataset,

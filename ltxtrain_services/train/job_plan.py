@@ -8,7 +8,7 @@ from typing import Literal, cast
 from ltxtrain.v1.artifact_pb2 import Artifact, Blob
 from ltxtrain.v1.extend_prefix_pb2 import ValidationInput
 from ltxtrain.v1.preprocess_pb2 import Sample, TrainingSet
-from ltxtrain.v1.train_pb2 import BasePrecision, Job, Optimizer, Schedule
+from ltxtrain.v1.train_pb2 import Attention, BasePrecision, Job, Optimizer, Schedule
 from ltxtrain_client.enum_words import word
 
 from ltxtrain_services.runtime.telemetry import current_trace
@@ -97,6 +97,8 @@ def train_settings(job: Job) -> TrainSettings:
         optimizer=cast(Literal["adamw", "adamw_8bit"], optimizer),
         holdout_fraction=options.holdout_fraction,
         compile_blocks=options.compile_blocks,
+        # A job of before there was a choice has none.
+        attention="fastest" if options.attention == Attention.ATTENTION_FASTEST else "exact",
         checkpoint_interval=options.checkpoint_interval,
         preview_interval=options.preview_interval,
     )

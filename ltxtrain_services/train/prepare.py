@@ -178,10 +178,12 @@ class Preparation:
             )
         )
         await self._made(VALIDATION_DATASET, made.name, Stage.STAGE_INGEST)
-        return await self._ingested(made.name)
+        # Of two datasets at once one is counted: that which is trained on.
+        return await self._ingested(made.name, counted=continues_clips(job))
 
-    async def _ingested(self, name: str) -> str:
-        await self._relay(name, self._ingest.watch_dataset(name, await self._attempt.cursor(name)))
+    async def _ingested(self, name: str, *, counted: bool = True) -> str:
+        events = self._ingest.watch_dataset(name, await self._attempt.cursor(name))
+        await self._relay(name, events, counted=counted)
         dataset = await passing_errors_on(self._ingest.get_dataset(name))
         check_succeeded(name, dataset.lifecycle)
         return name
@@ -191,17 +193,19 @@ class Preparation:
             setattr(edit.body, field, name)
             enter_stage(edit.body, stage)
 
-    async def _relay(self, upstream: str, events: AsyncIterator[tuple[int, Event]]) -> None:
+    async def _relay(self, upstream: str, events: AsyncIterator[tuple[int, Event]], *, counted: bool = True) -> None:
+        """Relay events until the last; those of progress only where it is `counted`."""
         async with errors_passed_on():
             async for sequence, event in events:
                 if is_terminal(event):
                     return
                 async with self._attempt.edit() as edit:
                     edit.move_cursor(upstream, sequence)
-                    if event.WhichOneof("detail") == "lifecycle":
+                    kind = event.WhichOneof("detail")
+                    if kind == "lifecycle" or (kind == "progress" and not counted):
                         continue
                     edit.add_event(event)
-                    if event.WhichOneof("detail") == "progress":
+                    if kind == "progress":
                         enter_stage(edit.body, event.stage, event.progress)
 
 

@@ -21,6 +21,7 @@ from ltxtrain.v1.work_pb2 import Outcome, PreviewMetrics, ReportLine, ReportReas
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.enum_words import word
 from ltxtrain_client.event_text import title
+from ltxtrain_client.report_summary import data_summary, joined, path_text
 
 from ltxtrain_services.pages.job_page import (
     JobPage,
@@ -65,7 +66,9 @@ class Papers:
     artifacts: Sequence[Artifact]
     measured: Sequence[PreviewMetrics]
     warnings: Sequence[str]
-    report: Sequence[ReportRow]
+    # Lines of the dataset, and of the training set.
+    found: Sequence[ReportLine]
+    fitted: Sequence[ReportLine]
     preprocess_report: Mapping[str, Any]
     # Numbers of the LoRA's audit; empty without a LoRA that passed.
     audit: Mapping[str, Any]
@@ -162,7 +165,8 @@ class Papers:
                 curves={name: series for name in COLUMNS if (series := steps.series(name))},
                 measured=[_measured(item) for item in self.measured],
                 audit=audit_rows(lora_audit(self.audit)) if self.audit else (),
-                report=self.report,
+                data_summary=data_summary(self.found, self.fitted) if self.found or self.fitted else (),
+                report=report_rows(joined(self.found, self.fitted)),
                 spec=shown_spec(self.job),
             )
         )
@@ -205,7 +209,8 @@ async def publish_papers(
     state: "State",
     *,
     audit: Mapping[str, Any],
-    report: Sequence[ReportLine],
+    found: Sequence[ReportLine],
+    fitted: Sequence[ReportLine],
     preprocess_report: Mapping[str, Any],
     made: Sequence[Artifact] = (),
 ) -> Published:
@@ -221,7 +226,8 @@ async def publish_papers(
         artifacts=list(newer.values()),
         measured=await attempt.children(MEASURED, PreviewMetrics),
         warnings=[warning.message for warning in await attempt.children(WARNINGS, Status)],
-        report=report_rows(report),
+        found=found,
+        fitted=fitted,
         preprocess_report=preprocess_report,
         audit=audit,
         unit_price=runtime.settings.unit_price,
@@ -267,7 +273,7 @@ def report_rows(lines: Sequence[ReportLine]) -> list[ReportRow]:
     ordered = sorted(lines, key=lambda line: (-line.outcome, line.path))
     return [
         ReportRow(
-            path=line.path,
+            path=path_text(line.path),
             outcome=word(Outcome.DESCRIPTOR, line.outcome).upper(),
             reasons=[word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons],
             description=line.description,

@@ -10,7 +10,6 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job, JobOutput
 from ltxtrain.v1.work_pb2 import Event, Progress, ReportLine, Stage, State
 from ltxtrain_client.as_json import as_json
-from ltxtrain_client.report_summary import joined
 from ltxtrain_client.sheet import continues_clips
 
 from ltxtrain_services.runtime import errors
@@ -219,7 +218,8 @@ class TrainWorkflow:
             attempt,
             state,
             audit=audit,
-            report=joined(found, fitted),
+            found=found,
+            fitted=fitted,
             preprocess_report=preprocess_report,
             made=made,
         )

@@ -36,8 +36,26 @@ class Audit:
     update: dict[str, float]
 
 
-def audit_lora(path: Path, folder: ModelFolder, *, with_audio: bool) -> Audit:
-    """The numbers of a LoRA file. Raises AuditFailed with the first fault found as its reason."""
+def audit_lora(path: Path, folder: ModelFolder, *, with_audio: bool, device: torch.device | None = None) -> Audit:
+    """The numbers of a LoRA file. Raises AuditFailed with the first fault found as its reason.
+
+    device: where the norms of the base are computed, tens of gigabytes of weights, one at a time.
+    """
+    tensors = check_lora(path, folder, with_audio=with_audio)
+    update = _updates(tensors, folder, device or torch.device("cpu"))
+    _require_in_bounds(update)
+    return Audit(
+        modules=len({module_of(key) for key in tensors}),
+        parameters=sum(tensor.numel() for tensor in tensors.values()),
+        update=update,
+    )
+
+
+def check_lora(path: Path, folder: ModelFolder, *, with_audio: bool) -> dict[str, Tensor]:
+    """The tensors of a LoRA file that a model loads, whatever their size. Raises AuditFailed.
+
+    It is enough for a part of a LoRA that was audited: the sizes of its updates are known.
+    """
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -45,13 +63,7 @@ def audit_lora(path: Path, folder: ModelFolder, *, with_audio: bool) -> Audit:
     _require_finite(tensors)
     _require_own_keys(tensors, with_audio)
     _require_loadable(tensors, folder)
-    update = _updates(tensors, folder)
-    _require_in_bounds(update)
-    return Audit(
-        modules=len({module_of(key) for key in tensors}),
-        parameters=sum(tensor.numel() for tensor in tensors.values()),
-        update=update,
-    )
+    return tensors
 
 
 def _require_finite(tensors: Mapping[str, Tensor]) -> None:
@@ -93,7 +105,7 @@ def _require_loadable(tensors: Mapping[str, Tensor], folder: ModelFolder) -> Non
         )
 
 
-def _updates(tensors: Mapping[str, Tensor], folder: ModelFolder) -> dict[str, float]:
+def _updates(tensors: Mapping[str, Tensor], folder: ModelFolder, device: torch.device) -> dict[str, float]:
     modules = {module_of(key) for key in tensors}
     update, weight = _squares(modules), _squares(modules)
     for module in modules:
@@ -104,7 +116,8 @@ def _updates(tensors: Mapping[str, Tensor], folder: ModelFolder) -> dict[str, fl
     for name, tensor in _base_tensors(folder):
         module = name.removesuffix(".weight")
         if module in modules and name != module:
-            weight[module_family(module)] += torch.linalg.vector_norm(tensor.float()).item() ** 2
+            norm = torch.linalg.vector_norm(tensor.to(device).float())
+            weight[module_family(module)] += norm.item() ** 2
     return {family: math.sqrt(update[family] / weight[family]) for family in sorted(update)}
 
 

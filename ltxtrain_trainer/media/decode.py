@@ -93,7 +93,7 @@ class VideoReader:
         # Seconds on the clock of the container at which the first frame appears; known once it is read.
         self.origin = 0.0
         self.interlaced = False
-        # Frames before the first key frame: what they build on is not in the file.
+        # Frames before the first whole one: what they build on is not in the file, or damaged.
         self.leading_frames = 0
         # Places of the packets up to the one that gave out the first frame.
         self._leading: list[int] = []

@@ -9,6 +9,7 @@ import numpy as np
 COMMON_RATES = (8, 10, 12, 12.5, 15, 16, 18, 20, 24000 / 1001, 24, 25, 30000 / 1001, 30, 48, 50, 60000 / 1001, 60, 120)
 # Containers count in ticks as coarse as a millisecond; two of them may be rounded apart.
 TICK_SECONDS = 0.0021
+EXACT_SECONDS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,6 @@ def measure_rate(
     candidates = [*([nominal] if nominal else []), *COMMON_RATES]
     fitting = [rate for rate in candidates if deviation(rate) < TICK_SECONDS / 2]
     # FFmpeg's average of rounded times is no better than a rate of which they are the roundings.
-    rounded = {rate for rate in COMMON_RATES if deviation(rate) <= tick_seconds}
-    best = min(fitting, key=lambda rate: (rate not in rounded, abs(rate - measured)), default=measured)
+    exact = {rate for rate in fitting if deviation(rate) <= (tick_seconds if rate in COMMON_RATES else EXACT_SECONDS)}
+    best = min(fitting, key=lambda rate: (rate not in exact, abs(rate - measured)), default=measured)
     return Rate(float(best), False)

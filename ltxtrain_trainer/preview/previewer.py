@@ -1,6 +1,7 @@
 """Previews of a step: each validation entry continued by base model and LoRA, decoded, measured, written."""
 
 import gc
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,14 @@ class _Result:
     metrics: PreviewMetrics
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """The reason that a worker could not sample a preview."""
+
+    text: str
+    out_of_memory: bool
+
+
 @dataclass
 class Previewer:
     """Samples with the transformer as it is; leaves it, and all that training computes, as it was.
@@ -96,16 +105,17 @@ class Previewer:
         """The previews of a step; each LoRA preview comes after the base model's of the same entry.
 
         Every worker samples its share; the first decodes, measures and writes all of them, and alone has reports.
-        Raises SamplingFailed on the first when one could not be sampled, after the others.
+        Raises on the first when one could not be sampled, after the others: torch's OutOfMemoryError whichever worker's
+        it was, since the caller knows what would need less, and SamplingFailed otherwise.
         """
         entries = {entry.index: entry for entry in self.settings.inputs}
         runs = self.worker.told([(index, base) for index in entries for base in self._sides(index)])
         step_count = self.settings.step_count
         total = len(runs) * step_count
-        failures: list[str] = []
+        failures: list[_Failure] = []
         for first in range(0, len(runs), self.worker.count):
             batch = runs[first : first + self.worker.count]
-            sampled: Sampled | str | None = None
+            sampled: Sampled | _Failure | None = None
             if self.worker.rank < len(batch):
                 index, is_base = batch[self.worker.rank]
                 try:
@@ -120,14 +130,19 @@ class Previewer:
                         # Those after it are as large; the caller knows what would need less.
                         raise
                     # Said to the first worker, which waits for this one.
-                    sampled = str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
+                    text = str(error) if isinstance(error, TrainerError) else f"{type(error).__name__}: {error}"
+                    sampled = _Failure(text, is_out_of_memory(error))
+                    if sampled.out_of_memory:
+                        traceback.clear_frames(error.__traceback__)
             for (index, is_base), found in zip(batch, self.worker.collected(sampled), strict=False):
-                if not isinstance(found, Sampled):
-                    failures.append(str(found))
-                    continue
-                yield self._finished(step, entries[index], is_base, found)
+                if isinstance(found, Sampled):
+                    yield self._finished(step, entries[index], is_base, found)
+                elif found is not None:
+                    failures.append(found)
+        if full := [failure for failure in failures if failure.out_of_memory]:
+            raise torch.OutOfMemoryError(full[0].text)
         if failures:
-            raise SamplingFailed(failures[0])
+            raise SamplingFailed(failures[0].text)
 
     def _sides(self, index: int) -> tuple[bool, ...]:
         """The sides of an entry to sample, true for the base model's, which comes first."""

@@ -74,6 +74,15 @@ class Worker:
             torch.distributed.gather_object(value, found)
         return found or []
 
+    def exchanged(self, value: Value) -> list[Value]:
+        """All workers' values by rank, on each of them, once every one has come to this point. Raises PeerLost."""
+        if self.count == 1:
+            return [value]
+        found: list[Any] = [None] * self.count
+        with together():
+            torch.distributed.all_gather_object(found, value)
+        return found
+
     def least(self, value: int, device: torch.device) -> int:
         """The smallest of all workers' values, on each of them. Raises PeerLost."""
         if self.count == 1:

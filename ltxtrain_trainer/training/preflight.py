@@ -33,7 +33,7 @@ def preflight(transformer: Any, samples: Samples, settings: TrainSettings, team:
         for _ in range(2 if on_gpu else 1):
             started = time.perf_counter()
             draw = training_draw(clip, settings.seed, 0, 0)
-            with exact(model.device):
+            with exact(model.device, settings):
                 loss = clip_loss(model, clip, prompt, draw, settings.conditioning_frames)
                 loss.total.backward()
                 loss.total.item()

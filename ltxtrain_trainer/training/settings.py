@@ -24,7 +24,7 @@ class TrainSettings:
     batch_size: clips a step over all workers. Intervals are steps; a checkpoint, a preview and an evaluation also stand
     at the end. preview_interval 0: only there. holdout_fraction: share of the clips that is measured, not trained on.
     steps decide no number of a step but through a linear schedule. kept_blocks: the last blocks, whose activations
-    gradient checkpointing leaves in memory.
+    gradient checkpointing leaves in memory. attention: see loop.exact.
     """
 
     rank: int
@@ -40,6 +40,7 @@ class TrainSettings:
     gradient_checkpointing: bool = True
     kept_blocks: int = 0
     compile_blocks: bool = False
+    attention: Literal["exact", "fastest"] = "exact"
     checkpoint_interval: int = 250
     preview_interval: int = 0
     evaluation_interval: int = 100
@@ -62,4 +63,8 @@ class TrainSettings:
 
     def computed_with(self) -> dict[str, Any]:
         """The settings that decide the numbers, by name: all but those without effect."""
-        return {name: value for name, value in asdict(self).items() if name not in WITHOUT_EFFECT}
+        decides = {name: value for name, value in asdict(self).items() if name not in WITHOUT_EFFECT}
+        # Checkpoints of before there was a choice do not have it.
+        if self.attention == "exact":
+            del decides["attention"]
+        return decides

@@ -225,5 +225,5 @@ def test_a_disk_on_which_no_folder_can_be_made_is_full(monkeypatch: pytest.Monke
     """`tempfile` says that there is no usable folder, by another number."""
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/dev/full"])
-    with pytest.raises(DiskFull), scratch_folder("x-"):
+    with pytest.raises(DiskFull), scratch_folder("x"):
         pass

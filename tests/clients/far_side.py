@@ -117,6 +117,7 @@ class FarSide(
         self.report: list[Any] = []
         # Of training sets; None: the first line of the above.
         self.training_report: list[Any] | None = None
+        self.training_state: State = State.STATE_SUCCEEDED
         self.events: list[Event] = []
         # One for each stream that is opened; then all is sent and the stream ends.
         self.acts: deque[Act] = deque()
@@ -288,7 +289,18 @@ class FarSide(
         self, request: ingest_pb2.ListDatasetsRequest, context: Context
     ) -> ingest_pb2.ListDatasetsResponse:
         await self._enter("ListDatasets", request, context)
-        made = [ingest_pb2.Dataset(name=f"datasets/{number}", clip_count=number) for number in (3, 2, 1)]
+        made = [
+            ingest_pb2.Dataset(
+                name="datasets/3", clip_count=3, archive_url="upload:uploads/3", file_names=["holiday.zip"]
+            ),
+            ingest_pb2.Dataset(
+                name="datasets/2",
+                clip_count=2,
+                videos=ingest_pb2.VideoUrls(urls=["https://a/b.mp4?secret", "upload:uploads/2"]),
+                file_names=["opening.mp4"],
+            ),
+            ingest_pb2.Dataset(name="datasets/1", clip_count=1, upload="uploads/1"),
+        ]
         page, token = _page(made, request.page_token)
         return ingest_pb2.ListDatasetsResponse(datasets=page, next_page_token=token)
 
@@ -342,8 +354,19 @@ class FarSide(
         self, request: preprocess_pb2.ListTrainingSetsRequest, context: Context
     ) -> preprocess_pb2.ListTrainingSetsResponse:
         await self._enter("ListTrainingSets", request, context)
-        made = [preprocess_pb2.TrainingSet(name=f"trainingSets/{number}", dataset="datasets/1") for number in (2, 1)]
+        ended = Lifecycle(state=self.training_state)
+        made = [
+            preprocess_pb2.TrainingSet(name=f"trainingSets/{number}", dataset="datasets/1", lifecycle=ended)
+            for number in (2, 1)
+            if not request.states or self.training_state in request.states
+        ]
         return preprocess_pb2.ListTrainingSetsResponse(training_sets=made)
+
+    async def DeleteDataset(
+        self, request: ingest_pb2.DeleteDatasetRequest, context: Context
+    ) -> ingest_pb2.DeleteDatasetResponse:
+        await self._enter("DeleteDataset", request, context)
+        return ingest_pb2.DeleteDatasetResponse()
 
     async def ListSamples(
         self, request: preprocess_pb2.ListSamplesRequest, context: Context

@@ -165,6 +165,47 @@ async def test_deleting_what_still_runs_is_refused(far: FarSide, ltxtrain: Ltxtr
     assert "RESOURCE_NOT_READY" in (await ltxtrain("delete", "1", "--yes", code=5)).stderr
 
 
+async def test_what_unfinished_work_reads_is_not_deleted(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    job = add_job(far, State.STATE_RUNNING)
+    job.display_name, job.dataset, job.training_set = "Drone style", "datasets/1", "trainingSets/1"
+    job.validation_dataset = "datasets/2"
+    far.jobs["jobs/2"] = Job(name="jobs/2", lifecycle=Lifecycle(state=State.STATE_PENDING))
+    far.jobs["jobs/2"].continue_from.source = "jobs/3/artifacts/lora.safetensors"
+    far.jobs["jobs/2"].effective_spec.continue_clips.SetInParent()
+    far.jobs["jobs/3"] = Job(name="jobs/3", lifecycle=Lifecycle(state=State.STATE_SUCCEEDED))
+    for name in ("datasets/1", "trainingSets/1", "datasets/2"):
+        told = (await ltxtrain("delete", name, "--yes", code=5)).stderr
+        assert "RESOURCE_IN_USE" in told and f"Drone style (jobs/1) has not ended and uses {name}" in told
+    assert "jobs/2 has not ended and uses jobs/3" in (await ltxtrain("delete", "3", "--yes", code=5)).stderr
+    refused = json.loads((await ltxtrain("datasets", "delete", "1", "--yes", "--json", code=5)).stderr)["error"]
+    assert (refused["reason"], refused["metadata"]) == ("RESOURCE_IN_USE", {"name": "jobs/1"})
+    job.lifecycle.state = State.STATE_CANCELLED
+    for state, code in ((State.STATE_RUNNING, 5), (State.STATE_SUCCEEDED, 0)):
+        far.training_state = state
+        done = await ltxtrain("datasets", "delete", "1", "--yes", code=code)
+    assert done.stdout == "datasets/1 deleted\n"
+
+
+async def test_datasets_are_told_by_the_files_that_they_were(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    rows = [row.split() for row in (await ltxtrain("datasets", "list")).stdout.splitlines()]
+    assert rows[0][-1] == "SOURCE" and rows[1][-1] == "holiday.zip"
+    assert rows[2][-2:] == ["https://a/b.mp4,", "opening.mp4"]
+    # Of a file without a name the upload is all that is known.
+    assert rows[3][-1] == "upload:uploads/1"
+
+
+async def test_a_job_like_one_whose_data_is_gone_asks_for_it(far: FarSide, ltxtrain: Ltxtrain) -> None:
+    job = add_job(far)
+    job.dataset, job.validation_dataset = "datasets/1", "datasets/2"
+    gone = status(grpc.StatusCode.NOT_FOUND, "datasets/1 does not exist.", "RESOURCE_NOT_FOUND")
+    far.fail("GetDataset", gone, None, gone)
+    told = (await ltxtrain("submit", "--like", "1", code=5)).stderr
+    assert told == "datasets/1 of jobs/1 was deleted. Give its files with --data.\n"
+    refused = json.loads((await ltxtrain("submit", "--like", "1", "--json", code=5)).stderr)["error"]
+    assert refused["reason"] == "RESOURCE_NOT_FOUND"
+    assert refused["message"] == "datasets/2 of jobs/1 was deleted. Give its files with --validation."
+
+
 def line(path: str, outcome: "Outcome", *reasons: "ReportReason", text: str = "", decoded: bool = False) -> ReportLine:
     numbers = ClipNumbers(width=768) if decoded else None
     return ReportLine(path=path, outcome=outcome, reasons=reasons, description=text, numbers=numbers)

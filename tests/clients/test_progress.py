@@ -95,7 +95,8 @@ def failed() -> Event:
             "stored lora-50.safetensors (1.5 MB)",
         ),
         (Event(warning=status(grpc.StatusCode.ABORTED, "9 clips", "X")), "warning: 9 clips (X)"),
-        (Event(queue_position=QueuePosition(ahead=1)), "waiting for a GPU, 1 job ahead"),
+        (Event(queue_position=QueuePosition(ahead=1)), "waiting for its turn on the CPU, 1 job ahead"),
+        (Event(queue_position=QueuePosition(needed_gpus=1, cluster_gpus=1)), "waiting for a GPU, next in line"),
         (Event(queue_position=QueuePosition(needed_gpus=4, cluster_gpus=2)), "waits for 4 GPUs; the cluster has 2"),
         (
             Event(queue_position=QueuePosition(ahead=3, needed_gpus=1)),

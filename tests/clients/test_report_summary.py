@@ -2,7 +2,7 @@
 
 import pytest
 from ltxtrain.v1.work_pb2 import ClipNumbers, Outcome, ReportLine, ReportReason
-from ltxtrain_client.report_summary import outcome_summary, training_summary
+from ltxtrain_client.report_summary import outcome_summary, path_text, training_summary
 
 KEPT, CHANGED, SKIPPED = Outcome.OUTCOME_KEPT, Outcome.OUTCOME_KEPT_CHANGED, Outcome.OUTCOME_SKIPPED
 IGNORED, REJECTED = Outcome.OUTCOME_IGNORED, Outcome.OUTCOME_REJECTED
@@ -46,3 +46,8 @@ def test_what_was_not_looked_at_is_a_video_by_its_name() -> None:
     ]
     assert outcome_summary(lines) == "2 videos: 1 not looked at, 1 skipped; 2 other files: 1 ignored, 1 rejected"
     assert outcome_summary([]) == "no lines yet"
+
+
+def test_an_upload_is_told_by_its_file() -> None:
+    paths = {"a/b.mp4": "a/b.mp4", "upload:uploads/0f/o.mp4": "o.mp4", "upload:uploads/0f": "upload:uploads/0f"}
+    assert {path: path_text(path) for path in paths} == paths

@@ -53,6 +53,7 @@ WHOLE: dict[str, Any] = {
         "holdout_fraction": 0.1,
         "preview_schedule_tokens": 0,
         "compile_blocks": True,
+        "attention": "fastest",
     },
 }
 

@@ -255,9 +255,18 @@ async def test_the_same_folder_is_one_dataset_and_frames_that_fit_are_chosen(
         write_clip(folder / f"{number}.mp4", numbered(count, clip=number + 60, size=(128, 128)))
     words = ("check", folder, "--set", "resolution=low", "--out", tmp_path)
     first, again = [(await ltxtrain(*words)).stdout for _ in range(2)]
-    assert "No clip has the default 89 frames: fitted with number_of_frames = 33 instead." in first
+    told = "Of 3 clips none have the default 89 frames and 3 have 33: fitted with number_of_frames = 33 instead"
+    assert f"{told}; --set number_of_frames=89 keeps the default." in first
     assert "3 of 3 videos are used for training" in first and "encoded   nothing yet: the job does it" in first
     *_, command = first.splitlines()
     assert "--set number_of_frames=33" in command
     made = command.split()[command.split().index("--data") + 1]
     assert "looked into before" not in first and f"Sent and looked into before: it is {made}." in again
+
+
+async def test_one_long_clip_does_not_leave_out_the_short_ones(ltxtrain: Ltxtrain, tmp_path: Path) -> None:
+    for number, count in enumerate((97, 36, 41)):
+        write_clip(tmp_path / f"{number}.mp4", numbered(count, clip=number + 70, size=(128, 128)))
+    told = (await ltxtrain("check", tmp_path, "--set", "resolution=low", "--out", tmp_path)).stdout
+    assert "Of 3 clips 1 has the default 89 frames and 3 have 33: fitted with number_of_frames = 33 instead" in told
+    assert "3 of 3 videos are used for training" in told and "--set number_of_frames=33" in told

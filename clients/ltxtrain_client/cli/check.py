@@ -102,7 +102,8 @@ def _print(found: DataCheck, page: Path | None, again: str, trial: str | None) -
     if found.known:
         print(f"Sent and looked into before: it is {found.dataset.name}.")
     for setting in found.chosen:
-        print(f"No clip has the default {SHEET_FRAMES} frames: fitted with {setting.replace('=', ' = ')} instead.")
+        keep = f"--set number_of_frames={SHEET_FRAMES} keeps the default"
+        print(f"{found.chosen_because}: fitted with {setting.replace('=', ' = ')} instead; {keep}.")
     lines = {found.dataset.name: [*found.dataset_report]}
     if found.validation_dataset is not None:
         lines[found.validation_dataset.name] = [*found.validation_report]
@@ -157,6 +158,7 @@ def _as_json(found: DataCheck, page: Path | None, again: str, trial: str | None)
         "contact_sheet": None if page is None else str(page),
         "known": found.known,
         "chosen": list(found.chosen),
+        "chosen_because": found.chosen_because,
         "submit": again if found.error is None else None,
         "submit_trial": trial,
     }

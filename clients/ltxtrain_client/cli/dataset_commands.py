@@ -19,6 +19,7 @@ from ltxtrain_client.errors import from_status
 from ltxtrain_client.event_text import describe_error, state_word
 from ltxtrain_client.progress import print_json
 from ltxtrain_client.quantities import size_text
+from ltxtrain_client.sheet import UPLOAD
 from ltxtrain_client.suite import open_suite
 
 T = TypeVar("T")
@@ -231,13 +232,12 @@ def _lifecycle_pairs(lifecycle: Lifecycle) -> Sequence[tuple[str, str]]:
 
 
 def _source(item: Dataset) -> str:
-    """Origin of a dataset; the query of a URL may hold a secret."""
-    match item.WhichOneof("source"):
-        case "upload":
-            return item.upload
-        case "videos":
-            return ", ".join(url.partition("?")[0] for url in item.videos.urls)
-    return item.archive_url.partition("?")[0]
+    """Origin of a dataset, files by their names; the query of a URL may hold a secret."""
+    sources = [f"{UPLOAD}{item.upload}"] if item.upload else [item.archive_url, *item.videos.urls]
+    names = iter(item.file_names)
+    # A service of an earlier version tells no names.
+    shown = [(text.startswith(UPLOAD) and next(names, "")) or text.partition("?")[0] for text in sources if text]
+    return ", ".join(shown)
 
 
 def _left_out(item: Dataset) -> str:

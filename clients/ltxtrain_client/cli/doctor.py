@@ -37,8 +37,8 @@ SERVICES = {
     "ingest": "ltxtrain.v1.IngestService",
     "preprocess": "ltxtrain.v1.PreprocessService",
 }
-# LTX 2.3 is a download of 71 GB (transformer 38.0, text encoder 24.4, connectors 6.3, the rest 1.9), clips come on top.
-WANTED_DISK_BYTES = 80e9
+# Clips, what they are encoded to, and checkpoints of a few jobs. The check of the model tells what its download needs.
+WANTED_DISK_BYTES = 10e9
 WANTED_GPU_BYTES = 40e9
 
 
@@ -119,7 +119,7 @@ def check_ray(environ: Mapping[str, str]) -> Finding:
 async def check_gpu() -> Finding:
     """Check the GPUs that nvidia-smi lists."""
     if shutil.which("nvidia-smi") is None:
-        advice = "Fine for a client. Training LTX 2.3 itself needs one where the services run."
+        advice = "Fine for a client, and for trying things out with the pocket model. Training LTX 2.3 needs one."
         return Finding("gpu", Verdict.NOTE, "no NVIDIA driver on this machine", advice)
     query = ("--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
     process = await asyncio.create_subprocess_exec(
@@ -144,7 +144,8 @@ def check_disk(state_dir: Path) -> Finding:
     detail = f"{size_text(free)} free at {place}"
     if free >= WANTED_DISK_BYTES:
         return Finding("disk", Verdict.OK, detail)
-    advice = f"LTX 2.3 and its clips need about {size_text(WANTED_DISK_BYTES)}; choose another folder with --state-dir."
+    advice = f"Clips and checkpoints of jobs need about {size_text(WANTED_DISK_BYTES)}; "
+    advice += "choose another folder with --state-dir."
     return Finding("disk", Verdict.NOTE, detail, advice)
 
 

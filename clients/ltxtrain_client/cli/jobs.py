@@ -12,7 +12,14 @@ from ltxtrain.v1.work_pb2 import Stage, State
 from ltxtrain_client.as_json import as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.completion import job_names
-from ltxtrain_client.cli.resources import cancel_resource, delete_resource, get_resource, job_name, resource_name
+from ltxtrain_client.cli.resources import (
+    cancel_resource,
+    check_unused,
+    delete_resource,
+    get_resource,
+    job_name,
+    resource_name,
+)
 from ltxtrain_client.cli.session import Exit, Json, fail, run, settings_of
 from ltxtrain_client.cli.show import indented, print_named, print_pairs, print_table, time_text
 from ltxtrain_client.enum_words import word, words
@@ -185,7 +192,9 @@ def delete(
 
     async def known() -> str:
         async with open_suite(settings_of(context)) as suite:
-            return title(full_name, (await get_resource(suite, full_name)).display_name)
+            found = await get_resource(suite, full_name)
+            await check_unused(suite, full_name)
+            return title(full_name, found.display_name)
 
     async def work() -> None:
         async with open_suite(settings_of(context)) as suite:

@@ -17,6 +17,7 @@ from ltxtrain_client.report_summary import (
     headlines,
     line_word,
     outcome_summary,
+    path_text,
     split_by_path,
     training_summary,
     worst_first,
@@ -111,7 +112,7 @@ def _print_lines(lines: list[ReportLine]) -> None:
     rows = [
         (
             line_word(line) if line.path else "note",
-            line.path or "(all of the data)",
+            path_text(line.path) or "(all of the data)",
             " ".join(word(ReportReason.DESCRIPTOR, reason) for reason in line.reasons),
             line.description,
         )

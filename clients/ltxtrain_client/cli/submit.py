@@ -8,7 +8,7 @@ import typer
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.train_pb2 import BasePrecision, ContinueFrom, EstimateJobResponse, Job
 
-from ltxtrain_client.as_json import as_json
+from ltxtrain_client.as_json import as_json, error_as_json
 from ltxtrain_client.channel import ClientSettings
 from ltxtrain_client.cli.completion import job_names
 from ltxtrain_client.cli.continuing import Labels, RequestId, Source, WebhookUrl, Weights, continuation, labels_of
@@ -20,8 +20,8 @@ from ltxtrain_client.cli.session import Exit, Json, fail, note, run, settings_of
 from ltxtrain_client.cli.sheet_file import Settings, SheetFile, read_sheet
 from ltxtrain_client.cli.show import indented
 from ltxtrain_client.enum_words import word
-from ltxtrain_client.errors import CallError, InvalidArgument
-from ltxtrain_client.event_text import time_text
+from ltxtrain_client.errors import CallError, InvalidArgument, NotFound
+from ltxtrain_client.event_text import time_text, title
 from ltxtrain_client.progress import make_view, print_json
 from ltxtrain_client.quantities import price_text, size_text
 from ltxtrain_client.sheet import Sheet, SheetInvalid, continues_clips, format_sheet, sheet_of_job
@@ -69,7 +69,7 @@ def submit(
     client = settings_of(context)
     view = make_view(json_lines=json_lines)
     given = read_data(data or [], validation or [])
-    base = _base(client, sheet, like, data)
+    base = _base(client, sheet, like, data, validation)
     filled = run(read_filled(client, base, settings or [], given.announce, origin))
     if validate_only:
         _show_checked(run(_validate(client, filled, origin, webhook)), json_lines)
@@ -87,27 +87,42 @@ def submit(
 
 
 def _base(
-    client: ClientSettings, sheet: Path | None, like: str | None, data: Sequence[str] | None
+    client: ClientSettings,
+    sheet: Path | None,
+    like: str | None,
+    data: Sequence[str] | None,
+    validation: Sequence[Path] | None,
 ) -> Path | dict[str, Any] | None:
     """The sheet that settings change: a file, the sheet of an earlier job, or none."""
     if like is None:
         return sheet
     if sheet is not None:
         raise fail(Exit.INVALID, "Give a sheet or --like, not both.")
-    document = run(_sheet_of(client, job_name(like)))
-    if data:
-        document.pop("dataset", None)
-    return document
+    return run(_sheet_of(client, job_name(like), data or [], validation or []))
 
 
-async def _sheet_of(client: ClientSettings, name: str) -> dict[str, Any]:
+async def _sheet_of(
+    client: ClientSettings, name: str, data: Sequence[str], validation: Sequence[Path]
+) -> dict[str, Any]:
+    """The sheet of a job, with its datasets where nothing else is given in their place."""
     async with open_suite(client) as suite:
         job = await suite.train.get_job(name)
-    if continues_clips(job):
-        raise fail(
-            Exit.INVALID, f"{name} trained nothing: it continued clips. Its LoRA is {job.continue_from.artifact}."
-        )
-    return sheet_of_job(job)
+        if continues_clips(job):
+            raise fail(
+                Exit.INVALID, f"{name} trained nothing: it continued clips. Its LoRA is {job.continue_from.artifact}."
+            )
+        document = sheet_of_job(job)
+        if data:
+            document.pop("dataset", None)
+        needed = {"data": document.get("dataset"), "validation": job.validation_dataset if not validation else None}
+        for option, dataset in needed.items():
+            try:
+                if dataset:
+                    await suite.ingest.get_dataset(dataset)
+            except NotFound as error:
+                text = f"{dataset} of {title(name, job.display_name)} was deleted. Give its files with --{option}."
+                raise fail(Exit.REFUSED, text, details=error_as_json(error) | {"message": text}) from None
+    return document
 
 
 def estimate(

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
-from ltxtrain.v1.train_pb2 import JobOptions
+from ltxtrain.v1.train_pb2 import Job, JobOptions
 from ltxtrain_client.enum_words import word
 
-from ltxtrain_services.gateway.form import Field, form
+from ltxtrain_services.gateway.form import Field, clip_form, form
 from ltxtrain_services.runtime.extend_prefix import OPTIONS, SPEC
 from ltxtrain_services.runtime.parameters import Named, Number, Text
 
@@ -45,6 +45,19 @@ def test_defaults_and_ranges_are_the_services(path: str, rule: object) -> None:
         assert path in IN_WORDS or field.default == rule.default
     elif field.kind == "flag":
         assert field.default == str(getattr(rule, "default")).lower()  # noqa: B009
+
+
+def test_the_form_of_a_clip_speaks_of_its_own_inputs() -> None:
+    """A default stands in its place; a name of the contract, or what an empty input cannot say, helps nobody."""
+    job = Job(options=JobOptions(seed=7))
+    spec = job.effective_spec.extend_prefix
+    spec.validation_number_of_frames, spec.conditioning_frames, spec.trigger_phrase = 49, 17, "night falls,"
+    shown = {field.path: field for group in clip_form(job) for field in group.fields}
+    assert not any("Default" in field.help or "empty string" in field.help for field in shown.values())
+    assert (shown["number_of_frames"].default, shown["options.seed"].default) == ("49", "7")
+    opening = shown["openings[0].video_url"]
+    assert opening.name == "opening video" and "first 17 frames" in opening.help
+    assert "another video" in shown["options.seed"].help and shown["openings[0].prompt"].value == "night falls, "
 
 
 def test_a_sheet_fills_the_form() -> None:

@@ -146,6 +146,31 @@ async def test_a_stream_goes_on_at_its_cursor(suite: Suite) -> None:
         assert await read(last) == "event: end\ndata: {}\n\n"
 
 
+async def test_a_page_of_a_job_that_has_ended_offers_what_may_be_done_then(suite: Suite) -> None:
+    """Also where the last that was read of it is of a time when it was running."""
+
+    async def play(attempt: Attempt[Job]) -> Ending[Job]:
+        await train_steps(attempt, 1)
+        await suite.train.go.wait()
+        return await succeed(attempt)
+
+    suite.train.play = play
+    job = await submit(suite)
+    async with aiohttp.ClientSession() as session:
+        async with session.get(f"{suite.url}/{job}/events") as stream:
+            async for line in stream.content:
+                if b"Loss" in line:
+                    break
+        suite.train.go.set()
+        async with connect(suite.train_address) as channel:
+            async for _ in TrainClient(channel).watch_job(job):
+                pass
+        async with session.get(f"{suite.url}/{job}") as answer:
+            html = await answer.text()
+    assert '<span class="chip succeeded">' in html
+    assert f'action="/{job}/cancel"' not in html and f'action="/{job}/delete"' in html
+
+
 async def test_open_pages_end_when_the_process_drains(tmp_path: Path) -> None:
     """At once: what calls get as their grace would be ten minutes."""
 

@@ -92,7 +92,7 @@ async def test_subscribe_with_logs(secure: Suite, library: Any, ann: Any) -> Non
     assert [type(status) for status in seen if isinstance(status, library.Completed)] == [library.Completed]
     done = seen[-1]
     messages = [line["message"] for line in done.logs]
-    assert "queue: waiting for a GPU, 3 jobs ahead" in messages
+    assert "queue: waiting for its turn on the CPU, 3 jobs ahead" in messages
     assert "train: step 1/5: loss 1.0000, 1 min 20 s left" in messages
     assert {line["level"] for line in done.logs} == {"INFO"}
     assert all(line["timestamp"].endswith("Z") and line["source"] == "USER" for line in done.logs)

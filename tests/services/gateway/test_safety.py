@@ -114,6 +114,9 @@ async def test_a_wrong_address_is_a_page_for_a_person(suite: Suite, accept: str)
                 text = await answer.text()
                 assert answer.status == 404 and answer.headers["X-Content-Type-Options"] == "nosniff"
                 assert ("<h1>" in text and "Content-Security-Policy" in answer.headers) is (accept != "*/*")
+        async with session.get(f"{suite.url}/no{MARKUP}") as answer:
+            text = await answer.text()
+            assert "Nothing is at /no" in text and (MARKUP not in text or accept == "*/*")
         async with session.get(f"{suite.url}/estimate") as answer:
             assert answer.status == 405 and "POST" in answer.headers["Allow"]
 

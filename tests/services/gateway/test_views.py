@@ -1,5 +1,6 @@
 """Events folded into what pages show."""
 
+from collections.abc import AsyncGenerator
 from itertools import pairwise
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -33,6 +34,18 @@ def told(*events: Event) -> Story:
     return story
 
 
+def found_line(path: str, outcome: "Outcome") -> Event:
+    return _line(Stage.STAGE_INGEST, path, outcome)
+
+
+def fitted_line(path: str, outcome: "Outcome") -> Event:
+    return _line(Stage.STAGE_PREPROCESS, path, outcome)
+
+
+def _line(stage: "Stage", path: str, outcome: "Outcome") -> Event:
+    return Event(stage=stage, report_line=ReportLine(path=path, outcome=outcome, description=MARKUP))
+
+
 def test_an_event_counts_once_and_in_its_place() -> None:
     story = told(Event(stage=Stage.STAGE_TRAIN, train_metrics=TrainMetrics(step=1, video_loss=1.0)))
     again = Event(stage=Stage.STAGE_TRAIN, train_metrics=TrainMetrics(step=2, video_loss=0.5))
@@ -54,12 +67,10 @@ def test_each_step_has_one_preview_beside_the_base() -> None:
 
 
 def test_a_check_shows_every_file_as_it_was_fitted_or_found() -> None:
-    def line(path: str, outcome: "Outcome") -> Event:
-        return Event(report_line=ReportLine(path=path, outcome=outcome, description=MARKUP))
-
     kept, skipped, ignored = Outcome.OUTCOME_KEPT_CHANGED, Outcome.OUTCOME_SKIPPED, Outcome.OUTCOME_IGNORED
-    dataset = told(line("a.mp4", kept), line("b.mp4", kept), line("notes.pdf", ignored))
-    fitted = told(line("a.mp4", kept), line("b.mp4", skipped), Event(lifecycle=Lifecycle(state=State.STATE_SUCCEEDED)))
+    dataset = told(found_line("a.mp4", kept), found_line("b.mp4", kept), found_line("notes.pdf", ignored))
+    ending = Event(lifecycle=Lifecycle(state=State.STATE_SUCCEEDED))
+    fitted = told(fitted_line("a.mp4", kept), fitted_line("b.mp4", skipped), ending)
     found = TrainingSet(
         name=f"trainingSets/{'0' * 32}",
         dataset=f"datasets/{'1' * 32}",
@@ -85,6 +96,50 @@ def test_a_check_shows_every_file_as_it_was_fitted_or_found() -> None:
     begun = TrainingSet(name=found.name, dataset=found.dataset)
     assert not any(views.training_set_part(part, begun, Story(), dataset).strip() for part in ("suggestions", "log"))
     assert "Start" not in views.training_set_part("actions", begun, Story(), dataset)
+
+
+def test_the_page_of_a_job_counts_each_file_once_and_openings_apart() -> None:
+    """The same numbers as `ltxtrain report` has: a clip is found, and fitted; an opening is no clip to train on."""
+    kept, skipped = Outcome.OUTCOME_KEPT, Outcome.OUTCOME_SKIPPED
+    upload = f"upload:uploads/{'2' * 32}"
+    opening = f"{upload}/opening.mp4"
+    job = Job(name=JOB.name, effective_spec=JOB.effective_spec)
+    job.effective_spec.extend_prefix.validation[0].video_url = upload
+    paths = ("a.mp4", "b.mp4", "a.txt", opening)
+    story = told(
+        *(found_line(path, kept) for path in paths),
+        fitted_line("a.mp4", kept),
+        fitted_line("b.mp4", skipped),
+        fitted_line(opening, kept),
+    )
+    html = views.job_part("dataset", job, story)
+    assert "<p>1 of 2 videos is used for training, 1 is not</p>" in html
+    files = "2 videos: 1 kept, 1 skipped; 1 other file: 1 kept; for validation 1 video: 1 kept"
+    assert f"<p>{files}</p>" in html
+    assert html.count("b.mp4") == 1 and html.count(">a.mp4<") == 1
+    assert html.count(">opening.mp4<") == 1 and "upload" not in html
+    # A continuation trains on nothing.
+    job.effective_spec.continue_clips.openings.add(video_url=upload)
+    html = views.job_part("dataset", job, told(found_line(opening, kept), fitted_line(opening, kept)))
+    assert "<p>1 video: 1 kept</p>" in html and "training" not in html
+
+
+async def test_a_page_that_opens_as_its_job_ends_hears_of_the_end() -> None:
+    """Another page may be told of the end first, while this one is drawn."""
+    running, ended = (Event(lifecycle=Lifecycle(state=state)) for state in (State.STATE_RUNNING, State.STATE_SUCCEEDED))
+    log = [running, ended]
+
+    async def watch(name: str, after: int) -> AsyncGenerator[tuple[int, Event], None]:
+        for sequence, event in enumerate(log[after:], after + 1):
+            yield sequence, event
+
+    stories = Stories()
+    story = stories.of(JOB.name)
+    story.take(1, running)
+    pages = stories.follow(JOB.name, watch)
+    assert not (await anext(pages)).ended
+    story.take(2, ended)
+    assert [story.ended async for story in pages] == [True]
 
 
 def test_a_job_that_has_ended_shows_what_its_file_shows() -> None:
@@ -113,6 +168,9 @@ def test_what_data_made_fail_is_offered_with_changes_first() -> None:
     story = told(Event(lifecycle=Lifecycle(state=State.STATE_FAILED, error=error)))
     html = views.job_part("actions", JOB, story)
     assert "<button>Go on" in html and '<a class="button main" href="/new?job=' in html
+    story = told(Event(lifecycle=Lifecycle(state=State.STATE_CANCELLED)))
+    html = views.job_part("actions", JOB, story)
+    assert "<button class=main>Go on" in html and '<a class="button" href="/new?job=' in html
 
 
 def test_what_a_job_may_tell_without_end_is_bounded() -> None:
@@ -128,7 +186,9 @@ def test_what_a_job_may_tell_without_end_is_bounded() -> None:
         for number in range(3 * MOST_REPORT_LINES)
     ]
     story = told(*lines)
-    assert len(story.report) == 2 * MOST_REPORT_LINES
+    assert len(story.found) == 2 * MOST_REPORT_LINES
+    # Of lines that are not all there nothing is counted.
+    assert "videos" not in views.job_part("dataset", JOB, story)
     stories = Stories(2)
     first = stories.of("jobs/1")
     assert stories.of("jobs/2") and stories.of("jobs/1") is first

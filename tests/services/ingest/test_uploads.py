@@ -116,7 +116,7 @@ async def test_a_folder_becomes_a_dataset_without_a_copy_on_disk(ingest: Ingest,
     source = StoredZip("holiday.zip", files | {"filler.bin": filler})
     upload = await ingest.client.upload(source)
     ended = await ingest.run(upload=upload.name)
-    assert ended.state == "SUCCEEDED"
+    assert ended.state == "SUCCEEDED" and list(ended.dataset.file_names) == ["holiday.zip"]
     assert sorted(clip.path for clip in ended.clips) == sorted(files)
     signed = await ingest.client.get_clip(ended.clips[0].name)
     async with aiohttp.ClientSession() as session, session.get(signed.download_url) as response:

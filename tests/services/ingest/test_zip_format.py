@@ -208,6 +208,23 @@ def zip64(data: bytes, *, record_bytes: int = 44, more: bytes = b"", sentinels: 
     return data[:at] + record + more + locator + data[at:]
 
 
+@pytest.mark.parametrize(
+    "front", [b"------WebKitFormBoundary\r\nContent-Type: application/zip\r\n\r\n", b"HTTP/1.1 200 OK\n\n"]
+)
+@pytest.mark.parametrize("tail", [b"\r\n------WebKitFormBoundary--\r\n", b"\n"])
+def test_a_message_around_an_archive(tmp_path: Path, front: bytes, tail: bytes) -> None:
+    assert contents(tmp_path, front + PLAIN + tail) == WHOLE
+
+
+@pytest.mark.parametrize("place", [0, 77, 2**31])
+@pytest.mark.parametrize("front", [b"", b"an unpacker" * 9])
+def test_a_directory_whose_own_place_is_wrong(tmp_path: Path, place: int, front: bytes) -> None:
+    at = PLAIN.rindex(END)
+    data = PLAIN[: at + 16] + struct.pack("<L", place) + PLAIN[at + 20 :]
+    found = contents(tmp_path, front + data)
+    assert found == (dict.fromkeys(WHOLE) if front else WHOLE)
+
+
 def test_more_than_four_gigabytes_without_zip64(tmp_path: Path) -> None:
     """macOS keeps 32 bits of each position (thejoshwolfe/yauzl#69)."""
     path, big, small = tmp_path / "archive.zip", 0xFFFFFF00, {"a.mp4": CLIP, "c.mp4": CLIP[:100], "d.txt": b"a caption"}
@@ -241,7 +258,7 @@ def test_what_windows_hides_is_its_own(tmp_path: Path, attributes: int) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "RECYCLER/S-1-5-21/Dc1.mp4", "Recycled/Dc1.avi", "PRIVATE/M4ROOT/THMBNL/C0001T01.JPG", "$Recycle.Bin/$R1.mp4",
+        "RECYCLER/S-1-5-21/Dc1.mp4", "PRIVATE/M4ROOT/THMBNL/C0001T01.JPG", "$Recycle.Bin/$R1.mp4",
         "System Volume Information/x.mp4", ".Spotlight-V100/x.mp4", "set/.@__thumb/s100a.mp4.jpg", "@Recycle/a.mp4",
         "set/Thumbs.db", ".Trash-1000/files/a.mp4", "__MACOSX/set/._a.mp4", "@eaDir/a.mp4/SYNOVIDEO_SCREENSHOT.jpg",
     ],

@@ -17,8 +17,9 @@ from ltxtrain_client.channel import connect
 
 from ltxtrain_services.local.child import Child, ChildFailed
 from ltxtrain_services.local.demo import run as run_demo
+from ltxtrain_services.local.lock import Running, hold
 from ltxtrain_services.local.model import running_model
-from ltxtrain_services.local.up import SERVICES, Suite, SuiteRefused, _lock, metrics_bind
+from ltxtrain_services.local.up import SERVICES, Suite, SuiteRefused, metrics_bind
 from ltxtrain_services.local.up import run as run_up
 from ltxtrain_services.runtime.cluster import Cluster
 from ltxtrain_services.runtime.objects import StoreAddress
@@ -88,7 +89,7 @@ def descendants(pid: int) -> set[int]:
 
 
 async def test_up_serves_until_it_is_interrupted_and_leaves_nothing(
-    running: tuple[asyncio.subprocess.Process, Path],
+    running: tuple[asyncio.subprocess.Process, Path], tmp_path: Path
 ) -> None:
     process, state = running
     assert process.stdout is not None
@@ -99,8 +100,15 @@ async def test_up_serves_until_it_is_interrupted_and_leaves_nothing(
         assert await serving(told[name].strip())
     async with aiohttp.ClientSession() as session, session.get(f"{told['gateway'].strip()}/jobs") as answer:
         assert answer.status == 200 and "No jobs yet" in await answer.text()
-    with pytest.raises(SuiteRefused, match="Another suite runs"):
+    with pytest.raises(SuiteRefused) as refused:
         await Suite(state, ports=FREE).__aenter__()
+    at = f"{told['train'].strip()} and {told['gateway'].strip()}"
+    assert f"A suite runs on {state.resolve()} already, at {at}." in str(refused.value)
+    assert f"Ctrl-C in its terminal, or: kill {process.pid}." in str(refused.value)
+    # A second folder has ports of its own only where they are given.
+    port = int(told["train"].strip().rpartition(":")[2])
+    with pytest.raises(SuiteRefused, match=f"A suite runs at {told['train'].strip()} already, on another state folder"):
+        await Suite(tmp_path / "other", ports=FREE | {"train": port}).__aenter__()
     made = descendants(process.pid)
     assert len(made) >= 10
     while (line := await process.stdout.readline()) and not line.startswith(b"State and logs"):
@@ -126,12 +134,12 @@ def test_a_state_in_use_is_refused_in_one_line(command: str, tmp_path: Path, cap
     model = tmp_path / "demo" / "model"
     model.mkdir(parents=True)
     (model / "model_index.json").touch()
-    with _lock(tmp_path, str(model)):
+    with hold(tmp_path, Running(model=str(model))):
         assert running_model(tmp_path) == str(model)
         status = run_demo(tmp_path / "out", tmp_path) if command == "demo" else run_up(tmp_path)
         assert status == 1
     (told,) = capfd.readouterr().err.splitlines()
-    assert told.startswith("Another suite runs on") and "--state-dir DIR" in told
+    assert told.startswith("A suite runs on") and f"kill {os.getpid()}." in told and "--state-dir DIR" in told
 
 
 @pytest.mark.usefixtures("restored_loop")

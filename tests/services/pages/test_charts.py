@@ -56,8 +56,19 @@ def test_without_values_it_says_so(points: list[tuple[float, float]]) -> None:
     assert "Loss &lt;1&gt;" in line_chart([], title="Loss <1>")
 
 
-def test_one_value_and_a_constant_have_a_chart() -> None:
-    for points in ([(100, 0.5)], [(0, 0.0), (1, 0.0)], [(0, -3.0), (9, -3.0)]):
+def test_lines_of_one_value_each_are_told_in_words() -> None:
+    lines = [
+        Line(name="clip <1>, LoRA", points=[(100, 0.5), (200, math.nan)]),
+        Line(name="clip 1, base", points=[(0, 1.25)], style="dashed"),
+    ]
+    html = line_chart(lines, title="Jump", usual=(1.0, "as usual"))
+    assert "<svg" not in html and "<dt>clip &lt;1&gt;, LoRA</dt><dd>0.5</dd>" in html
+    assert "<dt>clip 1, base</dt><dd>1.25</dd>" in html and "<dt>as usual</dt><dd>1</dd>" in html
+    assert "Rate" not in line_chart([Line(name="Rate", points=[(1, 0.1)])], title="Rate")
+
+
+def test_a_constant_has_a_chart() -> None:
+    for points in ([(0, 0.0), (1, 0.0)], [(0, -3.0), (9, -3.0)]):
         for x, y in polyline(parse(line_chart([Line(name="x", points=points, dots=True)], title="t"))):
             assert 0 < x < 960
             assert 0 < y < 280

@@ -78,6 +78,7 @@ def page(mp4: bytes) -> JobPage:
             AuditRow(name=f"finite {HOSTILE}", value="2,304 tensors", passed=True),
             AuditRow(name="No foreign keys", value="2 audio keys", passed=False),
         ],
+        data_summary=["1 of 2 videos is used for training, 1 is not"],
         report=[
             ReportRow(path="good.mp4", outcome="KEPT", reasons=[], description="89 frames"),
             ReportRow(
@@ -113,16 +114,26 @@ def test_nothing_comes_from_outside(html: str) -> None:
 
 
 def test_it_says_what_became_of_the_data_and_of_the_lora(html: str) -> None:
-    for text in ("CLIP_TOO_SHORT", "61 frames, 89 needed; would fit at 57", "IGNORED_FILE", "1 kept as they are"):
+    for text in ("CLIP_TOO_SHORT", "61 frames, 89 needed; would fit at 57", "IGNORED_FILE", "Kept as they are"):
         assert text in html
     assert html.count(">passed<") == html.count(">failed<") == 1
-    assert re.search(r"<dt>skipped</dt><dd>1</dd>", html)
+    assert "<p>1 of 2 videos is used for training, 1 is not</p>" in html
     assert re.search(r">learning_rate</th><td>2e-4<", html)
 
 
 def test_every_metric_has_a_chart_with_its_formula(html: str) -> None:
     assert html.count("How it is measured") == len(METRIC_CHARTS) == len(formulas()) - 1
     assert "6 of 6 previews" in html
+
+
+def test_a_job_with_one_preview_has_its_numbers_and_no_charts_of_dots(page: JobPage) -> None:
+    once = [seen for seen in page.measured if seen.step == 1000]
+    html = render_job_page(
+        replace(page, measured=once, curves={"video_loss": [(1, 0.5)], "learning_rate": [(1, 2e-4)]})
+    )
+    assert "<polyline" not in html and "Solid: the LoRA" not in html
+    assert "<dt>clip 2, LoRA</dt><dd>1.25</dd>" in html and "<dt>video loss</dt><dd>0.5</dd>" in html
+    assert html.count("How it is measured") == len(METRIC_CHARTS)
 
 
 def test_without_audio_there_is_no_chart_of_loudness(page: JobPage) -> None:

@@ -305,6 +305,7 @@ TOGETHER: dict[str, list[Message]] = {
                 train_pb2.JobOptions(preview_interval=0),
                 train_pb2.JobOptions(holdout_fraction=0.0),
                 train_pb2.JobOptions(compile_blocks=False),
+                train_pb2.JobOptions(attention=train_pb2.ATTENTION_EXACT),
             )
         ),
     ],

@@ -6,7 +6,7 @@ import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
 from ltxtrain.v1.task_pb2 import TaskSpec
-from ltxtrain.v1.train_pb2 import ContinueFrom, ContinueMode, Job, JobOptions, JobOutput, Schedule
+from ltxtrain.v1.train_pb2 import Attention, ContinueFrom, ContinueMode, Job, JobOptions, JobOutput, Schedule
 from ltxtrain.v1.work_pb2 import Lifecycle, State
 
 from ltxtrain_services.runtime.errors import NotReady, Violation
@@ -139,6 +139,15 @@ def test_previews_and_intervals_may_change_and_the_same_data_may_be_named() -> N
     assert wrong == {}
     *_, wrong = continued(origin(), number_of_steps=300, training_data_url="https://example.com/clips.zip")
     assert wrong == {}
+
+
+def test_a_source_of_before_an_option_has_its_default() -> None:
+    old = origin()
+    old.job.options.ClearField("attention")
+    *_, wrong = continued(old, number_of_steps=300)
+    assert wrong == {}
+    *_, wrong = continued(old, number_of_steps=300, options={"attention": Attention.ATTENTION_FASTEST})
+    assert list(wrong) == ["options.attention"]
 
 
 def test_under_a_linear_schedule_the_number_of_steps_stays() -> None:

@@ -1,15 +1,21 @@
 """The sheet as it reaches the preprocess service."""
 
-from typing import Any
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from ltxtrain.v1.extend_prefix_pb2 import AspectRatio, ExtendPrefixSpec, Resolution, ValidationInput
 from ltxtrain.v1.preprocess_pb2 import AudioSettings, Geometry, OnSkippedClip, PreprocessSettings
 from ltxtrain.v1.train_pb2 import Job, JobOptions
-from ltxtrain.v1.work_pb2 import Progress, Stage
+from ltxtrain.v1.work_pb2 import Event, Lifecycle, Progress, ReportLine, Stage, State
 
 from ltxtrain_services.runtime.extend_prefix import preprocess_settings, resolve, resolve_options
-from ltxtrain_services.train.prepare import enter_stage
+from ltxtrain_services.runtime.work import Attempt
+from ltxtrain_services.train.prepare import Preparation, enter_stage
+from tests.services.train.test_model_stage import attempt
+
+__all__ = ["attempt"]
 
 URL = "https://example.com/clips.zip"
 
@@ -99,3 +105,25 @@ def test_progress_is_of_the_stage_that_is_told() -> None:
     assert (job.stage, job.progress.total) == (Stage.STAGE_ENCODE, 11)
     enter_stage(job, Stage.STAGE_QUEUE)
     assert job.stage == Stage.STAGE_QUEUE and not job.HasField("progress"), "no 11/11 of a queue"
+
+
+async def test_of_two_datasets_at_once_one_is_counted(attempt: Attempt[Job]) -> None:
+    """The stage is that of the clips to train on; of the openings it tells what became of them."""
+    services = SimpleNamespace(ingest=lambda owner: None, preprocess=lambda owner: None)
+    preparation = Preparation(attempt, cast(Any, services))
+
+    async def dataset(total: int) -> AsyncIterator[tuple[int, Event]]:
+        yield 1, Event(stage=Stage.STAGE_INGEST, progress=Progress(completed=total, total=total))
+        yield 2, Event(stage=Stage.STAGE_INGEST, report_line=ReportLine(path=f"{total}.mp4"))
+        yield 3, Event(lifecycle=Lifecycle(state=State.STATE_SUCCEEDED))
+
+    await preparation._relay("datasets/1", dataset(6))
+    await preparation._relay("datasets/2", dataset(1), counted=False)
+    job, seen = await attempt.get(), list[Event]()
+    async for sequence, event in attempt.store.log.follow(attempt.name, 0):
+        seen += [event] if event is not None else []
+        if sequence == job.lifecycle.last_sequence:
+            break
+    assert [event.progress.total for event in seen if event.HasField("progress")] == [6]
+    assert [event.report_line.path for event in seen if event.HasField("report_line")] == ["6.mp4", "1.mp4"]
+    assert job.progress.total == 6

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from ltxtrain_trainer.errors import AuditFailed
-from ltxtrain_trainer.lora_file.audit import Audit, audit_lora
+from ltxtrain_trainer.lora_file.audit import Audit, audit_lora, check_lora
 from ltxtrain_trainer.lora_file.export import PREFIX, lora_tensors, video_only, write_lora
 from ltxtrain_trainer.model.folder import ModelFolder, resolve_model
 from ltxtrain_trainer.training.lora import adapter
@@ -69,6 +69,21 @@ def test_a_sound_lora_passes_with_its_numbers(tiny_model: Path, audit: WriteAndA
             sums[1] += weights[f"{module}.weight"].double().square().sum().item()
     assert found.update == pytest.approx({name: (ba / w) ** 0.5 for name, (ba, w) in families.items()}, rel=1e-5)
     assert all(0 < size < 1 for size in found.update.values())
+
+
+def test_a_part_of_what_was_audited_is_checked_without_the_base_weights(
+    folder: ModelFolder, joint: Tensors, video: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*arguments: Any) -> Any:
+        raise AssertionError("tens of gigabytes once more")
+
+    monkeypatch.setattr("ltxtrain_trainer.lora_file.audit._base_tensors", read)
+    path = tmp_path / "part.safetensors"
+    write_lora(video, METADATA, path)
+    assert check_lora(path, folder, with_audio=False).keys() == video.keys()
+    write_lora(joint, METADATA, path)
+    with pytest.raises(AuditFailed):
+        check_lora(path, folder, with_audio=False)
 
 
 def test_the_video_part_passes_as_video_only(audit: WriteAndAudit, video: Tensors) -> None:

@@ -79,7 +79,9 @@ def set_ahead(source: Path, target: Path, moment: float, seconds: float) -> Path
         ahead = round(seconds / stream.time_base) if pts * stream.time_base > moment - 1e-3 else 0
         return pts + ahead, dts + ahead
 
-    fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if target.suffix == ".mov" else {}
+    fragments: dict[str, Any] = (
+        {"movflags": "frag_keyframe+empty_moov+default_base_moof"} if target.suffix == ".mov" else {}
+    )
     return remux(source, target, stamps=stamps, **fragments)
 
 
@@ -214,6 +216,8 @@ def test_a_rate_is_the_declared_one_within_the_tick() -> None:
     times = [round(index / 24, 3) for index in range(17)]
     assert measure_rate(times, 17 / 24, None, declared=24, tick_seconds=1e-3).frames_per_second == 24
     assert measure_rate(times, 17 / 24, None, declared=24.5, tick_seconds=1e-3).frames_per_second != 24.5
+    odd = [index / 23.98 for index in range(49)]
+    assert measure_rate(odd, 49 / 23.98, 23.98, tick_seconds=1 / 23.98).frames_per_second == 23.98
     exact = [index / 24 for index in range(17)]
     assert measure_rate(exact, 17 / 24, None, declared=23.976, tick_seconds=1e-5).frames_per_second == 24
 

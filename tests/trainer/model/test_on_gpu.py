@@ -1,6 +1,7 @@
 """Tests that only a card can run, at a size where they could fail: attention of several key blocks, heads of 128."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -31,11 +32,13 @@ def emptied() -> Iterator[None]:
     torch.cuda.empty_cache()
 
 
-def trained(precision: Precision, *, streamed: bool = False) -> dict[str, torch.Tensor]:
+def trained(
+    precision: Precision, *, streamed: bool = False, settings: TrainSettings = SETTINGS
+) -> dict[str, torch.Tensor]:
     device = torch.device("cuda")
     transformer = random_transformer(WIDTHS, LAYERS, device, precision, streamed=streamed)
-    add_lora(transformer, rank=SETTINGS.rank, with_audio=False, seed=0)
-    for _ in train(transformer, random_samples(LATENTS, 128, WIDTHS), SETTINGS, identity={}):
+    add_lora(transformer, rank=settings.rank, with_audio=False, seed=0)
+    for _ in train(transformer, random_samples(LATENTS, 128, WIDTHS), settings, identity={}):
         pass
     found = weights(transformer)
     if (stream := block_stream(transformer)) is not None:
@@ -50,6 +53,14 @@ def test_equal_runs_end_with_equal_bytes_streamed_or_not(precision: Precision) -
     first = trained(precision)
     assert same(first, trained(precision))
     assert same(first, trained(precision, streamed=True))
+
+
+def test_the_fastest_attention_trains_nearly_the_same() -> None:
+    exact, fastest = (
+        torch.cat([weight.flatten() for weight in trained(Precision.BF16, settings=wanted).values()])
+        for wanted in (SETTINGS, replace(SETTINGS, attention="fastest"))
+    )
+    assert (exact - fastest).norm() < 0.02 * exact.norm()
 
 
 def test_a_full_card_has_its_name_and_is_emptied() -> None:

@@ -93,6 +93,7 @@ def test_equal_checkpoints_have_equal_bytes(stored: Stored, tmp_path: Path) -> N
         ({"rank": 16}, "rank is 8 in the checkpoint and 16 here"),
         ({"with_audio": False}, "with_audio is True in the checkpoint and False here"),
         ({"steps": 7}, "steps is 6 in the checkpoint and 7 here"),
+        ({"attention": "fastest"}, "attention is absent in the checkpoint and fastest here"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused_by_name(

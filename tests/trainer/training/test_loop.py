@@ -17,7 +17,7 @@ from ltxtrain_trainer.model.transformer import VelocityModel
 from ltxtrain_trainer.reports import Step
 from ltxtrain_trainer.seeds import epoch_order, sample_at
 from ltxtrain_trainer.training.distributed import Worker
-from ltxtrain_trainer.training.loop import CheckpointDue, PreviewDue, Report, train
+from ltxtrain_trainer.training.loop import CheckpointDue, PreviewDue, Report, exact, train
 from ltxtrain_trainer.training.lora import adapter, add_lora, base_model
 from ltxtrain_trainer.training.losses import clip_loss, suggested_stop, training_draw
 from ltxtrain_trainer.training.optim import MAX_GRADIENT_NORM, AdapterOptimizer, learning_rate
@@ -324,6 +324,14 @@ def test_compiled_blocks_compute_the_same(gradient_checkpointing: bool) -> None:
     expected = [step.loss for step in steps(run(plain)[0])]
     found = [step.loss for step in steps(run(replace(plain, compile_blocks=True))[0])]
     assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("attention", "strict"), [("exact", True), ("fastest", False)])
+def test_steps_on_a_card_are_strict_unless_their_attention_is_to_be_the_fastest(attention: str, strict: bool) -> None:
+    with exact(torch.device("cuda"), settings(attention=attention)):
+        # With warnings alone, attention would take the pass that differs from run to run.
+        found = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    assert found == (strict, False) and not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.gpu
