@@ -10,6 +10,9 @@ falls over the ground), and held against the truth of the world. The last line i
     base_position_ok     share of openings whose shape ends within 12 pixels of the truth
     base_colour_ok       share of openings whose shape keeps its colour within 20 levels of each channel
     base_join_jump       median over openings of the largest of the three join jumps, in usual changes
+    clicks_heard         share of the clicks of true sound found within 20 ms after audio VAE and vocoder
+    clicks_in_sync       share of openings with bounces to come that go on, with sound, with a click within 80 ms of
+                         each bounce and no other
     style_with_lora      share of openings over which night has fallen by at least half, with the LoRA
     style_with_base      the same without it
     held_out_loss_ratio  LoRA over base model, on clips in the style that were not trained on
@@ -29,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ltxtrain_pocket.learning import Extent, Pocket, Verdict, judge, measure_learning, missed
+from ltxtrain_pocket.learning import Extent, Pocket, Verdict, judge, measure_learning, measure_sound, missed
 from ltxtrain_pocket.model import build_pocket_model
 from ltxtrain_pocket.scenes import FRAMES, PREFIX_FRAMES, opening
 from ltxtrain_pocket.world import Frames, render
@@ -52,14 +55,17 @@ def main() -> None:
         model = arguments.model or Path(folder) / "pocket"
         if arguments.model is None:
             build_pocket_model(model)
-        measured = measure_learning(Pocket(model), QUICK if arguments.quick else WHOLE)
+        pocket, extent = Pocket(model), QUICK if arguments.quick else WHOLE
+        sound = measure_sound(pocket, extent)
+        measured = measure_learning(pocket, extent)
     print(f"LoRA: {len(measured.losses)} steps, loss {measured.losses[0]:.3f} to {measured.losses[-1]:.3f}")
     for name, made in (("base", measured.with_base), ("LoRA", measured.with_lora)):
         _print_table(name, [judge(index, frames) for index, frames in enumerate(made)])
     if arguments.pictures is not None:
         _write_pictures(arguments.pictures, measured.with_base[:PICTURES], measured.with_lora[:PICTURES])
-    print(f"missed: {', '.join(missed(measured.figures)) or 'nothing'}")
-    print(json.dumps({name: round(value, 4) for name, value in measured.figures.items()}))
+    figures = measured.figures | sound
+    print(f"missed: {', '.join(missed(figures)) or 'nothing'}")
+    print(json.dumps({name: round(value, 4) for name, value in figures.items()}))
 
 
 def _print_table(name: str, verdicts: list[Verdict]) -> None:

@@ -13,19 +13,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from ltxtrain_pocket.detect import dusk_level, see
-from ltxtrain_pocket.scenes import FRAMES, PREFIX_FRAMES, STYLE_CLIPS, TRIGGER, opening, style_scene
-from ltxtrain_pocket.world import FRAME_RATE, Frames, Scene, Style, render, styled
-from ltxtrain_trainer.data.encode import PromptEncoder, encode_video
+from ltxtrain_pocket.detect import clicks, dusk_level, see
+from ltxtrain_pocket.scenes import (
+    FRAMES,
+    PREFIX_FRAMES,
+    STYLE_CLIPS,
+    TRIGGER,
+    opening,
+    sounding_opening,
+    style_scene,
+)
+from ltxtrain_pocket.world import FRAME_RATE, Frames, Scene, Style, render, sound, styled
+from ltxtrain_trainer.data.encode import ClipEncoder, PromptEncoder
 from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding
+from ltxtrain_trainer.data.mel import SAMPLE_RATE
 from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT, with_trigger
 from ltxtrain_trainer.model.folder import resolve_model
-from ltxtrain_trainer.model.loading import load_transformer, load_video_vae
+from ltxtrain_trainer.model.loading import load_transformer, load_vocoder
 from ltxtrain_trainer.model.precision import Precision
 from ltxtrain_trainer.model.transformer import VelocityModel
 from ltxtrain_trainer.preview.metrics import Preview, measure
-from ltxtrain_trainer.preview.previewer import decode_video
+from ltxtrain_trainer.preview.previewer import AUDIO_RATE, decode_audio, decode_video
 from ltxtrain_trainer.preview.sampler import Sampled, SamplerSettings, continue_clip
 from ltxtrain_trainer.training.distributed import Worker
 from ltxtrain_trainer.training.loop import train
@@ -34,6 +44,8 @@ from ltxtrain_trainer.training.losses import held_out_loss
 from ltxtrain_trainer.training.settings import TrainSettings
 
 POSITION_PIXELS, COLOUR_LEVELS, STYLE_LEVEL = 12.0, 20.0, 0.5
+# Of a click from its bounce: after VAE and vocoder alone, and in a continuation.
+HEARD_SECONDS, SYNC_SECONDS = 0.02, 0.08
 
 
 # Least and most of each figure.
@@ -45,6 +57,8 @@ AIMS: dict[str, tuple[float, float]] = {
     "base_join_jump": (0.0, 1.6),
     "style_with_lora": (0.8, 1.0),
     "style_with_base": (0.0, 0.1),
+    "clicks_heard": (0.95, 1.0),
+    "clicks_in_sync": (0.7, 1.0),
     "held_out_loss_ratio": (0.0, 0.8),
     "lora_position_ok": (0.8, 1.0),
     "lora_colour_ok": (0.9, 1.0),
@@ -73,7 +87,11 @@ class Pocket:
 
     def __init__(self, folder: Path) -> None:
         self.folder = resolve_model(str(folder))
-        self.vae = load_video_vae(self.folder, "cpu", torch.float32)
+        self._silent, self._sounding = (
+            ClipEncoder(self.folder, "cpu", with_audio=with_audio, dtype=torch.float32) for with_audio in (False, True)
+        )
+        self.vae = self._silent.vae
+        self._vocoder = load_vocoder(self.folder, "cpu", torch.float32)
         self._prompts = PromptEncoder(self.folder, "cpu")
         self._known: dict[str, PromptEmbedding] = {}
         self.transformer = self.fresh_transformer()
@@ -87,8 +105,16 @@ class Pocket:
         return self._known[text]
 
     def clip(self, frames: Frames) -> EncodedClip:
-        video = encode_video(self.vae, frames).bfloat16()
-        return EncodedClip(video=video, audio=None, frame_rate=FRAME_RATE, frame_count=len(frames))
+        return self._silent.encode(frames, FRAME_RATE)
+
+    def sounding_clip(self, scene: Scene, frame_count: int) -> EncodedClip:
+        audio = sound(scene, frame_count, SAMPLE_RATE)
+        return self._sounding.encode(render(scene, frame_count), FRAME_RATE, audio)
+
+    def wave_of(self, clip: EncodedClip) -> NDArray[np.float32]:
+        """The sound of a clip as it is heard, [2, S] at AUDIO_RATE."""
+        assert clip.audio is not None
+        return decode_audio(self._sounding.audio_vae, self._vocoder, clip.audio)
 
     def sample_of(self, scene: Scene, frame_count: int = FRAMES) -> tuple[EncodedClip, PromptEmbedding]:
         return self.clip(render(scene, frame_count)), self.prompt(with_trigger(scene.caption, TRIGGER))
@@ -119,10 +145,33 @@ class Pocket:
         with base_model(self.transformer):
             return with_lora / held_out_loss(model, samples, places, settings, Worker())
 
+    def clicks_heard(self, scenes: Sequence[Scene]) -> float:
+        """Share of the bounces whose click is at its place in the scenes' own sound, after VAE and vocoder."""
+        found = []
+        for scene in scenes:
+            heard = clicks(self.wave_of(self.sounding_clip(scene, FRAMES)), AUDIO_RATE)
+            bounces = [frame / FRAME_RATE for frame in scene.bounces(FRAMES - 1)]
+            found += [any(abs(click - bounce) <= HEARD_SECONDS for click in heard) for bounce in bounces]
+        return _share(found)
+
+    def is_in_sync(self, index: int, steps: int) -> bool:
+        """Whether the sounding opening of that index goes on with a click at each bounce, and with no other."""
+        scene = sounding_opening(index)
+        sampled = self._sampled(scene, self.sounding_clip(scene, PREFIX_FRAMES), index, steps, 0.0)
+        begin = PREFIX_FRAMES / FRAME_RATE
+        continued = EncodedClip(video=sampled.video, audio=sampled.audio, frame_rate=FRAME_RATE, frame_count=FRAMES)
+        heard = [click for click in clicks(self.wave_of(continued), AUDIO_RATE) if click >= begin]
+        bounces = [frame / FRAME_RATE for frame in scene.bounces(FRAMES)]
+        to_come = [time for time in bounces if begin <= time < (FRAMES - 1) / FRAME_RATE]
+        return _covered(to_come, heard) and _covered(heard, bounces)
+
     def continued(self, index: int, steps: int, stg_scale: float = 0.0) -> Frames:
         """The opening of that index, continued to FRAMES frames; of 4 blocks none is skipped unless asked for."""
         scene = opening(index)
-        prefix = self.clip(render(scene, PREFIX_FRAMES))
+        sampled = self._sampled(scene, self.clip(render(scene, PREFIX_FRAMES)), index, steps, stg_scale)
+        return decode_video(self.vae, sampled.video)
+
+    def _sampled(self, scene: Scene, prefix: EncodedClip, index: int, steps: int, stg_scale: float) -> Sampled:
         settings = SamplerSettings(frame_count=FRAMES, seed=42, index=index, stg_scale=stg_scale, step_count=steps)
         reports = continue_clip(
             VelocityModel(self.transformer),
@@ -132,8 +181,7 @@ class Pocket:
             self.prompt(NEGATIVE_PROMPT),
             settings,
         )
-        sampled = [report for report in reports if isinstance(report, Sampled)]
-        return decode_video(self.vae, sampled[0].video)
+        return next(report for report in reports if isinstance(report, Sampled))
 
 
 def judge(index: int, frames: Frames) -> Verdict:
@@ -181,7 +229,7 @@ class Measured:
 
 
 def measure_learning(pocket: Pocket, extent: Extent) -> Measured:
-    """Every figure of AIMS, on the first openings; the pocket model has a LoRA afterwards."""
+    """The figures of pictures, on the first openings; the pocket model has a LoRA afterwards."""
     openings = range(extent.openings)
     figures = {"vae_psnr_db": pocket.vae_psnr_db([opening(index) for index in openings])}
     losses = pocket.train_style(extent.training_steps)
@@ -192,6 +240,15 @@ def measure_learning(pocket: Pocket, extent: Extent) -> Measured:
     figures |= base_figures([judge(index, frames) for index, frames in enumerate(with_base)])
     figures |= lora_figures([judge(index, frames) for index, frames in enumerate(with_lora)])
     return Measured(figures, losses, with_base, with_lora)
+
+
+def measure_sound(pocket: Pocket, extent: Extent) -> dict[str, float]:
+    """The figures of sound, on the first sounding openings, by the model as it is."""
+    openings = range(extent.openings)
+    return {
+        "clicks_heard": pocket.clicks_heard([sounding_opening(index) for index in openings]),
+        "clicks_in_sync": _share(pocket.is_in_sync(index, extent.sampling_steps) for index in openings),
+    }
 
 
 def base_figures(verdicts: Sequence[Verdict]) -> dict[str, float]:
@@ -216,6 +273,10 @@ def lora_figures(verdicts: Sequence[Verdict]) -> dict[str, float]:
 def _share(holds: Iterable[bool]) -> float:
     found = list(holds)
     return sum(found) / len(found)
+
+
+def _covered(times: Sequence[float], by: Sequence[float]) -> bool:
+    return all(any(abs(time - other) <= SYNC_SECONDS for other in by) for time in times)
 
 
 def _settings(steps: int, rank: int, learning_rate: float) -> TrainSettings:

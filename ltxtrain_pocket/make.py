@@ -2,9 +2,10 @@
 
     python -m ltxtrain_pocket.make [--work FOLDER] [--threads N] [STAGE ...]
 
-Stages, in their order: video-vae, latents, transformer, weights. What a stage has done stays in FOLDER; the last
-writes the package's weights. The decoder and the transformer need only the encoder, so that `video-vae` and then
-`latents transformer` may run at the same time once the encoder is there.
+Stages, in their order: video-vae, latents, transformer, audio-vae, vocoder, sound, weights. What a stage has done stays
+in FOLDER; the last writes the package's weights, of what FOLDER has. The decoder and the transformer need only the
+encoder, so that `video-vae` and then `latents transformer` may run at the same time once the encoder is there. `sound`
+needs latents, and a video half: that of FOLDER, or else the package's.
 """
 
 import argparse
@@ -14,9 +15,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
-from ltxtrain_pocket import transformer
-from ltxtrain_pocket.model import TRANSFORMER_CONFIG, build_untrained, store_weights
+from ltxtrain_pocket import audio_vae, sound, transformer, vocoder
+from ltxtrain_pocket.model import TRANSFORMER_CONFIG, build_untrained, is_audio, load_weights, store_weights
 from ltxtrain_pocket.pretraining import average_of
 from ltxtrain_pocket.video_vae import PLAN as VIDEO_VAE_PLAN
 from ltxtrain_pocket.video_vae import started_video_vae, train_video_vae
@@ -26,8 +28,9 @@ from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT
 from ltxtrain_trainer.model.folder import resolve_model
 from ltxtrain_trainer.model.loading import hush_imports
 
-STAGES = ("video-vae", "latents", "transformer", "weights")
+STAGES = ("video-vae", "latents", "transformer", "audio-vae", "vocoder", "sound", "weights")
 WORLDS = (transformer.SMALL, transformer.LARGE)
+CAPTIONS = 12  # of each world, that the video half reads while the sound is trained
 
 
 def main() -> None:
@@ -44,6 +47,9 @@ def main() -> None:
         "video-vae": lambda: train_video_vae(arguments.work),
         "latents": lambda: encode_worlds(arguments.work),
         "transformer": lambda: train_transformer(arguments.work),
+        "audio-vae": lambda: audio_vae.solved_audio_vae(arguments.work),
+        "vocoder": lambda: vocoder.solve_vocoder(arguments.work),
+        "sound": lambda: train_sound(arguments.work),
         "weights": lambda: write_weights(arguments.work),
     }
     for stage in arguments.stages or STAGES:
@@ -93,11 +99,41 @@ def prompt_embeddings(work: Path, captions: list[str]) -> dict[str, PromptEmbedd
     return dict(zip(texts, encoder.encode(texts), strict=True))
 
 
-def write_weights(work: Path) -> None:
-    vae = safetensors.torch.load_file(work / "video-vae-start.safetensors")
-    store_weights("vae", vae | average_of(VIDEO_VAE_PLAN, work))
+def train_sound(work: Path) -> None:
+    vae = audio_vae.solved_audio_vae(work)
+    video_vae = started_video_vae(work)
     model = untrained_transformer()
-    store_weights("transformer", model.state_dict() | average_of(transformer.PLAN, work))
+    model.load_state_dict(video_half(work), strict=False)
+    sound.start_sound(model)
+    heard = [sound.read_heard(work, pictures, video_vae, vae) for pictures in WORLDS]
+    captions = [pictures.scene(index).caption for pictures in WORLDS for index in range(CAPTIONS)]
+    prompts = prompt_embeddings(work, captions)
+    contexts = [prompts[text].video.float() for text in ("", NEGATIVE_PROMPT, *captions)]
+    sound.train_sound(model, heard, sound.latent_weights(vae), contexts, work)
+
+
+def video_half(work: Path) -> dict[str, Tensor]:
+    """The transformer's video half that was trained here, or else the package's."""
+    if not (work / f"{transformer.PLAN.name}.pt").exists():
+        return load_weights("transformer")
+    trained = average_of(transformer.PLAN, work)
+    return {name: weight for name, weight in trained.items() if not is_audio(name)}
+
+
+def write_weights(work: Path) -> None:
+    """Each of what the folder has: video and sound can be made at different times."""
+    if (work / f"{VIDEO_VAE_PLAN.name}.pt").exists():
+        vae = safetensors.torch.load_file(work / "video-vae-start.safetensors")
+        store_weights("vae", vae | average_of(VIDEO_VAE_PLAN, work))
+    if (work / f"{transformer.PLAN.name}.pt").exists():
+        store_weights("transformer", video_half(work))
+    store_weights("audio_vae", audio_vae.solved_audio_vae(work).state_dict())
+    store_weights("vocoder", vocoder.solve_vocoder(work))
+    model = untrained_transformer()
+    sound.start_sound(model)
+    silent = {name: weight for name, weight in model.state_dict().items() if sound.is_silent(name)}
+    learned = average_of(sound.PLAN, work) if (work / f"{sound.PLAN.name}.pt").exists() else {}
+    store_weights("sound", silent | learned)
 
 
 if __name__ == "__main__":

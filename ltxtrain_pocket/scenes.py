@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from itertools import count
 
-from ltxtrain_pocket.world import COLOURS, Scene, Style, draw_scene, styled
+from ltxtrain_pocket.world import COLOURS, Motion, Scene, Style, draw_scene, styled
 
-OPENINGS_SEED, STYLE_SEED = 2401, 2402
+OPENINGS_SEED, STYLE_SEED, SOUNDING_SEED = 2401, 2402, 2403
 PREFIX_FRAMES, FRAMES = 9, 17
 TRIGGER = "night falls,"
 STYLE_CLIPS = 12
@@ -17,6 +17,17 @@ BY_DAY = ("pale blue", "grey", "sandy")
 def opening(index: int) -> Scene:
     """A scene that neither the model nor a LoRA was trained on, on a ground by day."""
     return next(_by_day(OPENINGS_SEED, index))
+
+
+def sounding_opening(index: int) -> Scene:
+    """A scene that nothing was trained on, with a bounce among the frames that continue its opening."""
+    attempt = 0
+    while True:
+        scene = draw_scene([SOUNDING_SEED, index, attempt], frame_count=LONGEST, motions=[Motion.BOUNCE, Motion.FALL])
+        # Not where the sound ends: half a click is none.
+        if any(PREFIX_FRAMES <= frame < FRAMES - 1 for frame in scene.bounces(FRAMES)):
+            return scene
+        attempt += 1
 
 
 def style_scene(index: int) -> Scene:

@@ -26,6 +26,7 @@ from ltxtrain_trainer.data.encoded import PromptEmbedding
 from ltxtrain_trainer.data.prompt_text import with_trigger
 from ltxtrain_trainer.geometry import latent_frames
 from ltxtrain_trainer.model.transformer import VelocityModel
+from ltxtrain_trainer.model.video_half import is_audio
 from ltxtrain_trainer.seeds import generator
 from ltxtrain_trainer.training.losses import draw_levels
 from ltxtrain_trainer.training.objective import masked_loss, objective, pack_video
@@ -103,9 +104,10 @@ def encode_clip(vae: Any, frames: NDArray[np.uint8]) -> Tensor:
     return encode_by_components(vae.encoder, pixels)[0].bfloat16()
 
 
-def read_latents(folder: Path, pictures: Pictures) -> Tensor:
-    """All clips, bfloat16 [n, 128, F, h, w]."""
+def read_latents(folder: Path, pictures: Pictures, count: int | None = None) -> Tensor:
+    """All clips, or the first of them, bfloat16 [n, 128, F, h, w]."""
     files = sorted((folder / "latents").glob(f"{pictures.name}-*.safetensors"))
+    files = files if count is None else files[: count // SHARD]
     return torch.cat([safetensors.torch.load_file(file)["latents"] for file in files])
 
 
@@ -155,7 +157,8 @@ def train_transformer(
     folder: Path,
 ) -> None:
     """weights [128]: of each channel's squares; prompts: of captions, plain and led, and of what stands for none."""
-    transformer.requires_grad_(True)
+    for name, parameter in transformer.named_parameters():
+        parameter.requires_grad_(not is_audio(name))
     model = FastVelocityModel(transformer)
     scale = weights.sqrt()
     captioned = {caption for world in worlds for caption in world.captions}
@@ -166,9 +169,9 @@ def train_transformer(
 
     def losses(step: int) -> dict[str, Tensor]:
         draws = generator(SEED, "batch", step)
-        world = _pick([(world, world.pictures.share) for world in worlds], draws)
+        world = pick([(world, world.pictures.share) for world in worlds], draws)
         latents, captions = world.latents, world.captions
-        frames = min(latent_frames(_pick(FRAME_COUNTS, draws)), latents.shape[2])
+        frames = min(latent_frames(pick(FRAME_COUNTS, draws)), latents.shape[2])
         shape = (frames, latents.shape[3], latents.shape[4])
         count = max(TOKENS_A_STEP // (2 * math.prod(shape)), 1)
         chosen = torch.multinomial(world.chances, count, replacement=True, generator=draws).tolist()
@@ -222,7 +225,7 @@ def point_heads(transformer: Any) -> None:
             attention.norm_q.weight[rows] = attention.norm_k.weight[rows] = SHARPNESS
 
 
-def _pick(choices: Sequence[tuple[Choice, float]], draws: torch.Generator) -> Choice:
+def pick(choices: Sequence[tuple[Choice, float]], draws: torch.Generator) -> Choice:
     weights = torch.tensor([share for _, share in choices])
     return choices[int(torch.multinomial(weights, 1, generator=draws))][0]
 
@@ -232,6 +235,6 @@ def _uniform(draws: torch.Generator) -> float:
 
 
 def _prefix_tokens(draws: torch.Generator, shape: tuple[int, int, int]) -> int:
-    frames = _pick(PREFIXES, draws)
+    frames = pick(PREFIXES, draws)
     whole = 0 if frames == 0 else min(latent_frames(frames), shape[0] - 1)
     return whole * shape[1] * shape[2]

@@ -5,7 +5,7 @@ import hashlib
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent
-LEARNED = ("vae", "transformer")
+LEARNED = ("vae", "transformer", "audio_vae", "vocoder", "sound")
 
 
 @functools.cache

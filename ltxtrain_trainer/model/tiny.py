@@ -103,26 +103,32 @@ SCHEDULER: dict[str, Any] = {
 }
 
 
-def build_tiny_model(
-    folder: Path,
+def build_tiny_model(folder: Path, parts: Mapping[str, nn.Module] | None = None) -> None:
+    """Write the pipeline folder (about 35 MB); LTX2Pipeline and LTX2ConditionPipeline load it as it is.
+
+    parts: those of random_parts, of other sizes or with weights that were learned.
+    """
+    hush_imports()
+    from diffusers import FlowMatchEulerDiscreteScheduler, LTX2Pipeline
+
+    pipeline = LTX2Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER), tokenizer=_tokenizer(), **(parts or random_parts())
+    )
+    with no_progress_bars():
+        pipeline.save_pretrained(folder)
+
+
+def random_parts(
     *,
     transformer_config: Mapping[str, Any] = TRANSFORMER,
     connectors_config: Mapping[str, Any] = CONNECTORS,
     vae_config: Mapping[str, Any] = VIDEO_VAE,
-    learned: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> None:
-    """Write the pipeline folder (about 35 MB); LTX2Pipeline and LTX2ConditionPipeline load it as it is.
-
-    learned: whole state dicts of components, in place of random weights.
-    """
+    audio_vae_config: Mapping[str, Any] = AUDIO_VAE,
+    vocoder_config: Mapping[str, Any] = VOCODER,
+) -> dict[str, nn.Module]:
+    """The models of the pipeline by their names in it, all drawn from one seed, one after the other."""
     hush_imports()
-    from diffusers import (
-        AutoencoderKLLTX2Audio,
-        AutoencoderKLLTX2Video,
-        FlowMatchEulerDiscreteScheduler,
-        LTX2Pipeline,
-        LTX2VideoTransformer3DModel,
-    )
+    from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2VideoTransformer3DModel
     from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2VocoderWithBWE
 
     generator = torch.Generator().manual_seed(SEED)
@@ -130,28 +136,21 @@ def build_tiny_model(
         transformer = _fill(LTX2VideoTransformer3DModel(**transformer_config), generator)
         connectors = _fill(LTX2TextConnectors(**connectors_config), generator)
         vae = _fill(AutoencoderKLLTX2Video(**vae_config), generator)
-        audio_vae = _fill(AutoencoderKLLTX2Audio(**AUDIO_VAE), generator)
-        vocoder = _fill(LTX2VocoderWithBWE(**VOCODER), generator)
+        audio_vae = _fill(AutoencoderKLLTX2Audio(**audio_vae_config), generator)
+        vocoder = _fill(LTX2VocoderWithBWE(**vocoder_config), generator)
         text_encoder = _fill(_text_encoder(), generator)
     _fill_statistics(vae, generator)
     _fill_statistics(audio_vae, generator)
     _fill_bandwidth_extension(vocoder)
     _quieten(vocoder)
-    parts = {"transformer": transformer, "connectors": connectors, "vae": vae}
-    for name, weights in (learned or {}).items():
-        parts[name].load_state_dict(weights)
-    pipeline = LTX2Pipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
-        vae=vae,
-        audio_vae=audio_vae,
-        text_encoder=text_encoder,
-        tokenizer=_tokenizer(),
-        connectors=connectors,
-        transformer=transformer,
-        vocoder=vocoder,
-    )
-    with no_progress_bars():
-        pipeline.save_pretrained(folder)
+    return {
+        "transformer": transformer,
+        "connectors": connectors,
+        "vae": vae,
+        "audio_vae": audio_vae,
+        "vocoder": vocoder,
+        "text_encoder": text_encoder,
+    }
 
 
 def _fill(model: Module, generator: torch.Generator) -> Module:
