@@ -159,7 +159,8 @@ def measure_slow_store(model: Path, folder: Path, rounds: int) -> dict[str, floa
             before = now
             if stored.report.step % INTERVAL == INTERVAL // 2:
                 store.taken.set()
-            elif stored.report.step % INTERVAL == 0 and stored.report.step < plan.settings.steps:
+            # Not for the last checkpoint: the end of the training waits for it.
+            elif stored.report.step % INTERVAL == 0 and stored.report.step + INTERVAL // 2 <= plan.settings.steps:
                 store.taken.clear()
     # Of each round by itself: load from elsewhere comes and goes. The first interval warms up.
     half, ratios = INTERVAL // 2, []
