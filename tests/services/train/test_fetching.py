@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import pytest
 from ltxtrain.v1.work_pb2 import State
 
 from ltxtrain_services.runtime.cluster import Cluster
@@ -55,6 +56,8 @@ async def counted(store: StoreAddress) -> AsyncIterator[tuple[StoreAddress, Coun
         await asyncio.gather(*served, return_exceptions=True)
 
 
+# Short form, without counting: tests/services/train/test_together.py trains by the same files with two workers.
+@pytest.mark.soak
 async def test_two_workers_of_a_node_ask_for_each_sample_once_and_train_the_same_bytes(
     tiny_model: Path, object_store: StoreAddress, ray_cluster: Cluster, tmp_path: Path
 ) -> None:
