@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ltxtrain_pocket.least_squares import ridge
 from ltxtrain_pocket.world import Motion, Scene, draw_scene, sound
 from ltxtrain_trainer.data.mel import FLOOR, SAMPLE_RATE, log_mel
 
@@ -29,7 +30,7 @@ CONSTANT, CONSTANTS = 2000.0, 16
 SOLVED, FRAMES = 300, 17
 # Of each latent's deviation: what the transformer gets nearly right should sound nearly right.
 NOISE = 0.3
-RIDGE = 1e-3
+RIDGE, LEAST_RIDGE = 1e-3, 1e-6
 LEAST_SPREAD = 1.0
 SILENCE = torch.tensor(FLOOR).log().item()
 _LINEAR = 2 * CONSTANT * (CONSTANTS / WHOLE) ** 0.5  # undoes the norm, and half a SiLU
@@ -130,7 +131,7 @@ def _solve_decoder(decoder: Any, packed: Tensor, wanted: Tensor) -> None:
     hidden = _regress(decoder.up[2].upsample, hidden, around.flatten(3).permute(0, 3, 1, 2))
     hidden = _regress(decoder.up[1].upsample, hidden, wanted[:, None])
     decoder.up[1].upsample.conv.conv.bias[-CONSTANTS:] = CONSTANT
-    solution = _ridge(_windows(decoder.conv_out, hidden[:, :1]), wanted.flatten()[:, None])
+    solution = ridge(_windows(decoder.conv_out, hidden[:, :1]), wanted.flatten()[:, None], RIDGE, least=LEAST_RIDGE)
     decoder.conv_out.conv.weight[:, 0] = solution[:-1, 0].view(3, 3) * _LINEAR
     decoder.conv_out.conv.bias.fill_(solution[-1, 0].item() + SILENCE)
 
@@ -140,7 +141,7 @@ def _regress(upsample: Any, hidden: Tensor, wanted: Tensor) -> Tensor:
     causal = upsample.conv
     doubled = functional.interpolate(hidden, scale_factor=2.0, mode="nearest")
     windows = _windows(causal, doubled).view(len(hidden), doubled.shape[2], doubled.shape[3], -1)[:, 1:]
-    solution = _ridge(windows.flatten(0, 2), wanted.permute(0, 2, 3, 1).flatten(0, 2))
+    solution = ridge(windows.flatten(0, 2), wanted.permute(0, 2, 3, 1).flatten(0, 2), RIDGE, least=LEAST_RIDGE)
     count = wanted.shape[1]
     causal.conv.weight[:count] = solution[:-1].T.reshape(count, -1, 3, 3)
     causal.conv.bias[:count] = solution[-1]
@@ -151,15 +152,6 @@ def _regress(upsample: Any, hidden: Tensor, wanted: Tensor) -> Tensor:
 def _windows(causal: Any, hidden: Tensor) -> Tensor:
     """The inputs of a 3 x 3 convolution at each place, [places, C * 9]."""
     return functional.unfold(functional.pad(hidden, causal.padding), 3).transpose(1, 2).flatten(0, 1)
-
-
-def _ridge(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """[F + 1, K], the last row the constant; as if each input had a little noise of its own."""
-    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], 1)
-    gram = (inputs.T @ inputs).double()
-    gram.diagonal()[:-1].mul_(1 + RIDGE).add_(1e-6 * len(inputs))
-    solution: Tensor = torch.linalg.solve(gram, (inputs.T @ outputs).double()).float()
-    return solution
 
 
 def is_live() -> Tensor:

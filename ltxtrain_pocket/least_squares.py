@@ -202,14 +202,25 @@ def _regress(convolution: nn.Conv3d, hidden: Tensor, wanted: Tensor, generator: 
     index = torch.unravel_index(places, (count, frames, height, width))
     n, t, h, w = index
     inputs = windows[n, :, t, h, w].flatten(1)
-    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], 1)
-    outputs = wanted[n, :, t, h, w]
-    gram = (inputs.T @ inputs).double()
-    # As if each input had so much noise of its own; neighbours may speak where the sample is large enough.
-    ridge = torch.full((channels, 3, 3, 3), NEIGHBOUR_RIDGE if len(inputs) < 10 * inputs.shape[1] else RIDGE)
-    ridge[:, 1, 1, 1] = RIDGE
-    gram.diagonal()[:-1].mul_(1 + ridge.flatten())
-    solution = torch.linalg.solve(gram, (inputs.T @ outputs).double()).float().T
+    # Neighbours may speak where the sample is large enough.
+    noise = torch.full((channels, 3, 3, 3), NEIGHBOUR_RIDGE if len(inputs) <= 10 * inputs.shape[1] else RIDGE)
+    noise[:, 1, 1, 1] = RIDGE
+    solution = ridge(inputs, wanted[n, :, t, h, w], noise.flatten()).T
     assert convolution.bias is not None
     convolution.weight.copy_(solution[:, :-1].reshape(convolution.weight.shape))
     convolution.bias.copy_(solution[:, -1])
+
+
+def ridge(
+    inputs: Tensor, outputs: Tensor, noise: Tensor | float, *, least: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
+    """The regression [F + 1, K] of outputs [P, K] on inputs [P, F], whose last row is the constant.
+
+    As if each input had noise of its own: a share [F] of its mean square, and `least` besides. weights [P]: of places.
+    """
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], 1)
+    weighted = inputs if weights is None else inputs * weights[:, None]
+    gram = (weighted.T @ inputs).double()
+    gram.diagonal()[:-1].mul_(1 + noise).add_(least * len(inputs))
+    solution: Tensor = torch.linalg.solve(gram, (weighted.T @ outputs).double()).float()
+    return solution

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ltxtrain_pocket import audio_vae, sound, transformer, vocoder
-from ltxtrain_pocket.model import TRANSFORMER_CONFIG, build_untrained, is_audio, load_weights, store_weights
+from ltxtrain_pocket.model import TRANSFORMER_CONFIG, build_untrained, load_weights, store_weights
 from ltxtrain_pocket.pretraining import average_of
 from ltxtrain_pocket.video_vae import PLAN as VIDEO_VAE_PLAN
 from ltxtrain_pocket.video_vae import started_video_vae, train_video_vae
@@ -27,6 +27,7 @@ from ltxtrain_trainer.data.encoded import PromptEmbedding
 from ltxtrain_trainer.data.prompt_text import NEGATIVE_PROMPT
 from ltxtrain_trainer.model.folder import resolve_model
 from ltxtrain_trainer.model.loading import hush_imports
+from ltxtrain_trainer.model.video_half import is_audio
 
 STAGES = ("video-vae", "latents", "transformer", "audio-vae", "vocoder", "sound", "weights")
 WORLDS = (transformer.SMALL, transformer.LARGE)

@@ -87,14 +87,7 @@ def untrained_parts() -> dict[str, nn.Module]:
 def load_weights(name: str, folder: Path = WEIGHTS) -> dict[str, Tensor]:
     """One of LEARNED in float32; "sound" is the audio half of the transformer, which has a file of its own."""
     stored = safetensors.torch.load_file(folder / f"{name}.safetensors")
-    return {key: tensor.float() for key, tensor in stored.items() if name != "transformer" or not is_audio(key)}
-
-
-def is_audio(name: str) -> bool:
-    """Whether a weight of the transformer belongs to its audio half."""
-    from ltxtrain_trainer.model import video_half
-
-    return video_half.is_audio(name)
+    return {key: tensor.float() for key, tensor in stored.items()}
 
 
 def store_weights(name: str, state: dict[str, Tensor], folder: Path = WEIGHTS) -> None:

@@ -142,13 +142,6 @@ def channel_weights(deviation: Tensor) -> Tensor:
     return counts / counts.mean()
 
 
-class FastVelocityModel(VelocityModel):
-    """In bfloat16 on a CPU too."""
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-
 def train_transformer(
     transformer: nn.Module,
     worlds: Sequence[World],
@@ -159,7 +152,7 @@ def train_transformer(
     """weights [128]: of each channel's squares; prompts: of captions, plain and led, and of what stands for none."""
     for name, parameter in transformer.named_parameters():
         parameter.requires_grad_(not is_audio(name))
-    model = FastVelocityModel(transformer)
+    model = VelocityModel(transformer)
     scale = weights.sqrt()
     captioned = {caption for world in worlds for caption in world.captions}
     others = sorted(set(prompts) - captioned - {text for caption in captioned for text in led(caption)})

@@ -19,7 +19,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from ltxtrain_pocket import audio_vae
-from ltxtrain_pocket.world import FRAME_RATE, TONE_LEVEL, Scene, tone_hertz
+from ltxtrain_pocket.least_squares import ridge
+from ltxtrain_pocket.world import (
+    CLICK_HERTZ,
+    CLICK_LEVEL,
+    CLICK_SECONDS,
+    FRAME_RATE,
+    TONE_LEVEL,
+    Scene,
+    tone_hertz,
+)
 from ltxtrain_trainer.data.mel import HOP, SAMPLE_RATE
 from ltxtrain_trainer.model.tiny import VOCODER
 
@@ -28,7 +37,6 @@ CONFIG: dict[str, Any] = VOCODER | {"resnet_dilations": [[]], "bwe_resnet_dilati
 SEED = 1307
 FRAMES_A_SECOND = SAMPLE_RATE // HOP
 HARMONICS = range(2, 10)  # of FRAMES_A_SECOND
-CLICK_HERTZ, CLICK_SECONDS, CLICK_LEVEL = 3000.0, 0.004, 0.7
 # The regression is sure of a click by a third, and shares it between two frames: its edge makes up for that.
 CLICK_EDGE = 2.6
 WINDOW, EDGE_FRAMES, EDGE_WEIGHT = 7, 3, 4.0
@@ -67,13 +75,9 @@ def solve(vocoder: Any, mel: Tensor, wanted: Tensor) -> None:
         parameter.zero_()
     # The same in both ears, and zeros beyond the ends, as the convolution sees them.
     windows = functional.pad(mel.mean(1), (0, 0, WINDOW // 2, WINDOW // 2)).unfold(1, WINDOW, 1).flatten(2)
-    inputs = torch.cat([windows, torch.ones(*windows.shape[:2], 1)], 2)
-    weight = torch.ones(inputs.shape[1])
-    weight[:EDGE_FRAMES] = weight[-EDGE_FRAMES:] = EDGE_WEIGHT
-    weighted = (inputs * weight[:, None]).flatten(0, 1)
-    gram = (weighted.T @ inputs.flatten(0, 1)).double()
-    gram.diagonal()[:-1].mul_(1 + RIDGE)
-    solution = torch.linalg.solve(gram, (weighted.T @ wanted.flatten(0, 1)).double()).float()
+    weights = torch.ones(windows.shape[1])
+    weights[:EDGE_FRAMES] = weights[-EDGE_FRAMES:] = EDGE_WEIGHT
+    solution = ridge(windows.flatten(0, 1), wanted.flatten(0, 1), RIDGE, weights=weights.repeat(len(windows)))
     count = wanted.shape[2]
     first.conv_in.weight[:count] = solution[:-1].T.reshape(count, -1, WINDOW).repeat(1, 2, 1) / 2
     first.conv_in.bias[:count] = solution[-1]
