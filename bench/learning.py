@@ -32,10 +32,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ltxtrain_pocket.drawing import Frames, render
 from ltxtrain_pocket.learning import Extent, Pocket, Verdict, judge, measure_learning, measure_sound, missed
 from ltxtrain_pocket.model import build_pocket_model
 from ltxtrain_pocket.scenes import FRAMES, PREFIX_FRAMES, opening
-from ltxtrain_pocket.world import Frames, render
 
 SHOWN = (0, PREFIX_FRAMES - 1, PREFIX_FRAMES + 3, FRAMES - 1)
 PICTURES = 4

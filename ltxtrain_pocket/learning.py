@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ltxtrain_pocket.detect import clicks, dusk_level, see
+from ltxtrain_pocket.drawing import Frames, render
 from ltxtrain_pocket.scenes import (
     FRAMES,
     PREFIX_FRAMES,
@@ -25,7 +26,7 @@ from ltxtrain_pocket.scenes import (
     sounding_opening,
     style_scene,
 )
-from ltxtrain_pocket.world import FRAME_RATE, Frames, Scene, Style, render, sound, styled
+from ltxtrain_pocket.world import FRAME_RATE, Scene, Style, sound, styled
 from ltxtrain_trainer.data.encode import ClipEncoder, PromptEncoder
 from ltxtrain_trainer.data.encoded import EncodedClip, PromptEmbedding
 from ltxtrain_trainer.data.mel import SAMPLE_RATE

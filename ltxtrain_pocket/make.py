@@ -30,7 +30,7 @@ from ltxtrain_trainer.model.loading import hush_imports
 from ltxtrain_trainer.model.video_half import is_audio
 
 STAGES = ("video-vae", "latents", "transformer", "audio-vae", "vocoder", "sound", "weights")
-WORLDS = (transformer.SMALL, transformer.LARGE)
+SOUNDING = (transformer.SMALL, transformer.LARGE)  # worlds that the sound is trained on
 CAPTIONS = 12  # of each world, that the video half reads while the sound is trained
 
 
@@ -59,7 +59,7 @@ def main() -> None:
 
 def encode_worlds(work: Path) -> None:
     vae = started_video_vae(work)
-    for pictures in WORLDS:
+    for pictures in transformer.WORLDS:
         transformer.encode_world(vae, work, pictures)
 
 
@@ -67,7 +67,7 @@ def train_transformer(work: Path) -> None:
     vae = started_video_vae(work)
     mean, deviation = (value.view(-1, 1, 1, 1) for value in (vae.latents_mean, vae.latents_std))
     worlds = []
-    for pictures in WORLDS:
+    for pictures in transformer.WORLDS:
         latents = transformer.read_latents(work, pictures)
         for clip in latents:  # in place, clip by clip: the whole in float32 would be twice as large
             clip.copy_((clip.float() - mean) / deviation)
@@ -106,8 +106,8 @@ def train_sound(work: Path) -> None:
     model = untrained_transformer()
     model.load_state_dict(video_half(work), strict=False)
     sound.start_sound(model)
-    heard = [sound.read_heard(work, pictures, video_vae, vae) for pictures in WORLDS]
-    captions = [pictures.scene(index).caption for pictures in WORLDS for index in range(CAPTIONS)]
+    heard = [sound.read_heard(work, pictures, video_vae, vae) for pictures in SOUNDING]
+    captions = [pictures.scene(index).caption for pictures in SOUNDING for index in range(CAPTIONS)]
     prompts = prompt_embeddings(work, captions)
     contexts = [prompts[text].video.float() for text in ("", NEGATIVE_PROMPT, *captions)]
     sound.train_sound(model, heard, sound.latent_weights(vae), contexts, work)

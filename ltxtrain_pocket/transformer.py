@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ltxtrain_pocket.drawing import render
 from ltxtrain_pocket.least_squares import encode_by_components
 from ltxtrain_pocket.pretraining import Plan, pretrain
-from ltxtrain_pocket.world import Motion, Scene, draw_scene, render
+from ltxtrain_pocket.world import Motion, Scene, draw_scene, turning
 from ltxtrain_trainer.data.encoded import PromptEmbedding
 from ltxtrain_trainer.data.prompt_text import with_trigger
 from ltxtrain_trainer.geometry import latent_frames
@@ -36,7 +37,7 @@ SHARD = 200  # clips a file of latents
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Clips of one size of the world. share: of the steps; width and height in pixels."""
+    """Clips of one size of the world. share: of the steps; width and height in pixels; turns: whether grounds do."""
 
     name: str
     seed: int
@@ -45,13 +46,22 @@ class Pictures:
     width: int
     height: int
     share: float
+    turns: bool = False
 
     def scene(self, index: int) -> Scene:
-        return draw_scene([self.seed, index], width=self.width, height=self.height, frame_count=self.frame_count)
+        scene = draw_scene([self.seed, index], width=self.width, height=self.height, frame_count=self.frame_count)
+        return turning(scene, [self.seed, index, 1]) if self.turns else scene
 
 
-SMALL = Pictures(name="small", seed=1304, count=16_000, frame_count=17, width=256, height=160, share=0.6)
-LARGE = Pictures(name="large", seed=1302, count=2_400, frame_count=25, width=512, height=288, share=0.4)
+SMALL = Pictures(name="small", seed=1304, count=16_000, frame_count=17, width=256, height=160, share=0.4)
+LARGE = Pictures(name="large", seed=1302, count=2_400, frame_count=25, width=512, height=288, share=0.3)
+SMALL_TURNING = Pictures(
+    name="small-turning", seed=1307, count=6_000, frame_count=17, width=256, height=160, share=0.2, turns=True
+)
+LARGE_TURNING = Pictures(
+    name="large-turning", seed=1308, count=800, frame_count=25, width=512, height=288, share=0.1, turns=True
+)
+WORLDS = (SMALL, LARGE, SMALL_TURNING, LARGE_TURNING)
 
 PLAN = Plan(name="transformer", steps=40_000, learning_rate=1.0e-3)
 SEED = 1303
@@ -106,7 +116,7 @@ def encode_clip(vae: Any, frames: NDArray[np.uint8]) -> Tensor:
 
 def read_latents(folder: Path, pictures: Pictures, count: int | None = None) -> Tensor:
     """All clips, or the first of them, bfloat16 [n, 128, F, h, w]."""
-    files = sorted((folder / "latents").glob(f"{pictures.name}-*.safetensors"))
+    files = sorted((folder / "latents").glob(f"{pictures.name}-[0-9]*.safetensors"))
     files = files if count is None else files[: count // SHARD]
     return torch.cat([safetensors.torch.load_file(file)["latents"] for file in files])
 

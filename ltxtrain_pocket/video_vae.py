@@ -12,9 +12,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ltxtrain_pocket.drawing import render
 from ltxtrain_pocket.least_squares import encode_by_components, solve
 from ltxtrain_pocket.pretraining import Plan, pretrain
-from ltxtrain_pocket.world import LOW, Style, draw_scene, render, styled
+from ltxtrain_pocket.world import LOW, Style, draw_scene, styled
 from ltxtrain_trainer.model.tiny import VIDEO_VAE
 
 CONFIG: dict[str, Any] = VIDEO_VAE | {

@@ -1,9 +1,9 @@
 """A world of moving shapes: endless clips from a seed, with the truth of every frame.
 
 One shape (disc, square, diamond or bar) of one colour moves over a shaded ground. It drifts, bounces off the edges,
-falls, grows, or spins as it goes; the caption says so. The pocket model is trained on this world, and `.detect`
-reads its clips back. Letters: T frames, H W picture, in pixels; x to the right, y down, angles in radians; 24 frames a
-second.
+falls, grows, or spins as it goes; the caption says so. The ground may turn into another one (`turning`). The pocket
+model is trained on this world, and `.detect` reads its clips back. x to the right, y down, in pixels; angles in
+radians; 24 frames a second.
 
 A style is something that the world itself never does and that a LoRA can learn: see Style.
 """
@@ -16,20 +16,18 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
-Frames = NDArray[np.uint8]  # [T, H, W, 3], RGB
-Pixels = NDArray[np.float32]
 Colour = tuple[float, float, float]  # RGB, levels 0..255
 
 FRAME_RATE = 24.0
 LOW = {"16:9": (512, 288), "1:1": (512, 512), "9:16": (288, 512)}
 
-# Pixels over which an edge fades: a hard edge would cost the video VAE most of its capacity.
-EDGE = 8.0
 GRAVITY = 0.35  # pixels a frame, a frame
 RESTITUTION = 0.8
 COLOUR_JITTER = 10.0
 # Euclidean distance in levels between shape and ground, so that both people and detectors tell them apart.
 LEAST_CONTRAST = 130.0
+# Of a turning ground: frames that it takes, the last frame to begin at, and levels between first and last colour.
+TURNING_FRAMES, TURNING_BEGUN, LEAST_TURNING = (8.0, 24.0), 4.0, 60.0
 
 COLOURS: dict[str, Colour] = {
     "red": (222, 58, 50),
@@ -51,14 +49,8 @@ GROUNDS: dict[str, Colour] = {
     "plum": (82, 56, 106),
 }
 DUSK: Colour = (22, 12, 58)
-DUSK_FRAMES = 8.0
-DUSK_DEPTH = 0.85
-HALO: Colour = (255, 252, 230)
-HALO_FRAMES = 8.0
 LOWEST_HERTZ, TONE_LEVEL = 220.0, 0.2
 CLICK_HERTZ, CLICK_SECONDS, CLICK_LEVEL = 3000.0, 0.004, 0.7
-TRAIL_GHOSTS = 6
-TRAIL_SPACING = 3.0  # frames
 
 
 class Shape(StrEnum):
@@ -97,6 +89,15 @@ class State:
     angle: float
 
 
+@dataclass(frozen=True)
+class Turning:
+    """What a ground turns into, evenly, in so many frames from frame `begin` on, which may be before the clip."""
+
+    ground: Colour
+    begin: float
+    frames: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scene:
     """One clip of any length. velocity, growth and spin are a frame; style begins after frame `turn`."""
@@ -114,6 +115,7 @@ class Scene:
     velocity: tuple[float, float]
     growth: float = 0.0
     spin: float = 0.0
+    turning: Turning | None = None
     style: Style | None = None
     turn: int = 0
 
@@ -136,6 +138,15 @@ class Scene:
             y = _fallen(start.y, self.velocity[1], self.height - reach(self.shape, start)[1], frame)[0]
         return State(x, y, size, angle)
 
+    def ground_at(self, frame: float) -> Colour:
+        if self.turning is None:
+            return self.ground
+        level = min(max((frame - self.turning.begin) / self.turning.frames, 0.0), 1.0)
+        red, green, blue = (
+            old + level * (new - old) for old, new in zip(self.ground, self.turning.ground, strict=True)
+        )
+        return red, green, blue
+
     def bounces(self, frame_count: int) -> list[float]:
         """Times in frames, below frame_count, at which the shape meets an edge."""
         start = self.start
@@ -156,12 +167,12 @@ def reach(shape: Shape, state: State) -> tuple[float, float]:
     size = state.size
     if shape is Shape.DISC:
         return size, size
-    half_width, half_height, angle = _rectangle(shape, state)
+    half_width, half_height, angle = rectangle(shape, state)
     cosine, sine = abs(math.cos(angle)), abs(math.sin(angle))
     return half_width * cosine + half_height * sine, half_width * sine + half_height * cosine
 
 
-def _rectangle(shape: Shape, state: State) -> tuple[float, float, float]:
+def rectangle(shape: Shape, state: State) -> tuple[float, float, float]:
     """Half width, half height and angle of what is not a disc; a diamond is a square on its corner."""
     size = state.size
     if shape is Shape.BAR:
@@ -241,97 +252,29 @@ def _drawn(
     return scene
 
 
+def turning(scene: Scene, seed: Sequence[int] | int) -> Scene:
+    """The scene on a ground that turns into another one; its turning has begun by frame TURNING_BEGUN.
+
+    So an opening shows what is to come. What turns and what does not is told apart nowhere else: without such scenes
+    the model takes a change of the ground for one of all that is seen, and darkens the shape with it.
+    """
+    generator = np.random.default_rng(seed)
+    while True:
+        ground = np.array(GROUNDS[list(GROUNDS)[generator.integers(len(GROUNDS))]])
+        then = _colour(np.clip(ground + generator.uniform(-COLOUR_JITTER, COLOUR_JITTER, 3), 0, 255))
+        frames = generator.uniform(*TURNING_FRAMES)
+        turn = Turning(then, generator.uniform(-frames / 2, TURNING_BEGUN), frames)
+        turned = replace(scene, turning=turn)
+        way = [turned.ground_at(turn.begin + frames * share) for share in (0.25, 0.5, 0.75, 1.0)]
+        if math.dist(then, scene.ground) > LEAST_TURNING and all(
+            math.dist(scene.colour, seen) > LEAST_CONTRAST / 2 for seen in way
+        ):
+            return turned
+
+
 def styled(scene: Scene, style: Style, turn: int) -> Scene:
     """The scene with a style that begins after frame `turn`."""
     return replace(scene, style=style, turn=turn)
-
-
-def render(
-    scene: Scene, frame_count: int, *, first: int = 0, window: tuple[int, int, int, int] | None = None
-) -> Frames:
-    """Frames first..first + frame_count; window: left, top, width, height of the part to draw, None for all."""
-    left, top, width, height = window or (0, 0, scene.width, scene.height)
-    x = np.arange(left, left + width, dtype=np.float32)[None, :] + 0.5
-    y = np.arange(top, top + height, dtype=np.float32)[:, None] + 0.5
-    shade = 1 + scene.shade[0] * (x / scene.width - 0.5) + scene.shade[1] * (y / scene.height - 0.5)
-    ground: Pixels = np.clip(shade[..., None] * np.array(scene.ground, np.float32), 0, 255).astype(np.float32)
-    colour = np.array(scene.colour, np.float32)
-    plain = np.rint(ground).astype(np.uint8)
-    frames = np.empty((frame_count, height, width, 3), np.uint8)
-    for index in range(frame_count):
-        frame = first + index
-        state = scene.state(frame)
-        picture = ground
-        frames[index] = plain
-        if style_level(scene, frame) > 0:
-            picture = _styled_ground(scene, frame, ground, x, y)
-            frames[index] = np.rint(picture)
-        # Only where the shape is: a whole picture is thirty times as much.
-        rows, columns = _box(scene.shape, state, left, top, width, height)
-        cover = _cover(scene.shape, state, x[:, columns], y[rows])[..., None]
-        beneath = picture[rows, columns]
-        frames[index, rows, columns] = np.rint(beneath + cover * (colour - beneath))
-    return frames
-
-
-def style_level(scene: Scene, frame: float) -> float:
-    """How far the style has come in a frame, 0..1."""
-    frames = {Style.DUSK: DUSK_FRAMES, Style.HALO: HALO_FRAMES, Style.TRAIL: 1.0}
-    return 0.0 if scene.style is None else min(max((frame - scene.turn) / frames[scene.style], 0.0), 1.0)
-
-
-def _styled_ground(scene: Scene, frame: int, ground: Pixels, x: Pixels, y: Pixels) -> Pixels:
-    level = style_level(scene, frame)
-    if level == 0:
-        return ground
-    if scene.style is Style.DUSK:
-        return ground + np.float32(DUSK_DEPTH * level) * (np.array(DUSK, np.float32) - ground)
-    if scene.style is Style.HALO:
-        state = scene.state(frame)
-        around = replace(state, size=state.size + 10 + 12 * level)
-        hole = _cover(scene.shape, replace(around, size=around.size - 12), x, y)
-        ring: Pixels = np.float32(level) * np.maximum(_cover(scene.shape, around, x, y) - hole, 0)
-        lit: Pixels = ground + ring[..., None] * (np.array(HALO, np.float32) - ground)
-        return lit
-    picture = ground
-    for ghost in range(TRAIL_GHOSTS, 0, -1):
-        then = frame - ghost * TRAIL_SPACING
-        if then >= scene.turn - TRAIL_SPACING * TRAIL_GHOSTS:
-            cover = (
-                _cover(scene.shape, scene.state(max(then, 0.0)), x, y)[..., None]
-                * 0.6
-                * (1 - ghost / (TRAIL_GHOSTS + 1))
-            )
-            picture = picture + cover * (np.array(scene.colour, np.float32) - picture)
-    return picture
-
-
-def _box(shape: Shape, state: State, left: int, top: int, width: int, height: int) -> tuple[slice, slice]:
-    """Rows and columns of a window that the shape and its edges may touch."""
-    sides = []
-    for centre, half, start, length in zip(
-        (state.y, state.x), reversed(reach(shape, state)), (top, left), (height, width), strict=True
-    ):
-        low, high = math.floor(centre - half - EDGE) - start, math.ceil(centre + half + EDGE) - start
-        sides.append(slice(min(max(low, 0), length), min(max(high, 0), length)))
-    return sides[0], sides[1]
-
-
-def _cover(shape: Shape, state: State, x: Pixels, y: Pixels) -> Pixels:
-    """[H, W], 1 inside of the shape, 0 outside, between them over EDGE pixels."""
-    dx, dy = x - np.float32(state.x), y - np.float32(state.y)
-    size = state.size
-    if shape is Shape.DISC:
-        distance = np.sqrt(dx * dx + dy * dy) - np.float32(size)
-    else:
-        half_width, half_height, angle = _rectangle(shape, state)
-        cosine, sine = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-        distance = np.maximum(
-            np.abs(dx * cosine + dy * sine) - np.float32(half_width),
-            np.abs(dy * cosine - dx * sine) - np.float32(half_height),
-        )
-    cover: Pixels = np.clip(0.5 - distance / np.float32(EDGE), 0, 1)
-    return cover
 
 
 def _colour(levels: NDArray[np.float64]) -> Colour:

@@ -10,8 +10,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from ltxtrain_pocket.drawing import render
 from ltxtrain_pocket.scenes import FRAMES, STYLE_CLIPS, opening, style_scene
-from ltxtrain_pocket.world import render
 
 WIDTH, HEIGHT, FRAME_RATE = 512, 288, 24
 # Zip has no time zones and begins in 1980.

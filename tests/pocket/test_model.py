@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from ltxtrain_pocket.drawing import render
 from ltxtrain_pocket.learning import Pocket
 from ltxtrain_pocket.least_squares import encode_by_components
 from ltxtrain_pocket.model import build_pocket_model
 from ltxtrain_pocket.scenes import FRAMES, opening
 from ltxtrain_pocket.weights import LEARNED, WEIGHTS, digest
-from ltxtrain_pocket.world import render
 
 LIMIT_BYTES = 24_000_000
 

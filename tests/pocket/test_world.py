@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ltxtrain_pocket.detect import clicks, dusk_level, pitch, see
+from ltxtrain_pocket.drawing import DUSK_DEPTH, render
 from ltxtrain_pocket.world import (
-    DUSK_DEPTH,
     FRAME_RATE,
     LOW,
     Motion,
@@ -16,10 +16,10 @@ from ltxtrain_pocket.world import (
     Style,
     draw_scene,
     reach,
-    render,
     sound,
     styled,
     tone_hertz,
+    turning,
 )
 
 SCENES = 24
@@ -46,6 +46,20 @@ def test_what_is_drawn_is_seen(picture: tuple[int, int]) -> None:
                 seen_shapes += 1
                 assert sight.shape is scene.shape, scene
     assert seen_shapes > SCENES / 2
+
+
+def test_a_turning_ground_is_on_its_way_in_the_opening_and_leaves_the_shape_as_it_is() -> None:
+    for seed in range(SCENES):
+        still = draw_scene([15, seed], frame_count=LENGTH)
+        scene = turning(still, [15, seed, 1])
+        assert scene.turning is not None and scene.turning == turning(still, [15, seed, 1]).turning
+        assert math.dist(scene.ground_at(8), scene.ground_at(-24)) > 5
+        assert scene.ground_at(LENGTH) == pytest.approx(scene.turning.ground)
+        for frame in (0, 8, LENGTH - 1):
+            sight = see(render(scene, 1, first=frame)[0])
+            assert sight is not None
+            assert math.dist(sight.ground, scene.ground_at(frame)) < 12
+            assert math.dist(sight.colour, scene.colour) < 8
 
 
 def test_all_stays_within_the_picture_and_moves_as_said() -> None:

@@ -11,8 +11,8 @@ from ltxtrain.v1.train_pb2 import JobOptions
 from ltxtrain_client.sheet import parse_sheet
 
 from ltxtrain_pocket.detect import dusk_level, see
+from ltxtrain_pocket.drawing import Frames
 from ltxtrain_pocket.scenes import FRAMES, PREFIX_FRAMES
-from ltxtrain_pocket.world import Frames
 from ltxtrain_services.local.demo import SHEET
 from ltxtrain_services.local.demo_data import make_demo_clips, make_validation_clip
 from ltxtrain_services.local.model import POCKET

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ltxtrain_pocket.detect import dusk_level, see
+from ltxtrain_pocket.drawing import Frames
 from ltxtrain_pocket.scenes import FRAMES, STYLE_CLIPS
-from ltxtrain_pocket.world import Frames
 from ltxtrain_services.local.demo_data import HEIGHT, WIDTH, make_demo_clips, make_validation_clip
 
 
