@@ -35,13 +35,13 @@ import torch
 from ltxtrain_pocket.drawing import Frames, render
 from ltxtrain_pocket.learning import Extent, Pocket, Verdict, judge, measure_learning, measure_sound, missed
 from ltxtrain_pocket.model import build_pocket_model
-from ltxtrain_pocket.scenes import FRAMES, PREFIX_FRAMES, opening
+from ltxtrain_pocket.scenes import FRAMES, PREFIX_FRAMES, STYLE_STEPS, opening
 
 SHOWN = (0, PREFIX_FRAMES - 1, PREFIX_FRAMES + 3, FRAMES - 1)
 PICTURES = 4
 
 
-WHOLE, QUICK = Extent(20, 30, 100), Extent(4, 8, 40)
+WHOLE, QUICK = Extent(20, 30, STYLE_STEPS), Extent(4, 8, 40)
 
 
 def main() -> None:

