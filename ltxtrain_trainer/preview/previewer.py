@@ -24,7 +24,7 @@ from ltxtrain_trainer.plan import PreviewInput, PreviewSettings
 from ltxtrain_trainer.preview.metrics import Preview, measure
 from ltxtrain_trainer.preview.reel import Continuation, Frames, Segment, write_preview, write_reel
 from ltxtrain_trainer.preview.sampler import Denoised, Sampled, SamplerSettings, continue_clip
-from ltxtrain_trainer.reports import LABELLED, FileKind, MadeFile, Previewed, PreviewMetrics, Previewing
+from ltxtrain_trainer.reports import LABELLED, FileKind, MadeFile, Previewed, Previewing, PreviewMetrics
 from ltxtrain_trainer.training.distributed import ALONE, Worker
 from ltxtrain_trainer.training.lora import base_model
 
