@@ -6,14 +6,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# Tests of whole jobs wait for processes most of the time, the others compute: the two halves run side by side,
-# and grep passes on whole lines, so that neither breaks into the other's.
-TESTS_OF_JOBS := tests/suite tests/services/train tests/services/preprocess
+# Tests of whole jobs wait for processes most of the time, the others compute: three parts run side by side,
+# and grep passes on whole lines, so that none breaks into another's.
+TESTS_OF_SUITES := tests/suite
+TESTS_OF_JOBS := tests/services/train tests/services/preprocess
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: install up demo pocket test lint check check-jobs check-parts soak bench release-contract clean
+.PHONY: install up demo pocket test lint check check-suites check-jobs check-parts soak bench release-contract clean
 
 install: $(INSTALLED)
 
@@ -40,16 +41,19 @@ lint: install
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+check-suites: install
+	$(BIN)/pytest $(TESTS_OF_SUITES) | grep --line-buffered ''
+
 check-jobs: install
 	$(BIN)/pytest $(TESTS_OF_JOBS) | grep --line-buffered ''
 
 check-parts: install
-	$(BIN)/pytest $(TESTS_OF_JOBS:%=--ignore=%) | grep --line-buffered ''
+	$(BIN)/pytest $(patsubst %,--ignore=%,$(TESTS_OF_SUITES) $(TESTS_OF_JOBS)) | grep --line-buffered ''
 
-check: check-jobs check-parts
+check: check-suites check-jobs check-parts
 
 test: install
-	$(MAKE) --no-print-directory --jobs=2 --keep-going check-jobs lint check-parts
+	$(MAKE) --no-print-directory --jobs=3 --keep-going check-suites check-jobs lint check-parts
 
 soak: install
 	$(BIN)/pytest -m soak --timeout 7200

@@ -125,10 +125,10 @@ def _name(pid: int) -> str:
         "weed": "object store",
         "gcs_server": "Ray: GCS",
         "raylet/raylet": "Ray: raylet",
-        "runtime_env/agent": "Ray: runtime env agent",
-        "dashboard/agent": "Ray: node agent",
         "dashboard/dashboard": "Ray: dashboard",
         "log_monitor": "Ray: log monitor",
+        "ray_hook.py nothing": "Ray: agent",
+        "ray_hook.py when-asked": "Ray: agent",
         "bin/ray": "Ray: ray start",
         "ray_hook.py": "Ray: ray start",
     }

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ltxtrain.v1.ingest_pb2 import CreateUploadRequest, ListUploadPartsRequest, Upload
-from ltxtrain_client.transfer import put_parts
+from ltxtrain_client.presigned import put_parts
 from ltxtrain_client.upload_source import FileSource
 from minio import Minio
 

@@ -40,7 +40,7 @@ SHEET = {
 # Folders below the state of `ltxtrain up`, by what keeps them.
 FOLDERS = ("ingest", "preprocess", "train", "store")
 # Workers before they are an actor, and what is gone.
-SHORT_LIVED = ("Ray: IDLE", "ended")
+SHORT_LIVED = ("Ray: IDLE", "ended", "")
 Sizes = dict[str, dict[str, float]]
 
 

@@ -88,8 +88,7 @@ ROLES = {
     "ltxtrain up": "supervises the rest",
     "Ray: GCS": "one on the head",
     "Ray: raylet": "one a node; its shared memory is the object store",
-    "Ray: RuntimeEnvAgent": "one a node",
-    "Ray: DashboardAgent": "one a node",
+    "Ray: agent": "two a node, which sleep",
     "Ray: ray start": "one a node, which waits",
     "supervisor of Ray": "of `ltxtrain up`",
 }

@@ -6,8 +6,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from ltxtrain_trainer.preview.metrics import PreviewMetrics
-
 # Equal parts of the noise levels 0..1 whose losses are reported separately.
 QUARTERS = 4
 # Suffix of previews that show base model and LoRA side by side, with labels drawn on them.
@@ -118,6 +116,22 @@ class Previewing:
 
     completed: int
     total: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreviewMetrics:
+    """One preview, measured; loudness_step_db is None without audio."""
+
+    prefix_latents_equal: bool
+    prefix_psnr_db: float
+    join_colour_jump: float
+    join_contrast_jump: float
+    join_luminance_jump: float
+    join_motion_break: float
+    colour_drift: float
+    contrast_drift: float
+    first_second_motion: float
+    loudness_step_db: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

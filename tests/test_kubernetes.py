@@ -422,7 +422,7 @@ def test_memory_is_what_was_measured_with_room() -> None:
     """Requests hold a pod at rest, limits twice what it took in a job (docs/sizes.json, by bench/sizes.py)."""
     sizes: dict[str, dict[str, float]] = json.loads((ROOT / "docs/sizes.json").read_text())
     # Of every Ray node, the raylets beside services among them.
-    node = ["Ray: raylet", "Ray: DashboardAgent", "Ray: RuntimeEnvAgent"]
+    node = ["Ray: raylet", "Ray: agent", "Ray: agent"]
     parts = {name: [name, *node] for name in OURS}
     parts |= {"ray-head": ["Ray: GCS", *node], "gateway": ["gateway"], "store": ["object store"]}
     for name, processes in parts.items():

@@ -175,11 +175,18 @@ def test_docstrings_name_the_thing() -> None:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("ltxtrain_client", ("torch", "ray", "ltxtrain_services", "ltxtrain_trainer", "av", "minio")),
+        ("ltxtrain_client", ("torch", "ray", "ltxtrain_services", "ltxtrain_trainer", "av", "minio", "aiohttp")),
         ("ltxtrain_trainer.media.probe", ("torch", "diffusers", "ray")),
         ("ltxtrain_services.ingest.prober", ("torch", "diffusers", "av")),
-        ("ltxtrain_services.ingest.service", ("torch", "diffusers", "av")),
-        ("ltxtrain_services.gateway.server", ("torch", "ray", "sqlalchemy", "minio", "av")),
+        # Of a process that runs for days: what it needs at rest.
+        ("ltxtrain_services.ingest.service", ("torch", "diffusers", "av", "numpy", "opentelemetry.sdk")),
+        ("ltxtrain_services.preprocess.service", ("torch", "av", "numpy", "aiohttp", "opentelemetry.sdk")),
+        ("ltxtrain_services.train.service", ("torch", "av", "numpy", "cryptography", "opentelemetry.sdk")),
+        (
+            "ltxtrain_services.gateway.server",
+            ("torch", "ray", "sqlalchemy", "minio", "av", "numpy", "opentelemetry.sdk"),
+        ),
+        ("ltxtrain_services.local.up", ("torch", "ray", "sqlalchemy", "numpy", "aiohttp", "opentelemetry.sdk")),
     ],
 )
 def test_imports_stay_light(module: str, absent: tuple[str, ...]) -> None:

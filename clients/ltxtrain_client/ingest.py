@@ -30,7 +30,7 @@ from ltxtrain.v1.work_pb2 import Event, ReportLine
 
 from ltxtrain_client.calls import Client, new_request_id
 from ltxtrain_client.channel import Channel
-from ltxtrain_client.transfer import Transfer, digest_source, put_parts, put_source
+from ltxtrain_client.transfer import Transfer, digest_source
 from ltxtrain_client.upload_source import FileSource, Source
 from ltxtrain_client.watch import STEADY, Pace, watch
 
@@ -60,6 +60,9 @@ class Upload:
 
     async def send(self) -> AsyncGenerator[Transfer, None]:
         """Send what the store lacks, yielding progress. Raises TransferFailed when the store does not take it."""
+        # With aiohttp, which whoever sends nothing is spared.
+        from ltxtrain_client.presigned import put_parts, put_source
+
         if self.complete:
             yield Transfer(self.source.size_bytes, self.source.size_bytes)
         elif self.put_url:

@@ -11,7 +11,7 @@ from ltxtrain_client.channel import ClientSettings, connect
 from ltxtrain_client.ingest import IngestClient
 from ltxtrain_client.preprocess import PreprocessClient
 from ltxtrain_client.train import TrainClient
-from ltxtrain_client.transfer import FileDigest, Transfer, get_file
+from ltxtrain_client.transfer import FileDigest, Transfer
 
 # File names of fields that hold a Blob.
 _FIELD_FILES = {
@@ -74,6 +74,9 @@ class Suite:
 
         Raises NotFound when there is no such file, TransferFailed when the store does not serve the right bytes.
         """
+        # With aiohttp, which whoever fetches nothing is spared.
+        from ltxtrain_client.presigned import get_file
+
         blob = (await self.remote_file(name)).blob
 
         async def fresh_url() -> str:

@@ -38,7 +38,7 @@ from ltxtrain_client.calls import Client, new_request_id
 from ltxtrain_client.channel import Channel
 from ltxtrain_client.enum_words import number
 from ltxtrain_client.errors import OutputMissing
-from ltxtrain_client.transfer import FileDigest, Transfer, get_file
+from ltxtrain_client.transfer import FileDigest, Transfer
 from ltxtrain_client.watch import STEADY, Pace, watch, watch_feed
 
 
@@ -234,6 +234,9 @@ class TrainClient(Client):
 
     async def download_steps(self, artifact: str, path: Path) -> AsyncGenerator[Transfer, None]:
         """`download`, yielding progress after each chunk."""
+        # With aiohttp, which whoever fetches nothing is spared.
+        from ltxtrain_client.presigned import get_file
+
         blob = (await self.get_artifact(artifact)).artifact.blob
 
         async def fresh_url() -> str:

@@ -31,6 +31,14 @@ READY_SECONDS = 90.0
 GRACE_SECONDS = 10.0
 # What every process of this Ray, its drivers included, must have in its environment before it imports ray.
 LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# The same, of what is gathered for a dashboard, for an autoscaler and for others: here is none of them.
+UNWATCHED = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_gcs_pull_resource_loads_period_milliseconds": "10000",
+}
 # Of its workers: threads that wait for each other by spinning make a machine that has other work ten times slower.
 WORKERS = {"OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -70,7 +78,7 @@ class RayHead:
 
     def environ(self) -> dict[str, str]:
         """Environment for a process that attaches to this Ray."""
-        return {**LOOPBACK, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token, "RAY_USAGE_STATS_ENABLED": "0"}
+        return LOOPBACK | UNWATCHED | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": self.token}
 
     def start(self) -> Self:
         """Return when drivers may attach. Raises ChildFailed."""

@@ -6,9 +6,10 @@ Nothing here needs a script: values are read off axes, legends and tooltips.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from statistics import quantiles
 from typing import Literal
 
-import numpy as np
 from markupsafe import Markup
 
 Points = Sequence[tuple[float, float]]
@@ -116,11 +117,10 @@ def smoothed(points: Points, share: int = 40) -> list[tuple[float, float]]:
     half = count // share // 2
     if half == 0:
         return list(points)
-    sums = np.concatenate([[0.0], np.cumsum([value for _, value in points])])
-    index = np.arange(count)
-    first, last = np.maximum(index - half, 0), np.minimum(index + half + 1, count)
-    means = (sums[last] - sums[first]) / (last - first)
-    return [(x, float(mean)) for (x, _), mean in zip(points, means, strict=True)]
+    sums = [0.0, *accumulate(value for _, value in points)]
+    spans = [(max(index - half, 0), min(index + half + 1, count)) for index in range(count)]
+    means = [(sums[last] - sums[first]) / (last - first) for first, last in spans]
+    return [(x, mean) for (x, _), mean in zip(points, means, strict=True)]
 
 
 def waveform(peaks: Sequence[float], prefix_share: float, width: int = 480, height: int = 56) -> Markup:
@@ -162,7 +162,9 @@ def _scales(lines: list[Line], usual: tuple[float, str] | None, width: int, heig
     values = [usual[0]] if usual is not None else []
     for line in lines:
         heights = [y for _, y in line.points]
-        values += list(np.percentile(heights, [1, 99])) if line.style == "faint" else heights
+        # All but the hundredth part at each end of a backdrop.
+        faint = line.style == "faint" and len(heights) > 1
+        values += quantiles(heights, n=100, method="inclusive")[::98] if faint else heights
     x_ticks = _ticks(min(steps), max(steps), 8 if width > 600 else 4)
     y_ticks = _ticks(min(values), max(values), 5)
     x_low, x_high = min(steps), max(steps)
@@ -231,9 +233,10 @@ def _thinned(points: Points) -> Points:
     if len(points) <= MOST_POINTS:
         return points
     kept: list[tuple[float, float]] = []
-    for part in np.array_split(np.arange(len(points)), MOST_POINTS // 2):
-        values = [points[index][1] for index in part]
-        kept += [points[part[place]] for place in sorted({int(np.argmin(values)), int(np.argmax(values))})]
+    bins = MOST_POINTS // 2
+    for first, last in pairwise(len(points) * index // bins for index in range(bins + 1)):
+        values = [y for _, y in points[first:last]]
+        kept += [points[first + place] for place in sorted({values.index(min(values)), values.index(max(values))})]
     return kept
 
 
@@ -242,7 +245,8 @@ def _tooltips(lines: list[Line], x_scale: _Scale, x_name: str, height: int) -> M
     read = [line for line in lines if line.style != "faint"] or lines
     steps = sorted({x for line in read for x, _ in line.points})
     if len(steps) > MOST_TOOLTIPS:
-        steps = [steps[index] for index in np.linspace(0, len(steps) - 1, MOST_TOOLTIPS).round().astype(int)]
+        apart = (len(steps) - 1) / (MOST_TOOLTIPS - 1)
+        steps = [steps[round(index * apart)] for index in range(MOST_TOOLTIPS)]
     at = [dict(line.points) for line in read]
     width = max((x_scale.end - x_scale.start) / max(len(steps) - 1, 1), 4)
     bars = []

@@ -22,7 +22,7 @@ from markupsafe import Markup
 from ltxtrain_services.pages.charts import Line, Points, is_drawn, legend, line_chart, number, smoothed
 from ltxtrain_services.pages.render import data_uri, render, render_part
 from ltxtrain_services.runtime.addresses import shown
-from ltxtrain_trainer.preview.metrics import PreviewMetrics, formulas
+from ltxtrain_trainer.reports import PreviewMetrics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +255,9 @@ def _loss_chart(curves: Mapping[str, Points]) -> Markup:
 
 
 def _metric_charts(measured: Sequence[MeasuredPreview]) -> list[dict[str, Any]]:
+    # With NumPy, which a process at rest is spared.
+    from ltxtrain_trainer.preview.metrics import formulas
+
     explained = formulas()
     charts = []
     for name, (title, usual) in METRIC_CHARTS.items():

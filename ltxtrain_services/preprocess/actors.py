@@ -9,9 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-import numpy as np
 import ray
-from numpy.typing import NDArray
 
 from ltxtrain_services.preprocess.outcome import SAFETENSORS, SERVICE, FitTask, SampleFile, SceneOutcome
 from ltxtrain_services.runtime.cluster import gpu_assigned
@@ -21,6 +19,9 @@ from ltxtrain_services.runtime.process_limits import limits
 from ltxtrain_services.runtime.telemetry import resumed_trace
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from ltxtrain_trainer.data.encode import ClipEncoder, PromptEncoder
     from ltxtrain_trainer.data.encoded import EncodedClip
 
@@ -50,8 +51,8 @@ class Fitted:
 class FittedScene:
     """A fitted scene that waits for an encoder: frames [T, H, W, 3], audio [2, S] at 16 kHz."""
 
-    frames: NDArray[np.uint8]
-    audio: NDArray[np.float32] | None
+    frames: "NDArray[np.uint8]"
+    audio: "NDArray[np.float32] | None"
     frame_rate: float
 
 
@@ -96,6 +97,8 @@ class ClipFitter:
         self._memory_bytes = memory_bytes
         self._trace = trace
         # Decoders are loaded here: not by the service, which imports this module, nor within the limits of a clip.
+        import numpy as np
+
         from ltxtrain_services.preprocess.fitting import fit
         from ltxtrain_services.preprocess.sample_files import store_lossless, store_sheet
 

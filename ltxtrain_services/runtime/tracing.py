@@ -5,6 +5,7 @@ A process has one tracer, as it has one place to send spans to; `start_tracing` 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -13,16 +14,13 @@ from ltxtrain_services.runtime.settings import SettingsError
 
 try:
     from opentelemetry import trace
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-    from opentelemetry.instrumentation.grpc import aio_client_interceptors, aio_server_interceptor
-    from opentelemetry.instrumentation.grpc.filters import negate, service_name
-    from opentelemetry.sdk.resources import Resource
-    from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
     from opentelemetry.trace.status import Status, StatusCode
 
-    INSTALLED = True
+    # What sends the spans is imported by those who do: it takes 10 MB.
+    INSTALLED = all(
+        find_spec(f"opentelemetry.{part}") for part in ("sdk", "exporter.otlp.proto.http", "instrumentation.grpc")
+    )
 except ImportError:
     INSTALLED = False
 
@@ -53,6 +51,11 @@ def start_tracing(
         return
     if not INSTALLED:
         raise SettingsError("LTXTRAIN_OTLP_ENDPOINT is set: pip install 'ltxtrain[telemetry]', or unset it.")
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     provider = TracerProvider(resource=Resource.create({"service.name": service}))
     url = f"{endpoint.rstrip('/')}/v1/traces"
     if processor is None:
@@ -75,6 +78,9 @@ def server_interceptors() -> list[grpc.aio.ServerInterceptor]:
     """Make each call a span of the caller's trace; calls of the health service are none."""
     if _provider is None:
         return []
+    from opentelemetry.instrumentation.grpc import aio_server_interceptor
+    from opentelemetry.instrumentation.grpc.filters import negate, service_name
+
     return [aio_server_interceptor(_provider, negate(service_name(HEALTH)))]
 
 
@@ -82,6 +88,8 @@ def client_interceptors() -> list[grpc.aio.ClientInterceptor]:
     """Make each call to another service a span, and tell the other side of it."""
     if _provider is None:
         return []
+    from opentelemetry.instrumentation.grpc import aio_client_interceptors
+
     interceptors = aio_client_interceptors(_provider)
     return [item for item in interceptors if isinstance(item, grpc.aio.UnaryUnaryClientInterceptor)] + [_Watches()]
 

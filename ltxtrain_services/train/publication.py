@@ -8,7 +8,7 @@ They are written here and not where the GPUs are; a job that ends as SUCCEEDED, 
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ from ltxtrain_services.train.comfy_workflow import comfy_workflow
 from ltxtrain_services.train.config_file import config_content, prompt_form
 from ltxtrain_services.train.job_plan import train_settings
 from ltxtrain_trainer.model.folder import public_name
-from ltxtrain_trainer.preview import metrics
 from ltxtrain_trainer.reports import LABELLED, TrainingFacts
+from ltxtrain_trainer.reports import PreviewMetrics as Numbers
 from ltxtrain_trainer.training.step_log import COLUMNS, StepLog
 
 # Collections of a job's children that training reports are kept in until the papers are written.
@@ -103,6 +103,9 @@ class Papers:
         return artifact(self.job.name, name, kind, stored)
 
     def _config(self) -> dict[str, Any]:
+        # With NumPy, which a process at rest is spared.
+        from ltxtrain_trainer.preview.metrics import formulas
+
         job = self.job
         content = config_content(
             spec=shown_spec(job),
@@ -132,7 +135,7 @@ class Papers:
                 "price": str(self.units * unit.amount),
             }
         content["previews"] = {
-            "formulas": metrics.formulas(),
+            "formulas": formulas(),
             "measured": [asdict(_measured(item)) for item in self.measured],
         }
         return content
@@ -291,14 +294,14 @@ def measured_key(measured: PreviewMetrics) -> str:
 def _measured(item: PreviewMetrics) -> MeasuredPreview:
     numbers: dict[str, Any] = {
         name: None if field.has_presence and not item.HasField(field.name) else getattr(item, name)
-        for name in metrics.MEASURES
+        for name in [field.name for field in fields(Numbers)]
         for field in [item.DESCRIPTOR.fields_by_name[name]]
     }
     return MeasuredPreview(
         step=item.step,
         validation_index=item.validation_index,
         base_model=item.base_model,
-        metrics=metrics.PreviewMetrics(**numbers),
+        metrics=Numbers(**numbers),
     )
 
 

@@ -12,11 +12,10 @@ import logging
 import time
 from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import aiohttp
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.wrappers_pb2 import BytesValue, StringValue
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job, Webhook, WebhookKey
@@ -40,6 +39,9 @@ from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Store
 from ltxtrain_services.runtime.tables import DatabaseUnavailable
 from ltxtrain_services.train.artifacts import COLLECTION
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +122,12 @@ class Webhooks:
         public = (await self._key()).public_key().public_bytes_raw()
         return [WebhookKey(key_id=_thumbprint(public), public_key=public)]
 
-    async def _key(self) -> Ed25519PrivateKey:
+    async def _key(self) -> "Ed25519PrivateKey":
         """The key of this installation, made when it is first asked for."""
         if self._signer is None:
+            # Hardly any job has a webhook, and it takes 12 MB.
+            from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
             fresh = BytesValue(value=Ed25519PrivateKey.generate().private_bytes_raw())
             kept = await self._jobs.keep(KEYS, CURRENT, fresh)
             self._signer = Ed25519PrivateKey.from_private_bytes(kept.value)

@@ -16,6 +16,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from ltxtrain_trainer.reports import PreviewMetrics
+
 Frames = npt.NDArray[np.uint8]  # [T, H, W, 3], RGB
 Audio = npt.NDArray[np.float32]  # [2, S], -1..1
 Latents = npt.NDArray[np.float32]
@@ -29,22 +31,6 @@ LOUDNESS_WINDOW_SECONDS = 0.4
 SILENCE_DB = -70.0
 # Motion is compared on cells, larger than what moves in one frame, so that motion shows as a smooth change.
 MOTION_CELLS = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreviewMetrics:
-    """One preview, measured; loudness_step_db is None without audio."""
-
-    prefix_latents_equal: bool
-    prefix_psnr_db: float
-    join_colour_jump: float
-    join_contrast_jump: float
-    join_luminance_jump: float
-    join_motion_break: float
-    colour_drift: float
-    contrast_drift: float
-    first_second_motion: float
-    loudness_step_db: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,10 +21,10 @@ from ltxtrain_trainer.model.folder import ModelFolder
 from ltxtrain_trainer.model.loading import compute_dtype, load_audio_vae, load_video_vae, load_vocoder
 from ltxtrain_trainer.model.transformer import VelocityModel
 from ltxtrain_trainer.plan import PreviewInput, PreviewSettings
-from ltxtrain_trainer.preview.metrics import Preview, PreviewMetrics, measure
+from ltxtrain_trainer.preview.metrics import Preview, measure
 from ltxtrain_trainer.preview.reel import Continuation, Frames, Segment, write_preview, write_reel
 from ltxtrain_trainer.preview.sampler import Denoised, Sampled, SamplerSettings, continue_clip
-from ltxtrain_trainer.reports import LABELLED, FileKind, MadeFile, Previewed, Previewing
+from ltxtrain_trainer.reports import LABELLED, FileKind, MadeFile, Previewed, Previewing, PreviewMetrics
 from ltxtrain_trainer.training.distributed import ALONE, Worker
 from ltxtrain_trainer.training.lora import base_model
 

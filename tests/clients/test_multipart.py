@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 
 import pytest
-from ltxtrain_client import Backoff, IngestClient, TransferFailed, ingest, transfer
+from ltxtrain_client import Backoff, IngestClient, TransferFailed, ingest, presigned, transfer
 from ltxtrain_client.upload_source import FileSource, StoredZip
 
 from tests.clients.far_side import FarSide, Fault, ObjectHost
@@ -16,7 +16,7 @@ PARTS = 4
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "BACKOFF", Backoff(first_seconds=0.001, last_seconds=0.01))
+    monkeypatch.setattr(presigned, "BACKOFF", Backoff(first_seconds=0.001, last_seconds=0.01))
     monkeypatch.setattr(ingest, "MULTIPART_ABOVE_BYTES", 1 << 20)
 
 
@@ -65,7 +65,7 @@ async def test_an_upload_that_the_store_has_is_not_sent(
 
 
 async def test_rounds_that_store_nothing_end(store: ObjectHost, ingest: IngestClient, path: Path) -> None:
-    store.faults.extend(Fault(status=503) for _ in range(PARTS * (transfer.MAX_FAILURES + 1)))
+    store.faults.extend(Fault(status=503) for _ in range(PARTS * (presigned.MAX_FAILURES + 1)))
     with pytest.raises(TransferFailed, match="HTTP 503") as raised:
         await ingest.upload(path)
     assert "secret" not in str(raised.value)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
-from ltxtrain_client import Backoff, IngestClient, OutputMissing, TrainClient, TransferFailed, transfer
+from ltxtrain_client import Backoff, IngestClient, OutputMissing, TrainClient, TransferFailed, presigned
 
 from tests.clients.far_side import FarSide, Fault, ObjectHost
 
@@ -19,7 +19,7 @@ JOB = "jobs/1"
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "BACKOFF", Backoff(first_seconds=0.001, last_seconds=0.01))
+    monkeypatch.setattr(presigned, "BACKOFF", Backoff(first_seconds=0.001, last_seconds=0.01))
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ async def test_another_process_goes_on_where_the_first_was(
 async def test_a_try_that_brought_something_is_no_reason_to_give_up(
     store: ObjectHost, train: TrainClient, lora: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "MAX_FAILURES", 2)
+    monkeypatch.setattr(presigned, "MAX_FAILURES", 2)
     # Pieces that no buffer holds: aiohttp drops what is unread when the connection breaks.
     store.faults.extend(Fault(cut_after=700_000) for _ in range(3))
     path = await train.download(lora, tmp_path / "file")
@@ -120,7 +120,7 @@ async def test_bytes_with_another_digest_are_thrown_away_and_fetched_anew(
 async def test_bytes_that_stay_wrong_are_never_kept(
     store: ObjectHost, train: TrainClient, lora: str, tmp_path: Path
 ) -> None:
-    store.faults.extend(Fault(corrupt=True) for _ in range(transfer.MAX_FAILURES))
+    store.faults.extend(Fault(corrupt=True) for _ in range(presigned.MAX_FAILURES))
     with pytest.raises(TransferFailed, match="sha256"):
         await train.download(lora, tmp_path / "file")
     assert names(tmp_path) == []
@@ -131,7 +131,7 @@ async def test_server_errors_are_tried_again_and_then_told_without_the_secret(
 ) -> None:
     store.faults.append(Fault(status=503))
     await train.download(lora, tmp_path / "file")
-    store.faults.extend(Fault(status=503) for _ in range(transfer.MAX_FAILURES))
+    store.faults.extend(Fault(status=503) for _ in range(presigned.MAX_FAILURES))
     with pytest.raises(TransferFailed, match="503") as raised:
         await train.download(lora, tmp_path / "other")
     assert "secret" not in str(raised.value)

@@ -73,6 +73,13 @@ async def test_a_job_succeeds_and_is_billed(job: Job) -> None:
     assert job.effective_spec.extend_prefix.rank == 8 and job.options.seed == 42
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+async def test_no_service_has_loaded_torch_after_a_job(suite: Suite, job: Job) -> None:
+    """It would stay 250 MB larger: what actors report is made of modules without torch."""
+    with_torch = [name for name, pid in suite.pids.items() if "libtorch" in Path(f"/proc/{pid}/maps").read_text()]
+    assert job.output.lora_file and with_torch == []
+
+
 async def test_every_file_of_the_zip_has_a_line(clients: Clients, job: Job) -> None:
     lines = [line async for line in clients.ingest.list_dataset_report(job.dataset)]
     lines += [line async for line in clients.preprocess.list_training_set_report(job.training_set)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from ltxtrain.v1.ingest_pb2 import ListUploadPartsRequest
-from ltxtrain_client import Backoff, FailedPrecondition, InvalidArgument, NotFound, transfer
+from ltxtrain_client import Backoff, FailedPrecondition, InvalidArgument, NotFound, presigned
 from ltxtrain_client import ingest as client_module
 from ltxtrain_client.ingest import Upload
 from ltxtrain_client.upload_source import FileSource, StoredZip
@@ -34,7 +34,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of 5 MiB, the least that S3 allows, for all that is not small."""
     monkeypatch.setattr(uploads, "MIN_PART_BYTES", PART)
     monkeypatch.setattr(client_module, "MULTIPART_ABOVE_BYTES", 1 << 20)
-    monkeypatch.setattr(transfer, "BACKOFF", Backoff(first_seconds=0.01, last_seconds=0.05))
+    monkeypatch.setattr(presigned, "BACKOFF", Backoff(first_seconds=0.01, last_seconds=0.05))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ async def test_another_process_goes_on_where_one_was_stopped(
     ingest: Ingest, proxy: CuttingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "clips.zip", 6 * PART, 2)
-    monkeypatch.setattr(transfer, "PARALLEL_PARTS", 1)
+    monkeypatch.setattr(presigned, "PARALLEL_PARTS", 1)
     first = await ingest.client.prepare_upload(path)
     sending = first.send()
     async for step in sending:

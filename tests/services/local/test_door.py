@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import trustme
 from ltxtrain_client.errors import TransferFailed
-from ltxtrain_client.transfer import FileDigest, get_file, put_source
+from ltxtrain_client.presigned import get_file, put_source
+from ltxtrain_client.transfer import FileDigest
 from ltxtrain_client.upload_source import FileSource
 
 from ltxtrain_services.local import door
@@ -133,7 +134,7 @@ async def test_services_and_nodes_reach_a_store_whose_authority_they_are_told(
 async def test_a_client_trusts_the_suites_authority_for_files_too(
     secured: StoreAddress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ltxtrain_client.transfer.MAX_FAILURES", 1)
+    monkeypatch.setattr("ltxtrain_client.presigned.MAX_FAILURES", 1)
     store, key = ObjectStore(secured), "ingest/door"
     put, get = [await sign(key, timedelta(minutes=5)) for sign in (store.presign_put, store.presign_get)]
     (tmp_path / "clip").write_bytes(data := os.urandom(2**20))

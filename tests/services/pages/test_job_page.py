@@ -18,8 +18,9 @@ from ltxtrain_services.pages.job_page import (
     ValidationEntry,
     render_job_page,
 )
-from ltxtrain_trainer.preview.metrics import PreviewMetrics, formulas
+from ltxtrain_trainer.preview.metrics import formulas
 from ltxtrain_trainer.preview.reel import Continuation, write_preview
+from ltxtrain_trainer.reports import PreviewMetrics
 from tests.services.gateway.chromium import browsing
 from tests.services.pages.browser import needs_browser, open_page, plays_h264
 

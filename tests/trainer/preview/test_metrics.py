@@ -10,7 +10,8 @@ from ltxtrain.v1 import work_pb2
 from numpy.typing import NDArray
 
 from ltxtrain_trainer.preview import metrics
-from ltxtrain_trainer.preview.metrics import Preview, PreviewMetrics, frame_statistics
+from ltxtrain_trainer.preview.metrics import Preview, frame_statistics
+from ltxtrain_trainer.reports import PreviewMetrics
 
 HEIGHT, WIDTH = 64, 96
 PREFIX, TOTAL, RATE = 25, 73, 24
