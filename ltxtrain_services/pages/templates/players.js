@@ -17,14 +17,19 @@ const setUpPlayers = (root) => {
     for (const player of players) {
       const figure = player.closest("figure");
       const mark = figure.querySelector(".strip i");
-      player.addEventListener("loadedmetadata", () => {
+      const known = () => {
         figure.querySelector(".duration").textContent = `${player.duration.toFixed(1)} s`;
         figure.dataset.size = `${player.videoWidth}x${player.videoHeight}`;
-      });
-      player.addEventListener("error", () => {
+      };
+      const unplayable = () => {
         figure.querySelector(".duration").textContent = "this browser cannot play H.264";
         figure.dataset.size = "none";
-      });
+      };
+      player.addEventListener("loadedmetadata", known);
+      player.addEventListener("error", unplayable);
+      // A video in the page itself may be read before this script is.
+      if (player.readyState >= HTMLMediaElement.HAVE_METADATA) { known(); }
+      if (player.error) { unplayable(); }
       const move = () => { mark.style.width = `${(100 * player.currentTime) / (player.duration || 1)}%`; };
       player.addEventListener("timeupdate", move);
       player.addEventListener("play", () => {
