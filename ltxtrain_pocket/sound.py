@@ -28,7 +28,7 @@ from ltxtrain_trainer.seeds import generator
 from ltxtrain_trainer.training.losses import draw_levels
 from ltxtrain_trainer.training.objective import audio_prefix_tokens, masked_loss, objective, pack_video
 
-PLAN = Plan(name="sound", steps=27_000, learning_rate=2.0e-3)
+PLAN = Plan(name="sound", steps=33_000, learning_rate=2.0e-3)
 SEED = 1306
 HEARD = {SMALL.name: 6_000, LARGE.name: 800}  # clips
 PREFIXES = ((0, 0.05), (1, 0.05), (9, 0.9))

@@ -91,7 +91,7 @@ class State:
 
 @dataclass(frozen=True)
 class Turning:
-    """What a ground turns into, evenly, in so many frames from frame `begin` on, which may be before the clip."""
+    """The ground that comes, evenly, in so many frames from frame `begin` on, which may be before the clip."""
 
     ground: Colour
     begin: float
