@@ -6,7 +6,8 @@ What a step computes depends on its number alone, so that a training cut short a
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,18 @@ class Plan:
     weight_decay: float = 0.01
 
 
+@contextmanager
+def repeatable() -> Iterator[None]:
+    """Add up the gradients of what is looked up by index in order, not as threads come."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@repeatable()
 def pretrain(model: nn.Module, plan: Plan, loss_of: Callable[[int], dict[str, Tensor]], folder: Path) -> None:
     """Train until plan.steps are done, then leave the averaged weights in the model.
 
