@@ -292,10 +292,10 @@ def measured_key(measured: PreviewMetrics) -> str:
 
 
 def _measured(item: PreviewMetrics) -> MeasuredPreview:
+    known = item.DESCRIPTOR.fields_by_name
     numbers: dict[str, Any] = {
-        name: None if field.has_presence and not item.HasField(field.name) else getattr(item, name)
-        for name in [field.name for field in fields(Numbers)]
-        for field in [item.DESCRIPTOR.fields_by_name[name]]
+        name: None if known[name].has_presence and not item.HasField(name) else getattr(item, name)
+        for name in (field.name for field in fields(Numbers))
     }
     return MeasuredPreview(
         step=item.step,
