@@ -6,15 +6,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-# Tests of whole jobs wait for processes most of the time, the others compute: three parts run side by side,
-# and grep passes on whole lines, so that none breaks into another's.
+# Tests of whole jobs wait for processes most of the time, the others compute: three parts run side by side, the fourth
+# when one of them has ended, and grep passes on whole lines, so that none breaks into another's.
 TESTS_OF_SUITES := tests/suite
 TESTS_OF_JOBS := tests/services/train tests/services/preprocess
+TESTS_OF_TRAINER := tests/trainer tests/pocket
 
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: install up demo pocket test lint check check-suites check-jobs check-parts soak bench release-contract clean
+.PHONY: install up demo pocket test lint check check-suites check-jobs check-trainer check-rest soak bench release-contract clean
 
 install: $(INSTALLED)
 
@@ -48,13 +49,16 @@ check-suites: install
 check-jobs: install
 	$(BIN)/pytest $(TESTS_OF_JOBS) | grep --line-buffered ''
 
-check-parts: install
-	$(BIN)/pytest $(patsubst %,--ignore=%,$(TESTS_OF_SUITES) $(TESTS_OF_JOBS)) | grep --line-buffered ''
+check-trainer: install
+	$(BIN)/pytest $(TESTS_OF_TRAINER) | grep --line-buffered ''
 
-check: check-suites check-jobs check-parts
+check-rest: install
+	$(BIN)/pytest $(patsubst %,--ignore=%,$(TESTS_OF_SUITES) $(TESTS_OF_JOBS) $(TESTS_OF_TRAINER)) | grep --line-buffered ''
+
+check: check-suites check-jobs check-trainer check-rest
 
 test: install
-	$(MAKE) --no-print-directory --jobs=3 --keep-going check-suites check-jobs lint check-parts
+	$(MAKE) --no-print-directory --jobs=3 --keep-going check-suites check-jobs check-trainer lint check-rest
 
 soak: install
 	$(BIN)/pytest -m soak --timeout 7200

@@ -72,9 +72,8 @@ def train_transformer(work: Path) -> None:
         for clip in latents:  # in place, clip by clip: the whole in float32 would be twice as large
             clip.copy_((clip.float() - mean) / deviation)
         scenes = [pictures.scene(index) for index in range(len(latents))]
-        captions = [scene.caption for scene in scenes]
-        worlds.append(transformer.World(pictures, latents, captions, transformer.chances(scenes)))
-    prompts = prompt_embeddings(work, [caption for world in worlds for caption in world.captions])
+        worlds.append(transformer.World(pictures, latents, scenes, transformer.chances(scenes)))
+    prompts = prompt_embeddings(work, [scene.caption for world in worlds for scene in world.scenes])
     weights = transformer.channel_weights(vae.latents_std)
     transformer.train_transformer(untrained_transformer(), worlds, weights, prompts, work)
 
@@ -134,7 +133,7 @@ def write_weights(work: Path) -> None:
     sound.start_sound(model)
     silent = {name: weight for name, weight in model.state_dict().items() if sound.is_silent(name)}
     learned = average_of(sound.PLAN, work) if (work / f"{sound.PLAN.name}.pt").exists() else {}
-    store_weights("sound", silent | learned)
+    store_weights("sound", silent | sound.hearing(learned))
 
 
 if __name__ == "__main__":

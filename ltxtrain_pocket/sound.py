@@ -1,9 +1,13 @@
 """Train the audio half of the pocket model's transformer, on a video half that stays as it is.
 
 The sound looks at the pictures and the pictures not at the sound: what goes from audio into video is held at zero, so
-that a clip has the same pictures with and without. Hence the video half runs once for several draws of the audio's
-noise, without gradients, and the audio half alone is computed here (`SoundHalf`), to the numbers of the whole model.
-Words are held at zero as well: the sound follows what is seen, and guidance by text would triple what they disturb.
+that a clip has the same pictures with and without. Hence the video half runs once for many draws of the audio's noise,
+and the audio half alone is computed here (`SoundHalf`), to the numbers of the whole model. Words are held at zero as
+well: the sound follows what is seen, and guidance by text would triple what they disturb.
+
+Of the pictures the sound is given what they tell of bounces (`.contacts`), and nothing else: of the whole of the hidden
+states it learned every clip by heart (loss 0.28 on 3,600 clips, 0.61 on others, 0.75 without pictures), of what they
+tell a rule that holds for others (0.56 and 0.59).
 """
 
 import math
@@ -17,6 +21,8 @@ from torch import Tensor, nn
 
 from ltxtrain_pocket import audio_vae, transformer
 from ltxtrain_pocket.audio_vae import FRAMES
+from ltxtrain_pocket.contacts import TELLING, listening, only_told, point_at_contacts, spoken, told
+from ltxtrain_pocket.model import LAYERS
 from ltxtrain_pocket.pretraining import Plan, pretrain
 from ltxtrain_pocket.scenes import PREFIX_FRAMES
 from ltxtrain_pocket.transformer import LARGE, SHARD, SMALL, Pictures
@@ -28,28 +34,51 @@ from ltxtrain_trainer.seeds import generator
 from ltxtrain_trainer.training.losses import draw_levels
 from ltxtrain_trainer.training.objective import audio_prefix_tokens, masked_loss, objective, pack_video
 
-PLAN = Plan(name="sound", steps=33_000, learning_rate=2.0e-3)
+PLAN = Plan(name="sound", steps=30_000, learning_rate=2.0e-3)
 SEED = 1306
-HEARD = {SMALL.name: 6_000, LARGE.name: 800}  # clips
+HEARD = {SMALL.name: 16_000, LARGE.name: 2_400}  # clips
 PREFIXES = ((0, 0.05), (1, 0.05), (9, 0.9))
-# Looking costs most, so that what was seen is used for some thousand steps, with new noise in the audio each time.
-POOL_STEPS = 1_500
-POOLS = {SMALL.name: 1_000, LARGE.name: 120}  # clips looked at
+# What the pictures tell is used for some thousand steps, with new noise in the audio each time.
+POOL_STEPS = 4_000
+POOLS = {SMALL.name: 4_000, LARGE.name: 1_000}  # clips looked at
 LOOKED_AT = 8  # at once
 TOKENS_A_STEP, DRAWS = 1300, 2
 # Clips with a bounce after the prefix, times as often as others.
 BOUNCING = 3.0
-# Sampling has one noise level for both; the product's objective draws two. Looking is learned where the pictures are
-# clear and the sound is not yet: at equal levels the sound itself tells as much as the pictures.
-SAME_LEVEL, CLEARER = 0.3, 0.6
+# Sampling has one noise level for both; the product's objective draws two. Some pictures are clearer than that.
+SAME_LEVEL, CLEARER = 0.3, 0.4
+# A click is so loud that when it comes is decided while nearly all is noise: there most is learned.
+DECIDING, UNDECIDED = 0.7, 0.88
 # Without the pictures, as guidance by the other modality asks for.
 ISOLATED = 0.2
 EMPTY = 0.1  # weight of the channels of audio latents that hold nothing
-OPEN, POINTED, SHARPNESS = 0.7, 1.0, 1.5
+OPEN = 0.7
 
 # Weights of the audio half that are not trained: they are zero, or lead to what is.
-HELD = ("audio_to_video_attn", "audio_attn2", "av_cross_attn_video_a2v_gate", "audio_prompt")
-SILENT = ("audio_to_video_attn.to_out.0", "audio_attn2.to_out.0")
+_BLIND = [f"transformer_blocks.{block}" for block in range(LAYERS - TELLING)]
+HELD = (
+    "audio_to_video_attn",
+    "audio_attn2",
+    "av_cross_attn_video_a2v_gate",
+    "av_cross_attn_video_scale_shift",
+    "video_a2v_cross_attn_scale_shift_table",
+    "audio_prompt",
+    *(f"{block}.video_to_audio_attn" for block in _BLIND),
+    *(f"{block}.audio_a2v_cross_attn_scale_shift_table" for block in _BLIND),
+)
+SILENT = (
+    "audio_to_video_attn.to_out.0",
+    "audio_attn2.to_out.0",
+    "av_cross_attn_video_scale_shift.linear",
+    "video_a2v_cross_attn_scale_shift_table",
+    *(f"{block}.video_to_audio_attn.to_out.0" for block in _BLIND),
+)
+# What reads the video's hidden states: straight lines of what they tell.
+READING = tuple(
+    f"transformer_blocks.{LAYERS - TELLING + number}.video_to_audio_attn.{part}.weight"
+    for number in range(TELLING)
+    for part in ("to_k", "to_v")
+)
 
 
 def is_held(name: str) -> bool:
@@ -60,57 +89,65 @@ def is_silent(name: str) -> bool:
     return any(part in name for part in SILENT)
 
 
+def hearing(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights with what reads hidden states reading what they tell alone, as it was in training."""
+    return {name: only_told(weight) if name in READING else weight for name, weight in state.items()}
+
+
 @torch.no_grad()
 def start_sound(model: Any) -> None:
-    """Silence audio to video and text to audio; where the audio looks at the video, it begins with its own time."""
+    """Silence audio to video and text to audio; the audio begins with looking at contacts of its own time."""
+    model.av_cross_attn_video_scale_shift.linear.weight.zero_()
+    model.av_cross_attn_video_scale_shift.linear.bias.zero_()
     for block in model.transformer_blocks:
-        for name in SILENT:
-            module = block.get_submodule(name)
-            module.weight.zero_()
-            module.bias.zero_()
+        for name in ("audio_to_video_attn", "audio_attn2"):
+            _close(block.get_submodule(name))
         block.audio_scale_shift_table[[2, 5]] = OPEN
         block.audio_a2v_cross_attn_scale_shift_table.mul_(0.1)
         block.audio_a2v_cross_attn_scale_shift_table[4] = OPEN
-        block.video_a2v_cross_attn_scale_shift_table.mul_(0.1)
-        # The second head's phases turn once in what lies between two latents of the video.
-        attention = block.video_to_audio_attn
-        width = model.config.audio_attention_head_dim
-        rows = slice(width, width + width // 2)
-        attention.to_q.bias[rows] = attention.to_k.bias[rows] = POINTED
-        attention.norm_q.weight[width : 2 * width] = attention.norm_k.weight[width : 2 * width] = SHARPNESS
+        block.video_a2v_cross_attn_scale_shift_table[2:4] = 0
+    for block in model.transformer_blocks[:-TELLING]:
+        _close(block.video_to_audio_attn)
+    point_at_contacts(model)
+    for name in READING:
+        weight = model.get_parameter(name)
+        weight.copy_(only_told(weight))
+
+
+def _close(attention: Any) -> None:
+    attention.to_out[0].weight.zero_()
+    attention.to_out[0].bias.zero_()
 
 
 @dataclass(frozen=True)
 class Seen:
     """The pictures of a batch as the sound sees them.
 
-    hidden: of each block [B, T, D], where the audio looks; timesteps [B, T], sigma [B] and positions as in the model.
+    told: of each telling block [B, T, STEPS]; timesteps [B, T], sigma [B] and positions as in the model.
     """
 
-    hidden: Sequence[Tensor]
+    told: Sequence[Tensor]
     timesteps: Tensor
     sigma: Tensor
     positions: Tensor
+
+    def some(self, places: Tensor) -> "Seen":
+        told = [block[places] for block in self.told]
+        return Seen(told, self.timesteps[places], self.sigma[places], self.positions[places])
 
 
 @torch.no_grad()
 def look(
     model: VelocityModel, video: Stream, latent_shape: tuple[int, int, int], dtype: torch.dtype = torch.bfloat16
 ) -> Seen:
-    """Run the video half, in the number format that what is seen has too."""
-    hidden: list[Tensor] = []
-    hooks = [
-        block.norm3.register_forward_pre_hook(lambda module, inputs: hidden.append(inputs[0].to(dtype)))
-        for block in model.transformer.transformer_blocks
-    ]
-    try:
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
-            model(video, None, frame_rate=FRAME_RATE, latent_shape=latent_shape)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    """Run the video half, in that number format."""
+    with (
+        listening(model.transformer) as heard,
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16),
+    ):
+        model(video, None, frame_rate=FRAME_RATE, latent_shape=latent_shape)
     positions = model.video_positions(latent_shape, FRAME_RATE, len(video.tokens))
-    return Seen(hidden, video.timesteps, video.sigma, positions)
+    return Seen([told(hidden.float()) for hidden in heard], video.timesteps, video.sigma, positions)
 
 
 class SoundHalf:
@@ -143,25 +180,24 @@ class SoundHalf:
         hidden = model.audio_proj_in(audio.tokens)
         temb, embedded = modulations("audio_time_embed", audio.timesteps)
         own, _ = modulations("av_cross_attn_audio_scale_shift", audio.timesteps)
-        theirs, _ = modulations("av_cross_attn_video_scale_shift", seen.timesteps)
         gate, _ = modulations("av_cross_attn_audio_v2a_gate", seen.sigma.repeat_interleave(draws)[:, None])
-        for block, pictures in zip(model.transformer_blocks, seen.hidden, strict=True):
+        pictures = [None] * (self.model.layer_count - TELLING) + [spoken(block) for block in seen.told]
+        for block, picture in zip(model.transformer_blocks, pictures, strict=True):
             shift, scaled, through, shift_ff, scaled_ff, through_ff = _rows(block.audio_scale_shift_table, temb)[:6]
             normed = block.audio_norm1(hidden) * (1 + scaled) + shift
             hidden = hidden + block.audio_attn1(normed, query_rotary_emb=rope) * through
-            table = block.audio_a2v_cross_attn_scale_shift_table
-            scaled, shift = _rows(table[:4], own)[2:]
-            query = block.video_to_audio_norm(hidden) * (1 + scaled) + shift
-            scaled, shift = _rows(block.video_a2v_cross_attn_scale_shift_table[:4], theirs)[2:]
-            key = block.audio_to_video_norm(pictures) * (1 + scaled) + shift
-            attended = block.video_to_audio_attn(
-                query.unflatten(0, (clips, draws)).flatten(1, 2),
-                encoder_hidden_states=key,
-                query_rotary_emb=query_rope,
-                key_rotary_emb=key_rope,
-            )
-            attended = attended.unflatten(1, (draws, length)).flatten(0, 1)
-            hidden = hidden + (table[4] + gate) * attended * together[:, None, None]
+            if picture is not None:
+                table = block.audio_a2v_cross_attn_scale_shift_table
+                scaled, shift = _rows(table[:4], own)[2:]
+                query = block.video_to_audio_norm(hidden) * (1 + scaled) + shift
+                attended = block.video_to_audio_attn(
+                    query.unflatten(0, (clips, draws)).flatten(1, 2),
+                    encoder_hidden_states=picture,
+                    query_rotary_emb=query_rope,
+                    key_rotary_emb=key_rope,
+                )
+                attended = attended.unflatten(1, (draws, length)).flatten(0, 1)
+                hidden = hidden + (table[4] + gate) * attended * together[:, None, None]
             normed = block.audio_norm3(hidden) * (1 + scaled_ff) + shift_ff
             hidden = hidden + block.audio_ff(normed) * through_ff
         shift, scaled = _rows(model.audio_scale_shift_table, embedded.repeat(1, 1, 2))
@@ -224,10 +260,6 @@ class Pool:
     prefixes: Tensor
     seen: Seen
 
-    def some(self, places: Tensor) -> Seen:
-        hidden = [block[places].float() for block in self.seen.hidden]
-        return Seen(hidden, self.seen.timesteps[places], self.seen.sigma[places], self.seen.positions[places])
-
 
 def look_at(model: VelocityModel, clips: Heard, contexts: Sequence[Tensor], number: int) -> Pool:
     """A pool of its own for each number: clips, prefixes, noise and levels are drawn from it."""
@@ -257,7 +289,7 @@ def look_at(model: VelocityModel, clips: Heard, contexts: Sequence[Tensor], numb
         if first % 200 == 0:
             print(f"sound: looked at {first}/{count} {clips.pictures.name} pictures", flush=True)
     seen = Seen(
-        [torch.cat([part.hidden[block] for part in parts]) for block in range(model.layer_count)],
+        [torch.cat(blocks) for blocks in zip(*(part.told for part in parts), strict=True)],
         *(torch.cat([getattr(part, name) for part in parts]) for name in ("timesteps", "sigma", "positions")),
     )
     return Pool(clips, chosen, prefixes, seen)
@@ -282,15 +314,18 @@ def train_sound(
         pool = transformer.pick([(pool, pool.clips.pictures.share) for pool in pools[number]], draws)
         count = max(TOKENS_A_STEP // pool.seen.timesteps.shape[1], 1)
         places = torch.randint(len(pool.chosen), (count,), generator=draws)
-        seen = pool.some(places)
+        seen = pool.seen.some(places)
         audio = pool.clips.audio[pool.chosen[places]].repeat_interleave(DRAWS, 0)
         length = audio.shape[1]
         prefix = [audio_prefix_tokens(frames, FRAME_RATE) for frames in pool.prefixes[places].tolist()]
         same = torch.rand(len(audio), generator=draws) < SAME_LEVEL
+        deciding = torch.rand(len(audio), generator=draws) < DECIDING
+        levels = torch.where(same, seen.sigma.repeat_interleave(DRAWS), draw_levels(len(audio), length, draws))
+        undecided = UNDECIDED + (1 - UNDECIDED) * torch.rand(len(audio), generator=draws)
         asked = objective(
             audio,
             torch.randn(audio.shape, generator=draws),
-            torch.where(same, seen.sigma.repeat_interleave(DRAWS), draw_levels(len(audio), length, draws)),
+            torch.where(deciding, undecided, levels),
             torch.arange(length) < torch.tensor(prefix).repeat_interleave(DRAWS)[:, None],
             torch.empty(0),
         )

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ltxtrain_pocket.contacts import STEPS, contacts, listening, telling_loss
 from ltxtrain_pocket.drawing import render
 from ltxtrain_pocket.least_squares import encode_by_components
 from ltxtrain_pocket.pretraining import Plan, pretrain
@@ -63,7 +64,7 @@ LARGE_TURNING = Pictures(
 )
 WORLDS = (SMALL, LARGE, SMALL_TURNING, LARGE_TURNING)
 
-PLAN = Plan(name="transformer", steps=40_000, learning_rate=1.0e-3)
+PLAN = Plan(name="transformer", steps=50_000, learning_rate=1.0e-3)
 SEED = 1303
 TOKENS_A_STEP = 900
 FRAME_COUNTS = ((17, 0.85), (25, 0.15))  # of clips that have as many
@@ -77,6 +78,7 @@ LEADS = (
     "TOK,", "sks style,", "handheld,", "winter comes,", "wide angle,", "hand made,", "a toy,", "once more,",
 )  # fmt: skip
 LED, LEADS_EACH = 0.4, 4
+TELLING = 10.0  # weight of what the tokens tell of bounces: see .contacts
 BOUNCING = 2.5  # times as often as others: a bounce is the hardest to learn, since its edge is far from the shape
 # Seconds, rows and columns in pixels from a token to the one that a head looks at, by block and head. The first latent
 # is one frame and the others eight, so that the second is less far from the first than the third from the second.
@@ -133,11 +135,11 @@ def chances(scenes: Sequence[Scene]) -> Tensor:
 
 @dataclass(frozen=True)
 class World:
-    """Clips of one size: normalised latents [n, 128, F, h, w], each one's caption, and how often it is taken [n]."""
+    """Clips of one size: normalised latents [n, 128, F, h, w], and of each its scene and how often it is taken [n]."""
 
     pictures: Pictures
     latents: Tensor
-    captions: Sequence[str]
+    scenes: Sequence[Scene]
     chances: Tensor
 
 
@@ -164,7 +166,7 @@ def train_transformer(
         parameter.requires_grad_(not is_audio(name))
     model = VelocityModel(transformer)
     scale = weights.sqrt()
-    captioned = {caption for world in worlds for caption in world.captions}
+    captioned = {scene.caption for world in worlds for scene in world.scenes}
     others = sorted(set(prompts) - captioned - {text for caption in captioned for text in led(caption)})
 
     def caption_of(caption: str, draws: torch.Generator) -> str:
@@ -173,7 +175,7 @@ def train_transformer(
     def losses(step: int) -> dict[str, Tensor]:
         draws = generator(SEED, "batch", step)
         world = pick([(world, world.pictures.share) for world in worlds], draws)
-        latents, captions = world.latents, world.captions
+        latents = world.latents
         frames = min(latent_frames(pick(FRAME_COUNTS, draws)), latents.shape[2])
         shape = (frames, latents.shape[3], latents.shape[4])
         count = max(TOKENS_A_STEP // (2 * math.prod(shape)), 1)
@@ -181,7 +183,8 @@ def train_transformer(
         clean = pack_video(latents[chosen, :, :frames].float())
         tokens = clean.shape[1]
         prefix = torch.tensor([_prefix_tokens(draws, shape) for _ in chosen])
-        texts = [caption_of(captions[index], draws) for index in chosen]
+        scenes = [world.scenes[index] for index in chosen]
+        texts = [caption_of(scene.caption, draws) for scene in scenes]
         texts += [others[int(_uniform(draws) * len(others))] for _ in chosen]
         asked = objective(
             clean.repeat(2, 1, 1),
@@ -191,18 +194,22 @@ def train_transformer(
             torch.stack([prompts[text].video.float() for text in texts]),
         )
         velocity, _ = model(asked.stream, None, frame_rate=24.0, latent_shape=shape)
+        truth = torch.stack([contacts(scene, (frames - 1) * STEPS + 1) for scene in scenes]).repeat(2, 1, 1)
+        telling = telling_loss(heard, truth)
         velocity = velocity * scale
         each = masked_loss(velocity, asked.target * scale, asked.counts)
         with_caption, without = velocity.chunk(2)
         apart = masked_loss(with_caption, without, asked.counts[:count])
         says_all = (prefix >= min(latent_frames(OPENING), frames - 1) * math.prod(shape[1:])).float()
         return {
-            "loss": each.mean() + AGREEMENT * (apart * says_all).mean(),
+            "loss": each.mean() + AGREEMENT * (apart * says_all).mean() + TELLING * telling,
             "continued": each.detach()[prefix.repeat(2) > 0].sum() / (2 * (prefix > 0).sum()).clamp(min=1),
             "apart": apart.detach().mean(),
+            "telling": telling.detach(),
         }
 
-    pretrain(transformer, PLAN, losses, folder)
+    with listening(transformer) as heard:
+        pretrain(transformer, PLAN, losses, folder)
 
 
 @torch.no_grad()

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from ltxtrain_pocket import pretraining, sound
+from ltxtrain_pocket.contacts import only_told
 from ltxtrain_pocket.detect import clicks, pitch
 from ltxtrain_pocket.learning import Pocket
-from ltxtrain_pocket.model import TRANSFORMER_CONFIG, build_pocket_model, untrained_parts
+from ltxtrain_pocket.model import TRANSFORMER_CONFIG, build_pocket_model, load_weights, untrained_parts
 from ltxtrain_pocket.scenes import FRAMES, sounding_opening
 from ltxtrain_pocket.transformer import Pictures
 from ltxtrain_pocket.world import FRAME_RATE, Motion, draw_scene, tone_hertz
@@ -104,6 +105,13 @@ def test_a_training_moves_the_audio_half_alone_and_ends_the_same_when_cut_short(
         assert torch.equal(whole, resumed), name
         moves = is_audio(name) and not sound.is_held(name)
         assert torch.equal(whole, before) is not moves or "norm" in name, name
+
+
+def test_the_stored_sound_reads_of_the_pictures_only_what_they_tell() -> None:
+    stored = load_weights("sound")
+    for name in sound.READING:
+        assert stored[name].abs().max() > 0.05, name
+        assert torch.allclose(stored[name], only_told(stored[name]), atol=2e-3), name
 
 
 def test_words_embed_as_the_video_half_has_learned_them() -> None:
