@@ -33,7 +33,7 @@ up: install
 demo: install
 	$(BIN)/ltxtrain demo --out demo-out
 
-# The pocket model's weights from nothing: some five hours of a core, most of them for the transformer; stopped and
+# The pocket model's weights from nothing: some seven hours of a core, most of them for the transformer; stopped and
 # resumed at any time.
 pocket: install
 	$(BIN)/python -m ltxtrain_pocket.make

