@@ -8,6 +8,7 @@ half is asked to tell it, in fixed directions of its hidden states, of which the
 Letters: B clips, F latents, h w latent size, T = F h w tokens, D width; a latent is of STEPS frames, but for the first.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,11 +20,11 @@ from torch.nn import functional
 
 from ltxtrain_pocket.model import WIDTH
 from ltxtrain_pocket.world import FRAME_RATE, Scene, reach
-from ltxtrain_trainer.geometry import latent_frames
+from ltxtrain_trainer.geometry import SPATIAL_COMPRESSION, TEMPORAL_COMPRESSION, latent_frames
 from ltxtrain_trainer.seeds import generator
 
 SEED = 1309
-STEPS, CELL = 8, 32
+STEPS, CELL = TEMPORAL_COMPRESSION, SPATIAL_COMPRESSION
 # Blocks, from the end, whose hidden states tell of contacts, as they are where the audio looks.
 TELLING = 2
 # A contact is told of in the frames around it, less the further off.
@@ -31,11 +32,12 @@ REACH_FRAMES = 1.5
 LEVEL = 4.0  # of a normalised hidden state along the direction of a contact's frame
 # Pairs of the heads of an audio latent that looks at contacts: periods of 10 to 30 frames, and of 3 to 9.
 HEARING = {1: slice(6, 12), 2: slice(0, 6)}
-POINTED, HEARD, SHARPNESS = 2.0, 3.0, 1.25  # of all keys, of a contact's, and of both heads
-ASKED = 3.0
+# Sizes of what all keys have, of what a contact's have besides, and of queries; and how sharply both heads look.
+POINTED, HEARD, ASKED, SHARPNESS = 2.0, 3.0, 3.0, 1.25
 TOUCHING = 10.0  # weight of a token that tells of one, over one that does not
 
 
+@functools.cache
 def directions(width: int) -> Tensor:
     """[STEPS, D], of length 1 and at right angles: one for each frame of a latent."""
     drawn = torch.randn(width, STEPS, generator=generator(SEED, str(width)), dtype=torch.float64)
@@ -65,8 +67,8 @@ def contacts(scene: Scene, frame_count: int) -> Tensor:
                 near = found[frame - 1, down, across]
                 near.copy_(near.clamp(min=1 - abs(frame - time) / REACH_FRAMES))
     # Frame 1 is the first of the second latent; the first latent is one frame, of which nothing is told.
-    told = found.unflatten(0, (count - 1, STEPS)).permute(0, 2, 3, 1)
-    return torch.cat([torch.zeros_like(told[:1]), told]).flatten(0, 2)
+    later = found.unflatten(0, (count - 1, STEPS)).permute(0, 2, 3, 1)
+    return torch.cat([torch.zeros_like(later[:1]), later]).flatten(0, 2)
 
 
 def _cells(middle: float, half: float, count: int) -> tuple[int, int]:
@@ -99,9 +101,9 @@ def told(hidden: Tensor) -> Tensor:
     return normalised @ directions(hidden.shape[-1]).T / LEVEL
 
 
-def spoken(told: Tensor) -> Tensor:
+def spoken(telling: Tensor) -> Tensor:
     """[B, T, STEPS] -> [B, T, D]: what normalised hidden states have of it."""
-    return LEVEL * told @ directions(WIDTH)
+    return LEVEL * telling @ directions(WIDTH)
 
 
 def only_told(weight: Tensor) -> Tensor:

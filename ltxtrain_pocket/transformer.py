@@ -78,7 +78,7 @@ LEADS = (
     "TOK,", "sks style,", "handheld,", "winter comes,", "wide angle,", "hand made,", "a toy,", "once more,",
 )  # fmt: skip
 LED, LEADS_EACH = 0.4, 4
-TELLING = 10.0  # weight of what the tokens tell of bounces: see .contacts
+TOLD = 10.0  # weight of what the tokens tell of bounces: see .contacts
 BOUNCING = 2.5  # times as often as others: a bounce is the hardest to learn, since its edge is far from the shape
 # Seconds, rows and columns in pixels from a token to the one that a head looks at, by block and head. The first latent
 # is one frame and the others eight, so that the second is less far from the first than the third from the second.
@@ -202,7 +202,7 @@ def train_transformer(
         apart = masked_loss(with_caption, without, asked.counts[:count])
         says_all = (prefix >= min(latent_frames(OPENING), frames - 1) * math.prod(shape[1:])).float()
         return {
-            "loss": each.mean() + AGREEMENT * (apart * says_all).mean() + TELLING * telling,
+            "loss": each.mean() + AGREEMENT * (apart * says_all).mean() + TOLD * telling,
             "continued": each.detach()[prefix.repeat(2) > 0].sum() / (2 * (prefix > 0).sum()).clamp(min=1),
             "apart": apart.detach().mean(),
             "telling": telling.detach(),
