@@ -41,11 +41,11 @@ from ltxtrain_services.ingest.directory import read_directory
 from ltxtrain_services.ingest.uploads import Uploads
 from ltxtrain_services.local.embedded import EmbeddedStore
 from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import Database
 from tests.services.ingest.cutting import cutting
 
 MIB = 1 << 20

@@ -46,6 +46,7 @@ from ltxtrain_services.runtime import tables
 from ltxtrain_services.runtime.auth import server_credentials
 from ltxtrain_services.runtime.blobs import Blobs
 from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.extend_prefix import resolve, resolve_options
 from ltxtrain_services.runtime.objects import ObjectStore
@@ -53,7 +54,6 @@ from ltxtrain_services.runtime.server import Server
 from ltxtrain_services.runtime.service import Runtime, store_address
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.train.service import TrainService
 
 JOBS = 10_000

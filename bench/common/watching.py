@@ -20,12 +20,12 @@ from ltxtrain.v1.task_pb2 import TaskSpec
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, State
 
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.requests import Watches
 from ltxtrain_services.runtime.server import Server
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import Database
 
 JOB = f"jobs/{'0' * 32}"
 RATE = 2.0

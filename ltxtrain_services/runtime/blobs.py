@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, delete, exists, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ltxtrain_services.runtime import tables
+from ltxtrain_services.runtime.database import Database
 
 if TYPE_CHECKING:
     from ltxtrain_services.runtime.objects import ObjectStore
@@ -26,7 +27,7 @@ PAGE = 500
 class Blobs:
     """The blobs that a service has made, each with a message that describes it."""
 
-    def __init__(self, database: tables.Database) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
 
     async def find(self, key: str, resource: str) -> bytes | None:

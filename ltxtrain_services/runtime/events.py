@@ -21,6 +21,7 @@ from sqlalchemy import and_, delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ltxtrain_services.runtime import metrics, tables
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.errors import CursorOutOfRange, Draining, NotFound
 
 HEARTBEAT_SECONDS = 15.0
@@ -72,7 +73,7 @@ class _Tail(Generic[T]):
 class EventLog:
     """One writer process; any number of followers."""
 
-    def __init__(self, database: tables.Database, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+    def __init__(self, database: Database, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self._database = database
         self.heartbeat_seconds = heartbeat_seconds
         self._tails: WeakValueDictionary[str, _Tail[Any]] = WeakValueDictionary()

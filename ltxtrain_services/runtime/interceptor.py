@@ -20,12 +20,12 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 from ltxtrain_services.runtime import errors, metrics, telemetry, tracing
 from ltxtrain_services.runtime.auth import LOCAL_OWNER, Tokens, caller
 from ltxtrain_services.runtime.cluster import ClusterLost
+from ltxtrain_services.runtime.database import DatabaseFull, DatabaseUnavailable
 from ltxtrain_services.runtime.disk import DiskFull
 from ltxtrain_services.runtime.errors import OMITTED
 from ltxtrain_services.runtime.object_types import ObjectStoreFull, ObjectStoreUnavailable
 from ltxtrain_services.runtime.requests import beside
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.tables import DatabaseFull, DatabaseUnavailable
 from ltxtrain_services.runtime.work import Retryable
 
 log = logging.getLogger(__name__)

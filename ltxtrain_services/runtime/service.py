@@ -18,12 +18,12 @@ from ltxtrain_services.runtime.auth import SERVICE, caller
 from ltxtrain_services.runtime.blobs import Blobs
 from ltxtrain_services.runtime.bucket import STALE_UPLOAD_DAYS
 from ltxtrain_services.runtime.cluster import Cluster, ClusterRefused
+from ltxtrain_services.runtime.database import Database, DatabaseUnavailable
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.metrics import serve_metrics
 from ltxtrain_services.runtime.objects import ObjectStore, ObjectStoreUnavailable, StoreAddress
 from ltxtrain_services.runtime.server import Server, stop_event
 from ltxtrain_services.runtime.settings import Settings, SettingsError, read_settings
-from ltxtrain_services.runtime.tables import Database, DatabaseUnavailable
 from ltxtrain_services.runtime.telemetry import log_to_stderr
 from ltxtrain_services.runtime.work import WorkRunner
 

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Row
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ltxtrain_services.runtime import blobs, paging, tables
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.edit import OUTBOX as OUTBOX
 from ltxtrain_services.runtime.edit import Edit as Edit
 from ltxtrain_services.runtime.edit import M, move_cursors, put_children
@@ -32,9 +33,7 @@ class StaleAttempt(Exception):
 class Store(Generic[M]):
     """The resources of one kind: `kind` is their collection, e.g. "jobs"; `fed`: their owners have a feed of them."""
 
-    def __init__(
-        self, database: tables.Database, log: EventLog, kind: str, message: type[M], *, fed: bool = False
-    ) -> None:
+    def __init__(self, database: Database, log: EventLog, kind: str, message: type[M], *, fed: bool = False) -> None:
         self._database = database
         self.log = log
         self.kind = kind

@@ -20,10 +20,10 @@ from ltxtrain_client.watch import TERMINAL
 
 from ltxtrain_services.runtime import errors, metrics, telemetry, tracing
 from ltxtrain_services.runtime.cluster import ClusterLost
+from ltxtrain_services.runtime.database import DatabaseUnavailable
 from ltxtrain_services.runtime.disk import DiskFull
 from ltxtrain_services.runtime.object_types import ObjectStoreFull, ObjectStoreUnavailable
 from ltxtrain_services.runtime.store import Edit, Resource, StaleAttempt, Store
-from ltxtrain_services.runtime.tables import DatabaseUnavailable
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from ltxtrain_client.sheet import continues_clips, name_datasets, name_openings
 from ltxtrain_services.runtime.addresses import check_url
 from ltxtrain_services.runtime.auth import caller
 from ltxtrain_services.runtime.cluster import ClusterLost, WorkerLost
+from ltxtrain_services.runtime.database import DatabaseUnavailable
 from ltxtrain_services.runtime.errors import InvalidSpec, NotFound, NotReady, Violation
 from ltxtrain_services.runtime.extend_prefix import Offer, check_offered, resolve, resolve_options
 from ltxtrain_services.runtime.paging import request_digest
@@ -39,7 +40,6 @@ from ltxtrain_services.runtime.requests import (
 )
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.store import StaleAttempt, Store
-from ltxtrain_services.runtime.tables import DatabaseUnavailable
 from ltxtrain_services.runtime.work import WorkRunner
 from ltxtrain_services.train.continuation import SOURCE_FIELD, Origin, Resolved
 from ltxtrain_services.train.continue_clips import resolve_clips

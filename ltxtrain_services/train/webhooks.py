@@ -24,6 +24,7 @@ from ltxtrain_client.backoff import Backoff
 from ltxtrain_client.watch import TERMINAL
 
 from ltxtrain_services.runtime.addresses import check_url, is_allowed, port_of, split_url
+from ltxtrain_services.runtime.database import DatabaseUnavailable
 from ltxtrain_services.runtime.dial import Dialler, Lookup, Refused, system_lookup
 from ltxtrain_services.runtime.errors import NotFound
 from ltxtrain_services.runtime.hosted_form import (
@@ -37,7 +38,6 @@ from ltxtrain_services.runtime.objects import ObjectStore
 from ltxtrain_services.runtime.requests import sign_download
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import DatabaseUnavailable
 from ltxtrain_services.train.artifacts import COLLECTION
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.service import keep_collections_short
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.runtime.telemetry import log_to_stderr
 from tests.services.runtime.front import serving
 

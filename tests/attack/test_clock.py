@@ -10,9 +10,9 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import State
 
 from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import Database
 
 DAY_NS = 24 * 3600 * 10**9
 

@@ -28,12 +28,12 @@ from ltxtrain_services.preprocess.actors import ClipFitter, FitOrder
 from ltxtrain_services.preprocess.outcome import FitTask
 from ltxtrain_services.runtime import work
 from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.database import Database, DatabaseFull
 from ltxtrain_services.runtime.disk import DiskFull, is_full, scratch_folder
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.objects import Objects, ObjectStore, StoreAddress
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.tables import Database, DatabaseFull
 from ltxtrain_services.train.actors import Remote, TrainActor, TrainTask
 from tests.attack.full_disk import SIZE_BYTES, Disk, small_disk
 from tests.services.gateway.running import STORE

@@ -18,12 +18,12 @@ from ltxtrain_services.gateway.server import serving as serving_gateway
 from ltxtrain_services.ingest.service import IngestService
 from ltxtrain_services.preprocess.service import PreprocessService
 from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.objects import ObjectStore
 from ltxtrain_services.runtime.server import MAX_REQUEST_BYTES, Server
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.tables import Database
 from tests.attack.callbacks import timed_callbacks
 from tests.services.gateway.running import STORE, PlayedTrain
 from tests.suite.random_requests import Rpc, every_rpc

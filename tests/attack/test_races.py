@@ -17,11 +17,11 @@ from ltxtrain.v1.work_pb2 import Event, Progress, State
 
 from ltxtrain_services.preprocess.cache import Cache, Entry, as_blob
 from ltxtrain_services.runtime.blobs import Blobs, release
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.errors import NotFound, NotReady
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
 from ltxtrain_services.runtime.store import StaleAttempt, Store
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.runtime.work import Attempt, Ending, Retryable, WorkRunner
 
 R = TypeVar("R")

@@ -15,13 +15,13 @@ from ltxtrain.v1.work_pb2 import Event, Progress, QueuePosition, Stage, TrainMet
 
 from ltxtrain_services.gateway.server import serving as serving_gateway
 from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
 from ltxtrain_services.runtime.server import Server
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Edit
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.runtime.work import Attempt, Ending, WorkRunner
 from ltxtrain_services.train.service import TrainService
 

@@ -15,12 +15,12 @@ from ltxtrain_services.ingest.fetch import Fetcher
 from ltxtrain_services.ingest.service import IngestService
 from ltxtrain_services.runtime.blobs import Blobs
 from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
 from ltxtrain_services.runtime.server import Server
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.tables import Database
 from tests.services.ingest.web import Web
 
 

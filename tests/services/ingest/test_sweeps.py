@@ -18,12 +18,12 @@ from ltxtrain_services.ingest.pipeline import IngestWorkflow
 from ltxtrain_services.ingest.uploads import KEEP_SECONDS, PREFIX, Uploads
 from ltxtrain_services.runtime import blobs as blob_rows
 from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.errors import NotFound
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.objects import CLOCK_KEY, ObjectStore, StoreAddress
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import Database
 from tests.services.ingest.clocks import set_clocks
 
 SHA256 = "0" * 64

@@ -18,12 +18,12 @@ from ltxtrain_client.preprocess import PreprocessClient
 from ltxtrain_services.preprocess.service import PreprocessService
 from ltxtrain_services.runtime.blobs import Blobs
 from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
 from ltxtrain_services.runtime.server import Server
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_trainer.media.video_file import LosslessClip, read_lossless
 from tests.clips import write_zip
 from tests.services.ingest.running import Ingest

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from ltxtrain.v1.train_pb2 import Job
 
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import Database
 from tests.services.runtime.postgres import Postgres
 
 

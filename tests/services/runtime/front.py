@@ -16,13 +16,13 @@ from ltxtrain.v1.work_pb2 import Event, Progress, State
 from ltxtrain_client.channel import OWNER_KEY
 
 from ltxtrain_services.runtime.auth import caller
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.paging import request_digest
 from ltxtrain_services.runtime.requests import Watches, new_name, visible_owner
 from ltxtrain_services.runtime.server import Server
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import Database
 
 FULL_NAME = "ltxtrain.v1.TrainService"
 

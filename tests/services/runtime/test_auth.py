@@ -9,9 +9,9 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain_client.channel import OWNER_KEY, is_loopback
 
 from ltxtrain_services.runtime.auth import LOCAL_OWNER, Tokens, server_credentials
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.settings import Settings, SettingsError
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import Database
 from tests.services.runtime.front import Front, info_of, serving
 
 SERVICE_TOKEN = "service-token-0123456789"

@@ -12,11 +12,11 @@ from ltxtrain.v1.error_pb2 import ErrorReason
 
 from ltxtrain_services.runtime import errors
 from ltxtrain_services.runtime.cluster import ClusterLost
+from ltxtrain_services.runtime.database import Database, DatabaseUnavailable
 from ltxtrain_services.runtime.errors import ApiError, Violation
 from ltxtrain_services.runtime.interceptor import MAX_BYTES, fit_status
 from ltxtrain_services.runtime.object_types import ObjectStoreUnavailable
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.tables import Database, DatabaseUnavailable
 from ltxtrain_services.runtime.work import Retryable
 from tests.services.runtime.front import Front, Stub, detail_of, info_of, serving, told
 

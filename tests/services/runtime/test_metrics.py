@@ -9,10 +9,10 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Outcome, Progress, QueuePosition, ReportLine, ReportReason, Stage, TrainMetrics
 from prometheus_client import REGISTRY
 
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.metrics import serve_metrics
 from ltxtrain_services.runtime.settings import Settings, SettingsError
 from ltxtrain_services.runtime.store import Edit, Store
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.runtime.work import Attempt, WorkRunner
 from tests.services.runtime.front import Front, serving
 

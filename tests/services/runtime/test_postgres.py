@@ -14,9 +14,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ltxtrain_services.runtime import work
+from ltxtrain_services.runtime.database import ADVISORY_LOCK, KEEPALIVE, Database, DatabaseUnavailable
 from ltxtrain_services.runtime.settings import Settings, SettingsError
 from ltxtrain_services.runtime.store import Edit, Store
-from ltxtrain_services.runtime.tables import ADVISORY_LOCK, KEEPALIVE, Database, DatabaseUnavailable
 from ltxtrain_services.runtime.work import Attempt, WorkRunner
 from tests.services.runtime.front import info_of, serving
 from tests.services.runtime.postgres import Postgres

@@ -35,6 +35,7 @@ from ltxtrain_services.ingest.service import IngestService
 from ltxtrain_services.ingest.uploads import Uploads
 from ltxtrain_services.preprocess.service import PreprocessService
 from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.errors import ApiError, InvalidSpec, PageTokenInvalid
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.extend_prefix import Offer, resolve, resolve_options
@@ -43,7 +44,6 @@ from ltxtrain_services.runtime.rules import rules_of
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.train.service import TrainService
 
 URL = "https://example.com/clips.zip"

@@ -12,9 +12,9 @@ from ltxtrain.v1.train_pb2 import Job
 from ltxtrain_client.backoff import Backoff
 
 from ltxtrain_services.runtime import errors
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.runtime.telemetry import JsonLines, without_secrets
 from ltxtrain_services.runtime.work import Attempt, Retryable, WorkRunner
 from tests.services.runtime.front import serving

@@ -14,9 +14,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from ltxtrain.v1 import train_pb2, train_pb2_grpc
 from ltxtrain_client import TrainClient
 
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.server import MAX_REQUEST_BYTES, OPTIONS, Server, stop_event
 from ltxtrain_services.runtime.settings import Settings, SettingsError
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.runtime.upstream import connect_service, passing_errors_on
 from ltxtrain_services.runtime.work import Retryable
 from tests.services.runtime.front import FULL_NAME, Front, detail_of, info_of, serving

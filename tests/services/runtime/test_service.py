@@ -1,9 +1,7 @@
 """How the process of a service ends: whatever stops it from serving ends it with an error, to be started again."""
 
 import asyncio
-import socket
-import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,18 +9,17 @@ import grpc.aio
 import pytest
 from ltxtrain.v1 import train_pb2_grpc
 from ltxtrain.v1.train_pb2 import Job
-from sqlalchemy.ext.asyncio import create_async_engine
 
-from ltxtrain_services.runtime import service, tables
+from ltxtrain_services.runtime import service
 from ltxtrain_services.runtime.blobs import Blobs
 from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
 from ltxtrain_services.runtime.server import Server
 from ltxtrain_services.runtime.service import EXIT_CLUSTER_LOST, EXIT_UNAVAILABLE, Runtime
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.runtime.work import Attempt, WorkRunner
 from tests.attack.target import running_target
 from tests.attack.wire import connected
@@ -142,47 +139,3 @@ def test_a_cluster_without_cpus_cannot_work(
     named = [{"NodeID": str(number), **node} for number, node in enumerate(nodes)]
     monkeypatch.setattr("ray.nodes", lambda: named)
     assert Cluster().can_work is can_work
-
-
-@pytest.fixture
-def silent_server() -> Iterator[int]:
-    """Accepts connections and never says a word."""
-    taken: list[socket.socket] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(60)
-
-        def accept() -> None:
-            while True:
-                try:
-                    taken.append(server.accept()[0])
-                except OSError:
-                    return
-
-        threading.Thread(target=accept, daemon=True).start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-    for each in taken:
-        each.close()
-
-
-async def test_a_database_that_never_speaks_does_not_answer(
-    silent_server: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As one whose packets are lost: connections are made or not, no answer comes, and every probe ends in time."""
-    monkeypatch.setattr(tables, "PROBE_SECONDS", 0.2)
-    url = f"postgresql+psycopg://ltxtrain@127.0.0.1:{silent_server}/train"
-    engine = create_async_engine(url, connect_args=tables._connect_args(url))
-    database = Database(engine, cast(Any, None))
-    async with asyncio.timeout(60):
-        assert [await database.answers() for _ in range(3)] == [False] * 3
-        probe = database._probe
-        assert await database.answers() is False and database._probe is probe
-    database._lock = cast(Any, open("/dev/null"))  # noqa: SIM115, ASYNC230
-    await database.close()
-
-
-def test_a_server_that_vanishes_is_given_up_in_time() -> None:
-    given = tables._connect_args("postgresql+psycopg://u@host/train?keepalives_idle=60")
-    assert given["connect_timeout"] <= 5 and given["tcp_user_timeout"] <= 20_000
-    assert given["keepalives"] == 1 and "keepalives_idle" not in given
-    assert tables._connect_args("sqlite+aiosqlite:///state.db") == {}

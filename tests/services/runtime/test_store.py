@@ -1,6 +1,4 @@
 import base64
-import sqlite3
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +8,10 @@ from ltxtrain.v1.train_pb2 import CreateJobRequest, Job
 from ltxtrain.v1.work_pb2 import Event, ListOrder, Progress, State
 
 from ltxtrain_services.runtime.blobs import Blobs
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.errors import NotFound, NotReady, PageTokenInvalid, QueueFull, RequestIdReused
 from ltxtrain_services.runtime.paging import MAX_PAGE_BYTES, make_token, request_digest
-from ltxtrain_services.runtime.settings import SettingsError
 from ltxtrain_services.runtime.store import StaleAttempt, Store
-from ltxtrain_services.runtime.tables import Database
 
 BACKENDS = ("sqlite", "postgresql")
 REQUEST = "0f0e0d0c-0000-0000-0000-000000000001"
@@ -172,26 +169,6 @@ async def test_labels_go_with_their_resource(jobs: Store[Job]) -> None:
     assert await jobs.page("ann", 10, "", labels=["a"]) == ([], "")
 
 
-async def test_a_database_of_an_earlier_version_is_refused_by_name(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "old.db") as old:
-        old.execute("CREATE TABLE resource (name TEXT PRIMARY KEY, owner TEXT, body BLOB)")
-    with pytest.raises(SettingsError, match=r"earlier version.*resource lacks .*display_name.*LTXTRAIN_STATE_DIR"):
-        await Database.open(f"sqlite+aiosqlite:///{tmp_path / 'old.db'}", tmp_path)
-
-
-async def test_a_callers_list_is_read_by_an_index_also_in_a_database_that_was_made_without(tmp_path: Path) -> None:
-    """One that has few among many reads no others."""
-    url = f"sqlite+aiosqlite:///{tmp_path / 'state.db'}"
-    await (await Database.open(url, tmp_path)).close()
-    with sqlite3.connect(tmp_path / "state.db") as old:
-        old.execute("DROP INDEX resource_by_owner")
-    await (await Database.open(url, tmp_path)).close()
-    query = "SELECT * FROM resource WHERE owner = 'ann' AND created < 7 ORDER BY created DESC, name DESC LIMIT 9"
-    with sqlite3.connect(tmp_path / "state.db") as now:
-        (plan,) = now.execute(f"EXPLAIN QUERY PLAN {query}")
-    assert "resource_by_owner (owner=? AND created<?)" in plan[-1]
-
-
 async def test_an_edit_is_all_or_nothing(jobs: Store[Job]) -> None:
     await make(jobs, 1)
     with pytest.raises(ZeroDivisionError):
@@ -292,13 +269,6 @@ async def test_a_blob_lives_as_long_as_something_refers_to_it(database: Database
     assert await blobs.unused() == []
     assert await blobs.unused(keep_seconds=0) == ["key"]
     assert await blobs.forget("key") and not await blobs.forget("key")
-
-
-async def test_a_second_process_is_refused(database: Database, database_url: str, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="Another process"):
-        await Database.open(database_url, tmp_path)
-    await database.close()
-    await (await Database.open(database_url, tmp_path)).close()
 
 
 async def test_a_list_of_states_may_be_long_and_wrong(jobs: Store[Job]) -> None:

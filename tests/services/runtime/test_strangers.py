@@ -13,9 +13,9 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from ltxtrain_services.runtime import interceptor
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.interceptor import MAX_OPEN_CALLS, peer_of
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.runtime.telemetry import Bounded, JsonLines
 from tests.attack.wire import DATA, frame, message
 from tests.attack.wire import connected as connect_raw

@@ -13,9 +13,9 @@ from ltxtrain_client import Credentials, TrainClient, connect
 from ltxtrain_client.errors import Unavailable
 
 from ltxtrain_services.runtime.auth import server_credentials
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.healthcheck import is_healthy
 from ltxtrain_services.runtime.settings import Settings, SettingsError
-from ltxtrain_services.runtime.tables import Database
 from tests.services.runtime.front import serving
 
 Write = Callable[[str, trustme.Blob], Path]

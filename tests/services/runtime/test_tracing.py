@@ -19,9 +19,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from ltxtrain_services.runtime import tracing
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.settings import Settings, SettingsError
 from ltxtrain_services.runtime.store import Edit, Store
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.runtime.telemetry import JsonLines, bound, current_trace, resumed_trace
 from ltxtrain_services.runtime.upstream import connect_service
 from ltxtrain_services.runtime.work import Attempt, WorkRunner

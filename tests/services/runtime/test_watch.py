@@ -15,9 +15,9 @@ from ltxtrain_client import Backoff, TrainClient, connect
 from ltxtrain_client.channel import service_config
 from ltxtrain_client.watch import STEADY, Pace, is_terminal
 
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import HEARTBEAT_SECONDS, PAGE
 from ltxtrain_services.runtime.settings import Settings
-from ltxtrain_services.runtime.tables import Database
 from tests.services.runtime.front import Front, Stub, info_of, serving
 
 BACKENDS = ("sqlite", "postgresql")

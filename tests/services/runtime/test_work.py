@@ -13,10 +13,10 @@ from sqlalchemy import event
 
 from ltxtrain_services.runtime import errors, work
 from ltxtrain_services.runtime.cluster import ClusterLost
+from ltxtrain_services.runtime.database import Database, DatabaseUnavailable
 from ltxtrain_services.runtime.disk import DiskFull
 from ltxtrain_services.runtime.object_types import ObjectStoreFull, ObjectStoreUnavailable
 from ltxtrain_services.runtime.store import Edit, Store
-from ltxtrain_services.runtime.tables import Database, DatabaseUnavailable
 from ltxtrain_services.runtime.work import Attempt, Retryable, WorkRunner
 
 BACKENDS = ("sqlite", "postgresql")

@@ -20,6 +20,7 @@ from ltxtrain.v1.work_pb2 import Event, State
 
 from ltxtrain_services.runtime.blobs import Blobs
 from ltxtrain_services.runtime.cluster import Cluster
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.extend_prefix import resolve, resolve_options
 from ltxtrain_services.runtime.objects import ObjectStore, StoreAddress
@@ -27,7 +28,6 @@ from ltxtrain_services.runtime.requests import new_name
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.runtime.work import Attempt, WorkRunner
 from ltxtrain_services.train.artifacts import COLLECTION
 from ltxtrain_services.train.estimate import Estimator

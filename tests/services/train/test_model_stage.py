@@ -10,11 +10,11 @@ from ltxtrain.v1.work_pb2 import Event, Stage
 
 from ltxtrain_services.runtime.blobs import Blobs
 from ltxtrain_services.runtime.cluster import Cluster, WorkerLost
+from ltxtrain_services.runtime.database import Database
 from ltxtrain_services.runtime.events import EventLog
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.store import Store
-from ltxtrain_services.runtime.tables import Database
 from ltxtrain_services.runtime.work import Attempt
 from ltxtrain_services.train.actors import Stored
 from ltxtrain_services.train.estimate import Estimator
