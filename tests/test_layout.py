@@ -89,7 +89,7 @@ def test_the_runtime_knows_no_service() -> None:
             "sqlalchemy",
             {
                 f"ltxtrain_services/runtime/{name}.py"
-                for name in ("tables", "store", "events", "blobs", "paging", "edit")
+                for name in ("tables", "database", "store", "events", "blobs", "paging", "edit")
             },
         ),
         (
