@@ -85,6 +85,8 @@ _KEPT = {
 _REAL_WIDTH = 4096
 # Of the free memory that kept activations may fill together with all else: more than the plan is known to be off by.
 KEPT_SHARE = 0.9
+# The same on a CPU, whose memory others use as well, and where nothing can be caught.
+CPU_KEPT_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +271,9 @@ def choose_plan(
     smallest: MemoryPlan | None = None
     for plan in rungs(load, host_bytes, precisions, model):
         if plan.total_bytes <= device_bytes:
-            plan = _keeping(plan, load, device_bytes, host_bytes, model)
+            # What is kept goes first when the device is full after all: there has to be something to fall back to.
+            if more_streamed(plan, load, host_bytes, model) is not None:
+                plan = keeping(plan, load, KEPT_SHARE * device_bytes, model)
             return PlanChoice(plan, True, f"{plan} of the {free:.1f} GiB free")
         if smallest is None or plan.total_bytes < smallest.total_bytes:
             smallest = plan
@@ -277,14 +281,14 @@ def choose_plan(
     return PlanChoice(smallest, False, f"{smallest}, the least that is possible here, and {free:.1f} GiB are free")
 
 
-def _keeping(plan: MemoryPlan, load: Load, device_bytes: int, host_bytes: int, model: ModelSize) -> MemoryPlan:
-    """The same with as many blocks kept as fit well, where there is something to fall back to."""
-    if not load.tokens or plan.streamed_blocks or more_streamed(plan, load, host_bytes, model) is None:
+def keeping(plan: MemoryPlan, load: Load, most_bytes: float, model: ModelSize = PUBLISHED) -> MemoryPlan:
+    """The same training, with as many blocks computed once as together with all else take most_bytes."""
+    if not load.tokens or plan.streamed_blocks:
         return plan
     for kept in range(model.layers, 0, -1):
-        keeping = plan_for(load, plan.precision, 0, model, kept)
-        if keeping.total_bytes <= KEPT_SHARE * device_bytes:
-            return keeping
+        more = plan_for(load, plan.precision, 0, model, kept)
+        if more.total_bytes <= most_bytes:
+            return more
     return plan
 
 

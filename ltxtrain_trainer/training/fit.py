@@ -10,6 +10,7 @@ from ltxtrain_trainer.data.dataset import SampleFolder, read_files, read_sample
 from ltxtrain_trainer.errors import CheckpointMismatch, DeviceUnusable, ModelUnsupported
 from ltxtrain_trainer.geometry import latent_frames
 from ltxtrain_trainer.memory_plan import (
+    CPU_KEPT_SHARE,
     LADDER,
     MAX_CPU_WEIGHTS,
     NO_OPTIMIZER,
@@ -17,6 +18,7 @@ from ltxtrain_trainer.memory_plan import (
     MemoryPlan,
     ModelSize,
     choose_plan,
+    keeping,
     more_streamed,
     plan_for,
     remedy,
@@ -75,10 +77,10 @@ def fit_to_device(
             f"its numbers would change. Set base_precision to {began_in} or auto."
         )
     asked = began_in or (None if job.precision == AUTO else job.precision)
-    if device.type != "cuda":
-        return _on_cpu(load, asked, min(job.streamed_blocks, model.layers), model)
-    # Compiled blocks are never streamed (ltxtrain_trainer.training.loop.prepare).
+    # Compiled blocks are never streamed (ltxtrain_trainer.training.loop.prepare), and computed in one way.
     host = 0 if job.settings.compile_blocks else worker.least(host_free_bytes() // worker.count, device)
+    if device.type != "cuda":
+        return _on_cpu(load, asked, min(job.streamed_blocks, model.layers), model, host)
     fit = _on_gpu(load, asked, job.streamed_blocks, model, worker.least(free_bytes(device), device), host)
     return replace(fit, precisions=()) if resume else fit
 
@@ -95,7 +97,7 @@ def fit_sampling(plan: ContinuationPlan, rank: int, folder: ModelFolder, device:
     )
     asked = None if plan.precision == AUTO else plan.precision
     if device.type != "cuda":
-        return _on_cpu(load, asked, min(plan.streamed_blocks, model.layers), model)
+        return _on_cpu(load, asked, min(plan.streamed_blocks, model.layers), model, 0)
     return _on_gpu(load, asked, plan.streamed_blocks, model, free_bytes(device), host_free_bytes())
 
 
@@ -111,7 +113,7 @@ def _on_gpu(
     return Fit(plan, reason, load, model, host_bytes, available)
 
 
-def _on_cpu(load: Load, asked: str | None, streamed_blocks: int, model: ModelSize) -> Fit:
+def _on_cpu(load: Load, asked: str | None, streamed_blocks: int, model: ModelSize, host_bytes: int) -> Fit:
     weights = model.weights(load.with_audio)
     if asked is None and weights > MAX_CPU_WEIGHTS:
         raise DeviceUnusable(
@@ -119,6 +121,7 @@ def _on_cpu(load: Load, asked: str | None, streamed_blocks: int, model: ModelSiz
             "its first step. Run the training where there is one, or set base_precision to train on the CPU anyhow."
         )
     plan = plan_for(load, asked or Precision.FP32, streamed_blocks, model)
+    plan = keeping(plan, load, CPU_KEPT_SHARE * host_bytes, model)
     reason = "asked for" if asked else "there is no GPU"
     return Fit(plan, reason, load, model, 0, () if asked else LADDER[:1])
 

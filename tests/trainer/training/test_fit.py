@@ -10,6 +10,7 @@ import torch
 from bench.common.meta_card import REAL
 from ltxtrain_trainer.errors import CheckpointMismatch, DeviceMemoryExhausted, DeviceUnusable, ModelUnsupported
 from ltxtrain_trainer.memory_plan import GIB, PUBLISHED
+from ltxtrain_trainer.model.folder import resolve_model
 from ltxtrain_trainer.model.team import Team
 from ltxtrain_trainer.training.checkpoint import Checkpoint
 from ltxtrain_trainer.training.distributed import Worker
@@ -110,3 +111,13 @@ def test_a_model_of_billions_is_not_taken_to_a_cpu_unasked(tiny_model: Path, tmp
         fit_to_device(plan, folder, torch.device("cpu"), Worker(), None)
     asked = dataclasses.replace(plan, precision="bf16")
     assert fit_to_device(asked, folder, torch.device("cpu"), Worker(), None).plan.precision == "bf16"
+
+
+@pytest.mark.parametrize(("free_gib", "compiled", "kept"), [(8, False, 4), (1, False, 0), (8, True, 0)])
+def test_a_cpu_computes_blocks_once_where_there_is_memory(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_gib: int, compiled: bool, kept: int
+) -> None:
+    plan = make_plan(tiny_model, tmp_path, previews=False, compile_blocks=compiled)
+    monkeypatch.setattr("ltxtrain_trainer.training.fit.host_free_bytes", lambda: free_gib * GIB)
+    fit = fit_to_device(plan, resolve_model(str(tiny_model)), torch.device("cpu"), Worker(), None)
+    assert fit.plan.kept_blocks == kept and fit.reason == "there is no GPU"
