@@ -1,17 +1,20 @@
-"""Races in an order that the test decides: cancellations at every await, sweeps and creations, deletions and reads.
+"""Races in an order that the test decides: cancellations at every await and statement, sweeps, creations, deletions, reads.
 
 A task is driven turn by turn of the event loop, so each run stops it one turn later than the last, until it is done.
 """
 
 import asyncio
+import gc
+import itertools
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+import sqlalchemy
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, Progress, State
 
@@ -31,6 +34,17 @@ R = TypeVar("R")
 TURNS = 24
 QUICK_TURNS = 12
 PATIENCE_SECONDS = 60.0
+# With what their tracebacks hold.
+cancellations: list[BaseException] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_collected() -> Iterator[None]:
+    """What a cancellation leaves behind stays there for the whole of a test, as in a service it may for long."""
+    gc.disable()
+    yield
+    cancellations.clear()
+    gc.enable()
 
 
 @pytest.fixture
@@ -49,18 +63,49 @@ async def turn(number: int) -> None:
     await asyncio.sleep(0.0 if number < QUICK_TURNS else 0.001)
 
 
-async def cancelled_after(turns: int, work: Coroutine[Any, Any, Any]) -> bool:
-    """Whether the work was done before its cancellation, which comes after so many turns of the loop."""
-    task = asyncio.ensure_future(work)
-    for number in range(turns):
-        if task.done():
-            break
-        await turn(number)
-    task.cancel()
-    async with asyncio.timeout(PATIENCE_SECONDS):
-        outcome: Any = (await asyncio.gather(task, return_exceptions=True))[0]
-    assert outcome is None or isinstance(outcome, Job | asyncio.CancelledError), outcome
-    return not isinstance(outcome, asyncio.CancelledError)
+# Whether work was done before its cancellation, which comes at the place of that number.
+Cancelled = Callable[[int, Coroutine[Any, Any, Any]], Awaitable[bool]]
+
+
+@pytest.fixture(params=["turn", "statement"])
+def cancelled(request: pytest.FixtureRequest, database: Database) -> Cancelled:
+    """Cancellation after so many turns of the loop, or while the statement of that number is computed."""
+
+    async def after_turns(turns: int, work: Coroutine[Any, Any, Any]) -> bool:
+        task = asyncio.ensure_future(work)
+        for number in range(turns):
+            if task.done():
+                break
+            await turn(number)
+        task.cancel()
+        return await is_done(task)
+
+    async def at_statement(number: int, work: Coroutine[Any, Any, Any]) -> bool:
+        task = asyncio.ensure_future(work)
+        statements = itertools.count()
+
+        def cancel(*_: object) -> None:
+            # The statement's own answer comes later in the same turn, or in another.
+            if next(statements) == number:
+                asyncio.get_running_loop().call_soon(task.cancel)
+
+        engine = database._engine.sync_engine
+        sqlalchemy.event.listen(engine, "before_cursor_execute", cancel)
+        try:
+            return await is_done(task)
+        finally:
+            sqlalchemy.event.remove(engine, "before_cursor_execute", cancel)
+
+    async def is_done(task: "asyncio.Future[Any]") -> bool:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            outcome: Any = (await asyncio.gather(task, return_exceptions=True))[0]
+        assert outcome is None or isinstance(outcome, Job | asyncio.CancelledError), outcome
+        if isinstance(outcome, asyncio.CancelledError):
+            cancellations.append(outcome)
+            return False
+        return True
+
+    return after_turns if request.param == "turn" else at_statement
 
 
 async def make(jobs: Store[Job], name: str) -> Job | None:
@@ -79,12 +124,12 @@ async def events_of(jobs: Store[Job], name: str, last: int) -> list[int]:
     return found
 
 
-async def test_a_creation_cancelled_at_any_await_is_whole_or_nothing(jobs: Store[Job]) -> None:
+async def test_a_creation_cancelled_anywhere_is_whole_or_nothing(jobs: Store[Job], cancelled: Cancelled) -> None:
     outcomes: list[bool] = []
     while len(outcomes) < TURNS or True not in outcomes:
         turns = len(outcomes)
         name = f"jobs/{turns}"
-        outcomes.append(await cancelled_after(turns, make(jobs, name)))
+        outcomes.append(await cancelled(turns, make(jobs, name)))
         try:
             made = await jobs.get(name)
         except NotFound:
@@ -96,7 +141,7 @@ async def test_a_creation_cancelled_at_any_await_is_whole_or_nothing(jobs: Store
         await make(jobs, "jobs/last")
 
 
-async def test_a_change_cancelled_at_any_await_is_whole_or_nothing(jobs: Store[Job]) -> None:
+async def test_a_change_cancelled_anywhere_is_whole_or_nothing(jobs: Store[Job], cancelled: Cancelled) -> None:
     await make(jobs, "jobs/1")
 
     async def change() -> None:
@@ -107,7 +152,7 @@ async def test_a_change_cancelled_at_any_await_is_whole_or_nothing(jobs: Store[J
 
     outcomes: list[bool] = []
     while len(outcomes) < TURNS or True not in outcomes:
-        outcomes.append(await cancelled_after(len(outcomes), change()))
+        outcomes.append(await cancelled(len(outcomes), change()))
         job = await jobs.get("jobs/1")
         assert job.lifecycle.last_sequence == 1 + job.checkpoint_step
         assert len(await jobs.all_children("jobs/1", "report", Job)) == job.checkpoint_step
