@@ -1,4 +1,4 @@
-"""Races in an order that the test decides: cancellations at every await and statement, sweeps, creations, deletions, reads.
+"""Races in an order that the test decides: cancellations at every await and statement, sweeps beside reuses, and reads.
 
 A task is driven turn by turn of the event loop, so each run stops it one turn later than the last, until it is done.
 """
