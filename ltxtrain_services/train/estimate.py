@@ -2,10 +2,11 @@
 
 A training step is a forward and a backward pass, about three times a forward pass; a preview is 30 steps of three
 forward passes, four with audio, for the base model and for the LoRA. What counts is what was measured here with the
-same precision and optimizer, else with others; before anything was measured, what is published of one H100 and one
-card of 24 GB, and without a GPU what two threads of a CPU do; the answer says which. Preparation is what it took the
-jobs before. Memory is the trainer's plan's for the model that this suite runs, in the format that is asked for, else in
-bfloat16, on a CPU in float32; and beside it the way in which a card of each common size would hold the job.
+same precision, optimizer, attention and compilation, else with others; before anything was measured, what is published
+of one H100 and one card of 24 GB, and without a GPU what two threads of a CPU do; the answer says which. Preparation is
+what it took the jobs before. Memory is the trainer's plan's for the model that this suite runs, in the format that is
+asked for, else in bfloat16, on a CPU in float32; and beside it the way in which a card of each common size would hold
+the job.
 """
 
 from contextlib import aclosing
@@ -13,6 +14,7 @@ from contextlib import aclosing
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec
 from ltxtrain.v1.preprocess_pb2 import OnSkippedClip
 from ltxtrain.v1.train_pb2 import (
+    Attention,
     BasePrecision,
     CardPlan,
     EstimateBasis,
@@ -99,7 +101,7 @@ class Estimator:
         may_use_cpu = asked is not None or self._model.weights(spec.with_audio) <= MAX_CPU_WEIGHTS
         on_cpu = not self._has_gpu and may_use_cpu
         gpus = self._gpus(options)
-        speed, basis = self._speed(options, on_cpu, workers_per_clip(gpus, options.batch_size))
+        speed, basis = self._speed(options, on_cpu, gpus)
         before = self._before()
         whole = speed.times(self._flop(spec, options) / TFLOP / gpus).plus(before)
         units = billable_units(spec.number_of_steps)
@@ -128,15 +130,14 @@ class Estimator:
                 response.cached_samples = await self._cached(spec, owner)
         return response
 
-    def _speed(self, options: JobOptions, on_cpu: bool, a_clip: int) -> "tuple[Range, EstimateBasis]":
+    def _speed(self, options: JobOptions, on_cpu: bool, gpus: int) -> "tuple[Range, EstimateBasis]":
         """Seconds a TFLOP and GPU of a training step, and what they are known from."""
-        asked = word(BasePrecision.DESCRIPTOR, options.base_precision)
-        optimizer = word(Optimizer.DESCRIPTOR, options.optimizer)
+        asked = _asked_precision(options)
 
         def same(kind: str) -> bool:
             first, _, conditions = kind.partition("/")
-            precision = conditions.partition("/")[0] if asked == "auto" else asked
-            return first == STEP and conditions == Conditions(precision, optimizer, a_clip).key
+            precision = asked or conditions.partition("/")[0]
+            return first == STEP and conditions == conditions_of(options, precision, gpus).key
 
         for fits, basis in (
             (same, EstimateBasis.ESTIMATE_BASIS_MEASURED),
@@ -199,6 +200,17 @@ class Estimator:
             host_bytes=plan.host_bytes,
             device_bytes=plan.total_bytes,
         )
+
+
+def conditions_of(options: JobOptions, precision: str, gpus: int) -> Conditions:
+    """How a job of these options is held on so many GPUs, with the base model in that format."""
+    return Conditions(
+        precision=precision,
+        optimizer=word(Optimizer.DESCRIPTOR, options.optimizer),
+        workers_per_clip=workers_per_clip(gpus, options.batch_size),
+        compiled=options.compile_blocks,
+        fastest=options.attention == Attention.ATTENTION_FASTEST,
+    )
 
 
 def memory_load(spec: ExtendPrefixSpec, options: JobOptions, gpus: int) -> Load:

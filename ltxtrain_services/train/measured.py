@@ -32,17 +32,21 @@ NOTHING = Range(0.0, 0.0)
 class Conditions:
     """How a training was held, as far as it changes its speed a token and a GPU.
 
-    workers_per_clip: GPUs that share each clip's tokens, and wait on each other.
+    workers_per_clip: GPUs that share each clip's tokens, and wait on each other. compiled: the transformer's blocks.
+    fastest: attention, which is exact otherwise.
     """
 
     precision: str
     optimizer: str
     workers_per_clip: int = 1
+    compiled: bool = False
+    fastest: bool = False
 
     @property
     def key(self) -> str:
         shared = f"/{self.workers_per_clip}" if self.workers_per_clip > 1 else ""
-        return f"{self.precision}/{self.optimizer}{shared}"
+        how = "/compiled" * self.compiled + "/fastest" * self.fastest
+        return f"{self.precision}/{self.optimizer}{shared}{how}"
 
 
 class Measurements:

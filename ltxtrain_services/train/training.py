@@ -9,9 +9,8 @@ from typing import Any
 
 from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.error_pb2 import ErrorReason
-from ltxtrain.v1.train_pb2 import Job, Optimizer
+from ltxtrain.v1.train_pb2 import Job
 from ltxtrain.v1.work_pb2 import Event, QueuePosition, Stage, State
-from ltxtrain_client.enum_words import word
 from ltxtrain_client.sheet import continues_clips
 
 from ltxtrain_services.runtime import errors
@@ -23,6 +22,7 @@ from ltxtrain_services.train.actors import Stored, TrainActor, TrainTask
 from ltxtrain_services.train.artifacts import artifacts, latest_checkpoint
 from ltxtrain_services.train.continuation import used_lora
 from ltxtrain_services.train.continue_clips import continuation_task
+from ltxtrain_services.train.estimate import conditions_of
 from ltxtrain_services.train.job_plan import Prepared, train_task
 from ltxtrain_services.train.measured import Conditions
 from ltxtrain_services.train.prepare import enter_stage
@@ -31,7 +31,6 @@ from ltxtrain_services.train.recorder import REQUESTED, Recorder, TrainingResult
 from ltxtrain_trainer.errors import DeviceMemoryExhausted, PeerLost, TrainerError, TrainingDiverged
 from ltxtrain_trainer.reports import Loaded, Step
 from ltxtrain_trainer.training.requests import Request
-from ltxtrain_trainer.training.settings import workers_per_clip
 
 log = logging.getLogger(__name__)
 
@@ -180,14 +179,12 @@ class Training:
     def _observing(self, job: Job, workers: int) -> Callable[[Loaded | Step], None]:
         if continues_clips(job):
             return lambda report: None
-        optimizer = word(Optimizer.DESCRIPTOR, job.options.optimizer)
-        shared_by = workers_per_clip(workers, job.options.batch_size)
-        conditions = Conditions("", optimizer, shared_by)
+        conditions = conditions_of(job.options, "", workers)
 
         def observe(report: Loaded | Step) -> None:
             nonlocal conditions
             if isinstance(report, Loaded):
-                conditions = Conditions(report.facts.precision, optimizer, shared_by)
+                conditions = conditions_of(job.options, report.facts.precision, workers)
             self._observe(job, report, conditions, workers)
 
         return observe

@@ -9,13 +9,21 @@ import pytest
 from google.type.money_pb2 import Money
 from ltxtrain.v1.extend_prefix_pb2 import ExtendPrefixSpec, ValidationInput
 from ltxtrain.v1.task_pb2 import TaskSpec
-from ltxtrain.v1.train_pb2 import BasePrecision, EstimateBasis, EstimateJobResponse, Job, JobOptions, Optimizer
+from ltxtrain.v1.train_pb2 import (
+    Attention,
+    BasePrecision,
+    EstimateBasis,
+    EstimateJobResponse,
+    Job,
+    JobOptions,
+    Optimizer,
+)
 
 from ltxtrain_pocket.model import TRANSFORMER_CONFIG
 from ltxtrain_services.runtime.extend_prefix import resolve, resolve_options
 from ltxtrain_services.runtime.service import Runtime
 from ltxtrain_services.runtime.settings import Settings, UnitPrice
-from ltxtrain_services.train.estimate import FILE, Estimator
+from ltxtrain_services.train.estimate import FILE, Estimator, conditions_of
 from ltxtrain_services.train.measured import WINDOW, Conditions
 from ltxtrain_services.train.upstream import Upstream
 from ltxtrain_trainer.memory_plan import GIB
@@ -134,6 +142,23 @@ async def test_precision_and_optimizer_are_told_apart(tmp_path: Path) -> None:
     }
     eight_bit = JobOptions(optimizer=Optimizer.OPTIMIZER_ADAMW_8BIT)
     assert (await estimate(asked, eight_bit)).basis == otherwise
+
+
+async def test_compiled_blocks_and_the_fastest_attention_are_measured_apart(tmp_path: Path) -> None:
+    asked = estimator(tmp_path)
+    held = {
+        1000.0: JobOptions(),
+        1250.0: JobOptions(compile_blocks=True),
+        1600.0: JobOptions(attention=Attention.ATTENTION_FASTEST),
+        2000.0: JobOptions(compile_blocks=True, attention=Attention.ATTENTION_FASTEST),
+    }
+    for speed, options in held.items():
+        resolved, _ = resolve_options(options, 100)
+        asked.observe(job(), step(20, speed), conditions_of(resolved, "bf16", 1), 1)
+    for speed, options in held.items():
+        answer = await estimate(asked, options, number_of_steps=100)
+        assert answer.seconds_low == pytest.approx(100 * TOKENS / speed)
+        assert answer.basis == EstimateBasis.ESTIMATE_BASIS_MEASURED
 
 
 async def test_gpus_share_the_steps(tmp_path: Path) -> None:
