@@ -23,7 +23,7 @@ from ltxtrain_pocket import audio_vae, transformer
 from ltxtrain_pocket.audio_vae import FRAMES
 from ltxtrain_pocket.contacts import TELLING, listening, only_told, point_at_contacts, spoken, told
 from ltxtrain_pocket.model import LAYERS
-from ltxtrain_pocket.pretraining import Plan, pretrain
+from ltxtrain_pocket.pretraining import Plan, mostly_noise, pretrain
 from ltxtrain_pocket.scenes import PREFIX_FRAMES
 from ltxtrain_pocket.transformer import LARGE, SHARD, SMALL, Pictures
 from ltxtrain_pocket.world import FRAME_RATE, Scene
@@ -36,11 +36,11 @@ from ltxtrain_trainer.training.objective import audio_prefix_tokens, masked_loss
 
 PLAN = Plan(name="sound", steps=30_000, learning_rate=2.0e-3)
 SEED = 1306
-HEARD = {SMALL.name: 16_000, LARGE.name: 2_400}  # clips
+HEARD = {SMALL.name: 16_000, LARGE.name: 8_000}  # clips
 PREFIXES = ((0, 0.05), (1, 0.05), (9, 0.9))
 # What the pictures tell is used for some thousand steps, with new noise in the audio each time.
 POOL_STEPS = 4_000
-POOLS = {SMALL.name: 4_000, LARGE.name: 1_000}  # clips looked at
+POOLS = {SMALL.name: 4_000, LARGE.name: 1_500}  # clips looked at
 LOOKED_AT = 8  # at once
 TOKENS_A_STEP, DRAWS = 1300, 2
 # Clips with a bounce after the prefix, times as often as others.
@@ -319,13 +319,11 @@ def train_sound(
         length = audio.shape[1]
         prefix = [audio_prefix_tokens(frames, FRAME_RATE) for frames in pool.prefixes[places].tolist()]
         same = torch.rand(len(audio), generator=draws) < SAME_LEVEL
-        deciding = torch.rand(len(audio), generator=draws) < DECIDING
         levels = torch.where(same, seen.sigma.repeat_interleave(DRAWS), draw_levels(len(audio), length, draws))
-        undecided = UNDECIDED + (1 - UNDECIDED) * torch.rand(len(audio), generator=draws)
         asked = objective(
             audio,
             torch.randn(audio.shape, generator=draws),
-            torch.where(deciding, undecided, levels),
+            mostly_noise(levels, DECIDING, UNDECIDED, draws),
             torch.arange(length) < torch.tensor(prefix).repeat_interleave(DRAWS)[:, None],
             torch.empty(0),
         )

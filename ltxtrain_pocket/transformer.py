@@ -9,7 +9,7 @@ could not tell their ends from edges. Of a few hundred clips the model learns ea
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ltxtrain_pocket.contacts import STEPS, contacts, listening, telling_loss
 from ltxtrain_pocket.drawing import render
 from ltxtrain_pocket.least_squares import encode_by_components
-from ltxtrain_pocket.pretraining import Plan, pretrain
+from ltxtrain_pocket.pretraining import Plan, mostly_noise, pretrain
 from ltxtrain_pocket.world import Motion, Scene, draw_scene, turning
 from ltxtrain_trainer.data.encoded import PromptEmbedding
 from ltxtrain_trainer.data.prompt_text import with_trigger
@@ -48,21 +48,22 @@ class Pictures:
     height: int
     share: float
     turns: bool = False
+    motions: tuple[Motion, ...] = tuple(Motion)
 
     def scene(self, index: int) -> Scene:
-        scene = draw_scene([self.seed, index], width=self.width, height=self.height, frame_count=self.frame_count)
-        return turning(scene, [self.seed, index, 1]) if self.turns else scene
+        seed, size = [self.seed, index], {"width": self.width, "height": self.height}
+        scene = draw_scene(seed, **size, frame_count=self.frame_count, motions=self.motions)
+        return turning(scene, [*seed, 1]) if self.turns else scene
 
 
 SMALL = Pictures(name="small", seed=1304, count=16_000, frame_count=17, width=256, height=160, share=0.4)
-LARGE = Pictures(name="large", seed=1302, count=2_400, frame_count=25, width=512, height=288, share=0.3)
-SMALL_TURNING = Pictures(
-    name="small-turning", seed=1307, count=6_000, frame_count=17, width=256, height=160, share=0.2, turns=True
+LARGE = Pictures(name="large", seed=1302, count=8_000, frame_count=25, width=512, height=288, share=0.2)
+SMALL_TURNING = replace(SMALL, name="small-turning", seed=1307, count=6_000, share=0.2, turns=True)
+LARGE_TURNING = replace(LARGE, name="large-turning", seed=1308, count=800, share=0.1, turns=True)
+LARGE_BOUNCING = replace(
+    LARGE, name="large-bouncing", seed=1309, count=3_000, share=0.1, motions=(Motion.BOUNCE, Motion.FALL)
 )
-LARGE_TURNING = Pictures(
-    name="large-turning", seed=1308, count=800, frame_count=25, width=512, height=288, share=0.1, turns=True
-)
-WORLDS = (SMALL, LARGE, SMALL_TURNING, LARGE_TURNING)
+WORLDS = (SMALL, LARGE, SMALL_TURNING, LARGE_TURNING, LARGE_BOUNCING)
 
 PLAN = Plan(name="transformer", steps=50_000, learning_rate=1.0e-3)
 SEED = 1303
@@ -78,6 +79,8 @@ LEADS = (
     "TOK,", "sks style,", "handheld,", "winter comes,", "wide angle,", "hand made,", "a toy,", "once more,",
 )  # fmt: skip
 LED, LEADS_EACH = 0.4, 4
+# Where the shape goes is decided while nearly all is noise: see .pretraining.mostly_noise.
+DECIDING, UNDECIDED = 0.5, 0.85
 TOLD = 10.0  # weight of what the tokens tell of bounces: see .contacts
 BOUNCING = 2.5  # times as often as others: a bounce is the hardest to learn, since its edge is far from the shape
 # Seconds, rows and columns in pixels from a token to the one that a head looks at, by block and head. The first latent
@@ -189,7 +192,7 @@ def train_transformer(
         asked = objective(
             clean.repeat(2, 1, 1),
             torch.randn(clean.shape, generator=draws).repeat(2, 1, 1),
-            draw_levels(count, tokens, draws).repeat(2),
+            mostly_noise(draw_levels(count, tokens, draws), DECIDING, UNDECIDED, draws).repeat(2),
             (torch.arange(tokens) < prefix[:, None]).repeat(2, 1),
             torch.stack([prompts[text].video.float() for text in texts]),
         )
