@@ -40,7 +40,7 @@ cancellations: list[BaseException] = []
 
 @pytest.fixture(autouse=True)
 def nothing_collected() -> Iterator[None]:
-    """What a cancellation leaves behind stays there for the whole of a test, as in a service it may for long."""
+    """Remains of a cancellation stay for the whole of a test, as in a service they may for long."""
     gc.disable()
     yield
     cancellations.clear()
