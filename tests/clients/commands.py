@@ -12,7 +12,8 @@ from ltxtrain.v1.work_pb2 import Lifecycle, State
 from ltxtrain_client.cli import app
 from typer.testing import CliRunner
 
-from tests.clients.far_side import FarSide, ObjectHost
+from tests.clients.far_side import FarSide
+from tests.clients.object_host import ObjectHost
 
 JOB = "jobs/1"
 # First bytes of an MP4 file.

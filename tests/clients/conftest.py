@@ -6,7 +6,8 @@ import pytest
 from ltxtrain_client import IngestClient, TrainClient, connect
 
 from tests.clients.commands import Ltxtrain
-from tests.clients.far_side import FarSide, ObjectHost, hosting, serving
+from tests.clients.far_side import FarSide, serving
+from tests.clients.object_host import ObjectHost, hosting
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from ltxtrain.v1.extend_prefix_pb2 import Resolution
 from ltxtrain.v1.work_pb2 import State
 
 from tests.clients.commands import MP4, Ltxtrain, add_job, add_results, clips_zip
-from tests.clients.far_side import EXAMPLE, Act, FarSide, ObjectHost, end_ok, progress_events, status, violations
+from tests.clients.far_side import EXAMPLE, Act, FarSide, end_ok, progress_events, status, violations
+from tests.clients.object_host import ObjectHost
 
 
 @pytest.fixture

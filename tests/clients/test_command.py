@@ -16,7 +16,8 @@ import pytest
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from ltxtrain.v1.train_pb2 import Job
 
-from tests.clients.far_side import Act, FarSide, ObjectHost, progress_events, serving, stay_silent
+from tests.clients.far_side import Act, FarSide, progress_events, serving, stay_silent
+from tests.clients.object_host import ObjectHost
 
 COMMAND = (sys.executable, "-m", "ltxtrain_client.cli")
 JOB = "jobs/1"

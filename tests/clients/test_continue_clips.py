@@ -17,7 +17,8 @@ from ltxtrain_client.sheet_files import PENDING_UPLOAD
 from ltxtrain_client.train import TrainClient
 
 from tests.clients.commands import JOB, MP4, Ltxtrain
-from tests.clients.far_side import FarSide, ObjectHost, progress_events, status, violations
+from tests.clients.far_side import FarSide, progress_events, status, violations
+from tests.clients.object_host import ObjectHost
 
 
 @pytest.fixture

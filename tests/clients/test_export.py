@@ -21,7 +21,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.clients.commands import JOB, Ltxtrain, add_job
-from tests.clients.far_side import FarSide, ObjectHost
+from tests.clients.far_side import FarSide
+from tests.clients.object_host import ObjectHost
 from tests.clips import numbered, write_clip
 
 SECRET = "https://user:pass@example.com/clips.zip?X-Signature=secret"

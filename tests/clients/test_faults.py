@@ -7,7 +7,8 @@ import pytest
 from google.rpc.status_pb2 import Status
 
 from tests.clients.commands import MP4, Ltxtrain, clips_zip
-from tests.clients.far_side import FarSide, ObjectHost, status, violations
+from tests.clients.far_side import FarSide, status, violations
+from tests.clients.object_host import ObjectHost
 
 NO_DATA = ("spec.extend_prefix.training_data_url", "FIELD_REQUIRED", "Name a .zip.")
 NO_CLIP = ("spec.extend_prefix.validation[0].video_url", "FIELD_REQUIRED", "Name a video.")

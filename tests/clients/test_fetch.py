@@ -10,7 +10,8 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.work_pb2 import State
 
 from tests.clients.commands import JOB, Ltxtrain, add_job, add_results
-from tests.clients.far_side import FarSide, Fault, ObjectHost, progress_events, status
+from tests.clients.far_side import FarSide, progress_events, status
+from tests.clients.object_host import Fault, ObjectHost
 
 
 def add_file(far: FarSide, store: ObjectHost, file: str) -> str:

@@ -24,16 +24,8 @@ from ltxtrain.v1 import (
 )
 from ltxtrain.v1.artifact_pb2 import Artifact
 
-from tests.clients.far_side import (
-    Act,
-    FarSide,
-    Fault,
-    ObjectHost,
-    abort_with,
-    progress_events,
-    status,
-    violations,
-)
+from tests.clients.far_side import Act, FarSide, abort_with, progress_events, status, violations
+from tests.clients.object_host import Fault, ObjectHost
 from tests.clients.programs import Ended, run_program, sheet
 
 ROOT = Path(__file__).parents[2]

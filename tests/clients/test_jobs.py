@@ -12,7 +12,8 @@ from ltxtrain_client.cli.fetch import folder_of
 from ltxtrain_client.cli.show import print_named
 
 from tests.clients.commands import JOB, Ltxtrain, add_job, add_results
-from tests.clients.far_side import FarSide, ObjectHost, status
+from tests.clients.far_side import FarSide, status
+from tests.clients.object_host import ObjectHost
 
 
 async def test_jobs_as_a_table_and_as_json(far: FarSide, ltxtrain: Ltxtrain) -> None:

@@ -8,7 +8,8 @@ import pytest
 from ltxtrain_client import Backoff, IngestClient, TransferFailed, ingest, presigned, transfer
 from ltxtrain_client.upload_source import FileSource, StoredZip
 
-from tests.clients.far_side import FarSide, Fault, ObjectHost
+from tests.clients.far_side import FarSide
+from tests.clients.object_host import Fault, ObjectHost
 
 CONTENT = random.Random(5).randbytes(3_500_000)
 PARTS = 4

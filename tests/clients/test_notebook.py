@@ -11,7 +11,8 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.work_pb2 import Event, Lifecycle, State, TrainMetrics
 
 from tests.clients.commands import JOB, clips_zip
-from tests.clients.far_side import FarSide, ObjectHost
+from tests.clients.far_side import FarSide
+from tests.clients.object_host import ObjectHost
 
 NOTEBOOK = json.loads((Path(__file__).parent.parent.parent / "examples/notebook.ipynb").read_text())
 

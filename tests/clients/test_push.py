@@ -17,7 +17,8 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain_client.publish import card, share_header, shared
 
 from tests.clients.commands import JOB, Ltxtrain, add_job
-from tests.clients.far_side import FarSide, ObjectHost
+from tests.clients.far_side import FarSide
+from tests.clients.object_host import ObjectHost
 
 MODEL = "/home/kim/models/ltx-2.3"
 CONFIG: dict[str, Any] = {

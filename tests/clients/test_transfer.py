@@ -10,7 +10,8 @@ from ltxtrain.v1.artifact_pb2 import Artifact
 from ltxtrain.v1.train_pb2 import Job
 from ltxtrain_client import Backoff, IngestClient, OutputMissing, TrainClient, TransferFailed, presigned
 
-from tests.clients.far_side import FarSide, Fault, ObjectHost
+from tests.clients.far_side import FarSide
+from tests.clients.object_host import Fault, ObjectHost
 
 CONTENT = random.Random(1).randbytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

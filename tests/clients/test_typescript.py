@@ -24,8 +24,6 @@ from tests.clients.far_side import (
     EXAMPLE,
     Act,
     FarSide,
-    Fault,
-    ObjectHost,
     abort_with,
     abort_with_status,
     end_ok,
@@ -34,6 +32,7 @@ from tests.clients.far_side import (
     status,
     violations,
 )
+from tests.clients.object_host import Fault, ObjectHost
 from tests.clients.programs import Ended, run_program, sheet
 from tests.messages import every_message, filled
 
