@@ -37,7 +37,8 @@ MAX_OPEN_CALLS = 32
 ARRIVAL_SECONDS = 10.0
 # A status travels in trailing metadata. Peers accept 8 KiB for certain and may drop all of what is longer.
 MAX_BYTES = 7 * 2**10
-MAX_MESSAGE = 1_000
+# The message's own: it has room beside the lists in every script, and none is too long for it alone.
+MAX_MESSAGE, MAX_MESSAGE_BYTES = 1_000, MAX_BYTES // 2
 # Lengths of descriptions in lists, tried before anything is left out.
 DESCRIPTIONS = (120, 60, 30)
 
@@ -288,7 +289,7 @@ def fit_status(status: status_pb2.Status) -> status_pb2.Status:
     """The status with texts shortened and lists cut from the end as far as trailing metadata demands."""
     if _size(status) <= MAX_BYTES:
         return status
-    made = status_pb2.Status(code=status.code, message=_short(status.message, MAX_MESSAGE), details=status.details)
+    made = status_pb2.Status(code=status.code, message=_short_message(status.message), details=status.details)
     for length in DESCRIPTIONS:
         for detail in made.details:
             if (listing := _listing(detail)) is not None:
@@ -341,6 +342,13 @@ def _bare(status: status_pb2.Status) -> status_pb2.Status:
         info.metadata.clear()
         status.details[0].Pack(info)
     return status
+
+
+def _short_message(text: str) -> str:
+    text = _short(text, MAX_MESSAGE)
+    while _size(status_pb2.Status(message=text)) > MAX_MESSAGE_BYTES:
+        text = _short(text, len(text) * 3 // 4)
+    return text
 
 
 def _size(status: status_pb2.Status) -> int:

@@ -14,7 +14,7 @@ from ltxtrain_services.runtime import errors
 from ltxtrain_services.runtime.cluster import ClusterLost
 from ltxtrain_services.runtime.database import Database, DatabaseUnavailable
 from ltxtrain_services.runtime.errors import ApiError, Violation
-from ltxtrain_services.runtime.interceptor import MAX_BYTES, fit_status
+from ltxtrain_services.runtime.interceptor import MAX_BYTES, _size, fit_status
 from ltxtrain_services.runtime.object_types import ObjectStoreUnavailable
 from ltxtrain_services.runtime.settings import Settings
 from ltxtrain_services.runtime.work import Retryable
@@ -150,13 +150,17 @@ async def test_every_wrong_field_of_a_request_arrives(front: Front, stub: Stub) 
     [
         errors.InvalidSpec([Violation(f"videos.urls[{index}]", NOT_READY, "x" * 300) for index in range(1000)]),
         errors.NotReady("ü" * 20_000, metadata={"name": "ü" * 300}),
+        errors.NotReady("車" * 20_000, metadata={"name": "車" * 300}),
+        errors.InvalidSpec([Violation("🎬" * 40, NOT_READY, "🎬" * 300)] * 20),
         errors.NotReady("x", metadata={f"key{index}": "ü" * 300 for index in range(100)}),
         errors.FailedPrecondition(NOT_READY, "x", subjects=[("ü" * 300, "ü" * 300)] * 20),
         errors.Upstream(shortened(20).status()),
     ],
-    ids=["fields", "text", "metadata", "subjects", "upstream"],
+    ids=["fields", "text", "wide text", "wide fields", "metadata", "subjects", "upstream"],
 )
 async def test_no_error_is_lost_for_its_length(front: Front, stub: Stub, error: ApiError) -> None:
+    # What is longer arrives at one time and is dropped at another.
+    assert _size(fit_status(error.status())) <= MAX_BYTES
     got = await refused(front, stub, error)
     assert got.code() == error.code
     assert told(got).details
