@@ -148,4 +148,4 @@ def test_a_fault_of_sound_shows_in_its_figures(folder: Path, monkeypatch: pytest
     audio_window_one_prefix_too_long(monkeypatch, pocket)
     wrong = measure_sound(pocket, SOUNDING)
     print("audio_window_one_prefix_too_long", right, wrong)
-    assert right["clicks_in_sync"] >= 0.4 and wrong["clicks_in_sync"] <= 0.25
+    assert right["clicks_in_sync"] >= 0.6 and wrong["clicks_in_sync"] <= 0.25
